@@ -1,0 +1,150 @@
+"""The agent: an encoder of observations, a policy head and a value head."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fabric_ppo.config import Config
+from fabric_ppo.distributions import make_distribution
+from fabric_ppo.seeding import init_seed
+from fabric_ppo.spaces import EnvSpec
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What of the hyperparameters shapes the networks; saved beside the weights."""
+
+    activation_function: Literal["relu", "tanh"]
+    hidden_sizes: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """JSON; `from_json` gives back an equal value."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        return cls(values["activation_function"], tuple(values["hidden_sizes"]))
+
+
+class Evaluation(NamedTuple):
+    """What the loss needs of the agent for a minibatch; each `[b]`."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class Encoder(nn.Module):
+    """Observations of any dtype -> features `[B, num_features]` of the agent's floating-point type.
+
+    A Box is flattened (bytes are scaled to 0 .. 1), a Discrete value becomes one-hot.
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        """Read the observation space from `spec`."""
+        super().__init__()
+        space = spec.observation
+        self.num_choices = space.sizes[0] if space.kind == "discrete" else 0
+        self.start = space.start[0] if space.kind == "discrete" else 0
+        self.scale = 1 / 255 if space.dtype == "uint8" else 1.0
+        self.num_features = self.num_choices or space.size
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`."""
+        if self.num_choices:
+            return nn.functional.one_hot(obs - self.start, self.num_choices).to(dtype)
+        features = obs.to(dtype).flatten(1)
+        return features * self.scale if self.scale != 1.0 else features
+
+
+class Agent(nn.Module):
+    """Policy and value function, built from an EnvSpec: it never opens an environment.
+
+    Attributes:
+        spec: the environment's spaces.
+        architecture: the networks' shape.
+        distribution: the actions' distribution.
+    """
+
+    def __init__(self, spec: EnvSpec, architecture: Architecture) -> None:
+        """Build the networks with PyTorch's own initialisation, from the global generator."""
+        super().__init__()
+        self.spec = spec
+        self.architecture = architecture
+        self.distribution = make_distribution(spec.action)
+        self.encoder = Encoder(spec)
+        num_free = self.distribution.num_free
+        self.policy = _mlp(self.encoder.num_features, self.distribution.num_params - num_free, architecture)
+        self.value = _mlp(self.encoder.num_features, 1, architecture)
+        self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of weights and outputs."""
+        return next(self.parameters()).dtype
+
+    def policy_params(self, features: Tensor) -> Tensor:
+        """Parameters of the action distribution, `[B, num_params]`."""
+        out: Tensor = self.policy(features)
+        return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], dim=-1)
+
+    def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Actions `[B, *action_shape]`: drawn with `noise [B, noise_size]`, or the most probable ones without."""
+        params = self.policy_params(self.encoder(obs, self.dtype))
+        return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
+
+    def values(self, obs: Tensor) -> Tensor:
+        """State values `[B]`."""
+        out: Tensor = self.value(self.encoder(obs, self.dtype))
+        return out.squeeze(-1)
+
+    def log_probs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Log-probabilities of `actions`, `[B]`."""
+        return self.distribution.log_prob(self.policy_params(self.encoder(obs, self.dtype)), actions)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Evaluation:
+        """Log-probabilities, entropy and values of a minibatch."""
+        features = self.encoder(obs, self.dtype)
+        log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
+        return Evaluation(log_probs, entropy, self.value(features).squeeze(-1))
+
+
+def make_agent(spec: EnvSpec, config: Config) -> Agent:
+    """The agent that a run starts with: a function of the configuration's seed, the same on every rank."""
+    architecture = Architecture(config.activation_function, config.hidden_sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed(config.seed))
+        agent = Agent(spec, architecture)
+        if config.ortho_init:
+            _orthogonal_init(agent)
+    return agent
+
+
+def _mlp(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[architecture.activation_function]
+    widths = [inputs, *architecture.hidden_sizes]
+    hidden = [layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), activation())]
+    return nn.Sequential(*hidden, nn.Linear(widths[-1], outputs))
+
+
+def _orthogonal_init(agent: Agent) -> None:
+    """Orthogonal weights, zero biases (ICLR blog "The 37 implementation details of PPO", detail 2)."""
+    for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
+        layers = list(_linear_layers(network))
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, head_gain if layer is layers[-1] else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+
+
+def _linear_layers(network: nn.Module) -> Iterator[nn.Linear]:
+    return (module for module in network.modules() if isinstance(module, nn.Linear))

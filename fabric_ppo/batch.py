@@ -1,0 +1,118 @@
+"""From a rollout to minibatches: advantages, normalisation, flat rows, and who trains on which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fabric_ppo.advantages import gae
+from fabric_ppo.config import Config
+from fabric_ppo.distributed import Ranks
+from fabric_ppo.rollout import Rollout
+from fabric_ppo.seeding import minibatch_order
+
+
+class Rows(NamedTuple):
+    """Transitions, one a row, in canonical order: by t, then by global environment id.
+
+    `weights` are relative: 0 for a row that is no transition, 1 on average over all ranks. In a minibatch they carry
+    its normalisation too (see `Batch.minibatches`).
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update trains on, and this rank's share of it.
+
+    Attributes:
+        rows: those that this rank holds: its own, or with shared data everybody's.
+        share: which of `num_shares` parts of every minibatch this rank trains on.
+        num_shares: 1 where each rank trains on rows of its own.
+        seed, update: name the order of the rows.
+    """
+
+    rows: Rows
+    share: int
+    num_shares: int
+    seed: int
+    update: int
+
+    def num_minibatches(self, per_rank_batch_size: int) -> int:
+        """Minibatches of an epoch, the same on every rank: `ceil(rows / (num_shares * per_rank_batch_size))`."""
+        return -(-len(self.rows.weights) // (self.num_shares * per_rank_batch_size))
+
+    def minibatches(self, epoch: int, per_rank_batch_size: int) -> Iterator[Rows]:
+        """This rank's part of each minibatch of an epoch.
+
+        The rows are permuted, cut into chunks whose sizes differ by at most one, and each chunk is split over the
+        shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a dot product with them is
+        the mean over the chunk, however the chunk was split.
+        """
+        total = len(self.rows.weights)
+        order = torch.from_numpy(minibatch_order(self.seed, self.update, epoch, total))
+        shuffled = Rows(*(column[order.to(column.device)] for column in self.rows))
+        num_chunks = self.num_minibatches(per_rank_batch_size)
+        for chunk in range(num_chunks):
+            start, stop = total * chunk // num_chunks, total * (chunk + 1) // num_chunks
+            size = stop - start
+            first = start + size * self.share // self.num_shares
+            last = start + size * (self.share + 1) // self.num_shares
+            part = Rows(*(column[first:last] for column in shuffled))
+            yield part._replace(weights=part.weights * (self.num_shares / size))
+
+
+def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:
+    """Advantages and targets of a rollout, as flat rows on `device`.
+
+    With `--share-data` the rows of all ranks are gathered (one collective) and every rank trains on a part of each
+    minibatch; otherwise each rank trains on its own.
+    """
+    advantages, returns = gae(
+        rollout.rewards.to(rollout.values.dtype),
+        rollout.values,
+        rollout.next_values,
+        rollout.terminated,
+        rollout.truncated,
+        config.gamma,
+        config.gae_lambda,
+    )
+    weights = rollout.valid.to(rollout.values.dtype)
+    columns = (rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns, weights)
+    shared = config.share_data and ranks.size > 1
+    if shared:
+        # [W, T, N, ...] -> [T, W, N, ...]: by t, then by global environment id
+        rows = Rows(*(each.swapaxes(0, 1).flatten(0, 2) for each in ranks.gather_all([c.to(device) for c in columns])))
+    else:
+        rows = Rows(*(each.flatten(0, 1).to(device) for each in columns))
+    rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
+    share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
+    return Batch(rows, share, num_shares, config.seed, update)
+
+
+def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> Rows:
+    """Scale weights to a mean of one, and advantages to mean 0 and population deviation 1, in float64 over all ranks."""
+    weights, advantages = rows.weights.double(), rows.advantages.double()
+    moments = torch.stack(
+        [torch.ones_like(weights).sum(), weights.sum(), weights @ advantages, weights @ advantages.square()]
+    )
+    if ranks is not None and ranks.size > 1:
+        moments = ranks.gather(moments).sum(0)
+    count, valid, first, second = moments.unbind()
+    rows = rows._replace(weights=(weights * (count / valid)).to(rows.weights.dtype))
+    if not normalize_advantages:
+        return rows
+    mean = first / valid
+    std = (second / valid - mean.square()).clamp(min=0).sqrt()
+    return rows._replace(advantages=((advantages - mean) / (std + 1e-8)).to(rows.advantages.dtype))

@@ -1,0 +1,346 @@
+"""Every flag of the three scripts: one frozen dataclass field each, whose docstring is its `--help`.
+
+This module loads nothing heavy, so that `--help` and a wrong flag answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from fabric_ppo.launch import ConfigError, tell
+
+_POSITIVE_COUNTS = ("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs", "test_episodes")
+_POSITIVE = ("learning_rate", "adam_eps", "timeout", "max_grad_norm", "clip_coef")
+_UNIT_INTERVAL = ("gamma", "gae_lambda")
+_NON_NEGATIVE = ("ent_coef", "vf_coef")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The hyperparameters of a run. Building one validates it."""
+
+    exp_name: str = "default"
+    """Name of the experiment, part of the run folder's name."""
+    seed: int = 42
+    """Seed of every random draw: environments, actions, minibatches, initial weights."""
+    torch_deterministic: bool = True
+    """Use deterministic algorithms only (matters on GPUs)."""
+    num_threads: int = 0
+    """PyTorch threads of each rank; 0: the cores of the host over the ranks on it."""
+    timeout: float = 300.0
+    """Seconds after which a rank that does not answer ends the run."""
+
+    env_id: str = "CartPole-v1"
+    """Environment: an id that `gymnasium.make` takes, `module:Env-v0` included."""
+    env_backend: Literal["sync", "async"] = "sync"
+    """Where environments run: in this process (sync) or in a worker process each (async)."""
+    num_envs: int = 2
+    """Environments per rank."""
+    num_steps: int = 128
+    """Steps per environment and rollout."""
+    total_timesteps: int = 65536
+    """Length of the training, in units of --timestep-unit."""
+    timestep_unit: Literal["transition", "iteration"] = "transition"
+    """What --total-timesteps counts: transitions of all environments and ranks, or calls of a rank's vector environment."""
+    stop_at_return: float | None = None
+    """End when the mean return of the last 100 training episodes reaches this."""
+
+    share_data: bool = False
+    """Gather the data of all ranks; each trains on its part of every minibatch."""
+    per_rank_batch_size: int = 64
+    """Rows of a minibatch on each rank."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon."""
+    anneal_lr: bool = True
+    """Lower the learning rate linearly to zero over the run."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    update_epochs: int = 10
+    """Passes over a rollout's data in each update."""
+    normalize_advantages: bool = True
+    """Normalise advantages once per update, over the transitions of all ranks."""
+    clip_coef: float = 0.2
+    """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
+    clip_vloss: bool = False
+    """Clip the value loss around the value at collection time."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss, which carries a factor 1/2 of its own."""
+    max_grad_norm: float = 0.5
+    """Largest norm of the gradient; longer ones are scaled down."""
+
+    activation_function: Literal["relu", "tanh"] = "tanh"
+    """Activation between the layers of the networks."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, of policy and value network alike."""
+    ortho_init: bool = False
+    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
+
+    capture_video: bool = False
+    """Record environment 0 of rank 0 into train_videos/, and one test episode into test_videos/."""
+    test_episodes: int = 10
+    """Greedy episodes played at the end."""
+    run_dir: str | None = None
+    """Folder of this run; by default a new one in --log-dir."""
+    log_dir: str = "logs"
+    """Where run folders are made."""
+    config: str | None = None
+    """YAML file of flags to start from, such as a run folder's config.yaml; flags override it."""
+
+    def __post_init__(self) -> None:
+        """Raise a ConfigError for the first value that cannot work."""
+        _check_types(self)
+        for name in _POSITIVE_COUNTS:
+            _require(self, name, getattr(self, name) >= 1, "a whole number from 1 up")
+        for name in _POSITIVE:
+            _require(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        for name in _UNIT_INTERVAL:
+            _require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        for name in _NON_NEGATIVE:
+            _require(self, name, 0 <= getattr(self, name) < math.inf, "a number from 0 up")
+        _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
+        _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
+        _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")
+        stop = self.stop_at_return
+        _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
+        _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
+        object.__setattr__(self, "env_id", resolve_env_id(self.env_id))
+
+    def num_updates(self, num_ranks: int) -> int:
+        """Updates of a run whose `num_ranks` ranks have environments, rounded down.
+
+        Unit `transition` counts as the field does, total / (num_steps * num_envs * ranks); `iteration` is
+        total / num_steps, where a timestep is one call of the vectorised environment on each rank.
+
+        Raises:
+            ConfigError: not even one update.
+        """
+        if self.timestep_unit == "iteration":
+            per_update, formula = self.num_steps, f"num-steps {self.num_steps}"
+        else:
+            per_update = self.num_steps * self.num_envs * num_ranks
+            formula = f"num-steps {self.num_steps} x num-envs {self.num_envs} x {num_ranks} ranks"
+        if self.total_timesteps < per_update:
+            raise ConfigError(f"--total-timesteps {self.total_timesteps}: at least {per_update} ({formula}), one update")
+        return self.total_timesteps // per_update
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flags as plain values for config.yaml, without those that only say where this run lies."""
+        values = dataclasses.asdict(self)
+        for name in ("config", "run_dir"):
+            del values[name]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class TorchConfig(Config):
+    """The flags of `train_torch.py`."""
+
+    cuda: bool = False
+    """Train on GPUs, one per rank, with nccl."""
+
+
+SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config}
+C = TypeVar("C", bound=Config)
+
+
+def flag(name: str) -> str:
+    """`num_envs` -> `--num-envs`."""
+    return "--" + name.replace("_", "-")
+
+
+def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
+    if not holds:
+        value = getattr(config, name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise ConfigError(f"{flag(name)} {shown}: {accepted} is expected")
+
+
+@lru_cache
+def _kinds(config_type: type[Config]) -> dict[str, Any]:
+    """Field name -> its annotation, as a type."""
+    return get_type_hints(config_type)
+
+
+def _accepted(kind: Any) -> str:
+    """In words, what a field of this type takes."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if kind == tuple[int, ...]:
+        return "one or more whole numbers"
+    alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[alternatives[0]]
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether `value` is of the field type `kind`; bool is no number here."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind == tuple[int, ...]:
+        return isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)
+    return type(value) in (get_args(kind) or (kind,))
+
+
+def _check_types(config: Config) -> None:
+    """Hold every value against its field's annotation: a YAML file or a caller can hand in anything."""
+    for name, kind in _kinds(type(config)).items():
+        value = getattr(config, name)
+        if type(value) is list:
+            object.__setattr__(config, name, value := tuple(value))
+        elif type(value) is int and (kind is float or float in get_args(kind)):
+            object.__setattr__(config, name, value := float(value))
+        _require(config, name, _has_type(value, kind), _accepted(kind))
+
+
+@lru_cache
+def resolve_env_id(env_id: str) -> str:
+    """The id that runs: `env_id` itself, or its successor where Gymnasium has retired it (told once).
+
+    Raises:
+        ConfigError: no such environment; names the nearest known ids.
+    """
+    import gymnasium
+    from gymnasium.envs import registration
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own `module:Env-v0` is looked for where they are
+    try:
+        if ":" in env_id:
+            # imports the module, which registers its environments
+            return f"{env_id.split(':')[0]}:{gymnasium.spec(env_id).id}"
+        if env_id in gymnasium.registry:
+            return env_id
+        namespace, name, version = registration.parse_env_id(env_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigError(f"--env-id {env_id}: {str(error).splitlines()[0]}") from None
+    newest = registration.find_highest_version(namespace, name)
+    if version is not None and newest is not None and version < newest:
+        successor = registration.get_env_id(namespace, name, newest)
+        tell(f"{env_id} is retired in Gymnasium {gymnasium.__version__}: running its successor {successor}")
+        return successor
+    if version is None and newest is not None:
+        return registration.get_env_id(namespace, name, newest)
+    known = {key.lower(): key for key in gymnasium.registry}
+    nearest = [known[key] for key in difflib.get_close_matches(env_id.lower(), known, n=3, cutoff=0.4)]
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
+    raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
+
+
+def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
+    """Read a file of flags for `config_type`; tell which belong to another script only, and drop them.
+
+    Raises:
+        ConfigError: unreadable file, or a key that no script has.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
+    every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
+    for key in values.keys() - every:
+        nearest = difflib.get_close_matches(key, every, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the flags"
+        raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
+    if foreign := sorted(values.keys() - own):
+        tell(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
+    return {key: value for key, value in values.items() if key in own}
+
+
+def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
+    """The command line as a Config; exits with status 2 and one line from rank 0 where it cannot be one."""
+    try:
+        return parse_flags(config_type, sys.argv[1:] if args is None else args)
+    except ConfigError as error:
+        tell(f"error: {error}")
+        raise SystemExit(2) from None
+
+
+def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = None) -> C:
+    """Parse flags (see `parse_args`).
+
+    Raises:
+        ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
+        SystemExit: `--help` was asked for.
+    """
+    import tyro
+
+    given = _given_flags(config_type, args)
+    path = given.get("config", [""])[0]
+    # tyro would swallow a ConfigError raised while it builds the Config: it builds an unchecked one
+    unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})
+    default = unchecked(**(load_yaml(path, config_type) if path else {}))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            values = tyro.cli(unchecked, args=list(args), default=default, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(config_type, given, said.getvalue())) from None
+    return config_type(**vars(values))
+
+
+def _accept(config: Config) -> None:
+    """Stand in for `Config.__post_init__`."""
+
+
+def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, list[str]]:
+    """Field name -> its words on the command line; raises for words that are no flag's."""
+    kinds = _kinds(config_type)
+    known = {flag(name): name for name in kinds}
+    known |= {"--no-" + name.replace("_", "-"): name for name, kind in kinds.items() if kind is bool}
+    given: dict[str, list[str]] = {}
+    current, room = "", 0
+    for word in args:
+        if word in ("-h", "--help"):
+            continue
+        if not word.startswith("--"):
+            if room == 0:
+                raise ConfigError(f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip())
+            given[known[current]].append(word)
+            room -= 1
+            continue
+        current, _, value = word.partition("=")
+        current = current.replace("_", "-")
+        if current not in known:
+            nearest = difflib.get_close_matches(current, known, n=1)
+            raise ConfigError(f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help"))
+        kind = kinds[known[current]]
+        room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
+        given[known[current]] = [value] if value else []
+    return given
+
+
+def _one_line(config_type: type[Config], given: dict[str, list[str]], said: str) -> str:
+    """What tyro says in a box, as one line: the flag, its value and the type that it wants."""
+    kinds = _kinds(config_type)
+    for found in re.findall(r"--[\w-]+", said):
+        name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name in given:
+            accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else _accepted(kinds[name])
+            return " ".join([found, *given[name]]) + f": {accepted} is expected"
+    return " ".join(re.sub(r"[^\x20-\x7e]+", " ", said).split()) or "the command line cannot be read; see --help"

@@ -1,0 +1,38 @@
+"""Environments: `base` is the contract, one file per backend."""
+
+from __future__ import annotations
+
+from fabric_ppo.config import Config
+from fabric_ppo.envs.base import EnvironmentFault, EnvSettings, FinalObs, VectorEnvs
+
+__all__ = ["EnvSettings", "EnvironmentFault", "FinalObs", "VectorEnvs", "make_envs"]
+
+
+def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") -> VectorEnvs:
+    """This rank's environments, whose global ids start at `rank * num_envs`.
+
+    Args:
+        config: the run's configuration.
+        rank: place among the ranks that have environments.
+        num_ranks: how many have.
+        video_dir: where global environment 0 is recorded; empty for no video.
+
+    Raises:
+        ConfigError: the environment cannot be made, or has a space that is not supported.
+    """
+    settings = EnvSettings(
+        env_id=config.env_id,
+        seed=config.seed,
+        num_envs=config.num_envs,
+        first_env=rank * config.num_envs,
+        total_envs=num_ranks * config.num_envs,
+        video_dir=video_dir,
+        timeout=config.timeout,
+    )
+    if config.env_backend == "async":
+        from fabric_ppo.envs.async_envs import AsyncEnvs
+
+        return AsyncEnvs(settings)
+    from fabric_ppo.envs.sync_envs import SyncEnvs
+
+    return SyncEnvs(settings)

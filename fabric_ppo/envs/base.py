@@ -1,0 +1,181 @@
+"""The contract of environments: N of them step together, and one whose episode ends starts the next in the same step.
+
+A backend subclasses `VectorEnvs`. `Episodes` is the part that backends over Gymnasium share: one environment that
+seeds each of its episodes, starts the next one by itself, and says exactly where it failed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.launch import ConfigError
+from fabric_ppo.seeding import episode_seed
+from fabric_ppo.spaces import EnvSpec, env_spec
+
+Array = NDArray[Any]
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment raised, died or returned something that is not finite; the message names it and its episode."""
+
+
+class FinalObs(NamedTuple):
+    """The last observation of an episode that ended in this step, of environment `env` (local index)."""
+
+    env: int
+    obs: Array
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """What makes this rank's environments.
+
+    Attributes:
+        env_id: what `gymnasium.make` takes.
+        seed: the run's seed.
+        num_envs: environments on this rank.
+        first_env: global id of the first of them.
+        total_envs: environments on all ranks.
+        video_dir: where environment 0 is recorded, if this rank has it; empty for no video.
+        timeout: seconds that a worker process may take for one step.
+    """
+
+    env_id: str
+    seed: int
+    num_envs: int
+    first_env: int
+    total_envs: int
+    video_dir: str = ""
+    timeout: float = 300.0
+
+
+class VectorEnvs(ABC):
+    """N environments that step together.
+
+    Attributes:
+        spec: their spaces.
+        num_envs: N.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+
+    @abstractmethod
+    def reset(self, obs: Array) -> None:
+        """Start every environment's first episode; write its first observation into `obs [N, ...]`."""
+
+    @abstractmethod
+    def step(
+        self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
+    ) -> list[FinalObs]:
+        """Take one step in each environment and write what follows into the arrays, `[N, ...]`.
+
+        Where an episode ended, `obs` is already the next one's first observation, and its final one is returned.
+        `valid` is false for a row that is no transition (a backend that resets on the following call has those).
+
+        Args:
+            actions: as the environments take them (`spaces.to_env_actions`), `[N, *shape]`.
+            obs, rewards, terminated, truncated, valid: outputs.
+
+        Raises:
+            EnvironmentFault: an environment failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; a second call does nothing."""
+
+
+def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """`gymnasium.make`, also without a display and for modules that lie in the working directory.
+
+    Raises:
+        ConfigError: the environment cannot be made, for instance since a package is missing.
+    """
+    if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    try:
+        env = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
+    if render_mode is not None and env.render_mode != render_mode:
+        raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
+    return env
+
+
+def record(env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None) -> gymnasium.Env[Any, Any]:
+    """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`."""
+    return gymnasium.wrappers.RecordVideo(env, folder, episode_trigger=episodes, disable_logger=True)
+
+
+class Episodes:
+    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`."""
+
+    def __init__(self, settings: EnvSettings, index: int) -> None:
+        """Make local environment `index`."""
+        self._id = settings.first_env + index
+        self._settings = settings
+        records = settings.video_dir != "" and self._id == 0
+        env = make_gymnasium_env(settings.env_id, "rgb_array" if records else None)
+        self.spec = env_spec(settings.env_id, env.observation_space, env.action_space)
+        self._env = record(env, settings.video_dir, None) if records else env
+        self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
+        self._episode = -1
+        self._steps = 0
+        self._episode_seed = 0
+
+    def reset(self) -> Array:
+        """Start the next episode; its first observation."""
+        self._episode += 1
+        self._steps = 0
+        settings = self._settings
+        self._episode_seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
+        try:
+            obs, _ = self._env.reset(seed=self._episode_seed)
+        except Exception as error:
+            raise self._fault(f"reset raised {_summary(error)}", error) from error
+        if self._checks_obs and not _all_finite(obs):
+            raise self._fault(f"reset returned an observation that is not finite: {obs}")
+        return obs  # type: ignore[no-any-return]
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool]:
+        """Observation, reward, terminated, truncated; the caller calls `reset` when the episode ended."""
+        try:
+            obs, reward, terminated, truncated, _ = self._env.step(action)
+        except Exception as error:
+            raise self._fault(f"step raised {_summary(error)}", error) from error
+        self._steps += 1
+        if not math.isfinite(reward):
+            raise self._fault(f"step returned reward {reward}, which is not finite")
+        if self._checks_obs and not _all_finite(obs):
+            raise self._fault(f"step returned an observation that is not finite: {obs}")
+        return obs, reward, terminated, truncated  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Close the environment, which writes a video that is being recorded."""
+        self._env.close()
+
+    def _fault(self, what: str, error: Exception | None = None) -> EnvironmentFault:
+        place = f"{self._settings.env_id} environment {self._id}, episode seed {self._episode_seed}, step {self._steps}"
+        trace = "".join(traceback.format_exception(error)).rstrip() + "\n" if error else ""
+        return EnvironmentFault(f"{trace}{place}: {what}")
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _all_finite(obs: Any) -> bool:
+    # a sum of squares is five times cheaper than isfinite().all(), and finite only if every entry is
+    return math.isfinite(np.vdot(obs, obs)) or bool(np.isfinite(obs).all())

@@ -1,0 +1,46 @@
+"""Gymnasium environments in this process, one after the other."""
+
+from __future__ import annotations
+
+from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, VectorEnvs
+
+
+class SyncEnvs(VectorEnvs):
+    """Environments that step in turn, in this process."""
+
+    def __init__(self, settings: EnvSettings) -> None:
+        """Make the environments.
+
+        Raises:
+            ConfigError: the environment cannot be made, or has a space that is not supported.
+        """
+        self._envs = [Episodes(settings, index) for index in range(settings.num_envs)]
+        self.spec = self._envs[0].spec
+        self.num_envs = settings.num_envs
+
+    def reset(self, obs: Array) -> None:
+        """See `VectorEnvs.reset`."""
+        for index, env in enumerate(self._envs):
+            obs[index] = env.reset()
+
+    def step(
+        self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
+    ) -> list[FinalObs]:
+        """See `VectorEnvs.step`."""
+        finals = []
+        # as Python numbers, scalar actions pass the environments' own checks faster
+        each_action = actions.tolist() if actions.ndim == 1 else actions
+        for index, (env, action) in enumerate(zip(self._envs, each_action, strict=True)):
+            next_obs, rewards[index], terminated[index], truncated[index] = env.step(action)
+            if terminated[index] or truncated[index]:
+                finals.append(FinalObs(index, next_obs))
+                next_obs = env.reset()
+            obs[index] = next_obs
+        valid[:] = True
+        return finals
+
+    def close(self) -> None:
+        """See `VectorEnvs.close`."""
+        for env in self._envs:
+            env.close()
+        self._envs = []

@@ -1,0 +1,196 @@
+"""A trained agent, tried: greedy (or stochastic) episodes with seeds that training cannot draw."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.checkpoint import write_atomically
+from fabric_ppo.envs.base import make_gymnasium_env, record
+from fabric_ppo.launch import ConfigError
+from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
+from fabric_ppo.spaces import ActionConverter, EnvSpec
+
+POLICY_FILE = "policy.safetensors"
+_PADDED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Undiscounted returns and lengths of test episodes, in the order of their seeds."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `summary.json` and `evaluate --json` hold; the deviation is the population's."""
+        return {
+            "episodes": len(self.returns),
+            "return_mean": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+            "length_mean": float(np.mean(self.lengths)),
+            "returns": self.returns,
+        }
+
+
+class Policy:
+    """A trained agent behind numpy: what `load_agent` returns.
+
+    Attributes:
+        spec: the environment's spaces.
+        noise_size: draws that sampling one action needs.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        """Use `agent` where it is."""
+        self.spec = agent.spec
+        self.noise_size = agent.distribution.noise_size
+        self._agent = agent
+        self._to_env = ActionConverter(agent.spec.action)
+        self._device = next(agent.parameters()).device
+
+    def act(self, obs: NDArray[Any], noise: NDArray[np.float64] | None = None) -> NDArray[Any]:
+        """What to do, as the environment takes it: the most probable action.
+
+        Args:
+            obs: one observation or a batch of them.
+            noise: uniform draws `[B, noise_size]` to sample with instead.
+
+        Raises:
+            ValueError: `obs` has neither an observation's shape nor a batch's.
+        """
+        batch, is_single = self._batch(obs)
+        given = None
+        if noise is not None:
+            padded = np.full((len(batch), noise.shape[-1]), 0.5)
+            padded[: len(noise)] = noise
+            given = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
+        with torch.inference_mode():
+            actions = self._to_env(self._agent.act(batch, given).cpu().numpy())
+        return actions[0] if is_single else actions[: len(obs)]
+
+    def value(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """Expected discounted return from `obs` on: a scalar array for one observation, `[B]` for a batch."""
+        batch, is_single = self._batch(obs)
+        with torch.inference_mode():
+            values: NDArray[Any] = self._agent.values(batch).cpu().numpy()
+        return values[0] if is_single else values[: len(obs)]
+
+    def _batch(self, obs: NDArray[Any]) -> tuple[torch.Tensor, bool]:
+        """A batch padded to a multiple of 8 rows (fewer would round differently), and whether it was a single one."""
+        space = self.spec.observation
+        array = np.asarray(obs, space.dtype)
+        is_single = array.shape == space.shape
+        if is_single:
+            array = array[None]
+        elif array.shape[1:] != space.shape or array.ndim == 0:
+            raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
+        padding = np.repeat(array[:1], -len(array) % _PADDED_ROWS, axis=0)
+        return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
+
+
+def load_agent(run_dir: str | Path) -> Policy:
+    """Load a finished run's policy; opens no environment.
+
+    Raises:
+        ConfigError: no readable policy in `run_dir`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(run_dir) / POLICY_FILE
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no {POLICY_FILE} in it; the folder of a finished run is expected")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        spec = EnvSpec.from_json(metadata["env_spec"])
+        agent = Agent(spec, Architecture.from_json(metadata["agent"]))
+        agent.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise ConfigError(f"{path}: not a policy of this program ({str(error).splitlines()[0]})") from None
+    return Policy(agent)
+
+
+def save_policy(agent: Agent, run_dir: Path) -> None:
+    """Write `policy.safetensors`: the weights without prefix, and what rebuilds the agent around them, as JSON."""
+    from safetensors.torch import save
+
+    metadata = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
+    write_atomically(run_dir / POLICY_FILE, save(weights, metadata))
+
+
+def evaluate(
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    *,
+    video_dir: str = "",
+    render_mode: str | None = None,
+    stochastic: bool = False,
+) -> TestResult:
+    """Play `episodes` episodes; the same for the same seed, however many environments play them at once.
+
+    Args:
+        policy: what acts.
+        episodes: how many.
+        seed: names the episodes' reset seeds, all outside of what training draws.
+        video_dir: the first episode is recorded there.
+        render_mode: `human` to watch.
+        stochastic: sample actions instead of taking the most probable ones.
+    """
+    result = TestResult([0.0] * episodes, [0] * episodes)
+    waiting = iter(range(episodes))
+    with contextlib.ExitStack() as stack:
+        slots = [
+            _Slot(stack, policy.spec.env_id, video_dir if index == 0 else "", render_mode)
+            for index in range(1 if render_mode else min(_PADDED_ROWS, episodes))
+        ]
+        playing = [slot for slot in slots if slot.start(seed, waiting)]
+        while playing:
+            at = [(slot.episode, result.lengths[slot.episode]) for slot in playing]
+            noise = _noise(policy, seed, at) if stochastic else None
+            actions = policy.act(np.stack([slot.obs for slot in playing]), noise)
+            ended = []
+            for slot, action in zip(playing, actions, strict=True):
+                slot.obs, reward, terminated, truncated, _ = slot.env.step(action.item() if action.ndim == 0 else action)
+                result.returns[slot.episode] += float(reward)
+                result.lengths[slot.episode] += 1
+                if (terminated or truncated) and not slot.start(seed, waiting):
+                    ended.append(slot)
+            playing = [slot for slot in playing if slot not in ended]
+    return result
+
+
+class _Slot:
+    """An environment and the test episode that it plays."""
+
+    def __init__(self, stack: contextlib.ExitStack, env_id: str, video_dir: str, render_mode: str | None) -> None:
+        env = make_gymnasium_env(env_id, "rgb_array" if video_dir else render_mode)
+        self.env = record(env, video_dir, lambda number: number == 0) if video_dir else env
+        stack.callback(self.env.close)
+        self.episode = -1
+        self.obs: Any = None
+
+    def start(self, seed: int, waiting: Iterator[int]) -> bool:
+        """Start the next episode that waits, if one does."""
+        episode = next(waiting, None)
+        if episode is None:
+            return False
+        self.episode = episode
+        self.obs, _ = self.env.reset(seed=evaluation_seed(seed, episode))
+        return True
+
+
+def _noise(policy: Policy, seed: int, at: list[tuple[int, int]]) -> NDArray[np.float64]:
+    """Draws for each (episode, step), `[len(at), noise_size]`."""
+    return np.stack([uniforms(seed, Stream.TEST_ACTION, index, 0, policy.noise_size) for index in at])

@@ -1,0 +1,114 @@
+"""What the launcher (`torchrun`, `fabric run`, none) told this process, before any heavy import."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Something that the user can get wrong: one line that names it and says what would be right."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place among the processes of the run, as the environment variables say."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_launch() -> Launch:
+    """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`; without a launcher: one process.
+
+    Raises:
+        ConfigError: the variables are half set or not numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    if missing:
+        raise ConfigError(
+            f"environment variable {' and '.join(missing)} is not set while others of {', '.join(names)} are: "
+            "start with torchrun or fabric run, or unset them all"
+        )
+    try:
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    except ValueError:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise ConfigError(f"environment variables {values}: whole numbers are expected") from None
+    if not (0 <= rank < world_size and 0 <= local_rank < local_world_size):
+        raise ConfigError(f"environment variable RANK={rank}: a number from 0 to WORLD_SIZE - 1 = {world_size - 1}")
+    return Launch(rank, world_size, local_rank, local_world_size)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks for all of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(message: str) -> None:
+    """Print one line on stderr, from rank 0 only."""
+    if is_rank_zero():
+        print(message, file=sys.stderr, flush=True)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def run_script(main: Callable[[Any], object], config: Any) -> None:
+    """Run a script's `main(config)` and exit with the status that its end calls for.
+
+    0: done; 1: failure; 2: bad input, told in one line by rank 0; 130: interrupted.
+    """
+    status = 0
+    try:
+        main(config)
+    except ConfigError as error:
+        tell(f"error: {error}")
+        status = 2
+    except KeyboardInterrupt:
+        tell("interrupted")
+        status = 130
+    except Exception as error:
+        _tell_failure(error)
+        status = 1
+    finally:
+        _destroy_process_group()
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _tell_failure(error: Exception) -> None:
+    """What a failed rank prints: a known kind of failure in one line, a bug with its traceback."""
+    from fabric_ppo.envs.base import EnvironmentFault
+    from fabric_ppo.update import TrainingError
+
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, (EnvironmentFault, TrainingError)):
+        print(f"{error.args[0]}\n(rank {rank} failed)" if isinstance(error, EnvironmentFault) else f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+
+
+def _destroy_process_group() -> None:
+    """A process that ends with a process group alive can abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()

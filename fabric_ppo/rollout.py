@@ -1,0 +1,179 @@
+"""Collecting a rollout: the agent acts in its environments for T steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fabric_ppo.agent import Agent
+from fabric_ppo.envs import FinalObs, VectorEnvs
+from fabric_ppo.seeding import action_uniforms
+from fabric_ppo.spaces import ActionConverter
+
+_ROWS_PER_PASS = 4096
+_PADDED_ROWS = 8
+
+
+@dataclass(frozen=True, order=True)
+class Episode:
+    """An episode that ended: at step `t` of its rollout, in global environment `env`."""
+
+    t: int
+    env: int
+    ret: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of N environments.
+
+    Attributes:
+        obs: `[T, N, ...]` in the environment's dtype.
+        actions: `[T, N, ...]` as drawn, before `to_env_actions`.
+        log_probs, values: of the agent that acted, `[T, N]`.
+        rewards: `[T, N]`.
+        terminated, truncated: `[T, N]` bool.
+        valid: `[T, N]` bool, false where a row is no transition.
+        next_values: `[T, N]`, V of the true successor (of the final observation where the episode was truncated).
+        episodes: those that ended, ordered by (t, env).
+        seconds: what collecting took.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    next_values: Tensor
+    episodes: list[Episode]
+    seconds: float
+
+
+class RolloutBuffer:
+    """The memory of one rollout, written in place by each `collect`, and the episodes in progress.
+
+    A Rollout refers to this memory: it is good until the next `collect`.
+    """
+
+    def __init__(self, envs: VectorEnvs, agent: Agent, num_steps: int, first_env: int) -> None:
+        """Allocate for `num_steps` steps of `envs`, and start their first episodes.
+
+        Args:
+            envs: this rank's environments.
+            agent: says what actions look like.
+            num_steps: T.
+            first_env: global id of the first environment.
+        """
+        t, n, spec, distribution = num_steps, envs.num_envs, envs.spec, agent.distribution
+        self.num_steps, self.num_envs, self.first_env = t, n, first_env
+        self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)
+        # the first matrix products of few rows round differently: N is padded, so that it does not matter
+        padded = -(-n // _PADDED_ROWS) * _PADDED_ROWS
+        self.staged_obs = np.zeros((padded, *spec.observation.shape), spec.observation.dtype)
+        self.actions = torch.zeros(t, n, *distribution.action_shape, dtype=distribution.action_dtype)
+        self.rewards = np.zeros((t, n), np.float32)
+        self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
+        self.returns = np.zeros(n, np.float64)
+        self.lengths = np.zeros(n, np.int64)
+        envs.reset(self.obs[t])
+
+
+@torch.no_grad()
+def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Rollout:
+    """Step the environments T times and value what was seen.
+
+    Per step the agent only picks actions; values and log-probabilities follow in one pass, as the weights do not
+    change meanwhile.
+
+    Args:
+        envs: this rank's environments.
+        agent: the plain module, not a wrapped one.
+        buffer: where the rollout is kept; its last observation is where this rollout starts.
+        seed: the run's seed.
+        update: which rollout this is; with `seed` it names the action noise.
+    """
+    started = time.perf_counter()
+    noise = _noise(agent, buffer, seed, update)
+    staged = torch.from_numpy(buffer.staged_obs)
+    device = next(agent.parameters()).device
+    n, to_env_actions = buffer.num_envs, ActionConverter(envs.spec.action)
+    finals: list[tuple[int, FinalObs]] = []
+    buffer.obs[0] = buffer.obs[-1]
+    for t in range(buffer.num_steps):
+        buffer.staged_obs[:n] = buffer.obs[t]
+        actions = agent.act(staged.to(device), noise[t])[:n].to("cpu", buffer.actions.dtype)
+        buffer.actions[t] = actions
+        into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
+        finals += ((t, final) for final in envs.step(to_env_actions(actions.numpy()), *into))
+    return _rollout(agent, buffer, finals, started)
+
+
+def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
+    """The whole rollout's action noise, `[T, padded N, noise_size]`, on the agent's device."""
+    distribution, rows = agent.distribution, buffer.staged_obs.shape[0]
+    drawn = action_uniforms(
+        seed, update, buffer.first_env, buffer.num_envs, buffer.num_steps, distribution.noise_size
+    )
+    noise = torch.zeros(buffer.num_steps, rows, distribution.noise_size, dtype=agent.dtype)
+    noise[:, : buffer.num_envs] = distribution.noise(torch.from_numpy(drawn))
+    return noise.to(next(agent.parameters()).device)
+
+
+def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalObs]], started: float) -> Rollout:
+    t, n = buffer.num_steps, buffer.num_envs
+    obs = torch.from_numpy(buffer.obs)
+    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), buffer.actions.flatten(0, 1), agent=agent).view(t, n)
+    all_values = _in_passes(agent.values, obs.flatten(0, 1), agent=agent).view(t + 1, n)
+    next_values = all_values[1:].clone()
+    if cut := [(step, final) for step, final in finals if buffer.truncated[step, final.env]]:
+        final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
+        at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
+        next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
+    return Rollout(
+        obs=obs[:t],
+        actions=buffer.actions,
+        log_probs=log_probs,
+        values=all_values[:t],
+        rewards=torch.from_numpy(buffer.rewards),
+        terminated=torch.from_numpy(buffer.terminated),
+        truncated=torch.from_numpy(buffer.truncated),
+        valid=torch.from_numpy(buffer.valid),
+        next_values=next_values,
+        episodes=_ended_episodes(buffer),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:
+    """`function` of `inputs [B, ...]`, a few thousand rows at a time on the agent's device; `[B]` on the CPU."""
+    device = next(agent.parameters()).device
+    parts = zip(*(each.split(_ROWS_PER_PASS) for each in inputs), strict=True)
+    return torch.cat([function(*(each.to(device) for each in part)).cpu() for part in parts])
+
+
+def _ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
+    """The episodes that ended in this rollout; carries those in progress over to the next."""
+    rewards = np.where(buffer.valid, buffer.rewards, 0)
+    first_step = np.zeros(buffer.num_envs, np.int64)
+
+    def tally(env: int, end: int) -> tuple[float, int]:
+        steps = slice(first_step[env], end)
+        ret = buffer.returns[env] + rewards[steps, env].sum(dtype=np.float64)
+        return float(ret), int(buffer.lengths[env] + buffer.valid[steps, env].sum())
+
+    episodes = []
+    for t, env in np.argwhere(buffer.terminated | buffer.truncated).tolist():
+        episodes.append(Episode(t, buffer.first_env + env, *tally(env, t + 1)))
+        first_step[env], buffer.returns[env], buffer.lengths[env] = t + 1, 0.0, 0
+    for env in range(buffer.num_envs):
+        buffer.returns[env], buffer.lengths[env] = tally(env, buffer.num_steps)
+    return episodes

@@ -1,0 +1,61 @@
+"""PPO on Lightning Fabric: every rank has environments and a copy of the agent, Fabric averages the gradients.
+
+    fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id LunarLander-v3
+    python train_fabric.py                                   # one process, no launcher
+"""
+
+from fabric_ppo.config import Config, parse_args
+
+if __name__ == "__main__":
+    CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once
+
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from torch import Tensor
+
+from fabric_ppo.agent import make_agent
+from fabric_ppo.batch import make_batch
+from fabric_ppo.distributed import Ranks, one_process_unless_launched
+from fabric_ppo.envs import make_envs
+from fabric_ppo.launch import run_script
+from fabric_ppo.lightning_module import PPOModule
+from fabric_ppo.loggers import markdown_table
+from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.run import Run, Summary, new_run_dir
+from fabric_ppo.update import ppo_update, set_learning_rate
+
+
+def main(config: Config) -> Summary:
+    """Train, test, and leave a run folder."""
+    run_dir = new_run_dir(config, "fabric")
+    one_process_unless_launched()
+    logger = TensorBoardLogger(run_dir, name="", version="")
+    fabric = Fabric(loggers=logger)
+    ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
+
+    with Run(config, "fabric", ranks, run_dir, log=fabric.log_dict) as run:
+        envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
+        agent = make_agent(envs.spec, config)
+        module = PPOModule(agent, config)
+        ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+
+        def step(loss: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            norm = fabric.clip_gradients(ppo, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
+            optimizer.step()
+            return norm
+
+        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
+        run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
+        for update in run:
+            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            rollout = collect(envs, agent, buffer, config.seed, update)
+            batch = make_batch(rollout, config, ranks, update, fabric.device)
+            stats = ppo_update(ppo, batch, step, config)
+            run.finish_update(agent, rollout, stats, learning_rate)
+        return run.finish(agent)
+
+
+if __name__ == "__main__":
+    run_script(main, CONFIG)
