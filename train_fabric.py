@@ -1,7 +1,7 @@
 """PPO on Lightning Fabric: every rank has environments and a copy of the agent, Fabric averages the gradients.
 
-    fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id LunarLander-v3
-    python train_fabric.py                                   # one process, no launcher
+fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id LunarLander-v3
+python train_fabric.py                                   # one process, no launcher
 """
 
 from fabric_ppo.config import Config, parse_args
@@ -36,8 +36,8 @@ def main(config: Config) -> Summary:
     with Run(config, "fabric", ranks, run_dir, log=fabric.log_dict) as run:
         envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
         agent = make_agent(envs.spec, config)
-        module = PPOModule(agent, config)
-        ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+        ppo = fabric.setup_module(PPOModule(agent, config))
+        optimizer = fabric.setup_optimizers(ppo.configure_optimizers())
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()

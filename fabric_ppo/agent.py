@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
+from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
@@ -22,7 +21,7 @@ from fabric_ppo.spaces import EnvSpec
 class Architecture:
     """What of the hyperparameters shapes the networks; saved beside the weights."""
 
-    activation_function: Literal["relu", "tanh"]
+    activation_function: Activation
     hidden_sizes: tuple[int, ...]
 
     def to_json(self) -> str:
@@ -83,15 +82,21 @@ class Agent(nn.Module):
         self.architecture = architecture
         self.distribution = make_distribution(spec.action)
         self.encoder = Encoder(spec)
-        num_free = self.distribution.num_free
-        self.policy = _mlp(self.encoder.num_features, self.distribution.num_params - num_free, architecture)
-        self.value = _mlp(self.encoder.num_features, 1, architecture)
+        num_free, inputs = self.distribution.num_free, self.encoder.num_features
+        hidden_sizes, activation = architecture.hidden_sizes, architecture.activation_function
+        self.policy = MLP(inputs, hidden_sizes, self.distribution.num_params - num_free, activation)
+        self.value = MLP(inputs, hidden_sizes, 1, activation)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of weights and outputs."""
-        return next(self.parameters()).dtype
+        return self.policy.weights[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.policy.weights[0].device
 
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
@@ -130,21 +135,9 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     return agent
 
 
-def _mlp(inputs: int, outputs: int, architecture: Architecture) -> nn.Sequential:
-    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[architecture.activation_function]
-    widths = [inputs, *architecture.hidden_sizes]
-    hidden = [layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), activation())]
-    return nn.Sequential(*hidden, nn.Linear(widths[-1], outputs))
-
-
 def _orthogonal_init(agent: Agent) -> None:
     """Orthogonal weights, zero biases (ICLR blog "The 37 implementation details of PPO", detail 2)."""
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
-        layers = list(_linear_layers(network))
-        for layer in layers:
-            nn.init.orthogonal_(layer.weight, head_gain if layer is layers[-1] else math.sqrt(2))
+        for layer in network.linear_layers:
+            nn.init.orthogonal_(layer.weight, head_gain if layer is network.linear_layers[-1] else math.sqrt(2))
             nn.init.zeros_(layer.bias)
-
-
-def _linear_layers(network: nn.Module) -> Iterator[nn.Linear]:
-    return (module for module in network.modules() if isinstance(module, nn.Linear))

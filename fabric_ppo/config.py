@@ -138,7 +138,9 @@ class Config:
             per_update = self.num_steps * self.num_envs * num_ranks
             formula = f"num-steps {self.num_steps} x num-envs {self.num_envs} x {num_ranks} ranks"
         if self.total_timesteps < per_update:
-            raise ConfigError(f"--total-timesteps {self.total_timesteps}: at least {per_update} ({formula}), one update")
+            raise ConfigError(
+                f"--total-timesteps {self.total_timesteps}: at least {per_update} ({formula}), one update"
+            )
         return self.total_timesteps // per_update
 
     def to_dict(self) -> dict[str, Any]:
@@ -320,7 +322,9 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
             continue
         if not word.startswith("--"):
             if room == 0:
-                raise ConfigError(f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip())
+                raise ConfigError(
+                    f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip()
+                )
             given[known[current]].append(word)
             room -= 1
             continue
@@ -328,7 +332,9 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
         current = current.replace("_", "-")
         if current not in known:
             nearest = difflib.get_close_matches(current, known, n=1)
-            raise ConfigError(f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help"))
+            raise ConfigError(
+                f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
+            )
         kind = kinds[known[current]]
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []

@@ -55,7 +55,7 @@ class Policy:
         self.noise_size = agent.distribution.noise_size
         self._agent = agent
         self._to_env = ActionConverter(agent.spec.action)
-        self._device = next(agent.parameters()).device
+        self._device = agent.device
 
     def act(self, obs: NDArray[Any], noise: NDArray[np.float64] | None = None) -> NDArray[Any]:
         """What to do, as the environment takes it: the most probable action.
@@ -162,7 +162,9 @@ def evaluate(
             actions = policy.act(np.stack([slot.obs for slot in playing]), noise)
             ended = []
             for slot, action in zip(playing, actions, strict=True):
-                slot.obs, reward, terminated, truncated, _ = slot.env.step(action.item() if action.ndim == 0 else action)
+                slot.obs, reward, terminated, truncated, _ = slot.env.step(
+                    action.item() if action.ndim == 0 else action
+                )
                 result.returns[slot.episode] += float(reward)
                 result.lengths[slot.episode] += 1
                 if (terminated or truncated) and not slot.start(seed, waiting):

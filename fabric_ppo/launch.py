@@ -101,7 +101,10 @@ def _tell_failure(error: Exception) -> None:
 
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):
-        print(f"{error.args[0]}\n(rank {rank} failed)" if isinstance(error, EnvironmentFault) else f"error: {error}", file=sys.stderr)
+        print(
+            f"{error.args[0]}\n(rank {rank} failed)" if isinstance(error, EnvironmentFault) else f"error: {error}",
+            file=sys.stderr,
+        )
     else:
         traceback.print_exception(error)
     sys.stderr.flush()

@@ -9,7 +9,7 @@ from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
 from fabric_ppo.loss import Losses
-from fabric_ppo.update import make_optimizer, minibatch_loss
+from fabric_ppo.update import PPOLoss, make_optimizer
 
 
 class PPOModule(LightningModule):
@@ -19,9 +19,9 @@ class PPOModule(LightningModule):
     """
 
     def __init__(self, agent: Agent, config: Config) -> None:
-        """Wrap `agent`, which is trained in place."""
+        """Take over the weights of `agent`, which goes on acting with them."""
         super().__init__()
-        self.agent = agent
+        self.loss = PPOLoss(agent, config)
         self.config = config
 
     def forward(self, rows: Rows) -> Losses:
@@ -30,8 +30,9 @@ class PPOModule(LightningModule):
 
     def training_step(self, rows: Rows) -> Losses:
         """The PPO loss of a minibatch."""
-        return minibatch_loss(self.agent, rows, self.config)
+        losses: Losses = self.loss(rows)
+        return losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
-        return make_optimizer(self.agent, self.config)
+        return make_optimizer(self, self.config)

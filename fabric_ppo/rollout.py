@@ -104,7 +104,7 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
     started = time.perf_counter()
     noise = _noise(agent, buffer, seed, update)
     staged = torch.from_numpy(buffer.staged_obs)
-    device = next(agent.parameters()).device
+    device = agent.device
     n, to_env_actions = buffer.num_envs, ActionConverter(envs.spec.action)
     finals: list[tuple[int, FinalObs]] = []
     buffer.obs[0] = buffer.obs[-1]
@@ -120,12 +120,10 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
     """The whole rollout's action noise, `[T, padded N, noise_size]`, on the agent's device."""
     distribution, rows = agent.distribution, buffer.staged_obs.shape[0]
-    drawn = action_uniforms(
-        seed, update, buffer.first_env, buffer.num_envs, buffer.num_steps, distribution.noise_size
-    )
+    drawn = action_uniforms(seed, update, buffer.first_env, buffer.num_envs, buffer.num_steps, distribution.noise_size)
     noise = torch.zeros(buffer.num_steps, rows, distribution.noise_size, dtype=agent.dtype)
     noise[:, : buffer.num_envs] = distribution.noise(torch.from_numpy(drawn))
-    return noise.to(next(agent.parameters()).device)
+    return noise.to(agent.device)
 
 
 def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalObs]], started: float) -> Rollout:
@@ -155,7 +153,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalO
 
 def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:
     """`function` of `inputs [B, ...]`, a few thousand rows at a time on the agent's device; `[B]` on the CPU."""
-    device = next(agent.parameters()).device
+    device = agent.device
     parts = zip(*(each.split(_ROWS_PER_PASS) for each in inputs), strict=True)
     return torch.cat([function(*(each.to(device) for each in part)).cpu() for part in parts])
 

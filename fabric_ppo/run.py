@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -171,7 +170,11 @@ class Run(contextlib.ExitStack):
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
         scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.valid.sum())]
         last = rollout.episodes[-RETURN_WINDOW:]
-        sums = [float(len(rollout.episodes)), sum(e.ret for e in rollout.episodes), sum(e.length for e in rollout.episodes)]
+        sums = [
+            float(len(rollout.episodes)),
+            sum(e.ret for e in rollout.episodes),
+            sum(e.length for e in rollout.episodes),
+        ]
         episodes = torch.zeros(RETURN_WINDOW, 4, dtype=torch.float64)
         if last:
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
@@ -216,7 +219,9 @@ class Run(contextlib.ExitStack):
         )
 
     def _tell_end(self, summary: Summary) -> None:
-        trained = f"{summary.env_steps:,} steps in {summary.train_seconds:.1f} s ({summary.steps_per_second:,.0f} steps/s)"
+        trained = (
+            f"{summary.env_steps:,} steps in {summary.train_seconds:.1f} s ({summary.steps_per_second:,.0f} steps/s)"
+        )
         tested = f"{summary.test['return_mean']:.1f} +- {summary.test['return_std']:.1f}"
         print(f"trained {trained}; test return {tested} over {summary.test['episodes']} episodes")
         print(f"run folder: {self.dir}", flush=True)

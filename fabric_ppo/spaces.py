@@ -95,8 +95,15 @@ def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
         return SpaceSpec("multi_discrete", space.shape, str(space.dtype), sizes, start)
     if isinstance(space, spaces.MultiBinary):
         return SpaceSpec("multi_binary", space.shape, str(space.dtype))
-    if isinstance(space, spaces.Box) and math.prod(space.shape) > 0 and space.dtype is not None and space.dtype.kind == "f":
-        low, high = (tuple(float(x) if math.isfinite(x) else None for x in b.flatten()) for b in (space.low, space.high))
+    if (
+        isinstance(space, spaces.Box)
+        and math.prod(space.shape) > 0
+        and space.dtype is not None
+        and space.dtype.kind == "f"
+    ):
+        low, high = (
+            tuple(float(x) if math.isfinite(x) else None for x in b.flatten()) for b in (space.low, space.high)
+        )
         return SpaceSpec("box", space.shape, str(space.dtype), low=low, high=high)
     raise ConfigError(f"--env-id {env_id}: action space {_short(space)} is not supported; {SUPPORTED}")
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.agent import Evaluation
+from fabric_ppo.agent import Agent, Evaluation
 from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
+from fabric_ppo.fused import can_fuse, fused_loss
 from fabric_ppo.loss import Losses, ppo_loss
+from fabric_ppo.networks import FlatWeights
 
 
 class TrainingError(RuntimeError):
@@ -38,9 +40,9 @@ class Stats:
     seconds: float
 
 
-def make_optimizer(agent: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Adam over the agent's weights, one kernel for all of them."""
-    return torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
+def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Adam over a module's parameters, one kernel a step."""
+    return torch.optim.Adam(module.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
@@ -51,8 +53,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
     return config.learning_rate * remaining
 
 
-def minibatch_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> Losses:
-    """The PPO loss of an agent (or of a wrapper of one) on a minibatch."""
+class PPOLoss(nn.Module):
+    """The PPO loss of an agent as a module: minibatch -> Losses, with all weights in one parameter."""
+
+    def __init__(self, agent: Agent, config: Config) -> None:
+        """Take over the weights of `agent`, which goes on acting with them."""
+        super().__init__()
+        self.weights = FlatWeights(agent)
+        self._agent = (agent,)  # in a tuple, so that its weights are not registered twice
+        self._config = config
+
+    def forward(self, rows: Rows) -> Losses:
+        """The loss of a minibatch; in closed form where that is known, by autograd otherwise."""
+        (agent,) = self._agent
+        if can_fuse(agent, rows.weights.device.type):
+            return fused_loss(agent, self.weights, rows, self._config)
+        return autograd_loss(self.weights, rows, self._config)
+
+
+def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> Losses:
+    """The PPO loss of any agent."""
     now = agent(rows.obs, rows.actions)
     return ppo_loss(
         log_probs=now.log_probs,
@@ -99,7 +119,13 @@ def _stats(history: list[Tensor], batch: Batch, started: float) -> Stats:
     rows = Rows(*own)
     weights, returns = rows.weights.double(), rows.returns.double()
     missed = returns - rows.values.double()
-    moments = [weights.sum(), weights @ returns, weights @ returns.square(), weights @ missed, weights @ missed.square()]
+    moments = [
+        weights.sum(),
+        weights @ returns,
+        weights @ returns.square(),
+        weights @ missed,
+        weights @ missed.square(),
+    ]
     policy, value, entropy, kl, clipped, norm, *sums = torch.cat([means, torch.stack(moments)]).tolist()
     seconds = time.perf_counter() - started
     return Stats(policy, value, entropy, kl, clipped, norm, tuple(sums), len(history), seconds)
@@ -120,7 +146,9 @@ class Guard:
         Raises:
             TrainingError: a loss, gradient or weight is not finite; the weights are those before this update.
         """
-        what = [name for name in ("policy_loss", "value_loss", "entropy", "grad_norm") if not _finite(getattr(stats, name))]
+        what = [
+            name for name in ("policy_loss", "value_loss", "entropy", "grad_norm") if not _finite(getattr(stats, name))
+        ]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors):
             what.append("weights")
         if what:

@@ -114,7 +114,9 @@ def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium
     return env
 
 
-def record(env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None) -> gymnasium.Env[Any, Any]:
+def record(
+    env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None
+) -> gymnasium.Env[Any, Any]:
     """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`."""
     return gymnasium.wrappers.RecordVideo(env, folder, episode_trigger=episodes, disable_logger=True)
 

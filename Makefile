@@ -1,0 +1,38 @@
+# Two commands do everything: `make train` and `make test`. Both install what they need, once.
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TRAIN_FLAGS ?= --capture-video --env-id LunarLander-v2 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048 --seed 1
+TEST_FLAGS ?=
+
+.PHONY: train test check format lint types install clean
+
+train: install
+	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py $(TRAIN_FLAGS)
+
+test: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m pytest $(TEST_FLAGS)
+
+check: lint types test
+
+lint: install
+	cd "$(CURDIR)" && "$(BIN)/ruff" format --check . && "$(BIN)/ruff" check .
+
+types: install
+	cd "$(CURDIR)" && "$(BIN)/mypy"
+
+format: install
+	cd "$(CURDIR)" && "$(BIN)/ruff" format . && "$(BIN)/ruff" check --fix .
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(CURDIR)/requirements.txt $(CURDIR)/requirements-dev.txt $(CURDIR)/pyproject.toml
+	"$(PYTHON)" -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, as PYTHON=python3.x")'
+	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --requirement "$(CURDIR)/requirements-dev.txt"
+	"$(BIN)/python" -m pip install --quiet --no-deps --editable "$(CURDIR)"
+	touch "$(INSTALLED)"
+
+clean:
+	rm -rf "$(VENV)"

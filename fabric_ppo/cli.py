@@ -1,0 +1,170 @@
+"""`python -m fabric_ppo`, `fabric-ppo`: start a script, try a trained agent, draw learning curves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
+from fabric_ppo.launch import ConfigError
+
+USAGE = """usage: fabric-ppo COMMAND ...
+
+  train {scripts} [--devices N] [FLAGS]      check the flags, then launch a training script
+  evaluate RUN_DIR [--episodes N] [--seed S]        play test episodes with a trained agent
+  plot RUN_DIR... --out FILE                        draw learning curves
+
+COMMAND --help says more."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like everybody's here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    args = sys.argv[1:] if args is None else list(args)
+    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot}
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
+        return 0 if args else 2
+    try:
+        if args[0] not in commands:
+            raise ConfigError(f"{args[0]}: unknown command; one of {', '.join(commands)} is expected")
+        return commands[args[0]](args[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(args: list[str]) -> int:
+    """Check everything that can be checked, and become the launcher."""
+    if not args or args[0] not in SCRIPT_CONFIGS:
+        raise ConfigError(f"train {args[0] if args else ''}: one of {', '.join(SCRIPT_CONFIGS)} is expected")
+    script, rest = args[0], args[1:]
+    config_type = SCRIPT_CONFIGS[script]
+    parser = _launcher_parser(script)
+    if "-h" in rest or "--help" in rest:
+        parser.print_help()
+        print("\nand the script's own:\n")
+    launch, flags = parser.parse_known_args(rest)
+    if launch.devices < 1 or launch.num_nodes < 1:
+        raise ConfigError(f"--devices {launch.devices} --num-nodes {launch.num_nodes}: numbers from 1 up are expected")
+    config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
+    config.num_updates(launch.devices * launch.num_nodes)
+    if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
+        raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *_launch_command(script, launch), *flags])
+
+
+def _launcher_parser(script: str) -> _Parser:
+    parser = _Parser(prog=f"fabric-ppo train {script}", allow_abbrev=False, add_help=False)
+    parser.add_argument("--devices", type=int, default=1, help="processes on each host (default: 1)")
+    parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
+    parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this is (default: 0)")
+    parser.add_argument("--main-address", default="127.0.0.1", help="address of host 0 (default: 127.0.0.1)")
+    parser.add_argument("--main-port", type=int, help="port on host 0 (default: a free one)")
+    if script != "torch":
+        parser.add_argument("--accelerator", help="passed on to fabric run, such as cpu or cuda")
+        parser.add_argument("--strategy", help="passed on to fabric run (default: ddp from 2 processes on)")
+        parser.add_argument("--precision", help="passed on to fabric run, such as bf16-mixed")
+    return parser
+
+
+def _launch_command(script: str, launch: argparse.Namespace) -> list[str]:
+    """Arguments of the Python that launches a script: itself for one process, else `torchrun` or `fabric run`."""
+    spec = find_spec(f"train_{script}" if script != "decoupled" else "train_fabric_decoupled")
+    assert spec is not None and spec.origin is not None
+    options = {name: getattr(launch, name, None) for name in ("accelerator", "strategy", "precision")}
+    processes = launch.devices * launch.num_nodes
+    if processes == 1 and not any(options.values()):
+        return [spec.origin]
+    port = launch.main_port or _free_port()
+    if script == "torch":
+        where = [f"--nnodes={launch.num_nodes}", f"--node_rank={launch.node_rank}"]
+        where += [f"--master_addr={launch.main_address}", f"--master_port={port}"]
+        return ["-m", "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, spec.origin]
+    if processes > 1 and script == "fabric":
+        options["strategy"] = options["strategy"] or "ddp"
+    where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
+    where += [f"--main-address={launch.main_address}", f"--main-port={port}", f"--devices={launch.devices}"]
+    chosen = [f"--{name}={value}" for name, value in options.items() if value]
+    return ["-m", "lightning.fabric.cli", "run", *where, *chosen, spec.origin]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _evaluate(args: list[str]) -> int:
+    """Play test episodes with a run's policy."""
+    parser = _Parser(prog="fabric-ppo evaluate", allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="names the episodes (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--video", action="store_true", help="record the first episode into RUN_DIR/test_videos")
+    parser.add_argument("--gif", metavar="FILE", help="record the first episode as a moving picture")
+    parser.add_argument("--render", choices=["human"], help="watch")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of the most probable ones")
+    given = parser.parse_args(args)
+    if given.episodes < 1:
+        raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
+    from fabric_ppo.config import resolve_env_id
+    from fabric_ppo.evaluate import evaluate, load_agent
+    from fabric_ppo.video import recorded_gif
+
+    policy = load_agent(given.run_dir)
+    resolve_env_id(policy.spec.env_id)  # imports the module that registers it
+    video_dir = str(Path(given.run_dir) / "test_videos") if given.video else ""
+    with recorded_gif(given.gif) as gif_dir:
+        result = evaluate(
+            policy,
+            given.episodes,
+            given.seed,
+            video_dir=video_dir or gif_dir,
+            render_mode=given.render,
+            stochastic=given.stochastic,
+        ).to_dict()
+    if given.json:
+        print(json.dumps(result))
+    else:
+        spread = f"{result['return_mean']:.1f} +- {result['return_std']:.1f}"
+        print(f"{policy.spec.env_id}: return {spread}, length {result['length_mean']:.1f}, {given.episodes} episodes")
+        if video_dir:
+            print(f"video: {video_dir}")
+    return 0
+
+
+def _plot(args: list[str]) -> int:
+    """Draw the learning curves of runs."""
+    parser = _Parser(prog="fabric-ppo plot", allow_abbrev=False)
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folders of runs")
+    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write: .svg, .png or .pdf")
+    given = parser.parse_args(args)
+    from fabric_ppo.plot import plot_runs
+
+    plot_runs([Path(run_dir) for run_dir in given.run_dirs], Path(given.out))
+    print(given.out)
+    return 0
+
+
+def console() -> NoReturn:
+    """The console script `fabric-ppo`."""
+    sys.exit(main())
