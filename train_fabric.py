@@ -10,7 +10,7 @@ if __name__ == "__main__":
     CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once
 
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from fabric_ppo.agent import make_agent
@@ -33,17 +33,18 @@ def main(config: Config) -> Summary:
     fabric = Fabric(loggers=logger)
     ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
 
-    with Run(config, "fabric", ranks, run_dir, log=fabric.log_dict) as run:
+    with Run(config, "fabric", ranks, run_dir) as run:
         envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
         agent = make_agent(envs.spec, config)
-        ppo = fabric.setup_module(PPOModule(agent, config))
-        optimizer = fabric.setup_optimizers(ppo.configure_optimizers())
+        module = PPOModule(agent, config)
+        ppo, optimizer = fabric.setup(module, module.configure_optimizers())
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             fabric.backward(loss)
             norm = fabric.clip_gradients(ppo, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
             optimizer.step()
+            assert norm is not None
             return norm
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
@@ -53,8 +54,11 @@ def main(config: Config) -> Summary:
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
             stats = ppo_update(ppo, batch, step, config)
-            run.finish_update(agent, rollout, stats, learning_rate)
-        return run.finish(agent)
+            metrics = run.finish_update(agent, rollout, stats, learning_rate)
+            fabric.log_dict(metrics, run.env_steps)
+        summary = run.finish(agent)
+        fabric.log_dict(summary.test_metrics(), run.env_steps)
+    return summary
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
 
 
 def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> Rows:
-    """Scale weights to a mean of one, and advantages to mean 0 and population deviation 1, in float64 over all ranks."""
+    """Scale weights to mean 1, and advantages to mean 0 and population deviation 1, in float64 over all ranks."""
     weights, advantages = rows.weights.double(), rows.advantages.double()
     moments = torch.stack(
         [torch.ones_like(weights).sum(), weights.sum(), weights @ advantages, weights @ advantages.square()]

@@ -85,7 +85,8 @@ def _launcher_parser(script: str) -> _Parser:
 def _launch_command(script: str, launch: argparse.Namespace) -> list[str]:
     """Arguments of the Python that launches a script: itself for one process, else `torchrun` or `fabric run`."""
     spec = find_spec(f"train_{script}" if script != "decoupled" else "train_fabric_decoupled")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     options = {name: getattr(launch, name, None) for name in ("accelerator", "strategy", "precision")}
     processes = launch.devices * launch.num_nodes
     if processes == 1 and not any(options.values()):

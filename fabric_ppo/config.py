@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fabric_ppo.launch import ConfigError, tell
+from fabric_ppo.launch import ConfigError, read_launch, tell
 
 _POSITIVE_COUNTS = ("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs", "test_episodes")
 _POSITIVE = ("learning_rate", "adam_eps", "timeout", "max_grad_norm", "clip_coef")
@@ -53,7 +53,7 @@ class Config:
     total_timesteps: int = 65536
     """Length of the training, in units of --timestep-unit."""
     timestep_unit: Literal["transition", "iteration"] = "transition"
-    """What --total-timesteps counts: transitions of all environments and ranks, or calls of a rank's vector environment."""
+    """Unit of --total-timesteps: transitions over all ranks, or calls of a rank's vector environment."""
     stop_at_return: float | None = None
     """End when the mean return of the last 100 training episodes reaches this."""
 
@@ -158,6 +158,21 @@ class TorchConfig(Config):
     cuda: bool = False
     """Train on GPUs, one per rank, with nccl."""
 
+    def __post_init__(self) -> None:
+        """See `Config`; a GPU for each rank of this host is needed with `--cuda`."""
+        super().__post_init__()
+        if self.cuda:
+            require_cuda(read_launch().local_world_size)
+
+
+def require_cuda(num_devices: int) -> None:
+    """Raise a ConfigError where this host has fewer CUDA devices: never train on the CPU instead."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < num_devices:
+        raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
+
 
 SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config}
 C = TypeVar("C", bound=Config)
@@ -175,7 +190,6 @@ def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
         raise ConfigError(f"{flag(name)} {shown}: {accepted} is expected")
 
 
-@lru_cache
 def _kinds(config_type: type[Config]) -> dict[str, Any]:
     """Field name -> its annotation, as a type."""
     return get_type_hints(config_type)

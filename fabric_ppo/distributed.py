@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fabric_ppo.launch import read_launch
+from fabric_ppo.config import Config, flag
+from fabric_ppo.launch import ConfigError, read_launch
 
 _ALIGNMENT = 8
+_RENDEZVOUS_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,12 @@ class Ranks:
 
     rank: int
     size: int
-    all_gather: Callable[[Tensor], Tensor]
+    all_gather: Callable[[Tensor], Any]
 
     def gather(self, tensor: Tensor) -> Tensor:
         """`[...] -> [size, ...]`."""
-        return tensor.unsqueeze(0) if self.size == 1 else self.all_gather(tensor)
+        gathered: Tensor = tensor.unsqueeze(0) if self.size == 1 else self.all_gather(tensor)
+        return gathered
 
     def gather_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """`gather` for several tensors in one collective: as bytes, each part aligned."""
@@ -46,9 +52,6 @@ class Ranks:
         ]
 
 
-ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
-
-
 def set_threads(num_threads: int) -> None:
     """Set PyTorch's threads; 0 gives this rank its share of the host's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -59,6 +62,45 @@ def set_timeout(seconds: float) -> None:
     """Have collectives of the default process group fail after `seconds`, not after half an hour."""
     if torch.distributed.is_initialized():
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+def join_process_group(backend: str, timeout: float) -> None:
+    """Meet the other ranks where `MASTER_ADDR` and `MASTER_PORT` say.
+
+    Raises:
+        ConfigError: no meeting within a minute (or `timeout`, if that is less).
+    """
+    seconds = min(timeout, _RENDEZVOUS_SECONDS)
+    try:
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except (torch.distributed.DistError, ValueError) as error:
+        where = (
+            f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"
+        )
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"rendezvous at {where}: not all ranks met within {seconds:g} s ({reason})") from None
+
+
+def require_same_config(config: Config, ranks: Ranks) -> None:
+    """Compare the configurations of all ranks.
+
+    Raises:
+        ConfigError: they differ; names the flags and a rank that has other values than rank 0.
+    """
+    text = json.dumps(config.to_dict()).encode()
+    digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+    seen = ranks.gather(torch.tensor([digest, len(text)])).tolist()
+    if all(each == seen[0] for each in seen):
+        return
+    padded = text.ljust(max(length for _, length in seen))
+    texts = ranks.gather(torch.frombuffer(bytearray(padded), dtype=torch.uint8)).tolist()
+    first, *others = (json.loads(bytes(each)) for each in texts)
+    for rank, other in enumerate(others, start=1):
+        if differing := [name for name in first if first[name] != other.get(name)]:
+            shown = ", ".join(f"{flag(name)} {first[name]} and {other.get(name)}" for name in differing)
+            raise ConfigError(
+                f"rank 0 and rank {rank} were started with different flags: {shown}; the same are expected"
+            )
 
 
 def one_process_unless_launched() -> None:

@@ -168,7 +168,8 @@ class DiagonalGaussian(Distribution):
 
     def noise(self, uniform: Tensor) -> Tensor:
         """Standard normal noise, by the inverse of the distribution function."""
-        return torch.special.ndtri(uniform)
+        normal: Tensor = torch.special.ndtri(uniform)
+        return normal
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
         """`mean + std * noise`."""

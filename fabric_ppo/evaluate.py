@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,15 @@ def save_policy(agent: Agent, run_dir: Path) -> None:
 
     metadata = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
-    write_atomically(run_dir / POLICY_FILE, save(weights, metadata))
+    write_atomically(run_dir / POLICY_FILE, _in_order(save(weights, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its header's keys sorted: the library writes metadata in random order."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def evaluate(

@@ -57,7 +57,7 @@ class _FusedLoss(torch.autograd.Function):
         return loss, *logged
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grad * grad_loss, None, None, None, None

@@ -76,6 +76,8 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
 
     0: done; 1: failure; 2: bad input, told in one line by rank 0; 130: interrupted.
     """
+    if "RANK" in os.environ:
+        die_with_parent()
     status = 0
     try:
         main(config)
@@ -86,7 +88,7 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
         tell("interrupted")
         status = 130
     except Exception as error:
-        _tell_failure(error)
+        print(_failure(error), file=sys.stderr, flush=True)
         status = 1
     finally:
         _destroy_process_group()
@@ -94,20 +96,24 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     sys.exit(status)
 
 
-def _tell_failure(error: Exception) -> None:
+def _failure(error: Exception) -> str:
     """What a failed rank prints: a known kind of failure in one line, a bug with its traceback."""
     from fabric_ppo.envs.base import EnvironmentFault
     from fabric_ppo.update import TrainingError
 
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):
-        print(
-            f"{error.args[0]}\n(rank {rank} failed)" if isinstance(error, EnvironmentFault) else f"error: {error}",
-            file=sys.stderr,
-        )
-    else:
-        traceback.print_exception(error)
-    sys.stderr.flush()
+        return f"error: rank {rank}: {error}"
+    if is_lost_contact(error):
+        return f"rank {rank} stops: it lost contact with another rank ({str(error).splitlines()[0]})"
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed since another rank died or did not answer: that rank has the story."""
+    distributed = sys.modules.get("torch.distributed")
+    is_dist_error = distributed is not None and isinstance(error, distributed.DistError)
+    return is_dist_error or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _destroy_process_group() -> None:

@@ -28,7 +28,7 @@ class PPOModule(LightningModule):
         """See `training_step`."""
         return self.training_step(rows)
 
-    def training_step(self, rows: Rows) -> Losses:
+    def training_step(self, rows: Rows) -> Losses:  # type: ignore[override]
         """The PPO loss of a minibatch."""
         losses: Losses = self.loss(rows)
         return losses

@@ -13,7 +13,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         """Open `path` for appending."""
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from fabric_ppo.agent import Agent
 from fabric_ppo.checkpoint import write_atomically
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks, set_threads, set_timeout
+from fabric_ppo.distributed import Ranks, require_same_config, set_threads, set_timeout
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, save_policy
 from fabric_ppo.launch import ConfigError, is_rank_zero, tell
 from fabric_ppo.loggers import JsonLines
@@ -27,7 +27,6 @@ from fabric_ppo.rollout import Episode, Rollout
 from fabric_ppo.update import Guard, Stats
 
 RETURN_WINDOW = 100
-LogScalars = Callable[[Mapping[str, float], int], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,10 @@ class Summary:
     resumes: int
     exact_resume: bool
     test: dict[str, Any]
+
+    def test_metrics(self) -> dict[str, float]:
+        """The test as scalars; none on ranks that did not test."""
+        return {"Test/cumulative_reward": self.test["return_mean"]} if self.test else {}
 
 
 def new_run_dir(config: Config, script: str) -> Path:
@@ -82,9 +85,10 @@ class Run(contextlib.ExitStack):
         num_updates: how many updates the run has.
         dir: its folder; made when the iteration starts, so that a run that cannot start leaves nothing.
         video_dir: where training videos go; empty for none.
+        env_steps: transitions so far, over all ranks.
     """
 
-    def __init__(self, config: Config, script: str, ranks: Ranks, run_dir: Path, log: LogScalars) -> None:
+    def __init__(self, config: Config, script: str, ranks: Ranks, run_dir: Path) -> None:
         """Prepare a run.
 
         Args:
@@ -92,25 +96,25 @@ class Run(contextlib.ExitStack):
             script: which script runs, for the summary.
             ranks: those with environments.
             run_dir: from `new_run_dir`.
-            log: takes scalars and the number of transitions so far.
 
         Raises:
             ConfigError: not even one update.
         """
         super().__init__()
         self._wall_started = time.perf_counter()
-        self._config, self._script, self._ranks, self._log = config, script, ranks, log
+        self._config, self._script, self._ranks = config, script, ranks
         self.dir = run_dir
         self.video_dir = str(run_dir / "train_videos") if config.capture_video else ""
         self.num_updates = config.num_updates(ranks.size)
         self._steps_per_update = config.num_steps * config.num_envs * ranks.size
-        self._env_steps = self._updates = self._gradient_steps = 0
+        self.env_steps = self._updates = self._gradient_steps = 0
         self._train_seconds = 0.0
         self._window: deque[float] = deque(maxlen=RETURN_WINDOW)
         self._guard: Guard | None = None
         self._stopped = False
         set_threads(config.num_threads)
         set_timeout(config.timeout)
+        require_same_config(config, ranks)
         if config.torch_deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -143,8 +147,11 @@ class Run(contextlib.ExitStack):
             updates = f"{self.num_updates} updates of {self._steps_per_update}"
             tell(f"--total-timesteps {config.total_timesteps} is rounded down to {total}: {updates}")
 
-    def finish_update(self, agent: Agent, rollout: Rollout, stats: Stats, learning_rate: float) -> None:
-        """Agree with the other ranks on what happened (one collective), log it, show it, and decide whether to stop.
+    def finish_update(self, agent: Agent, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
+        """Agree with the other ranks on what happened (one collective), show it, and decide whether to stop.
+
+        Returns:
+            The update's scalars, true over all ranks, the same on each.
 
         Raises:
             TrainingError: something is not finite; the agent has the weights from before this update.
@@ -154,17 +161,17 @@ class Run(contextlib.ExitStack):
         self._guard.check(stats, self._updates)
         report = self._exchange(rollout, stats)
         self._updates += 1
-        self._env_steps += report.env_steps
+        self.env_steps += report.env_steps
         self._gradient_steps += stats.gradient_steps
         self._window.extend(episode.ret for episode in report.episodes)
         stop_at = self._config.stop_at_return
         mean = float(np.mean(self._window)) if self._window else None
         self._stopped = stop_at is not None and len(self._window) == RETURN_WINDOW and (mean or 0.0) >= stop_at
+        metrics = report.metrics | {"Info/learning_rate": learning_rate}
         if self._ranks.rank == 0:
-            metrics = report.metrics | {"Info/learning_rate": learning_rate}
-            self._log(metrics, self._env_steps)
-            self._lines.write({"step": self._env_steps, "update": self._updates} | metrics)
-        self._progress.update(self._env_steps, mean, report.metrics["Time/step_per_second"])
+            self._lines.write({"step": self.env_steps, "update": self._updates} | metrics)
+        self._progress.update(self.env_steps, mean, report.metrics["Time/step_per_second"])
+        return metrics
 
     def _exchange(self, rollout: Rollout, stats: Stats) -> _Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
@@ -190,7 +197,6 @@ class Run(contextlib.ExitStack):
             save_policy(agent, self.dir)
             video_dir = str(self.dir / "test_videos") if self._config.capture_video else ""
             test = evaluate(Policy(agent), self._config.test_episodes, self._config.seed, video_dir=video_dir)
-            self._log({"Test/cumulative_reward": test.to_dict()["return_mean"]}, self._env_steps)
         summary = self._summary(test)
         if self._ranks.rank == 0:
             text = json.dumps(asdict(summary), indent=2, allow_nan=False)
@@ -205,12 +211,12 @@ class Run(contextlib.ExitStack):
             seed=self._config.seed,
             world_size=self._ranks.size,
             total_timesteps=self._config.total_timesteps,
-            env_steps=self._env_steps,
+            env_steps=self.env_steps,
             updates=self._updates,
             gradient_steps=self._gradient_steps,
             wall_seconds=time.perf_counter() - self._wall_started,
             train_seconds=self._train_seconds,
-            steps_per_second=self._env_steps / self._train_seconds,
+            steps_per_second=self.env_steps / self._train_seconds,
             train_return_mean=float(np.mean(self._window)) if self._window else None,
             train_return_episodes=len(self._window),
             resumes=0,
@@ -219,12 +225,15 @@ class Run(contextlib.ExitStack):
         )
 
     def _tell_end(self, summary: Summary) -> None:
-        trained = (
-            f"{summary.env_steps:,} steps in {summary.train_seconds:.1f} s ({summary.steps_per_second:,.0f} steps/s)"
-        )
+        speed = f"{summary.steps_per_second:,.0f} steps/s"
         tested = f"{summary.test['return_mean']:.1f} +- {summary.test['return_std']:.1f}"
-        print(f"trained {trained}; test return {tested} over {summary.test['episodes']} episodes")
-        print(f"run folder: {self.dir}", flush=True)
+        print(f"trained {summary.env_steps:,} steps in {summary.train_seconds:.1f} s ({speed})")
+        print(f"tested  return {tested} over {summary.test['episodes']} episodes")
+        print(f"summary {self.dir / 'summary.json'}")
+        print(f"curves  tensorboard --logdir {self.dir}")
+        if self._config.capture_video:
+            print(f"videos  {self.dir / 'train_videos'}, {self.dir / 'test_videos'}")
+        print(f"again   python -m fabric_ppo evaluate {self.dir}", flush=True)
 
 
 @dataclass(frozen=True)

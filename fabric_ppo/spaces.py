@@ -63,7 +63,8 @@ class EnvSpec:
 
 
 def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
-    return SpaceSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return SpaceSpec(**fields)
 
 
 def env_spec(env_id: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> EnvSpec:

@@ -57,7 +57,7 @@ class AsyncEnvs(VectorEnvs):
             self._collect_answers()
         except EnvironmentFault as fault:
             self.close()
-            raise ConfigError(str(fault).splitlines()[-1]) from fault
+            raise ConfigError(str(fault).splitlines()[0]) from fault
 
     def _start_worker(self, index: int) -> None:
         ours, theirs = self._context.Pipe()

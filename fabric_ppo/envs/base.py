@@ -170,8 +170,8 @@ class Episodes:
 
     def _fault(self, what: str, error: Exception | None = None) -> EnvironmentFault:
         place = f"{self._settings.env_id} environment {self._id}, episode seed {self._episode_seed}, step {self._steps}"
-        trace = "".join(traceback.format_exception(error)).rstrip() + "\n" if error else ""
-        return EnvironmentFault(f"{trace}{place}: {what}")
+        trace = "\n" + "".join(traceback.format_exception(error)).rstrip() if error else ""
+        return EnvironmentFault(f"{place}: {what}{trace}")
 
 
 def _summary(error: Exception) -> str:

@@ -1,0 +1,205 @@
+"""The loss and gradient in closed form against autograd, finite differences and hand-made cases."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.batch import Rows
+from fabric_ppo.config import Config
+from fabric_ppo.fused import can_fuse, fused_loss
+from fabric_ppo.loss import Losses
+from fabric_ppo.networks import FlatWeights
+from fabric_ppo.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.update import autograd_loss
+
+BOX = SpaceSpec("box", (5,), "float32")
+OBSERVATIONS = {
+    "box": BOX,
+    "pixels": SpaceSpec("box", (2, 3), "uint8"),
+    "discrete": SpaceSpec("discrete", (), "int64", (4,), (2,)),
+}
+ACTIONS = {
+    "2 choices": SpaceSpec("discrete", (), "int64", (2,), (0,)),
+    "7 choices": SpaceSpec("discrete", (), "int64", (7,), (0,)),
+    "scalar": SpaceSpec("box", (1,), "float32", low=(None,), high=(None,)),
+    "matrix": SpaceSpec("box", (2, 3), "float32", low=(None,) * 6, high=(None,) * 6),
+}
+CONFIG = Config(clip_coef=0.2, vf_coef=0.7, ent_coef=0.03)
+
+
+def make_agent(action, hidden_sizes=(6, 4), activation="tanh", observation=BOX):
+    """A float64 agent; the widths of policy and value are the same, the weights are not."""
+    torch.manual_seed(3)
+    agent = Agent(EnvSpec("Test-v0", observation, action), Architecture(activation, hidden_sizes)).double()
+    if agent.log_std is not None:
+        agent.log_std.data = torch.linspace(-0.7, 0.4, agent.log_std.numel(), dtype=torch.float64)
+    return agent
+
+
+def make_rows(agent, count, spread=0.3):
+    """Rows as if collected by an agent whose log-probabilities and values were off by about `spread`."""
+    torch.manual_seed(5)
+    space = agent.spec.observation
+    if space.kind == "discrete":
+        obs = torch.randint(space.start[0], space.start[0] + space.sizes[0], (count,))
+    elif space.dtype == "uint8":
+        obs = torch.randint(0, 256, (count, *space.shape), dtype=torch.uint8)
+    else:
+        obs = torch.randn(count, *space.shape)
+    with torch.no_grad():
+        noise = agent.distribution.noise(torch.rand(count, agent.distribution.noise_size, dtype=torch.float64))
+        actions = agent.act(obs, noise).to(agent.distribution.action_dtype)
+        log_probs = agent.log_probs(obs, actions)
+        values = agent.values(obs)
+    off, moved, advantages, returns = torch.randn(4, count, dtype=torch.float64)
+    weights = torch.rand(count, dtype=torch.float64) / max(count, 1)
+    return Rows(obs, actions, log_probs + spread * off, values + spread * moved, advantages, returns, weights)
+
+
+def compare(agent, rows, config):
+    """Both ways through FlatWeights; the losses in closed form and the gradient of `flat`."""
+    weights = FlatWeights(agent)
+    flat_grads, losses = [], []
+    for loss_of in (lambda: fused_loss(agent, weights, rows, config), lambda: autograd_loss(weights, rows, config)):
+        weights.flat.grad = None
+        losses.append(loss_of())
+        losses[-1].loss.backward()
+        flat_grads.append(weights.flat.grad.clone())
+    for name, fused, reference in zip(Losses._fields, *losses, strict=True):
+        torch.testing.assert_close(fused, reference, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: name + text)
+    torch.testing.assert_close(*flat_grads, rtol=1e-12, atol=1e-12)
+    return losses[0], flat_grads[0]
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.03])
+@pytest.mark.parametrize("clip_vloss", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("hidden_sizes", [(), (8,), (6, 4), (5, 3, 4)], ids=str)
+@pytest.mark.parametrize("action", ACTIONS)
+def test_equals_autograd(action, hidden_sizes, activation, clip_vloss, ent_coef):
+    agent = make_agent(ACTIONS[action], hidden_sizes, activation)
+    config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss, ent_coef=ent_coef)
+    rows = make_rows(agent, 64)
+    losses, grad = compare(agent, rows, config)
+    assert 0 < losses.clip_fraction < rows.weights.sum()  # both sides of the clip were seen
+    assert grad.count_nonzero() > grad.numel() / 2
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("action", ["7 choices", "matrix"])
+def test_any_observation(observation, action):
+    agent = make_agent(ACTIONS[action], observation=OBSERVATIONS[observation])
+    compare(agent, make_rows(agent, 33), CONFIG)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("clip_vloss", [False, True])
+def test_no_rows(action, clip_vloss):
+    agent = make_agent(ACTIONS[action])
+    losses, grad = compare(agent, make_rows(agent, 0), dataclasses.replace(CONFIG, clip_vloss=clip_vloss))
+    assert all(each.item() == 0 for each in losses)
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_rows_without_weight(action):
+    """Some rows weigh nothing: as if they were not there."""
+    agent = make_agent(ACTIONS[action])
+    rows = make_rows(agent, 24)
+    kept = torch.arange(24) % 4 != 0
+    _, masked = compare(agent, rows._replace(weights=rows.weights * kept), CONFIG)
+    _, short = compare(copy.deepcopy(agent), Rows(*(column[kept] for column in rows)), CONFIG)
+    torch.testing.assert_close(masked, short, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_first_minibatch_has_its_whole_gradient(action):
+    """Where the agent has not moved the ratio is one, both sides of the minimum are equal: policy gradient, REINFORCE.
+
+    `sum_i -w_i A_i grad log pi(a_i)`, through autograd on the log-probabilities alone.
+    """
+    agent = make_agent(ACTIONS[action])
+    rows = make_rows(agent, 32, spread=0.0)
+    config = dataclasses.replace(CONFIG, vf_coef=0.0, ent_coef=0.0)
+    log_probs = agent.log_probs(rows.obs, rows.actions)
+    surrogate = -(rows.weights * rows.advantages * log_probs).sum()
+    gradients = torch.autograd.grad(surrogate, list(agent.parameters()), allow_unused=True)
+    expected = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(agent.parameters(), gradients, strict=True)
+    ]
+    losses, grad = compare(agent, rows, config)
+    torch.testing.assert_close(grad, torch.cat([each.flatten() for each in expected]), rtol=1e-10, atol=1e-12)
+    assert losses.clip_fraction == 0
+
+
+@pytest.mark.parametrize("action", ["7 choices", "matrix"])
+@pytest.mark.parametrize("clip_vloss", [False, True])
+def test_gradient_is_the_slope(action, clip_vloss):
+    """Finite differences of the loss along random directions, without autograd."""
+    agent = make_agent(ACTIONS[action])
+    rows, weights = make_rows(agent, 40), FlatWeights(agent)
+    config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss)
+    fused_loss(agent, weights, rows, config).loss.backward()
+    start, step = weights.flat.detach().clone(), 1e-6
+
+    @torch.no_grad()
+    def loss_at(flat):
+        weights.flat.copy_(flat)
+        return fused_loss(agent, weights, rows, config).loss.item()
+
+    for direction in torch.randn(6, start.numel(), dtype=torch.float64):
+        expected = (loss_at(start + step * direction) - loss_at(start - step * direction)) / (2 * step)
+        assert (weights.flat.grad @ direction).item() == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_a_scaled_loss_has_a_scaled_gradient():
+    """As a mean over ranks, a gradient scaler or gradient accumulation does."""
+    agent = make_agent(ACTIONS["matrix"])
+    rows = make_rows(agent, 16)
+    _, grad = compare(agent, rows, CONFIG)
+    weights = FlatWeights(agent)
+    (3.0 * fused_loss(agent, weights, rows, CONFIG).loss).backward()
+    torch.testing.assert_close(weights.flat.grad, 3.0 * grad, rtol=1e-14, atol=0)
+
+
+def test_memory_of_the_gradient_is_never_handed_out():
+    """What was computed stays although the next loss uses the same memory; a loss that came too late says so."""
+    agent = make_agent(ACTIONS["matrix"])
+    weights = FlatWeights(agent)
+    rows = make_rows(agent, 16)
+    other = rows._replace(advantages=-rows.advantages)
+    fused_loss(agent, weights, rows, CONFIG).loss.backward()
+    kept, snapshot = weights.flat.grad, weights.flat.grad.clone()
+    weights.flat.grad = None
+    late = fused_loss(agent, weights, rows, CONFIG)
+    fused_loss(agent, weights, other, CONFIG).loss.backward()
+    assert torch.equal(kept, snapshot)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        late.loss.backward()
+
+
+def test_only_the_loss_has_a_gradient():
+    agent = make_agent(ACTIONS["7 choices"])
+    loss, *logged = fused_loss(agent, FlatWeights(agent), make_rows(agent, 8), CONFIG)
+    assert loss.requires_grad
+    assert not any(each.requires_grad for each in logged)
+
+
+def test_rows_stay_as_they_are():
+    agent = make_agent(ACTIONS["matrix"])
+    rows = make_rows(agent, 8)
+    before = Rows(*(column.clone() for column in rows))
+    fused_loss(agent, FlatWeights(agent), rows, dataclasses.replace(CONFIG, clip_vloss=True)).loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(rows, before, strict=True))
+
+
+def test_what_can_be_fused():
+    choices = SpaceSpec("multi_discrete", (2,), "int64", (2, 3), (0, 0))
+    bits = SpaceSpec("multi_binary", (2,), "int8")
+    assert all(can_fuse(make_agent(action), "cpu") for action in ACTIONS.values())
+    assert not any(can_fuse(make_agent(action), "cpu") for action in (choices, bits))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_fuse(make_agent(ACTIONS["scalar"]), "cpu")

@@ -1,0 +1,85 @@
+"""PPO on raw PyTorch: every rank has environments and a copy of the agent, DDP averages the gradients.
+
+torchrun --nproc_per_node=2 --standalone train_torch.py --env-id LunarLander-v3
+python train_torch.py                                    # one process, no launcher
+"""
+
+from fabric_ppo.config import TorchConfig, parse_args
+
+if __name__ == "__main__":
+    CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from fabric_ppo.agent import make_agent
+from fabric_ppo.batch import make_batch
+from fabric_ppo.distributed import Ranks, join_process_group
+from fabric_ppo.envs import make_envs
+from fabric_ppo.launch import read_launch, run_script
+from fabric_ppo.loggers import markdown_table
+from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.run import Run, Summary, new_run_dir
+from fabric_ppo.update import PPOLoss, make_optimizer, ppo_update, set_learning_rate
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """`[...] -> [world size, ...]`."""
+    gathered = tensor.new_empty(dist.get_world_size(), *tensor.shape)
+    dist.all_gather(list(gathered.unbind()), tensor.contiguous())
+    return gathered
+
+
+def main(config: TorchConfig) -> Summary:
+    """Train, test, and leave a run folder."""
+    run_dir = new_run_dir(config, "torch")
+    launch = read_launch()
+    device = torch.device("cuda", launch.local_rank) if config.cuda else torch.device("cpu")
+    if config.cuda:
+        torch.cuda.set_device(device)
+    if launch.world_size > 1:
+        join_process_group("nccl" if config.cuda else "gloo", config.timeout)
+    ranks = Ranks(launch.rank, launch.world_size, all_gather)
+
+    with Run(config, "torch", ranks, run_dir) as run:
+        envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
+        agent = make_agent(envs.spec, config)
+        ppo: nn.Module = PPOLoss(agent, config).to(device)
+        optimizer = make_optimizer(ppo, config)
+        if launch.world_size > 1:
+            ppo = DistributedDataParallel(ppo, device_ids=[launch.local_rank] if config.cuda else None)
+
+        def step(loss: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(ppo.parameters(), config.max_grad_norm)
+            optimizer.step()
+            return norm
+
+        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
+        writer = run.closing(SummaryWriter(run_dir)) if ranks.rank == 0 else None
+
+        def log_dict(metrics: dict[str, float], step: int) -> None:
+            if writer is not None:
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, step)
+
+        if writer is not None:
+            writer.add_text("hyperparameters", markdown_table(config.to_dict()))
+        for update in run:
+            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            rollout = collect(envs, agent, buffer, config.seed, update)
+            batch = make_batch(rollout, config, ranks, update, device)
+            stats = ppo_update(ppo, batch, step, config)
+            metrics = run.finish_update(agent, rollout, stats, learning_rate)
+            log_dict(metrics, run.env_steps)
+        summary = run.finish(agent)
+        log_dict(summary.test_metrics(), run.env_steps)
+    return summary
+
+
+if __name__ == "__main__":
+    run_script(main, CONFIG)
