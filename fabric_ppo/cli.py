@@ -61,7 +61,7 @@ def _train(args: list[str]) -> int:
     if launch.devices < 1 or launch.num_nodes < 1:
         raise ConfigError(f"--devices {launch.devices} --num-nodes {launch.num_nodes}: numbers from 1 up are expected")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
-    config.num_updates(launch.devices * launch.num_nodes)
+    config.num_updates(config.ranks_with_envs(launch.devices * launch.num_nodes))
     if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
         raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
     sys.stdout.flush()

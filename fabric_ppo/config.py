@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import io
 import math
 import os
@@ -86,7 +87,7 @@ class Config:
     max_grad_norm: float = 0.5
     """Largest norm of the gradient; longer ones are scaled down."""
 
-    activation_function: Literal["relu", "tanh"] = "tanh"
+    activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
@@ -142,6 +143,10 @@ class Config:
                 f"--total-timesteps {self.total_timesteps}: at least {per_update} ({formula}), one update"
             )
         return self.total_timesteps // per_update
+
+    def ranks_with_envs(self, world_size: int) -> int:
+        """How many of `world_size` ranks have environments."""
+        return world_size
 
     def to_dict(self) -> dict[str, Any]:
         """The flags as plain values for config.yaml, without those that only say where this run lies."""
@@ -237,24 +242,24 @@ def resolve_env_id(env_id: str) -> str:
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own `module:Env-v0` is looked for where they are
+    module, colon, plain_id = env_id.rpartition(":")
     try:
-        if ":" in env_id:
-            # imports the module, which registers its environments
-            return f"{env_id.split(':')[0]}:{gymnasium.spec(env_id).id}"
-        if env_id in gymnasium.registry:
+        if module:
+            importlib.import_module(module)  # registers its environments
+        if plain_id in gymnasium.registry:
             return env_id
-        namespace, name, version = registration.parse_env_id(env_id)
+        namespace, name, version = registration.parse_env_id(plain_id)
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(f"--env-id {env_id}: {str(error).splitlines()[0]}") from None
     newest = registration.find_highest_version(namespace, name)
     if version is not None and newest is not None and version < newest:
-        successor = registration.get_env_id(namespace, name, newest)
+        successor = module + colon + registration.get_env_id(namespace, name, newest)
         tell(f"{env_id} is retired in Gymnasium {gymnasium.__version__}: running its successor {successor}")
         return successor
     if version is None and newest is not None:
-        return registration.get_env_id(namespace, name, newest)
+        return module + colon + registration.get_env_id(namespace, name, newest)
     known = {key.lower(): key for key in gymnasium.registry}
-    nearest = [known[key] for key in difflib.get_close_matches(env_id.lower(), known, n=3, cutoff=0.4)]
+    nearest = [known[key] for key in difflib.get_close_matches(plain_id.lower(), known, n=3, cutoff=0.4)]
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
     raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
 
@@ -287,9 +292,11 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
 
 
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
-    """The command line as a Config; exits with status 2 and one line from rank 0 where it cannot be one."""
+    """The command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0."""
     try:
-        return parse_flags(config_type, sys.argv[1:] if args is None else args)
+        config = parse_flags(config_type, sys.argv[1:] if args is None else args)
+        config.num_updates(config.ranks_with_envs(read_launch().world_size))
+        return config
     except ConfigError as error:
         tell(f"error: {error}")
         raise SystemExit(2) from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +80,7 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     """
     if "RANK" in os.environ:
         die_with_parent()
+    _quieten_libraries()
     status = 0
     try:
         main(config)
@@ -94,6 +97,13 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
         _destroy_process_group()
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _quieten_libraries() -> None:
+    """Keep what libraries say to developers out of what users read."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*deprecated.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def _failure(error: Exception) -> str:

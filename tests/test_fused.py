@@ -127,9 +127,7 @@ def test_first_minibatch_has_its_whole_gradient(action):
     log_probs = agent.log_probs(rows.obs, rows.actions)
     surrogate = -(rows.weights * rows.advantages * log_probs).sum()
     gradients = torch.autograd.grad(surrogate, list(agent.parameters()), allow_unused=True)
-    expected = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(agent.parameters(), gradients, strict=True)
-    ]
+    expected = [torch.zeros_like(p) if g is None else g for p, g in zip(agent.parameters(), gradients, strict=True)]
     losses, grad = compare(agent, rows, config)
     torch.testing.assert_close(grad, torch.cat([each.flatten() for each in expected]), rtol=1e-10, atol=1e-12)
     assert losses.clip_fraction == 0

@@ -176,6 +176,9 @@ class Endless(gymnasium.Env[Any, Any]):
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.Discrete(2)
 
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Observations are noise."""
         super().reset(seed=seed)
@@ -187,6 +190,13 @@ class Endless(gymnasium.Env[Any, Any]):
 
     def _observe(self) -> Any:
         return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+class NoArguments(Endless):
+    """Has never heard of rendering."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
 class BrokenConstructor(gymnasium.Env[Any, Any]):
@@ -201,6 +211,9 @@ class DictObservations(gymnasium.Env[Any, Any]):
 
     observation_space = spaces.Dict({"a": spaces.Discrete(2)})
     action_space = spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        pass
 
 
 def toy_env(**options: Any) -> str:
@@ -240,5 +253,6 @@ _FIXED: dict[str, dict[str, Any]] = {
 for _name, _options in _FIXED.items():
     gymnasium.register(f"{_name}-v0", entry_point=f"{MODULE}:Toy", kwargs=_options)
 gymnasium.register("Endless-v0", entry_point=f"{MODULE}:Endless", max_episode_steps=20)
+gymnasium.register("NoArguments-v0", entry_point=f"{MODULE}:NoArguments")
 gymnasium.register("BrokenConstructor-v0", entry_point=f"{MODULE}:BrokenConstructor")
 gymnasium.register("DictObservations-v0", entry_point=f"{MODULE}:DictObservations")

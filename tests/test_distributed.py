@@ -1,0 +1,170 @@
+"""What ranks say to each other; the ranks are threads here, real processes are in the parity tests."""
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from fabric_ppo.config import Config
+from fabric_ppo.distributed import Ranks, require_same_config, set_threads
+from fabric_ppo.launch import ConfigError, Launch, read_launch
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def on_ranks(size, function):
+    """`[function(ranks) for each rank]` and how many collectives each took; the ranks are threads that meet."""
+    slots, calls, meet = [None] * size, [0] * size, threading.Barrier(size, timeout=20)
+
+    def ranks(rank):
+        def all_gather(tensor):
+            slots[rank] = tensor
+            calls[rank] += 1
+            meet.wait()
+            gathered = torch.stack(slots)
+            meet.wait()
+            return gathered
+
+        return Ranks(rank, size, all_gather)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: function(ranks(rank)), range(size))), calls
+
+
+def mixed(rank):
+    """One tensor of each type and of odd sizes, other values on every rank."""
+    generator = torch.Generator().manual_seed(rank)
+    return [
+        torch.randint(0, 256, (5, 3), dtype=torch.uint8, generator=generator),
+        torch.rand(7, generator=generator) < 0.5,
+        torch.randint(-(2**62), 2**62, (3, 1, 2), generator=generator),
+        torch.randn(11, generator=generator),
+        torch.randn(4, 6, generator=generator).T,
+        torch.tensor(rank),
+        torch.zeros(0, 3),
+        torch.tensor([torch.nan, torch.inf, -0.0, rank], dtype=torch.float64),
+        torch.randn(13, generator=generator).to(torch.bfloat16),
+        torch.randn(6, 5, generator=generator)[:, 1:4],
+    ]
+
+
+def bits(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("kept", [slice(None), slice(0, 1), slice(1, 2), slice(6, 7), slice(8, None)])
+def test_gather_all_gives_everybody_everything(size, kept):
+    """Bit for bit, in order of rank, in a single collective."""
+    results, calls = on_ranks(size, lambda ranks: ranks.gather_all(mixed(ranks.rank)[kept]))
+    expected = [torch.stack(each) for each in zip(*(mixed(rank)[kept] for rank in range(size)), strict=True)]
+    for result in results:
+        for got, want in zip(result, expected, strict=True):
+            assert (got.dtype, got.shape) == (want.dtype, want.shape)
+            assert torch.equal(bits(got), bits(want))
+    assert calls == [0 if size == 1 else 1] * size
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_gather(size):
+    results, _ = on_ranks(size, lambda ranks: ranks.gather(torch.tensor([ranks.rank, 10.0])))
+    expected = torch.tensor([[rank, 10.0] for rank in range(size)])
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def checked(size, configs):
+    def check(ranks):
+        try:
+            require_same_config(configs[ranks.rank], ranks)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    return on_ranks(size, check)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_equal_configs_pass_with_one_collective(size):
+    """Where a run lies does not count: --run-dir may be another path on another host."""
+    config = Config()
+    messages, calls = checked(size, [dataclasses.replace(config, run_dir=f"host{rank}") for rank in range(size)])
+    assert messages == [None] * size
+    assert max(calls) <= 1
+
+
+@pytest.mark.parametrize("different", [0, 1, 2])
+def test_different_configs_are_refused_by_all_ranks_alike(different):
+    configs = [Config(num_envs=16 if rank == different else 2, env_id="CartPole-v1") for rank in range(3)]
+    messages, calls = checked(3, configs)
+    assert len(set(messages)) == 1
+    assert "--num-envs" in messages[0]
+    assert "16" in messages[0]
+    assert "--seed" not in messages[0]
+    assert "rank 0 and rank " + {0: "1", 1: "1", 2: "2"}[different] in messages[0]
+    assert "\n" not in messages[0]
+    assert len(set(calls)) == 1
+
+
+def launched(monkeypatch, **values):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    launched(monkeypatch)
+    assert read_launch() == Launch(0, 1, 0, 1)
+
+
+def test_the_launchers_word(monkeypatch):
+    launched(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4")
+    assert read_launch() == Launch(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    launched(monkeypatch, RANK="1", WORLD_SIZE="3", LOCAL_RANK="1")
+    assert read_launch() == Launch(rank=1, world_size=3, local_rank=1, local_world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"RANK": "0"}, ["WORLD_SIZE", "LOCAL_RANK", "not set"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, ["LOCAL_RANK", "not set"]),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["RANK", "not set"]),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["RANK=x", "whole numbers"]),
+        ({"RANK": "0", "WORLD_SIZE": "", "LOCAL_RANK": "0"}, ["WORLD_SIZE=", "whole numbers"]),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["RANK=2", "0 to", "1"]),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["RANK=-1", "0 to", "1"]),
+    ],
+)
+def test_half_set_variables_are_refused_in_one_line(values, named, monkeypatch):
+    launched(monkeypatch, **values)
+    with pytest.raises(ConfigError) as caught:
+        read_launch()
+    message = str(caught.value)
+    assert message.startswith("environment variable")
+    assert all(part in message for part in named), message
+    assert "\n" not in message
+
+
+def test_a_wrong_local_rank_is_named(monkeypatch):
+    launched(monkeypatch, RANK="0", WORLD_SIZE="8", LOCAL_RANK="4", LOCAL_WORLD_SIZE="4")
+    with pytest.raises(ConfigError, match="LOCAL_RANK=4"):
+        read_launch()
+
+
+def test_threads_are_the_cores_over_the_ranks_of_the_host(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+        for local_world_size, expected in (("1", 12), ("4", 3), ("5", 2), ("20", 1)):
+            launched(
+                monkeypatch, RANK="0", WORLD_SIZE="40", LOCAL_RANK="0", LOCAL_WORLD_SIZE=local_world_size
+            )
+            set_threads(0)
+            assert torch.get_num_threads() == expected
+        set_threads(7)
+        assert torch.get_num_threads() == 7
+    finally:
+        torch.set_num_threads(before)
