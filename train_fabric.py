@@ -22,6 +22,7 @@ from fabric_ppo.lightning_module import PPOModule
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
+from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.update import ppo_update, set_learning_rate
 
 
@@ -38,6 +39,7 @@ def main(config: Config) -> Summary:
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+        reduce_in_shared_memory(ppo, ranks, config.timeout)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()

@@ -23,6 +23,7 @@ from fabric_ppo.launch import read_launch, run_script
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
+from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.update import PPOLoss, make_optimizer, ppo_update, set_learning_rate
 
 
@@ -51,6 +52,7 @@ def main(config: TorchConfig) -> Summary:
         optimizer = make_optimizer(ppo, config)
         if launch.world_size > 1:
             ppo = DistributedDataParallel(ppo, device_ids=[launch.local_rank] if config.cuda else None)
+        reduce_in_shared_memory(ppo, ranks, config.timeout)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()

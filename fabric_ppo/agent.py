@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -57,6 +58,11 @@ class Encoder(nn.Module):
         self.start = space.start[0] if space.kind == "discrete" else 0
         self.scale = 1 / 255 if space.dtype == "uint8" else 1.0
         self.num_features = self.num_choices or space.size
+        self._passes = str(space.dtype) if len(space.shape) == 1 and space.kind == "box" else ""
+
+    def is_identity(self, dtype: torch.dtype) -> bool:
+        """Whether observations are features as they are."""
+        return f"torch.{self._passes}" == str(dtype)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode `obs [B, ...]`."""
@@ -107,6 +113,18 @@ class Agent(nn.Module):
         """Actions `[B, *action_shape]`: drawn with `noise [B, noise_size]`, or the most probable ones without."""
         params = self.policy_params(self.encoder(obs, self.dtype))
         return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
+
+    def actor(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`act` with noise, for as long as the weights stay as they are; for stepping environments."""
+        policy, sample, dtype = self.policy.frozen(), self.distribution.sample, self.dtype
+        encode = None if self.encoder.is_identity(dtype) else self.encoder
+        log_std = self.log_std
+
+        def act(obs: Tensor, noise: Tensor) -> Tensor:
+            params = policy(obs if encode is None else encode(obs, dtype))
+            return sample(params if log_std is None else torch.cat([params, log_std.expand_as(params)], -1), noise)
+
+        return act
 
     def values(self, obs: Tensor) -> Tensor:
         """State values `[B]`."""

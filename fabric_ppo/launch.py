@@ -16,6 +16,10 @@ class ConfigError(ValueError):
     """Something that the user can get wrong: one line that names it and says what would be right."""
 
 
+class LostContactError(RuntimeError):
+    """Another rank has died or does not answer: it is that rank that has the story."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """This process's place among the processes of the run, as the environment variables say."""
@@ -123,7 +127,11 @@ def is_lost_contact(error: BaseException) -> bool:
     """Whether a collective failed since another rank died or did not answer: that rank has the story."""
     distributed = sys.modules.get("torch.distributed")
     is_dist_error = distributed is not None and isinstance(error, distributed.DistError)
-    return is_dist_error or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return (
+        is_dist_error
+        or isinstance(error, LostContactError)
+        or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    )
 
 
 def _destroy_process_group() -> None:

@@ -79,7 +79,8 @@ class RolloutBuffer:
         # the first matrix products of few rows round differently: N is padded, so that it does not matter
         padded = -(-n // _PADDED_ROWS) * _PADDED_ROWS
         self.staged_obs = np.zeros((padded, *spec.observation.shape), spec.observation.dtype)
-        self.actions = torch.zeros(t, n, *distribution.action_shape, dtype=distribution.action_dtype)
+        action = torch.zeros((), dtype=distribution.action_dtype).numpy()
+        self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
         self.rewards = np.zeros((t, n), np.float32)
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
         self.returns = np.zeros(n, np.float64)
@@ -102,18 +103,17 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
         update: which rollout this is; with `seed` it names the action noise.
     """
     started = time.perf_counter()
-    noise = _noise(agent, buffer, seed, update)
-    staged = torch.from_numpy(buffer.staged_obs)
-    device = agent.device
-    n, to_env_actions = buffer.num_envs, ActionConverter(envs.spec.action)
+    to_env_actions = ActionConverter(envs.spec.action)
+    act, on_cpu = agent.actor(), agent.device.type == "cpu"
+    staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
     finals: list[tuple[int, FinalObs]] = []
     buffer.obs[0] = buffer.obs[-1]
-    for t in range(buffer.num_steps):
+    for t, noise in enumerate(_noise(agent, buffer, seed, update).unbind()):
         buffer.staged_obs[:n] = buffer.obs[t]
-        actions = agent.act(staged.to(device), noise[t])[:n].to("cpu", buffer.actions.dtype)
-        buffer.actions[t] = actions
+        drawn = act(staged, noise) if on_cpu else act(staged.to(agent.device), noise).cpu()
+        actions = buffer.actions[t] = drawn.numpy()[:n]
         into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
-        finals += ((t, final) for final in envs.step(to_env_actions(actions.numpy()), *into))
+        finals += [(t, final) for final in envs.step(to_env_actions(actions), *into)]
     return _rollout(agent, buffer, finals, started)
 
 
@@ -129,7 +129,8 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalObs]], started: float) -> Rollout:
     t, n = buffer.num_steps, buffer.num_envs
     obs = torch.from_numpy(buffer.obs)
-    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), buffer.actions.flatten(0, 1), agent=agent).view(t, n)
+    actions = torch.from_numpy(buffer.actions)
+    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), actions.flatten(0, 1), agent=agent).view(t, n)
     all_values = _in_passes(agent.values, obs.flatten(0, 1), agent=agent).view(t + 1, n)
     next_values = all_values[1:].clone()
     if cut := [(step, final) for step, final in finals if buffer.truncated[step, final.env]]:
@@ -138,7 +139,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalO
         next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
     return Rollout(
         obs=obs[:t],
-        actions=buffer.actions,
+        actions=actions,
         log_probs=log_probs,
         values=all_values[:t],
         rewards=torch.from_numpy(buffer.rewards),

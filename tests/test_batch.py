@@ -152,7 +152,9 @@ def slice_of(rollout, envs):
 
 def raw_advantages(rollout):
     """One step of bootstrapping (gae_lambda = 0), in NumPy."""
-    reward, value, following = (each.double().numpy() for each in (rollout.rewards, rollout.values, rollout.next_values))
+    reward, value, following = (
+        each.double().numpy() for each in (rollout.rewards, rollout.values, rollout.next_values)
+    )
     return reward + 0.9 * np.where(rollout.terminated.numpy(), 0, following) - value
 
 

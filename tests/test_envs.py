@@ -171,39 +171,44 @@ def test_no_two_environments_share_an_episode_seed(open_envs):
     assert all(0 <= seed < 2**30 for seed in seen)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_trajectories_are_those_of_gymnasium(open_envs, env_id):
-    """Bit for bit what a plain loop over `gymnasium.make` gives, in either backend (and so in both)."""
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "LunarLander-v3", "BipedalWalker-v3"])
+def test_an_episode_is_a_function_of_its_seed_and_actions(open_envs, env_id):
+    """Bit for bit what a plain loop gives (in either backend, so the same in both), in a new environment each time."""
     rank, num_ranks, num_envs, steps = 1, 2, 2, 250
     envs = open_envs(env_id, num_envs, rank, num_ranks)
+    space = gymnasium.make(env_id).action_space
     rng = np.random.default_rng(0)
     is_discrete = envs.spec.action.kind == "discrete"
-    actions = rng.integers(0, 2, (steps, num_envs)) if is_discrete else rng.normal(0, 3, (steps, num_envs, 1))
+    drawn = (lambda shape: rng.integers(0, space.n, shape)) if is_discrete else (lambda shape: rng.normal(0, 3, shape))
+    actions = drawn((steps, num_envs, *space.shape))
     got_obs, got = [reset(envs)], []
     for each in actions:
         got.append(step(envs, each))
         got_obs.append(got[-1].obs)
-    ends = 0
+    ended = 0
     for local in range(num_envs):
-        plain, episode = gymnasium.make(env_id), 0
-
-        def start(plain=plain, local=local):
-            return plain.reset(seed=episode_seed(SEED, rank * num_envs + local, episode, num_ranks * num_envs))[0]  # noqa: B023
-
-        np.testing.assert_array_equal(got_obs[0][local], start())
+        episode = 0
+        plain, obs = start_plain(env_id, rank * num_envs + local, episode, num_ranks * num_envs)
+        np.testing.assert_array_equal(got_obs[0][local], obs)
         for t in range(steps):
-            action = actions[t, local] if is_discrete else np.clip(actions[t, local].astype(np.float32), -2, 2)
+            action = actions[t, local]
+            action = action if is_discrete else np.clip(action.astype(np.float32), space.low, space.high)
             obs, reward, terminated, truncated, _ = plain.step(action)
             if terminated or truncated:
-                ends += 1
-                episode += 1
                 (final,) = (final for final in got[t].finals if final.env == local)
                 np.testing.assert_array_equal(final.obs, obs)
-                obs = start()
+                ended, episode = ended + 1, episode + 1
+                plain, obs = start_plain(env_id, rank * num_envs + local, episode, num_ranks * num_envs)
             np.testing.assert_array_equal(got_obs[t + 1][local], obs)
             assert got[t].rewards[local] == np.float32(reward)
             assert (got[t].terminated[local], got[t].truncated[local]) == (terminated, truncated)
-    assert ends >= 2
+    assert ended >= 2
+
+
+def start_plain(env_id, env, episode, total_envs):
+    """A new environment at the start of an episode, and its first observation."""
+    plain = gymnasium.make(env_id)
+    return plain, plain.reset(seed=episode_seed(SEED, env, episode, total_envs))[0]
 
 
 # actions

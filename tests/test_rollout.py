@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -132,8 +133,6 @@ def test_returns_bootstrap_where_an_episode_was_only_cut(open_envs, backend, end
 
 def test_environments_end_at_different_times(open_envs, backend):
     """Each final observation is valued in the row of its own environment: CartPole, cut or fallen."""
-    import gymnasium
-
     name = "CutCartPole-v0"
     if name not in gymnasium.registry:
         gymnasium.register(name, gymnasium.spec("CartPole-v1").entry_point, max_episode_steps=10)
@@ -257,6 +256,43 @@ def test_gaussian_actions_are_mean_plus_deviation_times_noise(open_envs):
             np.testing.assert_allclose(rollout.actions[t, env], expected, rtol=1e-5, atol=1e-5)
             taken = np.clip(rollout.actions[t, env].numpy(), low, high)
             assert rollout.rewards[t, env] == pytest.approx(toy_reward(t % 5, taken), rel=1e-6)
+
+
+def test_an_environment_that_overwrites_its_action_changes_nothing(open_envs, backend):
+    """The rollout holds what was drawn: it explains the rewards, which `Toy` gives before it scribbles."""
+    envs = open_envs(toy_env(length=3, action="multi_binary", scribbles=True), 2, backend=backend)
+    agent = random_agent(envs.spec)
+    (rollout,) = rollouts(envs, agent, 6, 1)
+    expected = [[toy_reward(t % 3, action) for action in rollout.actions[t]] for t in range(6)]
+    np.testing.assert_array_equal(rollout.rewards, expected)
+    assert not rollout.actions.bool().all()
+
+
+class Scalars(gymnasium.Env):
+    """A Box without dimensions to see and another to act in: the reward is the action, which follows as observation."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (), np.float32)
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        return np.float32(0), {}
+
+    def step(self, action):
+        return np.float32(action), float(action), False, False, {}
+
+
+def test_spaces_without_dimensions(open_envs, backend):
+    """`Box(..., shape=())` is taken as any other: either it works or it is refused when the environment is made."""
+    gymnasium.registry.pop("Scalars-v0", None)
+    gymnasium.register("Scalars-v0", Scalars)
+    envs = open_envs("Scalars-v0", 3, backend=backend)
+    (rollout,) = rollouts(envs, random_agent(envs.spec), 4, 1)
+    assert rollout.obs.shape == rollout.actions.shape == rollout.log_probs.shape == (4, 3)
+    torch.testing.assert_close(rollout.rewards, rollout.actions.clamp(-1, 1))
+    torch.testing.assert_close(rollout.obs[1:], rollout.rewards[:-1])
 
 
 # H2, H5: where environments live does not matter

@@ -105,7 +105,7 @@ def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium
     if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
-        rendering = {} if render_mode is None else {"render_mode": render_mode}
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(env_id, disable_env_checker=True, **rendering)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,140 @@
+"""Averaging DDP's gradients through shared memory, where all ranks are CPU processes of one host.
+
+A gradient of some tens of kilobytes costs gloo milliseconds when ranks fill the cores: each all-reduce wakes threads
+on both ends of a socket. Here each rank writes its gradient where the others can read it and counts up a flag; what
+is waited for is the slowest rank, and nothing else. DDP calls it as a communication hook
+(https://pytorch.org/docs/stable/ddp_comm_hooks.html), so its semantics stay: `sum over ranks of gradient / W`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fabric_ppo.distributed import Ranks
+from fabric_ppo.launch import LostContactError, read_launch
+
+_FLAG_BYTES = 64  # a cache line for each flag, so that ranks do not invalidate each other's
+_PATIENT_SPINS = 2000
+_SECONDS_BETWEEN_CHECKS = 0.2
+
+
+def reduce_in_shared_memory(module: nn.Module, ranks: Ranks, timeout: float) -> None:
+    """Have the DDP module inside `module` average its gradients through shared memory where that is possible.
+
+    It is where every rank runs on this host, on the CPU, and the processor keeps stores in order (x86-64); elsewhere
+    DDP goes on with its own collectives. Every rank must call this at the same point.
+
+    Args:
+        module: what is trained; nothing happens if it holds no DDP module.
+        ranks: those that DDP averages over.
+        timeout: seconds to wait for a rank.
+    """
+    wrapped = [each for each in module.modules() if isinstance(each, DistributedDataParallel)]
+    parameters = [each for each in module.parameters() if each.requires_grad]
+    on_one_host = read_launch().local_world_size >= ranks.size
+    ordered_stores = sys.platform == "linux" and platform.machine() == "x86_64"
+    if not (wrapped and ranks.size > 1 and on_one_host and ordered_stores) or parameters[0].device.type != "cpu":
+        return
+    size = max(sum(each.numel() * each.element_size() for each in parameters), 8)
+    memory = SharedMemorySum(ranks, size, timeout)
+
+    def average(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+        gradient = bucket.buffer()
+        memory.sum_(gradient.div_(ranks.size))
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(gradient)
+        return done
+
+    average.__annotations__.clear()  # DDP takes its own types, unquoted, or none
+    wrapped[0].register_comm_hook(None, average)
+
+
+class SharedMemorySum:
+    """Sums tensors over the ranks of one host, in order of rank.
+
+    Two buffers take turns. A rank writes the one of turn k+2, which was that of turn k, only when every flag has
+    reached k+1, and a rank raises its flag to k+1 only when it has read turn k.
+    """
+
+    def __init__(self, ranks: Ranks, size: int, timeout: float) -> None:
+        """Share memory for tensors of up to `size` bytes between all of `ranks`."""
+        self._rank, self._timeout, self._turn = ranks.rank, timeout, 0
+        slot = -(-size // _FLAG_BYTES) * _FLAG_BYTES
+        memory = _map_together(ranks, ranks.size * _FLAG_BYTES + 2 * ranks.size * slot)
+        flags = np.frombuffer(memory, np.int64, ranks.size * _FLAG_BYTES // 8)
+        self._flags = flags[:: _FLAG_BYTES // 8]
+        data = torch.frombuffer(memory, dtype=torch.uint8, offset=ranks.size * _FLAG_BYTES)
+        self._slots = data.view(2, ranks.size, slot)
+        self._pids = ranks.gather(torch.tensor(os.getpid())).tolist()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its sum over the ranks; every rank must call this with the same shape.
+
+        Raises:
+            LostContactError: a rank has died, or did not come within the timeout.
+        """
+        size = tensor.numel() * tensor.element_size()
+        slots = self._slots[self._turn % 2, :, :size].view(tensor.dtype)
+        flat = tensor.view(-1)
+        slots[self._rank].copy_(flat)
+        self._turn += 1
+        self._flags[self._rank] = self._turn
+        self._wait()
+        torch.sum(slots, 0, out=flat) if len(slots) > 2 else torch.add(slots[0], slots[1], out=flat)
+        return tensor
+
+    def _wait(self) -> None:
+        for _ in range(_PATIENT_SPINS):
+            if self._flags.min() >= self._turn:
+                return
+            os.sched_yield()
+        started = checked = time.monotonic()
+        while self._flags.min() < self._turn:
+            time.sleep(2e-5)
+            now = time.monotonic()
+            if now - checked > _SECONDS_BETWEEN_CHECKS:
+                checked = now
+                self._check(now - started)
+
+    def _check(self, waited: float) -> None:
+        for rank, pid in enumerate(self._pids):
+            if self._flags[rank] < self._turn and not _is_alive(pid):
+                raise LostContactError(f"rank {rank} has died")
+            if self._flags[rank] < self._turn and waited > self._timeout:
+                raise LostContactError(f"rank {rank} did not answer within --timeout {self._timeout:g} s")
+
+
+def _map_together(ranks: Ranks, size: int) -> mmap.mmap:
+    """Zeroed memory that all ranks share; its file is gone when this returns, so nothing can be left behind."""
+    path = ""
+    if ranks.rank == 0:
+        handle, path = tempfile.mkstemp(prefix="fabric_ppo_", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        os.truncate(handle, size)
+        os.close(handle)
+    name = torch.frombuffer(bytearray(path.encode().ljust(1024)), dtype=torch.uint8)
+    path = bytes(ranks.gather(name)[0].tolist()).decode().strip()
+    with open(path, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), size)
+    ranks.gather(torch.zeros(1))  # everybody has it open
+    if ranks.rank == 0:
+        os.unlink(path)
+    return memory
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
