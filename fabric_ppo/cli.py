@@ -101,7 +101,7 @@ def _launch_command(script: str, launch: argparse.Namespace) -> list[str]:
     where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
     where += [f"--main-address={launch.main_address}", f"--main-port={port}", f"--devices={launch.devices}"]
     chosen = [f"--{name}={value}" for name, value in options.items() if value]
-    return ["-m", "lightning.fabric.cli", "run", *where, *chosen, spec.origin]
+    return ["-m", "lightning.fabric.cli", *where, *chosen, spec.origin]
 
 
 def _free_port() -> int:

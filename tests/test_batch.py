@@ -236,6 +236,18 @@ def test_moments_over_all_ranks(share_data, dtype):
 
 
 @pytest.mark.parametrize("share_data", [False, True])
+def test_sums_are_in_float64(share_data):
+    """Advantages far from zero: in float32 the mean of squares less the square of the mean would be noise."""
+    rollout = make_rollout(6, 6, dtype=torch.float32)
+    rollout = dataclasses.replace(rollout, rewards=rollout.rewards + 1e4)
+    got = batches(rollout, dataclasses.replace(ONE_STEP, share_data=share_data), 3)
+    advantages = torch.cat([batch.rows.advantages for batch in (got[:1] if share_data else got)])
+    raw = torch.from_numpy(raw_advantages(rollout)).float().double()
+    expected = (raw - raw.mean()) / (raw.std(correction=0) + 1e-8)
+    torch.testing.assert_close(advantages.sort().values.double(), expected.flatten().sort().values, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("share_data", [False, True])
 def test_rows_that_are_no_transition_change_nothing(share_data):
     config = dataclasses.replace(ONE_STEP, share_data=share_data)
     rollout = make_rollout(6, 4, invalid=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -417,16 +419,20 @@ def test_workers_end_with_their_parent(tmp_path):
             envs.step(np.zeros(2, np.int64), np.zeros((2, 2, 2), np.float32), *rows)
     """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    pids = [int(word) for word in parent.stdout.readline().split()]
+    with parent.stdout:
+        pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     time.sleep(0.3)
     assert all(exists(pid) for pid in pids)
     parent.kill()
-    parent.communicate()
+    parent.wait()
     deadline = time.perf_counter() + SECONDS_TO_FAIL
     while any(exists(pid) for pid in pids) and time.perf_counter() < deadline:
         time.sleep(0.05)
-    assert not any(exists(pid) for pid in pids)
+    survivors = [pid for pid in pids if exists(pid)]
+    for pid in survivors:
+        os.kill(pid, signal.SIGKILL)
+    assert not survivors
 
 
 @only_async

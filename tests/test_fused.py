@@ -161,6 +161,11 @@ def test_a_scaled_loss_has_a_scaled_gradient():
     weights = FlatWeights(agent)
     (3.0 * fused_loss(agent, weights, rows, CONFIG).loss).backward()
     torch.testing.assert_close(weights.flat.grad, 3.0 * grad, rtol=1e-14, atol=0)
+    weights.flat.grad = None
+    loss = 3.0 * fused_loss(agent, weights, rows, CONFIG).loss
+    loss.backward(retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(weights.flat.grad, 6.0 * grad, rtol=1e-14, atol=0)
 
 
 def test_memory_of_the_gradient_is_never_handed_out():

@@ -1,0 +1,84 @@
+"""Starting the scripts in tests: under their real launchers, or as forked ranks that skip the imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import torch.utils.tensorboard
+
+import train_fabric
+import train_torch  # loaded before the forks, so that no rank has to
+
+SCRIPTS = {"torch": train_torch, "fabric": train_fabric}
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def command(script: str, world_size: int, *flags: str, launcher_flags: tuple[str, ...] = ()) -> list[str]:
+    """The README's way to start `script`; 0 processes: without a launcher."""
+    path = str(ROOT / f"train_{script}.py")
+    if world_size == 0:
+        return [sys.executable, path, *flags]
+    if script == "torch":
+        return [str(BIN / "torchrun"), f"--nproc_per_node={world_size}", "--standalone", path, *flags]
+    where = ["--accelerator=cpu", "--strategy=ddp", f"--devices={world_size}", f"--main-port={free_port()}"]
+    return [str(BIN / "fabric"), "run", *where, *launcher_flags, path, *flags]
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | extra
+
+
+def run(args: list[str], cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=clean_environment())
+
+
+def run_ranks(script: str, configs: list, precision: str | None = None, timeout: float = 120) -> list[str]:
+    """`main(config)` of a script in one forked process a rank; what each raised, or the empty string."""
+    context = multiprocessing.get_context("fork")
+    errors = context.Queue()
+    port = free_port()
+    ranks = [
+        context.Process(target=_rank, args=(script, config, rank, len(configs), port, precision, errors))
+        for rank, config in enumerate(configs)
+    ]
+    for rank in ranks:
+        rank.start()
+    said = dict(errors.get(timeout=timeout) for _ in ranks)
+    for rank in ranks:
+        rank.join(timeout)
+    return [said[rank] for rank in range(len(configs))]
+
+
+def _rank(script: str, config, rank: int, size: int, port: int, precision: str | None, errors) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": str(size), "LT_NUM_NODES": "1"}
+    if size > 1:
+        os.environ["LT_STRATEGY"] = "ddp"
+    if precision:
+        os.environ["LT_PRECISION"] = precision
+    if size == 1:
+        for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            del os.environ[key]
+    try:
+        SCRIPTS[script].main(config)
+        errors.put((rank, ""))
+    except BaseException:
+        errors.put((rank, traceback.format_exc()))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
