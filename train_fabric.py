@@ -51,12 +51,12 @@ def main(config: Config) -> Summary:
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        for update in run:
+        for update in run.updates(agent):
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
             stats = ppo_update(ppo, batch, step, config)
-            metrics = run.finish_update(agent, rollout, stats, learning_rate)
+            metrics = run.finish_update(rollout, stats, learning_rate)
             fabric.log_dict(metrics, run.env_steps)
         summary = run.finish(agent)
         fabric.log_dict(summary.test_metrics(), run.env_steps)

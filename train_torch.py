@@ -71,12 +71,12 @@ def main(config: TorchConfig) -> Summary:
 
         if writer is not None:
             writer.add_text("hyperparameters", markdown_table(config.to_dict()))
-        for update in run:
+        for update in run.updates(agent):
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, device)
             stats = ppo_update(ppo, batch, step, config)
-            metrics = run.finish_update(agent, rollout, stats, learning_rate)
+            metrics = run.finish_update(rollout, stats, learning_rate)
             log_dict(metrics, run.env_steps)
         summary = run.finish(agent)
         log_dict(summary.test_metrics(), run.env_steps)

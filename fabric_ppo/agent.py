@@ -97,12 +97,12 @@ class Agent(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of weights and outputs."""
-        return self.policy.weights[0].dtype
+        return self.policy.linear_layers[0].weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.policy.weights[0].device
+        return self.policy.linear_layers[0].weight.device
 
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""

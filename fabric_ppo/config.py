@@ -192,7 +192,7 @@ def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
     if not holds:
         value = getattr(config, name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise ConfigError(f"{flag(name)} {shown}: {accepted} is expected")
+        raise ConfigError(f"{flag(name)} {shown}".rstrip() + f": {accepted} is expected")
 
 
 def _kinds(config_type: type[Config]) -> dict[str, Any]:
@@ -288,14 +288,30 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
     if foreign := sorted(values.keys() - own):
         tell(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
-    return {key: value for key, value in values.items() if key in own}
+    kinds = _kinds(config_type)
+    return {key: _from_yaml(value, kinds[key]) for key, value in values.items() if key in own}
+
+
+def _from_yaml(value: Any, kind: Any) -> Any:
+    """A list as a tuple, and what YAML 1.1 takes for text since it has no point, such as 3e-4, as a number."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and (kind is float or float in get_args(kind)):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
     """The command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0."""
     try:
+        launch = read_launch()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # there is no telling which rank would be 0
+        raise SystemExit(2) from None
+    try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
-        config.num_updates(config.ranks_with_envs(read_launch().world_size))
+        config.num_updates(config.ranks_with_envs(launch.world_size))
         return config
     except ConfigError as error:
         tell(f"error: {error}")
@@ -312,7 +328,7 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = No
     import tyro
 
     given = _given_flags(config_type, args)
-    path = given.get("config", [""])[0]
+    path = (given.get("config") or [""])[0]
     # tyro would swallow a ConfigError raised while it builds the Config: it builds an unchecked one
     unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})
     default = unchecked(**(load_yaml(path, config_type) if path else {}))
@@ -357,6 +373,8 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
                 f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
             )
         kind = kinds[known[current]]
+        if kind is bool and value:
+            raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []
     return given

@@ -24,7 +24,8 @@ from fabric_ppo.networks import FlatWeights
 def can_fuse(agent: Agent, device_type: str) -> bool:
     """Whether `fused_loss` knows this agent's distribution, at the precision in force."""
     known = isinstance(agent.distribution, (Categorical, DiagonalGaussian))
-    return known and not torch.is_autocast_enabled(device_type)
+    mixes_precisions = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return known and not mixes_precisions
 
 
 def fused_loss(agent: Agent, weights: FlatWeights, rows: Rows, config: Config) -> Losses:

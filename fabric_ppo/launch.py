@@ -51,8 +51,10 @@ def read_launch() -> Launch:
     except ValueError:
         values = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise ConfigError(f"environment variables {values}: whole numbers are expected") from None
-    if not (0 <= rank < world_size and 0 <= local_rank < local_world_size):
-        raise ConfigError(f"environment variable RANK={rank}: a number from 0 to WORLD_SIZE - 1 = {world_size - 1}")
+    for name, value, size in (("RANK", rank, world_size), ("LOCAL_RANK", local_rank, local_world_size)):
+        if not 0 <= value < size:
+            size_name = name.replace("RANK", "WORLD_SIZE")
+            raise ConfigError(f"environment variable {name}={value}: a number from 0 to {size_name} - 1 = {size - 1}")
     return Launch(rank, world_size, local_rank, local_world_size)
 
 

@@ -22,18 +22,21 @@ class MLP(nn.Sequential):
         hidden = [layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), module())]
         super().__init__(*hidden, nn.Linear(widths[-1], outputs))
         self.activation = activation
-        self.weights = tuple(self.parameters())
+        self._linears = tuple(layer for layer in self if isinstance(layer, nn.Linear))
 
     @property
-    def linear_layers(self) -> list[nn.Linear]:
+    def linear_layers(self) -> tuple[nn.Linear, ...]:
         """From the inputs to the outputs."""
-        return [layer for layer in self if isinstance(layer, nn.Linear)]
+        return self._linears
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each layer, from the inputs to the outputs."""
+        return [tensor for layer in self._linears for tensor in (layer.weight, layer.bias)]
 
     def frozen(self) -> Callable[[Tensor], Tensor]:
         """`forward` without gradients, for as long as the weights stay as they are: the fast way, for few rows."""
-        *hidden, last = [
-            (bias, weight.t().contiguous()) for weight, bias in zip(*[iter(self.weights)] * 2, strict=True)
-        ]
+        *hidden, last = [(layer.bias, layer.weight.t().contiguous()) for layer in self._linears]
         activate = torch.tanh_ if self.activation == "tanh" else torch.relu_
 
         def forward(features: Tensor) -> Tensor:
@@ -46,10 +49,9 @@ class MLP(nn.Sequential):
     def layer_values(self, features: Tensor) -> list[Tensor]:
         """Inputs of every layer, and then the outputs; without gradients."""
         values = [features]
-        last = len(self.weights) - 2
-        for index in range(0, last + 2, 2):
-            value = torch.addmm(self.weights[index + 1], values[-1], self.weights[index].t())
-            if index < last:
+        for layer in self._linears:
+            value = torch.addmm(layer.bias, values[-1], layer.weight.t())
+            if layer is not self._linears[-1]:
                 value = value.tanh_() if self.activation == "tanh" else value.relu_()
             values.append(value)
         return values
@@ -60,12 +62,12 @@ class MLP(nn.Sequential):
         `values` are those of `layer_values`. Neither they nor `grad_out` are changed.
         """
         grad = grad_out
-        for index in range(len(self.weights) - 2, -1, -2):
-            value = values[index // 2]
-            torch.mm(grad.t(), value, out=grads[index])
-            torch.sum(grad, 0, out=grads[index + 1])
+        for index in range(len(self._linears) - 1, -1, -1):
+            value = values[index]
+            torch.mm(grad.t(), value, out=grads[2 * index])
+            torch.sum(grad, 0, out=grads[2 * index + 1])
             if index > 0:
-                grad = grad @ self.weights[index]
+                grad = grad @ self._linears[index].weight
                 # the derivative of the activation, from its own output
                 if self.activation == "tanh":
                     grad.addcmul_(grad * value, value, value=-1)
@@ -96,9 +98,9 @@ class FlatWeights(nn.Module):
 
     def _link(self) -> None:
         (module,) = self._linked
-        for parameter, view in zip(module.parameters(), self.views(self.flat.data).values(), strict=True):
-            parameter.requires_grad_(False)
-            parameter.data = view
+        for name, view in self.views(self.flat.data).items():
+            owner, _, own_name = name.rpartition(".")
+            setattr(module.get_submodule(owner), own_name, nn.Parameter(view, requires_grad=False))
         self._gradient = torch.zeros_like(self.flat.data)
         self._gradient_views = {}
         for name, view in self.views(self._gradient).items():

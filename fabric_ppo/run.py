@@ -79,7 +79,7 @@ def new_run_dir(config: Config, script: str) -> Path:
 
 
 class Run(contextlib.ExitStack):
-    """Iterate over it for the numbers of the updates; as a context manager it closes what it was given.
+    """Counts the updates and knows what became of them; as a context manager it closes what it was given.
 
     Attributes:
         num_updates: how many updates the run has.
@@ -110,7 +110,6 @@ class Run(contextlib.ExitStack):
         self.env_steps = self._updates = self._gradient_steps = 0
         self._train_seconds = 0.0
         self._window: deque[float] = deque(maxlen=RETURN_WINDOW)
-        self._guard: Guard | None = None
         self._stopped = False
         set_threads(config.num_threads)
         set_timeout(config.timeout)
@@ -123,8 +122,9 @@ class Run(contextlib.ExitStack):
         self.callback(resource.close)
         return resource
 
-    def __iter__(self) -> Iterator[int]:
-        """Make the folder and count the updates until the run is over."""
+    def updates(self, agent: Agent) -> Iterator[int]:
+        """Make the folder and count the updates until the run is over; `agent` is what is trained."""
+        self._guard = Guard(agent)
         leads = self._ranks.rank == 0
         total = self.num_updates * self._steps_per_update
         if leads:
@@ -147,7 +147,7 @@ class Run(contextlib.ExitStack):
             updates = f"{self.num_updates} updates of {self._steps_per_update}"
             tell(f"--total-timesteps {config.total_timesteps} is rounded down to {total}: {updates}")
 
-    def finish_update(self, agent: Agent, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
+    def finish_update(self, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
         """Agree with the other ranks on what happened (one collective), show it, and decide whether to stop.
 
         Returns:
@@ -156,8 +156,6 @@ class Run(contextlib.ExitStack):
         Raises:
             TrainingError: something is not finite; the agent has the weights from before this update.
         """
-        if self._guard is None:
-            self._guard = Guard(agent)
         self._guard.check(stats, self._updates)
         report = self._exchange(rollout, stats)
         self._updates += 1

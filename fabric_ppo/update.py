@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,42 +103,59 @@ def ppo_update(
         config: hyperparameters.
     """
     started = time.perf_counter()
+    history = run_epochs(loss_fn, batch, step, config)
+    means, moments = history.mean(0, dtype=torch.float64), _value_moments(batch)
+    scalars: list[float] = torch.cat([means, moments]).tolist()  # the first wait for the device
+    policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, *sums = scalars
+    return Stats(
+        policy_loss=policy_loss,
+        value_loss=value_loss,
+        entropy=entropy,
+        approx_kl=approx_kl,
+        clip_fraction=clip_fraction,
+        grad_norm=grad_norm,
+        value_moments=tuple(sums),
+        gradient_steps=len(history),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def run_epochs(
+    loss_fn: Callable[[Rows], Losses], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
+) -> Tensor:
+    """The gradient steps of `ppo_update`; nothing here waits for a device.
+
+    Returns:
+        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, `[gradient steps, 6]`.
+    """
     history = []
     for epoch in range(config.update_epochs):
         for rows in batch.minibatches(epoch, config.per_rank_batch_size):
             losses = loss_fn(rows)
             grad_norm = step(losses.loss)
             history.append(torch.stack([*losses[1:], grad_norm]))
-    return _stats(history, batch, started)
+    return torch.stack(history)
 
 
-def _stats(history: list[Tensor], batch: Batch, started: float) -> Stats:
-    means = torch.stack(history).mean(0, dtype=torch.float64)
-    own = list(batch.rows)
-    if batch.num_shares > 1:
-        own = [column[batch.share :: batch.num_shares] for column in own]
-    rows = Rows(*own)
-    weights, returns = rows.weights.double(), rows.returns.double()
-    missed = returns - rows.values.double()
-    moments = [
-        weights.sum(),
-        weights @ returns,
-        weights @ returns.square(),
-        weights @ missed,
-        weights @ missed.square(),
-    ]
-    policy, value, entropy, kl, clipped, norm, *sums = torch.cat([means, torch.stack(moments)]).tolist()
-    seconds = time.perf_counter() - started
-    return Stats(policy, value, entropy, kl, clipped, norm, tuple(sums), len(history), seconds)
+def _value_moments(batch: Batch) -> Tensor:
+    """`Stats.value_moments` of this rank's share, `[5]` float64."""
+    share = slice(batch.share, None, batch.num_shares)
+    weights, returns, values = (
+        column[share].double() for column in (batch.rows.weights, batch.rows.returns, batch.rows.values)
+    )
+    missed = returns - values
+    return torch.stack(
+        [weights.sum(), weights @ returns, weights @ returns.square(), weights @ missed, weights @ missed.square()]
+    )
 
 
 class Guard:
     """Keeps the weights that an update starts from, and puts them back if it ends with something not finite."""
 
     def __init__(self, agent: nn.Module) -> None:
-        """Watch `agent`'s weights."""
-        self._tensors = [*agent.parameters(), *agent.buffers()]
-        self._kept = [tensor.detach().clone() for tensor in self._tensors]
+        """Keep the weights as they are now."""
+        self._agent = agent
+        self._kept = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
 
     @torch.no_grad()
     def check(self, stats: Stats, update: int) -> None:
@@ -146,18 +164,14 @@ class Guard:
         Raises:
             TrainingError: a loss, gradient or weight is not finite; the weights are those before this update.
         """
-        what = [
-            name for name in ("policy_loss", "value_loss", "entropy", "grad_norm") if not _finite(getattr(stats, name))
-        ]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors):
+        logged = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
+        what = [name for name in logged if not math.isfinite(getattr(stats, name))]
+        weights = self._agent.state_dict()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             what.append("weights")
         if what:
-            for tensor, kept in zip(self._tensors, self._kept, strict=True):
-                tensor.copy_(kept)
+            for name, tensor in weights.items():
+                tensor.copy_(self._kept[name])
             raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite; lower --learning-rate?")
-        for tensor, kept in zip(self._tensors, self._kept, strict=True):
-            kept.copy_(tensor)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
+        for name, tensor in weights.items():
+            self._kept[name].copy_(tensor)

@@ -285,14 +285,21 @@ def test_deviation_is_larger_by_1e_8():
     assert batch.rows.advantages.tolist() == pytest.approx([-0.5, 0.5], rel=1e-9)
 
 
-def test_lambda_reaches_the_advantages():
-    """Two steps by hand: A_0 = d_0 + gamma * lambda * d_1."""
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "expected"),
+    [(False, False, 1.5 + 0.125 * 1.5), (False, True, 1.5), (True, False, 1.0)],
+)
+def test_lambda_and_flags_reach_the_advantages(terminated, truncated, expected):
+    """Two steps by hand: A_0 = d_0 + gamma * lambda * d_1, cut where the first step ends an episode."""
     ones = torch.ones(2, 1, dtype=torch.float64)
-    no = torch.zeros(2, 1, dtype=torch.bool)
     rollout = dataclasses.replace(
-        make_rollout(2, 1), rewards=ones.float(), values=ones * 0, next_values=ones, terminated=no, truncated=no
+        make_rollout(2, 1),
+        rewards=ones.float(),
+        values=ones * 0,
+        next_values=ones,
+        terminated=torch.tensor([[terminated], [False]]),
+        truncated=torch.tensor([[truncated], [False]]),
     )
     config = Config(gamma=0.5, gae_lambda=0.25, normalize_advantages=False)
     (batch,) = batches(rollout, config, 1)
-    assert batch.rows.advantages.tolist() == [1.5 + 0.125 * 1.5, 1.5]
-    assert batch.rows.returns.tolist() == [1.5 + 0.125 * 1.5, 1.5]
+    assert batch.rows.advantages.tolist() == batch.rows.returns.tolist() == [expected, 1.5]
