@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         """Encode `obs [B, ...]`."""
         if self.num_choices:
             return nn.functional.one_hot(obs - self.start, self.num_choices).to(dtype)
-        features = obs.to(dtype).flatten(1)
+        features = obs.to(dtype).reshape(len(obs), self.num_features)
         return features * self.scale if self.scale != 1.0 else features
 
 

@@ -41,6 +41,7 @@ class Batch:
         share: which of `num_shares` parts of every minibatch this rank trains on.
         num_shares: 1 where each rank trains on rows of its own.
         seed, update: name the order of the rows.
+        held: rows that each of the ranks holds, where they train on uneven parts; empty where all hold as many.
     """
 
     rows: Rows
@@ -48,10 +49,12 @@ class Batch:
     num_shares: int
     seed: int
     update: int
+    held: tuple[int, ...] = ()
 
     def num_minibatches(self, per_rank_batch_size: int) -> int:
         """Minibatches of an epoch, the same on every rank: `ceil(rows / (num_shares * per_rank_batch_size))`."""
-        return -(-len(self.rows.weights) // (self.num_shares * per_rank_batch_size))
+        most = max(self.held, default=len(self.rows.weights))
+        return -(-most // (self.num_shares * per_rank_batch_size))
 
     def minibatches(self, epoch: int, per_rank_batch_size: int) -> Iterator[Rows]:
         """This rank's part of each minibatch of an epoch.
@@ -65,19 +68,31 @@ class Batch:
         shuffled = Rows(*(column[order.to(column.device)] for column in self.rows))
         num_chunks = self.num_minibatches(per_rank_batch_size)
         for chunk in range(num_chunks):
-            start, stop = total * chunk // num_chunks, total * (chunk + 1) // num_chunks
+            start, stop = cut(total, chunk, num_chunks)
             size = stop - start
-            first = start + size * self.share // self.num_shares
-            last = start + size * (self.share + 1) // self.num_shares
-            part = Rows(*(column[first:last] for column in shuffled))
-            yield part._replace(weights=part.weights * (self.num_shares / size))
+            first, last = cut(size, self.share, self.num_shares)
+            part = Rows(*(column[start + first : start + last] for column in shuffled))
+            if self.held:
+                chunk_rows = sum(
+                    cut(held, chunk, num_chunks)[1] - cut(held, chunk, num_chunks)[0] for held in self.held
+                )
+                scale = len(self.held) / chunk_rows
+            else:
+                scale = self.num_shares / size
+            yield part._replace(weights=part.weights * scale)
+
+
+def cut(total: int, index: int, parts: int) -> tuple[int, int]:
+    """Start and stop of one of `parts` slices of `total` rows, whose sizes differ by at most one."""
+    return total * index // parts, total * (index + 1) // parts
 
 
 def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:
     """Advantages and targets of a rollout, as flat rows on `device`.
 
     With `--share-data` the rows of all ranks are gathered (one collective) and every rank trains on a part of each
-    minibatch; otherwise each rank trains on its own.
+    minibatch; otherwise each rank trains on its own. Advantages are normalised, and then weighed by the rollout's
+    importance, which is 1 but for the player of the overlapped architecture.
     """
     advantages, returns = gae(
         rollout.rewards.to(rollout.values.dtype),
@@ -97,6 +112,9 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
     else:
         rows = Rows(*(each.flatten(0, 1).to(device) for each in columns))
     rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
+    if not shared:
+        # the surrogate is linear in the advantage, so what the importance weighs it may weigh there
+        rows = rows._replace(advantages=rows.advantages * rollout.importance.flatten().to(device))
     share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
     return Batch(rows, share, num_shares, config.seed, update)
 

@@ -61,7 +61,7 @@ def _train(args: list[str]) -> int:
     if launch.devices < 1 or launch.num_nodes < 1:
         raise ConfigError(f"--devices {launch.devices} --num-nodes {launch.num_nodes}: numbers from 1 up are expected")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
-    config.num_updates(config.ranks_with_envs(launch.devices * launch.num_nodes))
+    config.check_launch(launch.devices * launch.num_nodes)
     if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
         raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
     sys.stdout.flush()
@@ -134,12 +134,12 @@ def _evaluate(args: list[str]) -> int:
     policy = load_agent(given.run_dir)
     resolve_env_id(policy.spec.env_id)  # imports the module that registers it
     video_dir = str(Path(given.run_dir) / "test_videos") if given.video else ""
-    with recorded_gif(given.gif) as gif_dir:
+    with recorded_gif(given.gif, video_dir) as gif_dir:
         result = evaluate(
             policy,
             given.episodes,
             given.seed,
-            video_dir=video_dir or gif_dir,
+            video_dir=gif_dir,
             render_mode=given.render,
             stochastic=given.stochastic,
         ).to_dict()

@@ -144,9 +144,9 @@ class Config:
             )
         return self.total_timesteps // per_update
 
-    def ranks_with_envs(self, world_size: int) -> int:
-        """How many of `world_size` ranks have environments."""
-        return world_size
+    def check_launch(self, world_size: int) -> None:
+        """Raise a ConfigError where these flags do not fit `world_size` processes."""
+        self.num_updates(world_size)
 
     def to_dict(self) -> dict[str, Any]:
         """The flags as plain values for config.yaml, without those that only say where this run lies."""
@@ -179,7 +179,40 @@ def require_cuda(num_devices: int) -> None:
         raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
 
 
-SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config}
+@dataclass(frozen=True)
+class DecoupledConfig(Config):
+    """The flags of `train_fabric_decoupled.py`."""
+
+    cuda: bool = False
+    """Put the trainers on GPUs."""
+    player_on_gpu: bool = False
+    """Put the player on a GPU too; with --cuda."""
+    overlap: bool = False
+    """Collect the next rollout while the trainers optimise: its policy is one update old."""
+
+    def __post_init__(self) -> None:
+        """See `Config`."""
+        super().__post_init__()
+        if self.player_on_gpu and not self.cuda:
+            raise ConfigError("--player-on-gpu: --cuda is needed too, which puts the trainers on GPUs")
+
+    def check_launch(self, world_size: int) -> None:
+        """See `Config`: one process is the player, and each other one trains on at least one row."""
+        if world_size < 2:
+            raise ConfigError(
+                f"train_fabric_decoupled.py with {world_size} process: a player and at least one trainer are needed, "
+                "as in fabric run --devices=2 train_fabric_decoupled.py"
+            )
+        self.num_updates(1)
+        rows = self.num_steps * self.num_envs
+        if rows < world_size - 1:
+            needed = f"at least {world_size - 1}, a row for each trainer, are needed"
+            raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {rows} rows; {needed}")
+        if self.cuda:
+            require_cuda(world_size if self.player_on_gpu else world_size - 1)
+
+
+SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config, "decoupled": DecoupledConfig}
 C = TypeVar("C", bound=Config)
 
 
@@ -311,7 +344,7 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
         raise SystemExit(2) from None
     try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
-        config.num_updates(config.ranks_with_envs(launch.world_size))
+        config.check_launch(launch.world_size)
         return config
     except ConfigError as error:
         tell(f"error: {error}")

@@ -52,6 +52,22 @@ class Ranks:
         ]
 
 
+ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
+
+
+def prepare_process(config: Config, ranks: Ranks) -> None:
+    """Set threads, the timeout and determinism; see that all ranks were started alike.
+
+    Raises:
+        ConfigError: ranks have different flags.
+    """
+    set_threads(config.num_threads)
+    set_timeout(config.timeout)
+    if config.torch_deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    require_same_config(config, ranks)
+
+
 def set_threads(num_threads: int) -> None:
     """Set PyTorch's threads; 0 gives this rank its share of the host's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

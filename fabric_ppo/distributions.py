@@ -183,7 +183,7 @@ class DiagonalGaussian(Distribution):
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """Sum of the entries' log-densities."""
         mean, log_std = params.chunk(2, dim=-1)
-        scaled = (actions.flatten(1) - mean) * torch.exp(-log_std)
+        scaled = (actions.reshape(mean.shape) - mean) * torch.exp(-log_std)
         return -(0.5 * scaled.square() + log_std + _LOG_SQRT_2PI).sum(-1)
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

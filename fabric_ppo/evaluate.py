@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.checkpoint import write_atomically
-from fabric_ppo.envs.base import make_gymnasium_env, record
+from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 from fabric_ppo.spaces import ActionConverter, EnvSpec
@@ -104,7 +104,7 @@ def load_agent(run_dir: str | Path) -> Policy:
     Raises:
         ConfigError: no readable policy in `run_dir`.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(run_dir) / POLICY_FILE
     if not path.is_file():
@@ -116,9 +116,10 @@ def load_agent(run_dir: str | Path) -> Policy:
         spec = EnvSpec.from_json(metadata["env_spec"])
         agent = Agent(spec, Architecture.from_json(metadata["agent"]))
         agent.to(next(iter(weights.values())).dtype).load_state_dict(weights)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
-        raise ConfigError(f"{path}: not a policy of this program ({str(error).splitlines()[0]})") from None
-    return Policy(agent)
+        return Policy(agent)
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{path}: not a policy of this program ({reason})") from None
 
 
 def save_policy(agent: Agent, run_dir: Path) -> None:
@@ -171,9 +172,7 @@ def evaluate(
             actions = policy.act(np.stack([slot.obs for slot in playing]), noise)
             ended = []
             for slot, action in zip(playing, actions, strict=True):
-                slot.obs, reward, terminated, truncated, _ = slot.env.step(
-                    action.item() if action.ndim == 0 else action
-                )
+                slot.obs, reward, terminated, truncated = slot.step(action)
                 result.returns[slot.episode] += float(reward)
                 result.lengths[slot.episode] += 1
                 if (terminated or truncated) and not slot.start(seed, waiting):
@@ -192,13 +191,23 @@ class _Slot:
         self.episode = -1
         self.obs: Any = None
 
+    def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool]:
+        """Observation, reward, terminated, truncated."""
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action.item() if action.ndim == 0 else action)
+        except Exception as error:
+            raise EnvironmentFault(f"test episode {self.episode}, seed {self.seed}: step raised {error}") from error
+        return obs, float(reward), terminated, truncated
+
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
         """Start the next episode that waits, if one does."""
         episode = next(waiting, None)
         if episode is None:
             return False
         self.episode = episode
-        self.obs, _ = self.env.reset(seed=evaluation_seed(seed, episode))
+        renew_world(self.env)
+        self.seed = evaluation_seed(seed, episode)
+        self.obs, _ = self.env.reset(seed=self.seed)
         return True
 
 

@@ -116,7 +116,7 @@ def _gaussian(agent: Agent, means: Tensor, rows: Rows, config: Config) -> tuple[
     log_probs, entropies = agent.distribution.log_prob_and_entropy(params, rows.actions)
     policy_loss, approx_kl, clip_fraction, grad_log_prob = _surrogate(log_probs, rows, config)
     inverse_std = torch.exp(-agent.log_std)
-    scaled = (rows.actions.flatten(1) - means) * inverse_std
+    scaled = (rows.actions.reshape(means.shape) - means) * inverse_std
     # d log p / d mean = z / std;  d log p / d log std = z^2 - 1;  d entropy / d log std = 1
     grad_means = grad_log_prob.unsqueeze(-1) * scaled * inverse_std
     grad_log_std = grad_log_prob @ (scaled.square() - 1) - config.ent_coef * rows.weights.sum()

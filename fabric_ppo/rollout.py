@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,18 +36,21 @@ class Rollout:
     Attributes:
         obs: `[T, N, ...]` in the environment's dtype.
         actions: `[T, N, ...]` as drawn, before `to_env_actions`.
-        log_probs, values: of the agent that acted, `[T, N]`.
+        log_probs, values: of the agent that acted (of a later one after `revalue`), `[T, N]`.
+        importance: probability of the action under that agent over the one under the agent that acted, `[T, N]`.
         rewards: `[T, N]`.
         terminated, truncated: `[T, N]` bool.
         valid: `[T, N]` bool, false where a row is no transition.
         next_values: `[T, N]`, V of the true successor (of the final observation where the episode was truncated).
         episodes: those that ended, ordered by (t, env).
+        env_steps: transitions among the T * N rows.
         seconds: what collecting took.
     """
 
     obs: Tensor
     actions: Tensor
     log_probs: Tensor
+    importance: Tensor
     values: Tensor
     rewards: Tensor
     terminated: Tensor
@@ -55,6 +58,7 @@ class Rollout:
     valid: Tensor
     next_values: Tensor
     episodes: list[Episode]
+    env_steps: int
     seconds: float
 
 
@@ -83,6 +87,7 @@ class RolloutBuffer:
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
         self.rewards = np.zeros((t, n), np.float32)
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
+        self.finals: list[tuple[int, FinalObs]] = []
         self.returns = np.zeros(n, np.float64)
         self.lengths = np.zeros(n, np.int64)
         envs.reset(self.obs[t])
@@ -106,15 +111,15 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
     to_env_actions = ActionConverter(envs.spec.action)
     act, on_cpu = agent.actor(), agent.device.type == "cpu"
     staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
-    finals: list[tuple[int, FinalObs]] = []
+    buffer.finals = []
     buffer.obs[0] = buffer.obs[-1]
     for t, noise in enumerate(_noise(agent, buffer, seed, update).unbind()):
         buffer.staged_obs[:n] = buffer.obs[t]
         drawn = act(staged, noise) if on_cpu else act(staged.to(agent.device), noise).cpu()
         actions = buffer.actions[t] = drawn.numpy()[:n]
         into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
-        finals += [(t, final) for final in envs.step(to_env_actions(actions), *into)]
-    return _rollout(agent, buffer, finals, started)
+        buffer.finals += [(t, final) for final in envs.step(to_env_actions(actions), *into)]
+    return _rollout(agent, buffer, started)
 
 
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
@@ -126,30 +131,55 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
     return noise.to(agent.device)
 
 
-def _rollout(agent: Agent, buffer: RolloutBuffer, finals: list[tuple[int, FinalObs]], started: float) -> Rollout:
-    t, n = buffer.num_steps, buffer.num_envs
-    obs = torch.from_numpy(buffer.obs)
-    actions = torch.from_numpy(buffer.actions)
-    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), actions.flatten(0, 1), agent=agent).view(t, n)
-    all_values = _in_passes(agent.values, obs.flatten(0, 1), agent=agent).view(t + 1, n)
-    next_values = all_values[1:].clone()
-    if cut := [(step, final) for step, final in finals if buffer.truncated[step, final.env]]:
-        final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
-        at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
-        next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
+def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
+    t = buffer.num_steps
+    log_probs, values, next_values = _value(agent, buffer)
     return Rollout(
-        obs=obs[:t],
-        actions=actions,
+        obs=torch.from_numpy(buffer.obs[:t]),
+        actions=torch.from_numpy(buffer.actions),
         log_probs=log_probs,
-        values=all_values[:t],
+        importance=torch.ones_like(log_probs),
+        values=values,
         rewards=torch.from_numpy(buffer.rewards),
         terminated=torch.from_numpy(buffer.terminated),
         truncated=torch.from_numpy(buffer.truncated),
         valid=torch.from_numpy(buffer.valid),
         next_values=next_values,
         episodes=_ended_episodes(buffer),
+        env_steps=int(buffer.valid.sum()),
         seconds=time.perf_counter() - started,
     )
+
+
+@torch.no_grad()
+def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
+    """A rollout as a later policy sees it: its log-probabilities and values, and how it weighs the actions taken.
+
+    The later policy is the proximal policy of the decoupled objective (arXiv 2110.00641, equation 5): what the
+    surrogate is clipped against, while `importance`, proximal over behaviour probability, makes up for who acted.
+
+    Args:
+        agent: with the later weights.
+        buffer: still holding the rollout.
+        rollout: as collected.
+    """
+    log_probs, values, next_values = _value(agent, buffer)
+    importance = (log_probs - rollout.log_probs).exp()
+    return replace(rollout, log_probs=log_probs, importance=importance, values=values, next_values=next_values)
+
+
+def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the buffer's actions, values, and values of the true successors, each `[T, N]`."""
+    t, n = buffer.num_steps, buffer.num_envs
+    obs, actions = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.actions)
+    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), actions.flatten(0, 1), agent=agent).view(t, n)
+    values = _in_passes(agent.values, obs.flatten(0, 1), agent=agent).view(t + 1, n)
+    next_values = values[1:].clone()
+    if cut := [(step, final) for step, final in buffer.finals if buffer.truncated[step, final.env]]:
+        final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
+        at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
+        next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
+    return log_probs, values[:t], next_values
 
 
 def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:

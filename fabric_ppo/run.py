@@ -18,9 +18,9 @@ import yaml
 from fabric_ppo.agent import Agent
 from fabric_ppo.checkpoint import write_atomically
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks, require_same_config, set_threads, set_timeout
+from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, save_policy
-from fabric_ppo.launch import ConfigError, is_rank_zero, tell
+from fabric_ppo.launch import ConfigError, is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines
 from fabric_ppo.progress import Progress
 from fabric_ppo.rollout import Episode, Rollout
@@ -111,11 +111,7 @@ class Run(contextlib.ExitStack):
         self._train_seconds = 0.0
         self._window: deque[float] = deque(maxlen=RETURN_WINDOW)
         self._stopped = False
-        set_threads(config.num_threads)
-        set_timeout(config.timeout)
-        require_same_config(config, ranks)
-        if config.torch_deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+        prepare_process(config, ranks)
 
     def closing(self, resource: Any) -> Any:
         """Close `resource` when the run ends, however it ends."""
@@ -134,7 +130,7 @@ class Run(contextlib.ExitStack):
             self._lines = self.closing(JsonLines(self.dir / "metrics.jsonl"))
             self._tell_remainder(total)
         self._progress = self.closing(Progress(total, enabled=leads))
-        started = time.perf_counter()
+        started = self._update_started = time.perf_counter()
         for update in range(self.num_updates):
             yield update
             self._train_seconds = time.perf_counter() - started
@@ -147,7 +143,9 @@ class Run(contextlib.ExitStack):
             updates = f"{self.num_updates} updates of {self._steps_per_update}"
             tell(f"--total-timesteps {config.total_timesteps} is rounded down to {total}: {updates}")
 
-    def finish_update(self, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
+    def finish_update(
+        self, rollout: Rollout, stats: Stats, learning_rate: float, extra: dict[str, float] | None = None
+    ) -> dict[str, float]:
         """Agree with the other ranks on what happened (one collective), show it, and decide whether to stop.
 
         Returns:
@@ -165,15 +163,18 @@ class Run(contextlib.ExitStack):
         stop_at = self._config.stop_at_return
         mean = float(np.mean(self._window)) if self._window else None
         self._stopped = stop_at is not None and len(self._window) == RETURN_WINDOW and (mean or 0.0) >= stop_at
-        metrics = report.metrics | {"Info/learning_rate": learning_rate}
+        now = time.perf_counter()
+        speed = report.env_steps / (now - self._update_started)
+        self._update_started = now
+        metrics = report.metrics | {"Info/learning_rate": learning_rate, "Time/step_per_second": speed} | (extra or {})
         if self._ranks.rank == 0:
             self._lines.write({"step": self.env_steps, "update": self._updates} | metrics)
-        self._progress.update(self.env_steps, mean, report.metrics["Time/step_per_second"])
+        self._progress.update(self.env_steps, mean, speed)
         return metrics
 
     def _exchange(self, rollout: Rollout, stats: Stats) -> _Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
-        scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.valid.sum())]
+        scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.env_steps)]
         last = rollout.episodes[-RETURN_WINDOW:]
         sums = [
             float(len(rollout.episodes)),
@@ -207,7 +208,7 @@ class Run(contextlib.ExitStack):
             script=self._script,
             env_id=self._config.env_id,
             seed=self._config.seed,
-            world_size=self._ranks.size,
+            world_size=read_launch().world_size,
             total_timesteps=self._config.total_timesteps,
             env_steps=self.env_steps,
             updates=self._updates,
@@ -255,7 +256,6 @@ def _report(scalars: torch.Tensor, episodes: torch.Tensor) -> _Report:
         "Info/approx_kl": kl,
         "Info/clip_fraction": clipped,
         "Info/grad_norm": norm,
-        "Time/step_per_second": steps / (rollout_seconds + update_seconds),
         "Time/rollout_seconds": rollout_seconds,
         "Time/update_seconds": update_seconds,
     }

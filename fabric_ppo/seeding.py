@@ -28,6 +28,7 @@ class Stream(IntEnum):
     INIT = 4
     TEST_ENV = 5
     TEST_ACTION = 6
+    SPLIT = 7
 
 
 def raw_words(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.uint64]:
@@ -58,9 +59,9 @@ def action_uniforms(
     return np.ascontiguousarray(flat.reshape(num_envs, num_steps, size).swapaxes(0, 1))
 
 
-def minibatch_order(seed: int, update: int, epoch: int, rows: int) -> NDArray[np.int64]:
+def minibatch_order(seed: int, update: int, epoch: int, rows: int, stream: Stream = Stream.ORDER) -> NDArray[np.int64]:
     """A permutation of `rows` rows, `[rows]`."""
-    key = np.array([seed, Stream.ORDER], np.uint64)
+    key = np.array([seed, stream], np.uint64)
     philox = np.random.Philox(key=key, counter=np.array([0, 0, update, epoch], np.uint64))
     return np.random.Generator(philox).permutation(rows)
 

@@ -42,7 +42,7 @@ def reduce_in_shared_memory(module: nn.Module, ranks: Ranks, timeout: float) -> 
     """
     wrapped = [each for each in module.modules() if isinstance(each, DistributedDataParallel)]
     parameters = [each for each in module.parameters() if each.requires_grad]
-    on_one_host = read_launch().local_world_size >= ranks.size
+    on_one_host = read_launch().local_world_size == read_launch().world_size
     ordered_stores = sys.platform == "linux" and platform.machine() == "x86_64"
     if not (wrapped and ranks.size > 1 and on_one_host and ordered_stores) or parameters[0].device.type != "cpu":
         return

@@ -46,12 +46,17 @@ def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
+def learning_rate(config: Config, update: int, num_updates: int) -> float:
     """The learning rate of an update: constant, or falling linearly to zero at the end of the run."""
-    remaining = 1 - update / num_updates if config.anneal_lr else 1.0
+    return config.learning_rate * (1 - update / num_updates if config.anneal_lr else 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
+    """Set and return `learning_rate(...)`."""
+    rate = learning_rate(config, update, num_updates)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * remaining
-    return config.learning_rate * remaining
+        group["lr"] = rate
+    return rate
 
 
 class PPOLoss(nn.Module):

@@ -7,20 +7,25 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fabric_ppo.launch import ConfigError
+
 _FRAMES_PER_SECOND = 20
 _HEIGHT = 240
 
 
 @contextlib.contextmanager
-def recorded_gif(path: str | None) -> Iterator[str]:
+def recorded_gif(path: str | None, video_dir: str) -> Iterator[str]:
     """A folder to record into, empty for no recording; what lies there at the end becomes the GIF `path`."""
     if path is None:
-        yield ""
+        yield video_dir
         return
+    if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
+        raise ConfigError(f"--gif {path}: a file in an existing folder is expected")
     from moviepy import VideoFileClip
 
     with tempfile.TemporaryDirectory() as folder:
-        yield folder
-        (video,) = Path(folder).glob("*.mp4")
+        recorded = video_dir or str(Path(folder) / "video")
+        yield recorded
+        video = max(Path(recorded).glob("*.mp4"), key=lambda file: file.stat().st_mtime)
         with VideoFileClip(str(video)) as clip:
             clip.resized(height=_HEIGHT).write_gif(path, fps=_FRAMES_PER_SECOND, logger=None)

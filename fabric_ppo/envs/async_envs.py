@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,7 +25,9 @@ from fabric_ppo.launch import ConfigError, die_with_parent
 from fabric_ppo.spaces import EnvSpec, env_spec
 
 _RESET, _STEP, _CLOSE, _DONE, _FAULT = b"r", b"s", b"c", b"d", b"f"
-_CLOSE_SECONDS = 60.0
+_CLOSE_SECONDS = 60.0  # a worker may have a video to write
+_KILL_SECONDS = 1.0
+_LONGEST_POLL = 1e6
 
 
 class AsyncEnvs(VectorEnvs):
@@ -51,6 +54,7 @@ class AsyncEnvs(VectorEnvs):
         self._arrays = _views(self._buffers, self.spec, self.num_envs)
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        self._is_waiting = True  # for an answer that may never come
         for index in range(self.num_envs):
             self._start_worker(index)
         try:
@@ -95,9 +99,11 @@ class AsyncEnvs(VectorEnvs):
 
     def _collect_answers(self) -> None:
         """Wait for every worker's byte."""
+        self._is_waiting = True
+        timeout = min(self._settings.timeout, _LONGEST_POLL)
         for index, pipe in enumerate(self._pipes):
             try:
-                if not pipe.poll(self._settings.timeout):
+                if not pipe.poll(timeout):
                     seconds = f"{self._settings.timeout:g} s"
                     raise EnvironmentFault(f"{self._name(index)}: its worker did not answer within {seconds}")
                 answer = pipe.recv_bytes()
@@ -105,6 +111,7 @@ class AsyncEnvs(VectorEnvs):
                 raise self._dead(index) from None
             if answer[:1] == _FAULT:
                 raise EnvironmentFault(answer[1:].decode())
+        self._is_waiting = False
 
     def _dead(self, index: int) -> EnvironmentFault:
         self._processes[index].join(1.0)
@@ -118,8 +125,9 @@ class AsyncEnvs(VectorEnvs):
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send_bytes(_CLOSE)
+        deadline = time.monotonic() + (_KILL_SECONDS if self._is_waiting else _CLOSE_SECONDS)
         for process, pipe in zip(self._processes, self._pipes, strict=True):
-            process.join(_CLOSE_SECONDS)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()

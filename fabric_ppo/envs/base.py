@@ -23,6 +23,7 @@ from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import EnvSpec, env_spec
 
 Array = NDArray[Any]
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
 class EnvironmentFault(RuntimeError):
@@ -110,7 +111,7 @@ def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
-    if render_mode is not None and env.render_mode != render_mode:
+    if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     return env
 
@@ -120,6 +121,15 @@ def record(
 ) -> gymnasium.Env[Any, Any]:
     """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`."""
     return gymnasium.wrappers.RecordVideo(env, folder, episode_trigger=episodes, disable_logger=True)
+
+
+def renew_world(env: gymnasium.Env[Any, Any]) -> None:
+    """Give a Box2D environment a new world: its own outlives `reset` and remembers earlier episodes."""
+    unwrapped: Any = env.unwrapped
+    world: Any = getattr(unwrapped, "world", None)
+    if type(world).__name__ == "b2World":
+        unwrapped._destroy()
+        unwrapped.world = type(world)(gravity=world.gravity)
 
 
 class Episodes:
@@ -133,6 +143,7 @@ class Episodes:
         env = make_gymnasium_env(settings.env_id, "rgb_array" if records else None)
         self.spec = env_spec(settings.env_id, env.observation_space, env.action_space)
         self._env = record(env, settings.video_dir, None) if records else env
+        self._shape = self.spec.observation.shape
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
         self._episode = -1
         self._steps = 0
@@ -145,25 +156,31 @@ class Episodes:
         settings = self._settings
         self._episode_seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
         try:
+            renew_world(self._env)
             obs, _ = self._env.reset(seed=self._episode_seed)
         except Exception as error:
             raise self._fault(f"reset raised {_summary(error)}", error) from error
-        if self._checks_obs and not _all_finite(obs):
-            raise self._fault(f"reset returned an observation that is not finite: {obs}")
+        self._check(obs, "reset")
         return obs  # type: ignore[no-any-return]
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool]:
         """Observation, reward, terminated, truncated; the caller calls `reset` when the episode ended."""
+        self._steps += 1
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action)
+            reward = float(reward)
         except Exception as error:
             raise self._fault(f"step raised {_summary(error)}", error) from error
-        self._steps += 1
-        if not math.isfinite(reward):
-            raise self._fault(f"step returned reward {reward}, which is not finite")
+        if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
+            raise self._fault(f"step returned reward {reward}, which is not finite as float32")
+        self._check(obs, "step")
+        return obs, reward, terminated, truncated
+
+    def _check(self, obs: Any, call: str) -> None:
+        if getattr(obs, "shape", ()) != self._shape and np.shape(obs) != self._shape:
+            raise self._fault(f"{call} returned an observation of shape {np.shape(obs)}; {self._shape} is expected")
         if self._checks_obs and not _all_finite(obs):
-            raise self._fault(f"step returned an observation that is not finite: {obs}")
-        return obs, reward, terminated, truncated  # type: ignore[return-value]
+            raise self._fault(f"{call} returned an observation that is not finite: {obs}")
 
     def close(self) -> None:
         """Close the environment, which writes a video that is being recorded."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, VectorEnvs
 
 
@@ -33,7 +35,7 @@ class SyncEnvs(VectorEnvs):
         for index, (env, action) in enumerate(zip(self._envs, each_action, strict=True)):
             next_obs, rewards[index], terminated[index], truncated[index] = env.step(action)
             if terminated[index] or truncated[index]:
-                finals.append(FinalObs(index, next_obs))
+                finals.append(FinalObs(index, np.array(next_obs)))  # the environment may reuse its memory
                 next_obs = env.reset()
             obs[index] = next_obs
         valid[:] = True

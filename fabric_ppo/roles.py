@@ -1,0 +1,289 @@
+"""The decoupled architecture's two roles: where each runs, and what they send each other."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.collectives import TorchCollective
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch import Tensor, nn
+
+from fabric_ppo.agent import Agent
+from fabric_ppo.batch import Batch, Rows, cut
+from fabric_ppo.config import Config, DecoupledConfig
+from fabric_ppo.distributed import Ranks
+from fabric_ppo.seeding import Stream, minibatch_order
+from fabric_ppo.spaces import EnvSpec
+from fabric_ppo.update import Stats
+
+PLAYER = 0
+FIRST_TRAINER = 1
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a process of the decoupled architecture computes, and over what its groups talk."""
+
+    accelerator: str
+    device: int
+    world_backend: str
+    trainers_backend: str
+
+    @property
+    def computes_on(self) -> torch.device:
+        """Where its networks lie."""
+        return torch.device("cuda", self.device) if self.accelerator == "cuda" else torch.device("cpu")
+
+    @property
+    def packets_on(self) -> torch.device:
+        """Where what it sends lies: gloo takes tensors on the CPU, nccl those on its GPU."""
+        return self.computes_on if self.world_backend == "nccl" else torch.device("cpu")
+
+
+def place(rank: int, cuda: bool, player_on_gpu: bool) -> Placement:
+    """Placement of a rank: without `cuda` on the CPU; with it trainer k is on GPU k-1 and the player on the CPU.
+
+    With `player_on_gpu` the player takes GPU 0 and the trainers those after it; then everybody talks over nccl.
+    """
+    if not cuda:
+        return Placement("cpu", 0, "gloo", "gloo")
+    world_backend = "nccl" if player_on_gpu else "gloo"
+    if rank == PLAYER and not player_on_gpu:
+        return Placement("cpu", 0, world_backend, "nccl")
+    return Placement("cuda", rank if player_on_gpu else rank - FIRST_TRAINER, world_backend, "nccl")
+
+
+def trainer_devices(config: DecoupledConfig, num_trainers: int) -> int | list[int]:
+    """What Fabric takes for the trainers' `devices`: a number of CPU processes, or the GPUs."""
+    if not config.cuda:
+        return num_trainers
+    return [place(FIRST_TRAINER + each, True, config.player_on_gpu).device for each in range(num_trainers)]
+
+
+def ranks_of(group: TorchCollective, device: torch.device) -> Ranks:
+    """The members of a group as `Ranks`; what they gather passes through `device`, which the group's backend takes."""
+
+    def all_gather(tensor: Tensor) -> Tensor:
+        sent = tensor.to(device).contiguous()
+        gathered = group.all_gather([torch.empty_like(sent) for _ in range(group.world_size)], sent)
+        return torch.stack(gathered).to(tensor.device)
+
+    return Ranks(group.rank, group.world_size, all_gather)
+
+
+def forget_fabric_run() -> None:
+    """Drop what `fabric run` left in the environment about devices: each role builds a Fabric of its own."""
+    for name in ("CLI_USED", "ACCELERATOR", "STRATEGY", "DEVICES", "NUM_NODES"):
+        os.environ.pop(f"LT_{name}", None)
+
+
+class TrainerEnvironment(ClusterEnvironment):
+    """The trainers as Fabric sees them: ranks 0 .. N-1 of a world that the player is no part of."""
+
+    def __init__(self, trainers: Ranks) -> None:
+        """Take this process's place among the trainers."""
+        super().__init__()
+        self._rank, self._size = trainers.rank, trainers.size
+
+    creates_processes_externally = True
+
+    @property
+    def main_address(self) -> str:
+        """Where rank 0 of the run is."""
+        return os.environ["MASTER_ADDR"]
+
+    @property
+    def main_port(self) -> int:
+        """The port there."""
+        return int(os.environ["MASTER_PORT"])
+
+    @staticmethod
+    def detect() -> bool:
+        """Never found by itself: it is handed in."""
+        return False
+
+    def world_size(self) -> int:
+        """Number of trainers."""
+        return self._size
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing to set: the launcher has."""
+
+    def global_rank(self) -> int:
+        """Which trainer this is."""
+        return self._rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing to set: the launcher has."""
+
+    def local_rank(self) -> int:
+        """Which trainer this is; devices are handed in accordingly."""
+        return self._rank
+
+    def node_rank(self) -> int:
+        """Trainers are counted through."""
+        return 0
+
+
+class Packet:
+    """Named tensors side by side in one buffer of bytes, so that one collective sends them all."""
+
+    def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
+        """Allocate once; on the CPU in pinned memory where there are GPUs to copy to."""
+        sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
+        aligned = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        pinned = device.type == "cpu" and torch.cuda.is_available()
+        self.bytes = torch.zeros(sum(aligned), dtype=torch.uint8, device=device, pin_memory=pinned)
+        parts = self.bytes.split(aligned)
+        self.fields = {
+            name: part[:size].view(dtype).view(shape)
+            for (name, (dtype, shape)), part, size in zip(fields.items(), parts, sizes, strict=True)
+        }
+
+
+class Exchange:
+    """What player and trainers send each other: rows one way, weights and statistics the other.
+
+    The player sends one packet an update, to all the same (`--share-data`) or to each its part; trainer 1 sends one
+    back. All memory is allocated here, once.
+    """
+
+    def __init__(
+        self, world: TorchCollective, agent: Agent, weights: nn.Module, config: Config, device: torch.device
+    ) -> None:
+        """Both sides allocate alike.
+
+        Args:
+            world: all processes.
+            agent: gives the rows' shapes.
+            weights: what trains; its one parameter and its buffers come back flat.
+            config: the run's configuration.
+            device: where packets lie: the CPU with gloo, the process's GPU with nccl.
+        """
+        self._world, self._config = world, config
+        self._num_trainers = world.world_size - FIRST_TRAINER
+        self._rows = config.num_steps * config.num_envs
+        self._weights = [*weights.parameters(), *weights.buffers()]
+        spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
+        most = self._rows if config.share_data else -(-self._rows // self._num_trainers)
+        obs_dtype = torch.from_numpy(np.zeros(0, spec.observation.dtype)).dtype
+        columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields}
+        columns["obs"] = (obs_dtype, (most, *spec.observation.shape))
+        columns["actions"] = (distribution.action_dtype, (most, *distribution.action_shape))
+        fields = {"goes_on": (torch.bool, (1,))} | columns
+        count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
+        self._batches = [Packet(fields, device) for _ in range(count)]
+        values = sum(tensor.numel() for tensor in self._weights)
+        self._reply = Packet({"stats": (torch.float64, (_NUM_STATS,)), "weights": (dtype, (values,))}, device)
+
+    def send(self, batch: Batch | None) -> None:
+        """The player's side: what to train on, or None for the end."""
+        for trainer, packet in enumerate(self._batches):
+            packet.fields["goes_on"].fill_(batch is not None)
+            if batch is not None:
+                part = self._part(batch.update, trainer)
+                for name, column in batch.rows._asdict().items():
+                    torch.index_select(column, 0, part, out=packet.fields[name][: len(part)])
+        if self._config.share_data:
+            self._world.broadcast(self._batches[0].bytes, PLAYER)
+        else:
+            nothing = self._batches[0].bytes  # the player's own part, which it does not use
+            self._world.scatter(nothing, [nothing, *(packet.bytes for packet in self._batches)], PLAYER)
+
+    def _part(self, update: int, trainer: int) -> Tensor:
+        """The rows that a trainer gets, in canonical order: all, or its part of a permutation."""
+        if self._config.share_data:
+            return torch.arange(self._rows)
+        order = minibatch_order(self._config.seed, update, 0, self._rows, Stream.SPLIT)
+        start, stop = cut(self._rows, trainer, self._num_trainers)
+        return torch.from_numpy(order[start:stop]).sort().values
+
+    def receive(self, update: int, device: torch.device) -> Batch | None:
+        """A trainer's side: what to train on, or None at the end."""
+        packet, trainer = self._batches[0], self._world.rank - FIRST_TRAINER
+        if self._config.share_data:
+            self._world.broadcast(packet.bytes, PLAYER)
+        else:
+            self._world.scatter(packet.bytes, [], PLAYER)
+        if not packet.fields["goes_on"].item():
+            return None
+        held = tuple(_size(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
+        count = self._rows if self._config.share_data else held[trainer]
+        rows = Rows(*(packet.fields[name][:count].to(device, non_blocking=True) for name in Rows._fields))
+        if self._config.share_data:
+            return Batch(rows, trainer, self._num_trainers, self._config.seed, update)
+        return Batch(rows, 0, 1, self._config.seed, update, held)
+
+    def reply(self, ranks: Ranks, stats: Stats, idle: float) -> None:
+        """The trainers' side: agree on the statistics; trainer 1 sends them, and the weights."""
+        own = [*(getattr(stats, name) for name in _MEANS), *stats.value_moments, stats.seconds, idle]
+        gathered = ranks.gather(torch.tensor(own, dtype=torch.float64, device=self._weights[0].device))
+        if self._world.rank == FIRST_TRAINER:
+            self._reply.fields["stats"][:-1].copy_(gathered.mean(0))
+            self._reply.fields["stats"][-1] = stats.gradient_steps
+            self._reply.fields["weights"].copy_(torch.cat([tensor.detach().flatten() for tensor in self._weights]))
+            self._world.send(self._reply.bytes, PLAYER)
+
+    @torch.no_grad()
+    def receive_reply(self) -> tuple[Stats, float]:
+        """The player's side: takes over the weights; the statistics, and the share of time that trainers waited."""
+        self._world.recv(self._reply.bytes, FIRST_TRAINER)
+        sizes = [tensor.numel() for tensor in self._weights]
+        for tensor, part in zip(self._weights, self._reply.fields["weights"].split(sizes), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+        *values, seconds, idle, gradient_steps = self._reply.fields["stats"].tolist()
+        means = dict(zip(_MEANS, values, strict=False))
+        moments = tuple(value * self._num_trainers for value in values[len(_MEANS) :])
+        stats = Stats(**means, value_moments=moments, gradient_steps=round(gradient_steps), seconds=seconds)
+        return stats, idle
+
+
+_MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+_NUM_STATS = len(_MEANS) + 5 + 3
+
+
+def _size(bounds: tuple[int, int]) -> int:
+    return bounds[1] - bounds[0]
+
+
+def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:
+    """The player tells the trainers what the environment looks like, as JSON."""
+    text = torch.frombuffer(bytearray(spec.to_json().encode()), dtype=torch.uint8).to(device)
+    world.broadcast(torch.tensor([text.numel()], device=device), PLAYER)
+    world.broadcast(text, PLAYER)
+
+
+def receive_spec(world: TorchCollective, device: torch.device) -> EnvSpec:
+    """A trainer learns what the environment looks like; it never opens one."""
+    size = world.broadcast(torch.zeros(1, dtype=torch.int64, device=device), PLAYER)
+    text = world.broadcast(torch.zeros(int(size.item()), dtype=torch.uint8, device=device), PLAYER)
+    return EnvSpec.from_json(bytes(text.tolist()).decode())
+
+
+class Stopwatch:
+    """The share of each round that was spent waiting."""
+
+    def __init__(self) -> None:
+        """Start the first round."""
+        self._round_started = time.perf_counter()
+        self._waited = 0.0
+
+    def __enter__(self) -> None:
+        """Start to wait."""
+        self._wait_started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop waiting."""
+        self._waited += time.perf_counter() - self._wait_started
+
+    def lap(self) -> float:
+        """End the round; the share of it, from 0 to 1, that was waited."""
+        now = time.perf_counter()
+        share = self._waited / (now - self._round_started)
+        self._round_started, self._waited = now, 0.0
+        return share

@@ -1,0 +1,134 @@
+"""PPO on Lightning Fabric, decoupled: rank 0 is the player, with the environments; the other ranks are the trainers.
+
+fabric run --devices=3 train_fabric_decoupled.py --num-envs 4
+fabric run --devices=3 train_fabric_decoupled.py --num-envs 4 --overlap
+"""
+
+from fabric_ppo.config import DecoupledConfig, parse_args
+
+if __name__ == "__main__":
+    CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.plugins.collectives import TorchCollective
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
+
+from fabric_ppo.agent import make_agent
+from fabric_ppo.batch import make_batch
+from fabric_ppo.distributed import ALONE, join_process_group, prepare_process
+from fabric_ppo.envs import make_envs
+from fabric_ppo.launch import read_launch, run_script
+from fabric_ppo.lightning_module import PPOModule
+from fabric_ppo.loggers import markdown_table
+from fabric_ppo.roles import (
+    FIRST_TRAINER,
+    PLAYER,
+    Exchange,
+    Placement,
+    Stopwatch,
+    TrainerEnvironment,
+    forget_fabric_run,
+    place,
+    ranks_of,
+    receive_spec,
+    send_spec,
+    trainer_devices,
+)
+from fabric_ppo.rollout import RolloutBuffer, collect, revalue
+from fabric_ppo.run import Run, Summary, new_run_dir
+from fabric_ppo.shared_memory import reduce_in_shared_memory
+from fabric_ppo.update import learning_rate, ppo_update, set_learning_rate
+
+
+def main(config: DecoupledConfig) -> Summary | None:
+    """Join the others and take this rank's role."""
+    forget_fabric_run()
+    launch = read_launch()
+    placement = place(launch.rank, config.cuda, config.player_on_gpu)
+    if placement.accelerator == "cuda":
+        torch.cuda.set_device(placement.device)
+    join_process_group(placement.world_backend, config.timeout)
+    world, trainers = TorchCollective(), TorchCollective()
+    trainers.create_group(ranks=list(range(FIRST_TRAINER, launch.world_size)), backend=placement.trainers_backend)
+    prepare_process(config, ranks_of(world, placement.packets_on))
+    if launch.rank == PLAYER:
+        return player(config, world, placement)
+    trainer(config, world, trainers, placement)
+    return None
+
+
+def player(config: DecoupledConfig, world: TorchCollective, placement: Placement) -> Summary:
+    """Collect rollouts, send them to the trainers and act with the weights that come back; log, test, save."""
+    run_dir = new_run_dir(config, "fabric_decoupled")
+    logger = TensorBoardLogger(run_dir, name="", version="")
+    devices = [placement.device] if config.player_on_gpu else 1
+    fabric = Fabric(accelerator=placement.accelerator, devices=devices, loggers=logger)
+
+    with Run(config, "fabric_decoupled", ALONE, run_dir) as run:
+        envs = run.closing(make_envs(config, 0, 1, run.video_dir))
+        send_spec(world, envs.spec, placement.packets_on)
+        agent = make_agent(envs.spec, config)
+        module = PPOModule(agent, config)
+        fabric.setup_module(module)
+        exchange = Exchange(world, agent, module, config, placement.packets_on)
+
+        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
+        run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
+        waiting, ahead = Stopwatch(), None
+        for update in run.updates(agent):
+            lag = 0 if ahead is None else 1
+            rollout = (
+                collect(envs, agent, buffer, config.seed, update) if ahead is None else revalue(agent, buffer, ahead)
+            )
+            exchange.send(make_batch(rollout, config, ALONE, update, placement.packets_on))
+            goes_ahead = config.overlap and update + 1 < run.num_updates
+            ahead = collect(envs, agent, buffer, config.seed, update + 1) if goes_ahead else None
+            with waiting:
+                stats, trainer_idle = exchange.receive_reply()
+            own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
+            metrics = run.finish_update(rollout, stats, learning_rate(config, update, run.num_updates), own)
+            fabric.log_dict(metrics, run.env_steps)
+        exchange.send(None)
+        summary = run.finish(agent)
+        fabric.log_dict(summary.test_metrics(), run.env_steps)
+    return summary
+
+
+def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:
+    """Optimise on what the player sends; DDP among the trainers averages the gradients."""
+    ranks = ranks_of(trainers, placement.computes_on)
+    devices = trainer_devices(config, ranks.size)
+    strategy = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
+    fabric.launch()
+
+    agent = make_agent(receive_spec(world, placement.packets_on), config)
+    module = PPOModule(agent, config)
+    ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+    reduce_in_shared_memory(ppo, ranks, config.timeout)
+
+    def step(loss: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        norm = fabric.clip_gradients(ppo, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
+        optimizer.step()
+        assert norm is not None
+        return norm
+
+    exchange = Exchange(world, agent, module, config, placement.packets_on)
+    waiting, num_updates = Stopwatch(), config.num_updates(1)
+    for update in range(num_updates + 1):
+        with waiting:
+            batch = exchange.receive(update, fabric.device)
+        if batch is None:
+            return
+        set_learning_rate(optimizer, config, update, num_updates)
+        stats = ppo_update(ppo, batch, step, config)
+        exchange.reply(ranks, stats, waiting.lap())
+
+
+if __name__ == "__main__":
+    run_script(main, CONFIG)
