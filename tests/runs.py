@@ -13,9 +13,10 @@ from pathlib import Path
 import torch.utils.tensorboard
 
 import train_fabric
+import train_fabric_decoupled
 import train_torch  # loaded before the forks, so that no rank has to
 
-SCRIPTS = {"torch": train_torch, "fabric": train_fabric}
+SCRIPTS = {"torch": train_torch, "fabric": train_fabric, "decoupled": train_fabric_decoupled}
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 

@@ -134,6 +134,7 @@ def make_rollout(num_steps, num_envs, seed=0, dtype=torch.float64, invalid=False
         obs=torch.stack([t, env], -1).to(torch.uint8),
         actions=1000 * t + env,
         log_probs=log_probs,
+        importance=torch.ones_like(log_probs),
         values=values,
         rewards=rewards.float(),
         terminated=terminated,
@@ -141,6 +142,7 @@ def make_rollout(num_steps, num_envs, seed=0, dtype=torch.float64, invalid=False
         valid=valid,
         next_values=next_values,
         episodes=[],
+        env_steps=int(valid.sum()),
         seconds=0.0,
     )
 

@@ -36,7 +36,10 @@ def setting(kind, t=6, n=3):
     actions = torch.zeros(t, n, *agent.distribution.action_shape, dtype=dtype)
     numbers = [torch.randn(t, n) for _ in range(4)]
     flags = [torch.zeros(t, n, dtype=torch.bool) for _ in range(2)] + [torch.ones(t, n, dtype=torch.bool)]
-    rollout = Rollout(torch.randn(t, n, 5), actions, *numbers[:3], *flags, numbers[3], [], 0.0)
+    ones = torch.ones(t, n)
+    rollout = Rollout(
+        torch.randn(t, n, 5), actions, numbers[0], ones, *numbers[1:3], *flags, numbers[3], [], t * n, 0.0
+    )
     return config, loss, rollout
 
 
