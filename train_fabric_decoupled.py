@@ -9,6 +9,8 @@ from fabric_ppo.config import DecoupledConfig, parse_args
 if __name__ == "__main__":
     CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once
 
+from datetime import timedelta
+
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
@@ -52,7 +54,11 @@ def main(config: DecoupledConfig) -> Summary | None:
         torch.cuda.set_device(placement.device)
     join_process_group(placement.world_backend, config.timeout)
     world, trainers = TorchCollective(), TorchCollective()
-    trainers.create_group(ranks=list(range(FIRST_TRAINER, launch.world_size)), backend=placement.trainers_backend)
+    trainers.create_group(
+        ranks=list(range(FIRST_TRAINER, launch.world_size)),
+        backend=placement.trainers_backend,
+        timeout=timedelta(seconds=config.timeout),
+    )
     prepare_process(config, ranks_of(world, placement.packets_on))
     if launch.rank == PLAYER:
         return player(config, world, placement)

@@ -65,6 +65,7 @@ def _train(args: list[str]) -> int:
     if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
         raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
     sys.stdout.flush()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the script sets its own; torchrun would warn
     os.execv(sys.executable, [sys.executable, *_launch_command(script, launch), *flags])
 
 

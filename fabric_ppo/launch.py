@@ -107,7 +107,8 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
 
 def _quieten_libraries() -> None:
     """Keep what libraries say to developers out of what users read."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*torch.distributed.*deprecated.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

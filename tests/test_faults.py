@@ -117,8 +117,18 @@ def is_training(folder):
     return bool(lines)
 
 
-@pytest.mark.parametrize("script", ["torch", "fabric"])
-@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher"])
+@pytest.mark.parametrize(
+    ("script", "victim"),
+    [
+        ("torch", "rank 0"),
+        ("torch", "rank 1"),
+        ("torch", "launcher"),
+        ("fabric", "rank 0"),
+        ("fabric", "launcher"),
+        ("fabric_decoupled", "rank 0"),
+        ("fabric_decoupled", "rank 1"),
+    ],
+)
 def test_a_killed_process_takes_all_others_with_it(tmp_path, launch, script, victim):
     process = launch(script)
     assert wait_for(lambda: is_training(tmp_path), 60), (tmp_path / "out.txt").read_text()
