@@ -12,7 +12,7 @@ train: install
 	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py $(TRAIN_FLAGS)
 
 test: install
-	cd "$(CURDIR)" && "$(BIN)/python" -m pytest $(TEST_FLAGS)
+	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 check: lint types test
 

@@ -60,6 +60,10 @@ def _train(args: list[str]) -> int:
     launch, flags = parser.parse_known_args(rest)
     if launch.devices < 1 or launch.num_nodes < 1:
         raise ConfigError(f"--devices {launch.devices} --num-nodes {launch.num_nodes}: numbers from 1 up are expected")
+    if not 0 <= launch.node_rank < launch.num_nodes:
+        raise ConfigError(f"--node-rank {launch.node_rank}: a number from 0 to {launch.num_nodes - 1} is expected")
+    if launch.num_nodes > 1 and (launch.main_address is None or launch.main_port is None):
+        raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
     config.check_launch(launch.devices * launch.num_nodes)
     if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
@@ -74,8 +78,8 @@ def _launcher_parser(script: str) -> _Parser:
     parser.add_argument("--devices", type=int, default=1, help="processes on each host (default: 1)")
     parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
     parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this is (default: 0)")
-    parser.add_argument("--main-address", default="127.0.0.1", help="address of host 0 (default: 127.0.0.1)")
-    parser.add_argument("--main-port", type=int, help="port on host 0 (default: a free one)")
+    parser.add_argument("--main-address", help="address of host 0; needed for several hosts")
+    parser.add_argument("--main-port", type=int, help="port on host 0; needed for several hosts")
     if script != "torch":
         parser.add_argument("--accelerator", help="passed on to fabric run, such as cpu or cuda")
         parser.add_argument("--strategy", help="passed on to fabric run (default: ddp from 2 processes on)")
@@ -92,15 +96,15 @@ def _launch_command(script: str, launch: argparse.Namespace) -> list[str]:
     processes = launch.devices * launch.num_nodes
     if processes == 1 and not any(options.values()):
         return [spec.origin]
-    port = launch.main_port or _free_port()
+    address, port = launch.main_address or "127.0.0.1", launch.main_port or _free_port()
     if script == "torch":
         where = [f"--nnodes={launch.num_nodes}", f"--node_rank={launch.node_rank}"]
-        where += [f"--master_addr={launch.main_address}", f"--master_port={port}"]
+        where += [f"--master_addr={address}", f"--master_port={port}"]
         return ["-m", "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, spec.origin]
     if processes > 1 and script == "fabric":
         options["strategy"] = options["strategy"] or "ddp"
     where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
-    where += [f"--main-address={launch.main_address}", f"--main-port={port}", f"--devices={launch.devices}"]
+    where += [f"--main-address={address}", f"--main-port={port}", f"--devices={launch.devices}"]
     chosen = [f"--{name}={value}" for name, value in options.items() if value]
     return ["-m", "lightning.fabric.cli", *where, *chosen, spec.origin]
 

@@ -128,7 +128,7 @@ class Run(contextlib.ExitStack):
             values = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
             write_atomically(self.dir / "config.yaml", values.encode())
             self._lines = self.closing(JsonLines(self.dir / "metrics.jsonl"))
-            self._tell_remainder(total)
+            self._tell_remainder()
         self._progress = self.closing(Progress(total, enabled=leads))
         started = self._update_started = time.perf_counter()
         for update in range(self.num_updates):
@@ -137,11 +137,13 @@ class Run(contextlib.ExitStack):
             if self._stopped:
                 return
 
-    def _tell_remainder(self, total: int) -> None:
+    def _tell_remainder(self) -> None:
         config = self._config
-        if config.timestep_unit == "transition" and total < config.total_timesteps:
-            updates = f"{self.num_updates} updates of {self._steps_per_update}"
-            tell(f"--total-timesteps {config.total_timesteps} is rounded down to {total}: {updates}")
+        per_update = config.num_steps if config.timestep_unit == "iteration" else self._steps_per_update
+        counted = self.num_updates * per_update
+        if counted < config.total_timesteps:
+            updates = f"{self.num_updates} updates of {per_update}"
+            tell(f"--total-timesteps {config.total_timesteps} is rounded down to {counted}: {updates}")
 
     def finish_update(
         self, rollout: Rollout, stats: Stats, learning_rate: float, extra: dict[str, float] | None = None

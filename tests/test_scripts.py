@@ -137,6 +137,9 @@ def test_the_command_line_checks_launches_and_evaluates(tmp_path):
     assert (wrong.returncode, wrong.stderr) == (2, "error: --num-envs 0: a whole number from 1 up is expected\n")
     short = fabric_ppo("train", "torch", "--devices", "3", "--total-timesteps", "700")
     assert (short.returncode, short.stderr.count("\n")) == (2, 1)
+    nowhere = fabric_ppo("train", "torch", "--num-nodes", "2")
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert "--main-address and --main-port of host 0 are needed too" in nowhere.stderr
     done = fabric_ppo("train", "fabric", "--devices", "2", "--accelerator", "cpu", *TINY, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/summary.json").read_text())["world_size"] == 2
