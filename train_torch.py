@@ -42,7 +42,7 @@ def main(config: TorchConfig) -> Summary:
     if config.cuda:
         torch.cuda.set_device(device)
     if launch.world_size > 1:
-        join_process_group("nccl" if config.cuda else "gloo", config.timeout)
+        join_process_group("cpu:gloo,cuda:nccl" if config.cuda else "gloo", config.timeout)
     ranks = Ranks(launch.rank, launch.world_size, all_gather)
 
     with Run(config, "torch", ranks, run_dir) as run:

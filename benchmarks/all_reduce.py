@@ -35,7 +35,8 @@ def rank_main(rank: int, size: int, floats: int, port: int) -> None:
         dist.all_gather(gathered, tensor)
         return torch.stack(gathered)
 
-    memory = SharedMemorySum(Ranks(rank, size, all_gather), 4 * floats, timeout=60)
+    memory = SharedMemorySum.between(Ranks(rank, size, all_gather), 4 * floats, timeout=60)
+    assert memory is not None
     gradient = torch.randn(floats)
     ways: dict[str, Callable[[torch.Tensor], object]] = {"gloo": dist.all_reduce, "shared memory": memory.sum_}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -65,7 +65,7 @@ def _train(args: list[str]) -> int:
     if launch.num_nodes > 1 and (launch.main_address is None or launch.main_port is None):
         raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
-    config.check_launch(launch.devices * launch.num_nodes)
+    config.check_launch(launch.devices * launch.num_nodes, launch.devices)
     if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
         raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
     sys.stdout.flush()

@@ -119,6 +119,7 @@ class Config:
         _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
         _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")
+        _require(self, "run_dir", self.run_dir != "", "a folder")
         stop = self.stop_at_return
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
@@ -144,8 +145,8 @@ class Config:
             )
         return self.total_timesteps // per_update
 
-    def check_launch(self, world_size: int) -> None:
-        """Raise a ConfigError where these flags do not fit `world_size` processes."""
+    def check_launch(self, world_size: int, on_this_host: int) -> None:
+        """Raise a ConfigError where these flags do not fit `world_size` processes, so many of them on this host."""
         self.num_updates(world_size)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,10 +165,16 @@ class TorchConfig(Config):
     """Train on GPUs, one per rank, with nccl."""
 
     def __post_init__(self) -> None:
-        """See `Config`; a GPU for each rank of this host is needed with `--cuda`."""
+        """See `Config`; `--cuda` needs a GPU."""
         super().__post_init__()
         if self.cuda:
-            require_cuda(read_launch().local_world_size)
+            require_cuda(1)
+
+    def check_launch(self, world_size: int, on_this_host: int) -> None:
+        """See `Config`; each rank of this host needs a GPU with `--cuda`."""
+        super().check_launch(world_size, on_this_host)
+        if self.cuda:
+            require_cuda(on_this_host)
 
 
 def require_cuda(num_devices: int) -> None:
@@ -196,7 +203,7 @@ class DecoupledConfig(Config):
         if self.player_on_gpu and not self.cuda:
             raise ConfigError("--player-on-gpu: --cuda is needed too, which puts the trainers on GPUs")
 
-    def check_launch(self, world_size: int) -> None:
+    def check_launch(self, world_size: int, on_this_host: int) -> None:
         """See `Config`: one process is the player, and each other one trains on at least one row."""
         if world_size < 2:
             raise ConfigError(
@@ -208,6 +215,8 @@ class DecoupledConfig(Config):
         if rows < world_size - 1:
             needed = f"at least {world_size - 1}, a row for each trainer, are needed"
             raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {rows} rows; {needed}")
+        if self.cuda and on_this_host < world_size:
+            raise ConfigError("--cuda: train_fabric_decoupled.py places its ranks on the GPUs of one host")
         if self.cuda:
             require_cuda(world_size if self.player_on_gpu else world_size - 1)
 
@@ -344,7 +353,7 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
         raise SystemExit(2) from None
     try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
-        config.check_launch(launch.world_size)
+        config.check_launch(launch.world_size, launch.local_world_size)
         return config
     except ConfigError as error:
         tell(f"error: {error}")

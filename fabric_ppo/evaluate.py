@@ -207,7 +207,10 @@ class _Slot:
         self.episode = episode
         renew_world(self.env)
         self.seed = evaluation_seed(seed, episode)
-        self.obs, _ = self.env.reset(seed=self.seed)
+        try:
+            self.obs, _ = self.env.reset(seed=self.seed)
+        except Exception as error:
+            raise EnvironmentFault(f"test episode {episode}, seed {self.seed}: reset raised {error}") from error
         return True
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+_SECONDS_FOR_RANK_ZERO = 2.0
 
 
 class ConfigError(ValueError):
@@ -91,6 +94,10 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     try:
         main(config)
     except ConfigError as error:
+        if not is_rank_zero():
+            # where all ranks fail alike, rank 0 has told it by now, and the launcher ends this one
+            time.sleep(_SECONDS_FOR_RANK_ZERO)
+            print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
         tell(f"error: {error}")
         status = 2
     except KeyboardInterrupt:

@@ -40,13 +40,6 @@ class Progress:
             self._last_line = time.monotonic()
             print(said, flush=True)
 
-    def say(self, line: str) -> None:
-        """Print a line, above the live one."""
-        if self._live is not None:
-            self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        elif self._enabled:
-            print(line, flush=True)
-
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live is not None:

@@ -122,7 +122,7 @@ class TrainerEnvironment(ClusterEnvironment):
         """Nothing to set: the launcher has."""
 
     def local_rank(self) -> int:
-        """Which trainer this is; devices are handed in accordingly."""
+        """Which trainer this is, on one host; devices are handed in accordingly."""
         return self._rank
 
     def node_rank(self) -> int:
@@ -134,10 +134,10 @@ class Packet:
     """Named tensors side by side in one buffer of bytes, so that one collective sends them all."""
 
     def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
-        """Allocate once; on the CPU in pinned memory where there are GPUs to copy to."""
+        """Allocate once; on the CPU in pinned memory where this process computes on a GPU."""
         sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
         aligned = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        pinned = device.type == "cpu" and torch.cuda.is_available()
+        pinned = device.type == "cpu" and torch.cuda.is_initialized()
         self.bytes = torch.zeros(sum(aligned), dtype=torch.uint8, device=device, pin_memory=pinned)
         parts = self.bytes.split(aligned)
         self.fields = {
@@ -156,7 +156,7 @@ class Exchange:
     def __init__(
         self, world: TorchCollective, agent: Agent, weights: nn.Module, config: Config, device: torch.device
     ) -> None:
-        """Both sides allocate alike.
+        """Allocate; without shared data the player has a packet for each trainer.
 
         Args:
             world: all processes.
@@ -186,7 +186,7 @@ class Exchange:
         for trainer, packet in enumerate(self._batches):
             packet.fields["goes_on"].fill_(batch is not None)
             if batch is not None:
-                part = self._part(batch.update, trainer)
+                part = self._part(batch.update, trainer).to(packet.bytes.device)
                 for name, column in batch.rows._asdict().items():
                     torch.index_select(column, 0, part, out=packet.fields[name][: len(part)])
         if self._config.share_data:

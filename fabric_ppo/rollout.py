@@ -35,7 +35,7 @@ class Rollout:
 
     Attributes:
         obs: `[T, N, ...]` in the environment's dtype.
-        actions: `[T, N, ...]` as drawn, before `to_env_actions`.
+        actions: `[T, N, ...]` as drawn, before `spaces.ActionConverter`.
         log_probs, values: of the agent that acted (of a later one after `revalue`), `[T, N]`.
         importance: probability of the action under that agent over the one under the agent that acted, `[T, N]`.
         rewards: `[T, N]`.

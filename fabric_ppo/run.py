@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import time
@@ -56,7 +57,7 @@ class Summary:
 
 
 def new_run_dir(config: Config, script: str) -> Path:
-    """Where a run will lie; nothing is made yet.
+    """Where a run will lie; unless `--run-dir` names it, it is made at once, and goes again if it stays empty.
 
     Raises:
         ConfigError: `--run-dir` holds a run already.
@@ -72,10 +73,27 @@ def new_run_dir(config: Config, script: str) -> Path:
     name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{env_id}_{config.exp_name}_{config.seed}"
     path = Path(config.log_dir, f"{script}_logs", name)
     twin = 2
-    while is_rank_zero() and path.exists():
+    while is_rank_zero() and not _claim(path):
         path = path.with_name(f"{name}_{twin}")
         twin += 1
     return path
+
+
+def _claim(path: Path) -> bool:
+    """Make a folder, unless another run, maybe started in the same second, has it."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    atexit.register(_remove_empty, missing)
+    return True
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class Run(contextlib.ExitStack):
@@ -83,7 +101,7 @@ class Run(contextlib.ExitStack):
 
     Attributes:
         num_updates: how many updates the run has.
-        dir: its folder; made when the iteration starts, so that a run that cannot start leaves nothing.
+        dir: its folder; a run that cannot start leaves none.
         video_dir: where training videos go; empty for none.
         env_steps: transitions so far, over all ranks.
     """
@@ -196,14 +214,18 @@ class Run(contextlib.ExitStack):
         if self._ranks.rank == 0:
             self._progress.close()
             save_policy(agent, self.dir)
+            self._write(self._summary(test))  # the test may fail: what was trained is on record
             video_dir = str(self.dir / "test_videos") if self._config.capture_video else ""
             test = evaluate(Policy(agent), self._config.test_episodes, self._config.seed, video_dir=video_dir)
         summary = self._summary(test)
         if self._ranks.rank == 0:
-            text = json.dumps(asdict(summary), indent=2, allow_nan=False)
-            write_atomically(self.dir / "summary.json", (text + "\n").encode())
+            self._write(summary)
             self._tell_end(summary)
         return summary
+
+    def _write(self, summary: Summary) -> None:
+        text = json.dumps(asdict(summary), indent=2, allow_nan=False)
+        write_atomically(self.dir / "summary.json", (text + "\n").encode())
 
     def _summary(self, test: TestResult) -> Summary:
         return Summary(

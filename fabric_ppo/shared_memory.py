@@ -8,6 +8,7 @@ is waited for is the slowest rank, and nothing else. DDP calls it as a communica
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import platform
@@ -47,7 +48,9 @@ def reduce_in_shared_memory(module: nn.Module, ranks: Ranks, timeout: float) -> 
     if not (wrapped and ranks.size > 1 and on_one_host and ordered_stores) or parameters[0].device.type != "cpu":
         return
     size = max(sum(each.numel() * each.element_size() for each in parameters), 8)
-    memory = SharedMemorySum(ranks, size, timeout)
+    memory = SharedMemorySum.between(ranks, size, timeout)
+    if memory is None:
+        return
 
     def average(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
         gradient = bucket.buffer()
@@ -63,15 +66,20 @@ def reduce_in_shared_memory(module: nn.Module, ranks: Ranks, timeout: float) -> 
 class SharedMemorySum:
     """Sums tensors over the ranks of one host, in order of rank.
 
-    Two buffers take turns. A rank writes the one of turn k+2, which was that of turn k, only when every flag has
-    reached k+1, and a rank raises its flag to k+1 only when it has read turn k.
+    Two buffers take turns, counted from 1; a flag says which turn its rank has written. A rank writes turn k+2, into
+    the buffer of turn k, only when every flag has reached k+1, and a rank writes turn k+1 only when it has read turn k.
     """
 
-    def __init__(self, ranks: Ranks, size: int, timeout: float) -> None:
-        """Share memory for tensors of up to `size` bytes between all of `ranks`."""
-        self._rank, self._timeout, self._turn = ranks.rank, timeout, 0
+    @classmethod
+    def between(cls, ranks: Ranks, size: int, timeout: float) -> SharedMemorySum | None:
+        """Share memory for tensors of up to `size` bytes between all of `ranks`; None on all where that fails."""
         slot = -(-size // _FLAG_BYTES) * _FLAG_BYTES
         memory = _map_together(ranks, ranks.size * _FLAG_BYTES + 2 * ranks.size * slot)
+        return None if memory is None else cls(ranks, memory, slot, timeout)
+
+    def __init__(self, ranks: Ranks, memory: mmap.mmap, slot: int, timeout: float) -> None:
+        """Use `memory`: a flag for each rank, then two buffers of a slot of `slot` bytes for each."""
+        self._rank, self._timeout, self._turn = ranks.rank, timeout, 0
         flags = np.frombuffer(memory, np.int64, ranks.size * _FLAG_BYTES // 8)
         self._flags = flags[:: _FLAG_BYTES // 8]
         data = torch.frombuffer(memory, dtype=torch.uint8, offset=ranks.size * _FLAG_BYTES)
@@ -91,7 +99,9 @@ class SharedMemorySum:
         self._turn += 1
         self._flags[self._rank] = self._turn
         self._wait()
-        torch.sum(slots, 0, out=flat) if len(slots) > 2 else torch.add(slots[0], slots[1], out=flat)
+        torch.add(slots[0], slots[1], out=flat)
+        for slot in slots[2:]:
+            flat += slot
         return tensor
 
     def _wait(self) -> None:
@@ -115,21 +125,27 @@ class SharedMemorySum:
                 raise LostContactError(f"rank {rank} did not answer within --timeout {self._timeout:g} s")
 
 
-def _map_together(ranks: Ranks, size: int) -> mmap.mmap:
-    """Zeroed memory that all ranks share; its file is gone when this returns, so nothing can be left behind."""
+def _map_together(ranks: Ranks, size: int) -> mmap.mmap | None:
+    """Zeroed memory that all ranks share, or None on all of them where one cannot have it.
+
+    Its file is gone when this returns or raises.
+    """
     path = ""
-    if ranks.rank == 0:
-        handle, path = tempfile.mkstemp(prefix="fabric_ppo_", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        os.truncate(handle, size)
-        os.close(handle)
-    name = torch.frombuffer(bytearray(path.encode().ljust(1024)), dtype=torch.uint8)
-    path = bytes(ranks.gather(name)[0].tolist()).decode().strip()
-    with open(path, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), size)
-    ranks.gather(torch.zeros(1))  # everybody has it open
-    if ranks.rank == 0:
-        os.unlink(path)
-    return memory
+    try:
+        if ranks.rank == 0:
+            handle, path = tempfile.mkstemp(prefix="fabric_ppo_", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+            with contextlib.suppress(OSError), open(handle, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # what does not fit is noticed here, not as SIGBUS later
+        name = torch.frombuffer(bytearray(path.encode().ljust(1024)), dtype=torch.uint8)
+        shared = bytes(ranks.gather(name)[0].tolist()).decode().strip()
+        memory = None
+        with contextlib.suppress(OSError, ValueError), open(shared, "r+b") as file:
+            memory = mmap.mmap(file.fileno(), size)
+        everybody = ranks.gather(torch.tensor([float(memory is not None)]))
+        return memory if bool(everybody.all()) else None
+    finally:
+        if path:
+            os.unlink(path)
 
 
 def _is_alive(pid: int) -> bool:

@@ -147,18 +147,18 @@ def test_placement():
 
 def test_launches_that_cannot_work_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="a player and at least one trainer are needed"):
-        DecoupledConfig().check_launch(1)
+        DecoupledConfig().check_launch(1, 1)
     with pytest.raises(ConfigError, match="3 rows; at least 4, a row for each trainer"):
-        DecoupledConfig(num_steps=3, num_envs=1).check_launch(5)
+        DecoupledConfig(num_steps=3, num_envs=1).check_launch(5, 5)
     with pytest.raises(ConfigError, match="--player-on-gpu: --cuda is needed too"):
         DecoupledConfig(player_on_gpu=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    DecoupledConfig(cuda=True).check_launch(3)
+    DecoupledConfig(cuda=True).check_launch(3, 3)
     with pytest.raises(ConfigError, match="--cuda: 3 CUDA devices are needed here, 2 found"):
-        DecoupledConfig(cuda=True).check_launch(4)
+        DecoupledConfig(cuda=True).check_launch(4, 4)
     with pytest.raises(ConfigError, match="--cuda: 3 CUDA devices are needed here, 2 found"):
-        DecoupledConfig(cuda=True, player_on_gpu=True).check_launch(3)
+        DecoupledConfig(cuda=True, player_on_gpu=True).check_launch(3, 3)
 
 
 @pytest.mark.parametrize("accelerator", [(), ("--accelerator=cpu",)])

@@ -123,7 +123,7 @@ def parsed(words: list[str]) -> Namespace:
     assert (ROOT / script).is_file()
     with mock.patch("fabric_ppo.config.require_cuda"):
         config = parse_flags(SCRIPT_CONFIGS[name], flags)
-        config.check_launch(ranks)
+        config.check_launch(ranks, ranks)
     return Namespace(name=name, config=config, ranks=ranks, cuda="--cuda" in flags, address=address, port=port)
 
 
@@ -281,7 +281,9 @@ def headline_command(script: str) -> list[str]:
 
 
 def test_both_headline_commands_and_make_train_are_the_same_training():
-    said = subprocess.run(["make", "-n", "train"], cwd=ROOT, capture_output=True, text=True, timeout=20).stdout
+    args = ["make", "-n", "--no-print-directory", "train"]
+    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "TRAIN_FLAGS")}
+    said = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=20, env=env).stdout
     _, _, flags = script_of(headline_command("fabric"))
     assert script_of(headline_command("torch"))[2] == flags
     assert said.splitlines()[-1].endswith(" ".join(headline_command("fabric")[1:]))

@@ -31,7 +31,7 @@ def connected(size):
 
 
 def work(ranks, rank, turns, answers, dies_at):
-    memory = SharedMemorySum(ranks(rank), 4 * 1000, timeout=1.0)
+    memory = SharedMemorySum.between(ranks(rank), 4 * 1000, timeout=1.0)
     try:
         for turn in range(turns):
             if (rank, turn) == dies_at:

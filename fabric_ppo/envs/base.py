@@ -85,7 +85,7 @@ class VectorEnvs(ABC):
         `valid` is false for a row that is no transition (a backend that resets on the following call has those).
 
         Args:
-            actions: as the environments take them (`spaces.to_env_actions`), `[N, *shape]`.
+            actions: as the environments take them (`spaces.ActionConverter`), `[N, *shape]`.
             obs, rewards, terminated, truncated, valid: outputs.
 
         Raises:
