@@ -234,12 +234,10 @@ def test_cuda_is_never_a_cpu_run(monkeypatch):
     assert "--cuda" in refusal(["--cuda"], TorchConfig)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert parse_flags(TorchConfig, ["--cuda"]).cuda
-    for name, value in zip(NAMES, ("0", "3", "0", "3"), strict=True):
-        monkeypatch.setenv(name, value)
-    message = refusal(["--cuda"], TorchConfig)
-    assert "3" in message
-    assert "2" in message
+    config = parse_flags(TorchConfig, ["--cuda"])
+    config.check_launch(4, on_this_host=2)
+    with pytest.raises(ConfigError, match="--cuda: 3 CUDA devices are needed here, 2 found"):
+        config.check_launch(3, on_this_host=3)
 
 
 @pytest.mark.parametrize(
