@@ -17,6 +17,9 @@ from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
+PADDED_ROWS = 8
+"""Few rows round differently from many: batches that act are padded to a multiple of this."""
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fabric_ppo.config import Config, flag
 from fabric_ppo.launch import ConfigError, read_launch
 
-_ALIGNMENT = 8
+ALIGNMENT = 8
 _RENDEZVOUS_SECONDS = 60.0
 
 
@@ -44,7 +44,7 @@ class Ranks:
         if self.size == 1:
             return [tensor.unsqueeze(0) for tensor in tensors]
         parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-        padded = [torch.nn.functional.pad(part, (0, -part.numel() % _ALIGNMENT)) for part in parts]
+        padded = [torch.nn.functional.pad(part, (0, -part.numel() % ALIGNMENT)) for part in parts]
         gathered = self.gather(torch.cat(padded)).split([part.numel() for part in padded], dim=1)
         return [
             got[:, : part.numel()].contiguous().view(tensor.dtype).view(self.size, *tensor.shape)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.agent import PADDED_ROWS, Agent, Architecture
 from fabric_ppo.checkpoint import write_atomically
 from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
@@ -21,7 +21,7 @@ from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 from fabric_ppo.spaces import ActionConverter, EnvSpec
 
 POLICY_FILE = "policy.safetensors"
-_PADDED_ROWS = 8
+_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Policy:
             array = array[None]
         elif array.shape[1:] != space.shape or array.ndim == 0:
             raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
-        padding = np.repeat(array[:1], -len(array) % _PADDED_ROWS, axis=0)
+        padding = np.repeat(array[:1], -len(array) % PADDED_ROWS, axis=0)
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
 
 
@@ -163,7 +163,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         slots = [
             _Slot(stack, policy.spec.env_id, video_dir if index == 0 else "", render_mode)
-            for index in range(1 if render_mode else min(_PADDED_ROWS, episodes))
+            for index in range(1 if render_mode else min(_SLOTS, episodes))
         ]
         playing = [slot for slot in slots if slot.start(seed, waiting)]
         while playing:

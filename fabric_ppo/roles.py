@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Batch, Rows, cut
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.distributed import Ranks
+from fabric_ppo.distributed import ALIGNMENT, Ranks
 from fabric_ppo.seeding import Stream, minibatch_order
 from fabric_ppo.spaces import EnvSpec
 from fabric_ppo.update import Stats
 
 PLAYER = 0
 FIRST_TRAINER = 1
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Packet:
     def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
         """Allocate once; on the CPU in pinned memory where this process computes on a GPU."""
         sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
-        aligned = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
         pinned = device.type == "cpu" and torch.cuda.is_initialized()
         self.bytes = torch.zeros(sum(aligned), dtype=torch.uint8, device=device, pin_memory=pinned)
         parts = self.bytes.split(aligned)

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fabric_ppo.agent import Agent
+from fabric_ppo.agent import PADDED_ROWS, Agent
 from fabric_ppo.envs import FinalObs, VectorEnvs
 from fabric_ppo.seeding import action_uniforms
 from fabric_ppo.spaces import ActionConverter
 
 _ROWS_PER_PASS = 4096
-_PADDED_ROWS = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -81,7 +80,7 @@ class RolloutBuffer:
         self.num_steps, self.num_envs, self.first_env = t, n, first_env
         self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)
         # the first matrix products of few rows round differently: N is padded, so that it does not matter
-        padded = -(-n // _PADDED_ROWS) * _PADDED_ROWS
+        padded = -(-n // PADDED_ROWS) * PADDED_ROWS
         self.staged_obs = np.zeros((padded, *spec.observation.shape), spec.observation.dtype)
         action = torch.zeros((), dtype=distribution.action_dtype).numpy()
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)

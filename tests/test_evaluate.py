@@ -258,7 +258,7 @@ def test_results_are_those_of_a_plain_loop(monkeypatch, is_stochastic):
     returns, lengths = plain_loop(agent, 19, SEED, is_stochastic)
     assert len(set(returns)) > 5
     for slots in (8, 1, 3, 16, 64):
-        monkeypatch.setattr(evaluation, "_PADDED_ROWS", slots)
+        monkeypatch.setattr(evaluation, "_SLOTS", slots)
         got = evaluate(Policy(agent), 19, SEED, stochastic=is_stochastic)
         assert (got.returns, got.lengths) == (returns, lengths), slots
     monkeypatch.undo()

@@ -84,3 +84,24 @@ def test_nothing_is_left_in_the_file_system(tmp_path):
     for worker in workers:
         worker.join(10)
     assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("fabric_ppo_")} == set()
+
+
+def test_where_one_rank_cannot_open_it_nobody_uses_it(monkeypatch):
+    """As on two hosts whose launcher calls them one: every rank must fall back alike."""
+    context, ranks = connected(2)
+    answers = context.Queue()
+
+    def attempt(rank):
+        if rank == 1:
+            monkeypatch.setattr("fabric_ppo.shared_memory.open", refuse, raising=False)
+        answers.put((rank, SharedMemorySum.between(ranks(rank), 4000, timeout=1.0) is None))
+
+    def refuse(*_):
+        raise FileNotFoundError
+
+    workers = [context.Process(target=attempt, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    assert sorted(answers.get(timeout=30) for _ in workers) == [(0, True), (1, True)]
+    for worker in workers:
+        worker.join(10)
