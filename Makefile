@@ -9,6 +9,7 @@ TEST_FLAGS ?=
 .PHONY: train test check format lint types install clean
 
 train: install
+	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
 	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py $(TRAIN_FLAGS)
 
 test: install
