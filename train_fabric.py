@@ -50,16 +50,18 @@ def main(config: Config) -> Summary:
             return norm
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
+        run.restore(agent, optimizer, buffer)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        for update in run.updates(agent):
+        log_dict = run.logging(fabric.log_dict)
+        for update in run.updates():
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
             stats = ppo_update(ppo, batch, step, config)
             metrics = run.finish_update(rollout, stats, learning_rate)
-            fabric.log_dict(metrics, run.env_steps)
+            log_dict(metrics, run.env_steps)
         summary = run.finish(agent)
-        fabric.log_dict(summary.test_metrics(), run.env_steps)
+        log_dict(summary.test_metrics(), run.env_steps)
     return summary
 
 

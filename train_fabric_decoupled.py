@@ -42,6 +42,7 @@ from fabric_ppo.roles import (
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
+from fabric_ppo.signals import signals
 from fabric_ppo.update import learning_rate, ppo_update, set_learning_rate
 
 
@@ -82,9 +83,15 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         exchange = Exchange(world, agent, module, config, placement.packets_on)
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
+        run.restore(agent, exchange, buffer)
+        exchange.start(run.first_update)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
+        log_dict = run.logging(fabric.log_dict)
         waiting, ahead = Stopwatch(), None
-        for update in run.updates(agent):
+        if config.overlap and 0 < run.first_update < run.num_updates:
+            with run.weights_in_flight():
+                ahead = collect(envs, agent, buffer, config.seed, run.first_update)
+        for update in run.updates():
             lag = 0 if ahead is None else 1
             rollout = (
                 collect(envs, agent, buffer, config.seed, update) if ahead is None else revalue(agent, buffer, ahead)
@@ -96,10 +103,10 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
                 stats, trainer_idle = exchange.receive_reply()
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
             metrics = run.finish_update(rollout, stats, learning_rate(config, update, run.num_updates), own)
-            fabric.log_dict(metrics, run.env_steps)
+            log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)
-        fabric.log_dict(summary.test_metrics(), run.env_steps)
+        log_dict(summary.test_metrics(), run.env_steps)
     return summary
 
 
@@ -126,14 +133,15 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
 
     exchange = Exchange(world, agent, module, config, placement.packets_on)
     waiting, num_updates = Stopwatch(), config.num_updates(1)
-    for update in range(num_updates + 1):
+    signals.begin_training()
+    for update in range(exchange.receive_start(optimizer), num_updates + 1):
         with waiting:
             batch = exchange.receive(update, fabric.device)
         if batch is None:
-            return
+            return signals.raise_if_asked()
         set_learning_rate(optimizer, config, update, num_updates)
         stats = ppo_update(ppo, batch, step, config)
-        exchange.reply(ranks, stats, waiting.lap())
+        exchange.reply(ranks, stats, optimizer, waiting.lap())
 
 
 if __name__ == "__main__":

@@ -62,8 +62,10 @@ def main(config: TorchConfig) -> Summary:
             return norm
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
+        run.restore(agent, optimizer, buffer)
         writer = run.closing(SummaryWriter(run_dir)) if ranks.rank == 0 else None
 
+        @run.logging
         def log_dict(metrics: dict[str, float], step: int) -> None:
             if writer is not None:
                 for name, value in metrics.items():
@@ -71,7 +73,7 @@ def main(config: TorchConfig) -> Summary:
 
         if writer is not None:
             writer.add_text("hyperparameters", markdown_table(config.to_dict()))
-        for update in run.updates(agent):
+        for update in run.updates():
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, device)

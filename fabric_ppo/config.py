@@ -21,11 +21,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fabric_ppo.launch import ConfigError, read_launch, tell
+from fabric_ppo.signals import signals
 
-_POSITIVE_COUNTS = ("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs", "test_episodes")
-_POSITIVE = ("learning_rate", "adam_eps", "timeout", "max_grad_norm", "clip_coef")
+_POSITIVE_COUNTS = (
+    *("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs"),
+    *("test_episodes", "keep_checkpoints"),
+)
+_POSITIVE = ("learning_rate", "adam_eps", "timeout", "env_timeout", "max_grad_norm", "clip_coef")
 _UNIT_INTERVAL = ("gamma", "gae_lambda")
 _NON_NEGATIVE = ("ent_coef", "vf_coef")
+MAY_DIFFER = (
+    *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
+    *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
+)
+"""Flags of a run that a resumed one may be given anew; `Config.resume` lists them for the user."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Config:
     """Environment: an id that `gymnasium.make` takes, `module:Env-v0` included."""
     env_backend: Literal["sync", "async"] = "sync"
     """Where environments run: in this process (sync) or in a worker process each (async)."""
+    env_timeout: float = 60.0
+    """Seconds that an async worker may take for one step or reset."""
+    restart_envs: bool = False
+    """Replace an async worker that died or hangs, rebuild its episode, and go on."""
     num_envs: int = 2
     """Environments per rank."""
     num_steps: int = 128
@@ -100,6 +113,15 @@ class Config:
     """Greedy episodes played at the end."""
     run_dir: str | None = None
     """Folder of this run; by default a new one in --log-dir."""
+    resume: bool = False
+    """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be the run's own, but
+    for those that leave the result as it is: --total-timesteps (upward), --stop-at-return, --checkpoint-every,
+    --keep-checkpoints, --capture-video, --test-episodes, --env-backend (sync, async), --env-timeout, --restart-envs,
+    --timeout, --num-threads, --exp-name, --log-dir."""
+    checkpoint_every: int = 0
+    """Updates between checkpoints; 0: about one a minute. There is always one at the end."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints to keep, besides the best."""
     log_dir: str = "logs"
     """Where run folders are made."""
     config: str | None = None
@@ -119,7 +141,12 @@ class Config:
         _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
         _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")
+        _require(self, "checkpoint_every", self.checkpoint_every >= 0, "a whole number from 0 up")
         _require(self, "run_dir", self.run_dir != "", "a folder")
+        if self.resume and self.run_dir is None:
+            raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
+        if self.restart_envs and self.env_backend != "async":
+            raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
         stop = self.stop_at_return
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
@@ -152,7 +179,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The flags as plain values for config.yaml, without those that only say where this run lies."""
         values = dataclasses.asdict(self)
-        for name in ("config", "run_dir"):
+        for name in ("config", "run_dir", "resume"):
             del values[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -345,7 +372,12 @@ def _from_yaml(value: Any, kind: Any) -> Any:
 
 
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
-    """The command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0."""
+    """A script's command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0.
+
+    From here on the script also listens to signals.
+    """
+    if args is None:
+        signals.install()
     try:
         launch = read_launch()
     except ConfigError as error:

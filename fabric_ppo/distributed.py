@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fabric_ppo.config import Config, flag
 from fabric_ppo.launch import ConfigError, read_launch
+from fabric_ppo.signals import signals
 
 ALIGNMENT = 8
 _RENDEZVOUS_SECONDS = 60.0
@@ -56,7 +58,7 @@ ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
 
 
 def prepare_process(config: Config, ranks: Ranks) -> None:
-    """Set threads, the timeout and determinism; see that all ranks were started alike.
+    """Set threads, the timeout and determinism; see that all ranks were started alike; share signals with them.
 
     Raises:
         ConfigError: ranks have different flags.
@@ -66,6 +68,10 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     if config.torch_deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     require_same_config(config, ranks)
+    if ranks.size > 1:
+        host = int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7], "big")
+        everybody = ranks.gather(torch.tensor([host, os.getpid()])).tolist()
+        signals.forward_to([pid for its_host, pid in everybody if its_host == host and pid != os.getpid()])
 
 
 def set_threads(num_threads: int) -> None:

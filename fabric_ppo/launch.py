@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -13,6 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _SECONDS_FOR_RANK_ZERO = 2.0
+FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
+"""Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
+
+
+_ENVIRONMENTAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 class ConfigError(ValueError):
@@ -21,6 +28,14 @@ class ConfigError(ValueError):
 
 class LostContactError(RuntimeError):
     """Another rank has died or does not answer: it is that rank that has the story."""
+
+
+class StoppedBySignal(Exception):
+    """A signal asked this run to stop, and everything that it needs to go on is saved."""
+
+
+class NotAllWrittenError(Exception):
+    """The run is done, but something could not be written; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +100,41 @@ def die_with_parent() -> None:
 def run_script(main: Callable[[Any], object], config: Any) -> None:
     """Run a script's `main(config)` and exit with the status that its end calls for.
 
-    0: done; 1: failure; 2: bad input, told in one line by rank 0; 130: interrupted.
+    0: done; 1: failure; 2: bad input, told in one line by rank 0; 3: done, but something could not be written;
+    75: stopped by a signal.
     """
+    from fabric_ppo.signals import signals
+
     if "RANK" in os.environ:
         die_with_parent()
     _quieten_libraries()
+    signals.guard()
     status = 0
     try:
         main(config)
-    except ConfigError as error:
+    except Exception as error:
+        status = _tell_failure(error, bool(signals.name))
+    finally:
+        signals.stopping()
+        _destroy_process_group()
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _tell_failure(error: Exception, was_asked_to_stop: bool) -> int:
+    """Print what ended a run; the exit status."""
+    if isinstance(error, ConfigError):
         if not is_rank_zero():
             # where all ranks fail alike, rank 0 has told it by now, and the launcher ends this one
             time.sleep(_SECONDS_FOR_RANK_ZERO)
             print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
         tell(f"error: {error}")
-        status = 2
-    except KeyboardInterrupt:
-        tell("interrupted")
-        status = 130
-    except Exception as error:
-        print(_failure(error), file=sys.stderr, flush=True)
-        status = 1
-    finally:
-        _destroy_process_group()
-    sys.stdout.flush()
-    sys.exit(status)
+        return BAD_INPUT
+    if isinstance(error, (StoppedBySignal, NotAllWrittenError)):
+        tell(str(error))
+        return STOPPED_BY_SIGNAL if isinstance(error, StoppedBySignal) else NOT_ALL_WRITTEN
+    print(_failure(error), file=sys.stderr, flush=True)
+    return STOPPED_BY_SIGNAL if was_asked_to_stop and is_lost_contact(error) else FAILED
 
 
 def _quieten_libraries() -> None:
@@ -118,6 +143,10 @@ def _quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*torch.distributed.*deprecated.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # TensorBoard's thread cannot write to a full disk: the next scalar raises the same error where it is handled
+    threading.excepthook = lambda failed: (
+        None if isinstance(failed.exc_value, OSError) else threading.__excepthook__(failed)
+    )
 
 
 def _failure(error: Exception) -> str:
@@ -127,6 +156,8 @@ def _failure(error: Exception) -> str:
 
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):
+        return f"error: rank {rank}: {error}"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENTAL:
         return f"error: rank {rank}: {error}"
     if is_lost_contact(error):
         return f"rank {rank} stops: it lost contact with another rank ({str(error).splitlines()[0]})"

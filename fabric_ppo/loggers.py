@@ -2,26 +2,124 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.checkpoint import write_atomically
+from fabric_ppo.envs.base import Recorder
+from fabric_ppo.launch import NotAllWrittenError, tell
+
+
+class Writes:
+    """Goes on where the disk is full or read-only; says so at once and at the end."""
+
+    def __init__(self) -> None:
+        """Nothing has failed yet."""
+        self._failed: dict[str, str] = {}
+
+    def do(self, what: str, write: Callable[..., object], *args: Any) -> bool:
+        """Call `write(*args)`; whether that worked."""
+        with self.tolerating(what):
+            write(*args)
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def tolerating(self, what: str) -> Iterator[None]:
+        """Do what is inside, as far as `what` can be written."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failed:
+                tell(f"warning: {what} could not be written ({error}); the training goes on")
+            self._failed[what] = str(error)
+
+    def raise_if_incomplete(self) -> None:
+        """Raise a NotAllWrittenError that names what could not be written."""
+        failed = [f"{what} ({why})" for what, why in self._failed.items()]
+        failed += [Recorder.unwritten] if Recorder.unwritten else []
+        if failed:
+            raise NotAllWrittenError(f"done, but not everything could be written: {'; '.join(failed)}")
+
 
 class JsonLines:
-    """Appends one JSON object a line."""
+    """Appends one JSON object a line, whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         """Open `path` for appending."""
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(values) + "\n")
+        """Append one line.
+
+        Raises:
+            OSError: it cannot be written; the file ends with the line before.
+        """
+        line = json.dumps(values).encode() + b"\n"
+        end = self._file.tell()
+        written = 0
+        try:
+            written = self._file.write(line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cut_back(run_dir: Path, updates: int, env_steps: int) -> None:
+    """Take what was logged after an update out of a run's folder, so that a run that goes on there has one curve.
+
+    Args:
+        run_dir: with `metrics.jsonl` and TensorBoard's event files, which become one.
+        updates: how many updates remain.
+        env_steps: transitions until there.
+    """
+    lines = run_dir / "metrics.jsonl"
+    if lines.exists():
+        write_atomically(lines, b"".join(_lines_until(lines.read_bytes(), updates)))
+    events = sorted(run_dir.glob("events.out.tfevents.*"))
+    if events:
+        write_atomically(events[0], b"".join(_scalars_until(events, env_steps)))
+        for path in events[1:]:
+            path.unlink()
+
+
+def _lines_until(content: bytes, updates: int) -> Iterator[bytes]:
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["update"] > updates:
+            return
+        yield line
+
+
+def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
+    """The records of event files that say what the file is, or a scalar up to `env_steps`; tests come again."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    seen = set()  # a kill in the middle of cutting back leaves records in two files
+    for path in paths:
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            tags = tuple(value.tag for value in event.summary.value)
+            key = (event.step, event.file_version, tags)
+            is_scalar = 0 < event.step <= env_steps and not any(tag.startswith("Test/") for tag in tags)
+            if (is_scalar or event.file_version) and key not in seen:
+                seen.add(key)
+                kept = io.BytesIO()
+                RecordWriter(kept).write(record)
+                yield kept.getvalue()
 
 
 def markdown_table(values: Mapping[str, Any]) -> str:

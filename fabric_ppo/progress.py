@@ -11,8 +11,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Progress:
     """Progress on stdout; silent on ranks other than 0."""
 
-    def __init__(self, total_steps: int, enabled: bool) -> None:
-        """Count towards `total_steps` transitions."""
+    def __init__(self, total_steps: int, steps: int, enabled: bool) -> None:
+        """Count from `steps` towards `total_steps` transitions."""
         self._total = total_steps
         self._enabled = enabled
         self._started = self._last_line = time.monotonic()
@@ -24,7 +24,7 @@ class Progress:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
             self._live = RichProgress(*columns, refresh_per_second=4)
             self._live.start()
-            self._task = self._live.add_task("training", total=total_steps, said="")
+            self._task = self._live.add_task("training", total=total_steps, completed=steps, said="")
 
     def update(self, steps: int, return_mean: float | None, steps_per_second: float) -> None:
         """Show how far the run is: transitions so far, mean return of late, speed."""

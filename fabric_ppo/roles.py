@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Batch, Rows, cut
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALIGNMENT, Ranks
+from fabric_ppo.run_state import HasState, load_optimizer, optimizer_tensors
 from fabric_ppo.seeding import Stream, minibatch_order
 from fabric_ppo.spaces import EnvSpec
 from fabric_ppo.update import Stats
@@ -178,7 +180,37 @@ class Exchange:
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
         self._batches = [Packet(fields, device) for _ in range(count)]
         values = sum(tensor.numel() for tensor in self._weights)
-        self._reply = Packet({"stats": (torch.float64, (_NUM_STATS,)), "weights": (dtype, (values,))}, device)
+        self._num_parameters = sum(tensor.numel() for tensor in weights.parameters())
+        moments = {name: (dtype, (self._num_parameters,)) for name in _MOMENTS}
+        self._reply = Packet(
+            {"stats": (torch.float64, (_NUM_STATS,)), "weights": (dtype, (values,)), "step": (torch.float32, ())}
+            | moments,
+            device,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainers' optimizer as of their last reply, like its own `state_dict`."""
+        return {"state": {0: {name: self._reply.fields[name] for name in ("step", *_MOMENTS)}}, "param_groups": []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have `start` send this to the trainers."""
+        for name, value in state_dict["state"][0].items():
+            self._reply.fields[name].copy_(value)
+
+    def start(self, first_update: int) -> None:
+        """The player's side: tell the trainers where a run begins: its update, weights and optimizer."""
+        self._reply.fields["stats"][0] = first_update
+        self._pack_weights()
+        self._world.broadcast(self._reply.bytes, PLAYER)
+
+    def receive_start(self, optimizer: HasState) -> int:
+        """A trainer's side of `start`; the first update."""
+        self._world.broadcast(self._reply.bytes, PLAYER)
+        first_update = int(self._reply.fields["stats"][0])
+        self._unpack_weights()
+        if first_update > 0:
+            load_optimizer(optimizer, optimizer_tensors(self))
+        return first_update
 
     def send(self, batch: Batch | None) -> None:
         """The player's side: what to train on, or None for the end."""
@@ -218,30 +250,39 @@ class Exchange:
             return Batch(rows, trainer, self._num_trainers, self._config.seed, update)
         return Batch(rows, 0, 1, self._config.seed, update, held)
 
-    def reply(self, ranks: Ranks, stats: Stats, idle: float) -> None:
-        """The trainers' side: agree on the statistics; trainer 1 sends them, and the weights."""
+    def reply(self, ranks: Ranks, stats: Stats, optimizer: HasState, idle: float) -> None:
+        """The trainers' side: agree on the statistics; trainer 1 sends them, the weights and the optimizer's state."""
         own = [*(getattr(stats, name) for name in _MEANS), *stats.value_moments, stats.seconds, idle]
         gathered = ranks.gather(torch.tensor(own, dtype=torch.float64, device=self._weights[0].device))
         if self._world.rank == FIRST_TRAINER:
             self._reply.fields["stats"][:-1].copy_(gathered.mean(0))
             self._reply.fields["stats"][-1] = stats.gradient_steps
-            self._reply.fields["weights"].copy_(torch.cat([tensor.detach().flatten() for tensor in self._weights]))
+            self._pack_weights()
+            self.load_state_dict(optimizer.state_dict())
             self._world.send(self._reply.bytes, PLAYER)
 
     @torch.no_grad()
     def receive_reply(self) -> tuple[Stats, float]:
         """The player's side: takes over the weights; the statistics, and the share of time that trainers waited."""
         self._world.recv(self._reply.bytes, FIRST_TRAINER)
-        sizes = [tensor.numel() for tensor in self._weights]
-        for tensor, part in zip(self._weights, self._reply.fields["weights"].split(sizes), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        self._unpack_weights()
         *values, seconds, idle, gradient_steps = self._reply.fields["stats"].tolist()
         means = dict(zip(_MEANS, values, strict=False))
         moments = tuple(value * self._num_trainers for value in values[len(_MEANS) :])
         stats = Stats(**means, value_moments=moments, gradient_steps=round(gradient_steps), seconds=seconds)
         return stats, idle
 
+    def _pack_weights(self) -> None:
+        self._reply.fields["weights"].copy_(torch.cat([tensor.detach().flatten() for tensor in self._weights]))
 
+    @torch.no_grad()
+    def _unpack_weights(self) -> None:
+        sizes = [tensor.numel() for tensor in self._weights]
+        for tensor, part in zip(self._weights, self._reply.fields["weights"].split(sizes), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 _NUM_STATS = len(_MEANS) + 5 + 3
 

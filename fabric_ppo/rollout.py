@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.agent import PADDED_ROWS, Agent
 from fabric_ppo.envs import FinalObs, VectorEnvs
+from fabric_ppo.replay import PastEpisode, Trail
 from fabric_ppo.seeding import action_uniforms
 from fabric_ppo.spaces import ActionConverter
 
@@ -44,6 +45,8 @@ class Rollout:
         episodes: those that ended, ordered by (t, env).
         env_steps: transitions among the T * N rows.
         seconds: what collecting took.
+        env_restarts: worker processes that had to be replaced since the run began.
+        trail: what its environments' episodes can be rebuilt from.
     """
 
     obs: Tensor
@@ -59,6 +62,8 @@ class Rollout:
     episodes: list[Episode]
     env_steps: int
     seconds: float
+    env_restarts: int
+    trail: Trail
 
 
 class RolloutBuffer:
@@ -68,7 +73,7 @@ class RolloutBuffer:
     """
 
     def __init__(self, envs: VectorEnvs, agent: Agent, num_steps: int, first_env: int) -> None:
-        """Allocate for `num_steps` steps of `envs`, and start their first episodes.
+        """Allocate for `num_steps` steps of `envs`.
 
         Args:
             envs: this rank's environments.
@@ -77,7 +82,9 @@ class RolloutBuffer:
             first_env: global id of the first environment.
         """
         t, n, spec, distribution = num_steps, envs.num_envs, envs.spec, agent.distribution
+        self.envs = envs
         self.num_steps, self.num_envs, self.first_env = t, n, first_env
+        self._started = False
         self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)
         # the first matrix products of few rows round differently: N is padded, so that it does not matter
         padded = -(-n // PADDED_ROWS) * PADDED_ROWS
@@ -89,7 +96,35 @@ class RolloutBuffer:
         self.finals: list[tuple[int, FinalObs]] = []
         self.returns = np.zeros(n, np.float64)
         self.lengths = np.zeros(n, np.int64)
-        envs.reset(self.obs[t])
+        largest = max((size - 1 for size in spec.action.sizes), default=0)
+        self.log_dtype = action.dtype if action.dtype.kind == "f" else np.min_scalar_type(largest)
+
+    def start(self, past: Sequence[PastEpisode] = ()) -> list[str]:
+        """Start the environments' first episodes, or bring back those that were in progress.
+
+        Returns:
+            Why an episode in progress could not be brought back, for each environment; empty where it could.
+        """
+        self._started = True
+        if not past:
+            self.envs.reset(self.obs[-1])
+            return []
+        failed = self.envs.rebuild(past, self.obs[-1])
+        for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
+            if not why:
+                self.returns[env], self.lengths[env] = episode.ret, episode.length
+        return failed
+
+    def ensure_started(self) -> None:
+        """Start the first episodes, unless that has happened."""
+        if not self._started:
+            self.start()
+
+    def trail(self) -> Trail:
+        """What the rollout that has just been collected leaves behind."""
+        actions, ended = self.actions.astype(self.log_dtype), self.terminated | self.truncated
+        place = (self.obs[-1].copy(), self.returns.copy(), self.lengths.copy())
+        return Trail(actions, ended, *place, self.envs.states())
 
 
 @torch.no_grad()
@@ -110,6 +145,7 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
     to_env_actions = ActionConverter(envs.spec.action)
     act, on_cpu = agent.actor(), agent.device.type == "cpu"
     staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
+    buffer.ensure_started()
     buffer.finals = []
     buffer.obs[0] = buffer.obs[-1]
     for t, noise in enumerate(_noise(agent, buffer, seed, update).unbind()):
@@ -133,6 +169,7 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
     t = buffer.num_steps
     log_probs, values, next_values = _value(agent, buffer)
+    episodes = _ended_episodes(buffer)
     return Rollout(
         obs=torch.from_numpy(buffer.obs[:t]),
         actions=torch.from_numpy(buffer.actions),
@@ -144,9 +181,11 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
         truncated=torch.from_numpy(buffer.truncated),
         valid=torch.from_numpy(buffer.valid),
         next_values=next_values,
-        episodes=_ended_episodes(buffer),
+        episodes=episodes,
         env_steps=int(buffer.valid.sum()),
         seconds=time.perf_counter() - started,
+        env_restarts=buffer.envs.restarts,
+        trail=buffer.trail(),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,32 @@ import torch
 import yaml
 
 from fabric_ppo.agent import Agent
-from fabric_ppo.checkpoint import write_atomically
+from fabric_ppo.checkpoint import Checkpoint, write_atomically
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks, prepare_process
+from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, save_policy
-from fabric_ppo.launch import ConfigError, is_rank_zero, read_launch, tell
-from fabric_ppo.loggers import JsonLines
+from fabric_ppo.launch import ConfigError, StoppedBySignal, is_rank_zero, read_launch, tell
+from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.progress import Progress
-from fabric_ppo.rollout import Episode, Rollout
+from fabric_ppo.replay import ActionLog, Array, PastEpisode, Trail
+from fabric_ppo.rollout import Episode, Rollout, RolloutBuffer
+from fabric_ppo.run_state import (
+    Checkpoints,
+    HasState,
+    Snapshot,
+    action_arrays,
+    copies,
+    find_checkpoint,
+    gather_trail,
+    load_optimizer,
+    lock_folder,
+    optimizer_tensors,
+    past_episodes,
+    require_same_run,
+    surroundings,
+)
+from fabric_ppo.signals import signals
 from fabric_ppo.update import Guard, Stats
 
 RETURN_WINDOW = 100
@@ -64,8 +83,8 @@ def new_run_dir(config: Config, script: str) -> Path:
     """
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        if is_rank_zero() and (path / "config.yaml").exists():
-            raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
+        if is_rank_zero() and not config.resume and (path / "config.yaml").exists():
+            raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder or --resume is expected")
         if is_rank_zero() and path.exists() and not path.is_dir():
             raise ConfigError(f"--run-dir {config.run_dir}: is a file; a folder is expected")
         return path
@@ -99,15 +118,19 @@ def _remove_empty(folders: list[Path]) -> None:
 class Run(contextlib.ExitStack):
     """Counts the updates and knows what became of them; as a context manager it closes what it was given.
 
+    On rank 0 it keeps, from update to update, all that the run goes on from: a checkpoint can be written at any
+    moment, also in the middle of an update or when another rank has died, and asks nobody.
+
     Attributes:
         num_updates: how many updates the run has.
+        first_update: the one that it begins with; not 0 where it was resumed.
         dir: its folder; a run that cannot start leaves none.
         video_dir: where training videos go; empty for none.
         env_steps: transitions so far, over all ranks.
     """
 
     def __init__(self, config: Config, script: str, ranks: Ranks, run_dir: Path) -> None:
-        """Prepare a run.
+        """Prepare a run, and find the checkpoint that it goes on from with `--resume`.
 
         Args:
             config: its configuration.
@@ -116,44 +139,158 @@ class Run(contextlib.ExitStack):
             run_dir: from `new_run_dir`.
 
         Raises:
-            ConfigError: not even one update.
+            ConfigError: not even one update; no checkpoint that fits these flags.
         """
         super().__init__()
         self._wall_started = time.perf_counter()
-        self._config, self._script, self._ranks = config, script, ranks
+        self._config, self._script, self._ranks, self._leads = config, script, ranks, ranks.rank == 0
         self.dir = run_dir
         self.video_dir = str(run_dir / "train_videos") if config.capture_video else ""
         self.num_updates = config.num_updates(ranks.size)
         self._steps_per_update = config.num_steps * config.num_envs * ranks.size
-        self.env_steps = self._updates = self._gradient_steps = 0
-        self._train_seconds = 0.0
+        self.first_update = self.env_steps = self._updates = self._gradient_steps = self._resumes = 0
+        self._train_seconds = self._wall_before = 0.0
         self._window: deque[float] = deque(maxlen=RETURN_WINDOW)
-        self._stopped = False
+        self._is_over = self._is_stopping = False
+        self._is_exact = True
+        self._writes = Writes()
+        self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
         prepare_process(config, ranks)
+        self._resumed_from = self._find_checkpoint() if config.resume else None
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from; takes what was logged after it out of the folder."""
+        has_folder = self._leads and self.dir.exists()
+        if has_folder:
+            self.callback(lock_folder(self.dir))
+        checkpoint = find_checkpoint(self.dir, self._ranks)
+        if checkpoint is not None:
+            require_same_run(self._config, self._script, read_launch().world_size, checkpoint.values)
+            self.first_update, self.env_steps = checkpoint.values["update"], checkpoint.values["env_steps"]
+        if has_folder:
+            cut_back(self.dir, self.first_update, self.env_steps)
+        return checkpoint
 
     def closing(self, resource: Any) -> Any:
-        """Close `resource` when the run ends, however it ends."""
-        self.callback(resource.close)
+        """Close `resource` when the run ends, however it ends; flush it before each checkpoint, if it can be."""
+        self.callback(self._writes.do, f"what {type(resource).__name__} had left", resource.close)
+        if hasattr(resource, "flush"):
+            self._checkpoints.flushes.append(resource.flush)
         return resource
 
-    def updates(self, agent: Agent) -> Iterator[int]:
-        """Make the folder and count the updates until the run is over; `agent` is what is trained."""
+    def logging(self, log_dict: Callable[[dict[str, float], int], object]) -> Callable[[dict[str, float], int], None]:
+        """`log_dict(metrics, step)` with which a full disk is told and does not end the run."""
+
+        def log(metrics: dict[str, float], step: int) -> None:
+            self._writes.do("TensorBoard's events", log_dict, metrics, step)
+
+        return log
+
+    def restore(self, agent: Agent, optimizer: HasState, buffer: RolloutBuffer) -> None:
+        """Start the environments; where `--resume` found a checkpoint, bring everything back to it.
+
+        Args:
+            agent: what is trained, the plain module.
+            optimizer: its optimizer.
+            buffer: of this rank's environments.
+
+        Raises:
+            ConfigError: the checkpoint does not fit.
+        """
+        self._agent, self._optimizer = agent, optimizer
+        if self._resumed_from is None:
+            buffer.start()
+            self._log = ActionLog.empty(buffer.num_envs * self._ranks.size, buffer.actions.shape[2:], buffer.log_dtype)
+        else:
+            first_env = self._ranks.rank * buffer.num_envs
+            try:
+                self._load(self._resumed_from)
+                past = past_episodes(self._resumed_from, first_env, buffer.num_envs, buffer.envs.spec.action)
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ConfigError(f"--resume: the checkpoint in {self.dir} does not fit this run ({reason})") from None
+            self._rebuild_episodes(buffer, past, action_arrays(self._resumed_from))
         self._guard = Guard(agent)
-        leads = self._ranks.rank == 0
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        values = checkpoint.values
+        self._agent.load_state_dict(checkpoint.under("weights."))
+        load_optimizer(self._optimizer, checkpoint.under("optimizer."))
+        self._updates = self.first_update
+        self._gradient_steps, self._resumes = values["gradient_steps"], values["resumes"] + 1
+        self._train_seconds, self._wall_before = values["train_seconds"], values["wall_seconds"]
+        self._window.extend(values["window"])
+        self._checkpoints.go_on_from(checkpoint)
+        self._is_over, self._is_exact = self._has_reached_goal(), values["exact_resume"]
+        before, now = values["surroundings"], surroundings(self._ranks)
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            self._is_exact = False
+            tell(f"resumed with another {', '.join(changed)}: the last bits of the result will differ")
+
+    def _rebuild_episodes(self, buffer: RolloutBuffer, past: list[PastEpisode], logged: Sequence[Array]) -> None:
+        """Bring the episodes in progress back, and agree with the other ranks on where that failed."""
+        envs, failed = buffer.envs, buffer.start(past)
+        reason = next((f"environment {buffer.first_env + index}: {why}" for index, why in enumerate(failed) if why), "")
+        if self._leads and not reason and not (envs.rebuilds_episodes and is_repeatable(envs.spec.env_id)):
+            reason = "an episode does not follow from its seed and actions alone"
+        if reason:
+            print(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", file=sys.stderr, flush=True)
+        flags = self._ranks.gather(torch.tensor([bool(reason), *map(bool, failed)]))
+        self._is_exact = self._is_exact and not bool(flags.any())
+        begun_anew = flags[:, 1:].flatten().cpu().numpy()
+        numbers, lengths, actions = logged
+        self._log = ActionLog(numbers + begun_anew, np.where(begun_anew, 0, lengths), actions)
+
+    @contextlib.contextmanager
+    def weights_in_flight(self) -> Iterator[None]:
+        """Give the agent, for a while, the weights that the rollout in progress was collected with."""
+        assert self._resumed_from is not None
+        newest = copies(self._agent.state_dict())
+        self._agent.load_state_dict(self._resumed_from.under("in_flight."))
+        yield
+        self._agent.load_state_dict(newest)
+
+    def updates(self) -> Iterator[int]:
+        """Make the folder and count the updates until the run is over; after each, write what is due."""
+        if self._leads:
+            self._make_folder()
+            self.push(self._save_what_is_left)
         total = self.num_updates * self._steps_per_update
-        if leads:
+        self._progress = self.closing(Progress(total, self.env_steps, enabled=self._leads))
+        self._update_started = started = time.perf_counter() - self._train_seconds
+        self.callback(signals.end_training)
+        signals.begin_training(self._checkpoints.save if self._leads else None)
+        for update in range(self.first_update, self.num_updates):
+            if self._is_over or self._is_stopping:
+                break
+            yield update
+            self._train_seconds = time.perf_counter() - started
+            if self._is_stopping:
+                signals.stopping()
+            elif self._leads and self._checkpoints.is_due(self._updates):
+                self._checkpoints.save()
+        if self._leads:
+            self._checkpoints.save()
+        signals.end_training()
+
+    def _save_what_is_left(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """An update that fails leaves the state from before it, and says where."""
+        if error is not None and (said := self._checkpoints.save()):
+            tell(said.lstrip("; "))
+
+    def _make_folder(self) -> None:
+        try:
             self.dir.mkdir(parents=True, exist_ok=True)
+            if not self._config.resume or self._resumed_from is None:
+                self.callback(lock_folder(self.dir))
             values = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
             write_atomically(self.dir / "config.yaml", values.encode())
             self._lines = self.closing(JsonLines(self.dir / "metrics.jsonl"))
-            self._tell_remainder()
-        self._progress = self.closing(Progress(total, enabled=leads))
-        started = self._update_started = time.perf_counter()
-        for update in range(self.num_updates):
-            yield update
-            self._train_seconds = time.perf_counter() - started
-            if self._stopped:
-                return
+        except OSError as error:
+            raise ConfigError(f"{self.dir}: cannot be written ({error.strerror}); a folder is expected") from None
+        if self._resumed_from is not None:
+            tell(f"resumed after update {self.first_update} of {self.num_updates}")
+        self._tell_remainder()
 
     def _tell_remainder(self) -> None:
         config = self._config
@@ -174,23 +311,58 @@ class Run(contextlib.ExitStack):
         Raises:
             TrainingError: something is not finite; the agent has the weights from before this update.
         """
+        in_flight = copies(self._guard.kept) if getattr(self._config, "overlap", False) else {}
         self._guard.check(stats, self._updates)
         report = self._exchange(rollout, stats)
         self._updates += 1
         self.env_steps += report.env_steps
         self._gradient_steps += stats.gradient_steps
         self._window.extend(episode.ret for episode in report.episodes)
-        stop_at = self._config.stop_at_return
-        mean = float(np.mean(self._window)) if self._window else None
-        self._stopped = stop_at is not None and len(self._window) == RETURN_WINDOW and (mean or 0.0) >= stop_at
+        self._is_over, self._is_stopping = self._has_reached_goal(), report.is_asked_to_stop
         now = time.perf_counter()
         speed = report.env_steps / (now - self._update_started)
         self._update_started = now
         metrics = report.metrics | {"Info/learning_rate": learning_rate, "Time/step_per_second": speed} | (extra or {})
-        if self._ranks.rank == 0:
-            self._lines.write({"step": self.env_steps, "update": self._updates} | metrics)
-        self._progress.update(self.env_steps, mean, speed)
+        if self._config.restart_envs:
+            metrics["Info/env_restarts"] = report.env_restarts
+        if self._leads:
+            self._writes.do("metrics.jsonl", self._lines.write, self._line(metrics))
+            self._log.append(report.trail.actions, report.trail.ended)
+            self._checkpoints.keep(self._snapshot(report.trail, in_flight))
+        self._progress.update(self.env_steps, self._return_mean(), speed)
         return metrics
+
+    def _line(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {"step": self.env_steps, "update": self._updates} | metrics
+
+    def _snapshot(self, trail: Trail, in_flight: dict[str, torch.Tensor]) -> Snapshot:
+        weights, optimizer = copies(self._agent.state_dict()), copies(optimizer_tensors(self._optimizer))
+        values = {
+            "script": self._script,
+            "config": self._config.to_dict(),
+            "world_size": read_launch().world_size,
+            "surroundings": surroundings(self._ranks),
+            "update": self._updates,
+            "env_steps": self.env_steps,
+            "gradient_steps": self._gradient_steps,
+            "train_seconds": self._train_seconds,
+            "wall_seconds": self._wall_seconds(),
+            "window": list(self._window),
+            "return_mean": self._return_mean(),
+            "resumes": self._resumes,
+            "exact_resume": self._is_exact,
+        }
+        return Snapshot(weights, optimizer, in_flight, trail, self._log.view(), values)
+
+    def _return_mean(self) -> float | None:
+        return float(np.mean(self._window)) if self._window else None
+
+    def _has_reached_goal(self) -> bool:
+        goal = self._config.stop_at_return
+        return goal is not None and len(self._window) == RETURN_WINDOW and (self._return_mean() or 0.0) >= goal
+
+    def _wall_seconds(self) -> float:
+        return self._wall_before + time.perf_counter() - self._wall_started
 
     def _exchange(self, rollout: Rollout, stats: Stats) -> _Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
@@ -201,31 +373,46 @@ class Run(contextlib.ExitStack):
             sum(e.ret for e in rollout.episodes),
             sum(e.length for e in rollout.episodes),
         ]
+        told = [float(bool(signals.name)), float(rollout.env_restarts), float(len(last))]
         episodes = torch.zeros(RETURN_WINDOW, 4, dtype=torch.float64)
         if last:
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
-        flat = torch.tensor([*scalars, *stats.value_moments, *sums, float(len(last))], dtype=torch.float64)
-        gathered = self._ranks.gather(torch.cat([flat, episodes.flatten()])).cpu()
-        return _report(gathered[:, : len(flat)], gathered[:, len(flat) :].view(-1, RETURN_WINDOW, 4))
+        flat = torch.tensor([*scalars, *stats.value_moments, *sums, *told], dtype=torch.float64)
+        trail, (episodes, flat) = gather_trail(rollout.trail, (episodes, flat), self._ranks)
+        return _report(flat, episodes, trail)
 
     def finish(self, agent: Agent) -> Summary:
-        """Test the agent and write what remains of the run; rank 0 does so, the others return what they know."""
+        """Test the agent and write what remains of the run; rank 0 does so, the others return what they know.
+
+        Raises:
+            StoppedBySignal: the run is not over: it was asked to stop, and has saved what it goes on from.
+            NotAllWrittenError: the run is over, but something could not be written.
+        """
+        self._progress.close()
+        if self._is_stopping:
+            raise StoppedBySignal(f"stopped by {signals.name or 'a signal'}{self._checkpoints.said}")
         test = TestResult([], [])
-        if self._ranks.rank == 0:
-            self._progress.close()
-            save_policy(agent, self.dir)
+        if self._leads:
+            self._writes.do("policy.safetensors", save_policy, agent, self.dir)
             self._write(self._summary(test))  # the test may fail: what was trained is on record
             video_dir = str(self.dir / "test_videos") if self._config.capture_video else ""
             test = evaluate(Policy(agent), self._config.test_episodes, self._config.seed, video_dir=video_dir)
         summary = self._summary(test)
-        if self._ranks.rank == 0:
+        if self._leads:
             self._write(summary)
             self._tell_end(summary)
         return summary
 
+    def __exit__(self, *error: Any) -> bool | None:
+        """Close everything; where something could not be written and nothing worse happened, say so again."""
+        suppresses = super().__exit__(*error)
+        if error[0] is None:
+            self._writes.raise_if_incomplete()
+        return suppresses
+
     def _write(self, summary: Summary) -> None:
         text = json.dumps(asdict(summary), indent=2, allow_nan=False)
-        write_atomically(self.dir / "summary.json", (text + "\n").encode())
+        self._writes.do("summary.json", write_atomically, self.dir / "summary.json", (text + "\n").encode())
 
     def _summary(self, test: TestResult) -> Summary:
         return Summary(
@@ -237,13 +424,13 @@ class Run(contextlib.ExitStack):
             env_steps=self.env_steps,
             updates=self._updates,
             gradient_steps=self._gradient_steps,
-            wall_seconds=time.perf_counter() - self._wall_started,
+            wall_seconds=self._wall_seconds(),
             train_seconds=self._train_seconds,
             steps_per_second=self.env_steps / self._train_seconds,
-            train_return_mean=float(np.mean(self._window)) if self._window else None,
+            train_return_mean=self._return_mean(),
             train_return_episodes=len(self._window),
-            resumes=0,
-            exact_resume=True,
+            resumes=self._resumes,
+            exact_resume=self._is_exact,
             test=test.to_dict() if test.returns else {},
         )
 
@@ -266,12 +453,15 @@ class _Report:
     metrics: dict[str, float]
     episodes: list[Episode]
     env_steps: int
+    env_restarts: float
+    is_asked_to_stop: bool
+    trail: Trail
 
 
-def _report(scalars: torch.Tensor, episodes: torch.Tensor) -> _Report:
+def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail) -> _Report:
     """Merge what the ranks sent: `scalars [W, K]`, `episodes [W, RETURN_WINDOW, 4]`."""
     policy, value, entropy, kl, clipped, norm, *_ = scalars.mean(0).tolist()
-    _, _, _, _, _, _, _, _, steps, n, r, r2, d, d2, count, returns, lengths, _ = scalars.sum(0).tolist()
+    *_, steps, n, r, r2, d, d2, count, returns, lengths, asked, restarts, _ = scalars.sum(0).tolist()
     rollout_seconds, update_seconds = scalars[:, 6].max().item(), scalars[:, 7].max().item()
     metrics = {
         "Loss/policy_loss": policy,
@@ -290,4 +480,4 @@ def _report(scalars: torch.Tensor, episodes: torch.Tensor) -> _Report:
         metrics |= {"Rewards/rew_avg": returns / count, "Game/ep_len_avg": lengths / count}
     rows = [row for rank, sent in enumerate(episodes) for row in sent[: int(scalars[rank, -1])].tolist()]
     ended = sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows)
-    return _Report(metrics, ended, round(steps))
+    return _Report(metrics, ended, round(steps), restarts, asked > 0, trail)

@@ -155,12 +155,16 @@ def _value_moments(batch: Batch) -> Tensor:
 
 
 class Guard:
-    """Keeps the weights that an update starts from, and puts them back if it ends with something not finite."""
+    """Keeps the weights that an update starts from, and puts them back if it ends with something not finite.
+
+    Attributes:
+        kept: those weights, by name.
+    """
 
     def __init__(self, agent: nn.Module) -> None:
         """Keep the weights as they are now."""
         self._agent = agent
-        self._kept = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+        self.kept = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
 
     @torch.no_grad()
     def check(self, stats: Stats, update: int) -> None:
@@ -176,7 +180,7 @@ class Guard:
             what.append("weights")
         if what:
             for name, tensor in weights.items():
-                tensor.copy_(self._kept[name])
+                tensor.copy_(self.kept[name])
             raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite; lower --learning-rate?")
         for name, tensor in weights.items():
-            self._kept[name].copy_(tensor)
+            self.kept[name].copy_(tensor)

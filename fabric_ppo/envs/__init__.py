@@ -27,7 +27,8 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         first_env=rank * config.num_envs,
         total_envs=num_ranks * config.num_envs,
         video_dir=video_dir,
-        timeout=config.timeout,
+        timeout=config.env_timeout,
+        restart=config.restart_envs,
     )
     if config.env_backend == "async":
         from fabric_ppo.envs.async_envs import AsyncEnvs

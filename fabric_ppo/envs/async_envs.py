@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
+import pickle
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,12 +23,19 @@ from fabric_ppo.envs.base import (
     make_gymnasium_env,
 )
 from fabric_ppo.launch import ConfigError, die_with_parent
+from fabric_ppo.replay import ActionLog, PastEpisode
+from fabric_ppo.signals import ignore_in_child
 from fabric_ppo.spaces import EnvSpec, env_spec
 
-_RESET, _STEP, _CLOSE, _DONE, _FAULT = b"r", b"s", b"c", b"d", b"f"
+_RESET, _STEP, _REBUILD, _STATE, _CLOSE, _DONE, _FAULT = b"r", b"s", b"b", b"g", b"c", b"d", b"f"
+_MOST_REPLACEMENTS = 3
 _CLOSE_SECONDS = 60.0  # a worker may have a video to write
 _KILL_SECONDS = 1.0
 _LONGEST_POLL = 1e6
+
+
+class _LostWorkerError(EnvironmentFault):
+    """A worker died or hangs."""
 
 
 class AsyncEnvs(VectorEnvs):
@@ -55,10 +63,13 @@ class AsyncEnvs(VectorEnvs):
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         self._is_waiting = True  # for an answer that may never come
+        self._has_states = True
+        self._log: ActionLog | None = None
+        self._last_obs = np.zeros(0)
         for index in range(self.num_envs):
             self._start_worker(index)
         try:
-            self._collect_answers()
+            self._collect_answers(b"")
         except EnvironmentFault as fault:
             self.close()
             raise ConfigError(str(fault).splitlines()[0]) from fault
@@ -69,13 +80,14 @@ class AsyncEnvs(VectorEnvs):
         process = self._context.Process(target=_work, args=args, daemon=True, name=f"environment-{index}")
         process.start()
         theirs.close()
-        self._pipes.append(ours)
-        self._processes.append(process)
+        self._pipes[index : index + 1] = [ours]
+        self._processes[index : index + 1] = [process]
 
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
         self._command(_RESET)
         obs[:] = self._arrays["obs"]
+        self._remember(ActionLog.empty(self.num_envs, self.spec.action.shape, self.spec.action.dtype))
 
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
@@ -86,36 +98,103 @@ class AsyncEnvs(VectorEnvs):
         self._command(_STEP)
         obs[:], rewards[:], valid[:] = arrays["obs"], arrays["rewards"], True
         terminated[:], truncated[:] = arrays["terminated"], arrays["truncated"]
-        ended = np.flatnonzero(arrays["terminated"] | arrays["truncated"])
-        return [FinalObs(int(index), arrays["final_obs"][index].copy()) for index in ended]
+        has_ended = arrays["terminated"] | arrays["truncated"]
+        if self._log is not None:
+            self._log.append(arrays["actions"][None].copy(), has_ended[None])
+            self._remember(self._log)
+        return [FinalObs(int(index), arrays["final_obs"][index].copy()) for index in np.flatnonzero(has_ended)]
 
-    def _command(self, command: bytes) -> None:
-        for index, pipe in enumerate(self._pipes):
-            try:
-                pipe.send_bytes(command)
-            except OSError:
-                raise self._dead(index) from None
-        self._collect_answers()
-
-    def _collect_answers(self) -> None:
-        """Wait for every worker's byte."""
-        self._is_waiting = True
-        timeout = min(self._settings.timeout, _LONGEST_POLL)
-        for index, pipe in enumerate(self._pipes):
-            try:
-                if not pipe.poll(timeout):
-                    seconds = f"{self._settings.timeout:g} s"
-                    raise EnvironmentFault(f"{self._name(index)}: its worker did not answer within {seconds}")
-                answer = pipe.recv_bytes()
-            except (EOFError, ConnectionError):
-                raise self._dead(index) from None
-            if answer[:1] == _FAULT:
-                raise EnvironmentFault(answer[1:].decode())
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+        """See `VectorEnvs.rebuild`."""
+        for index, episode in enumerate(past):
+            self._send(index, _REBUILD + pickle.dumps(episode))
+        failed = [self._answer(index, self._replay_seconds(episode)).decode() for index, episode in enumerate(past)]
         self._is_waiting = False
+        obs[:] = self._arrays["obs"]
+        nothing = np.zeros((0, *self.spec.action.shape), self.spec.action.dtype)
+        numbers = [episode.number + bool(why) for episode, why in zip(past, failed, strict=True)]
+        actions = [
+            nothing if why or episode.actions is None else episode.actions
+            for episode, why in zip(past, failed, strict=True)
+        ]
+        self._remember(ActionLog.of_episodes(numbers, actions))
+        return failed
 
-    def _dead(self, index: int) -> EnvironmentFault:
-        self._processes[index].join(1.0)
-        return EnvironmentFault(f"{self._name(index)}: its worker died, exit code {self._processes[index].exitcode}")
+    def states(self) -> list[bytes]:
+        """See `VectorEnvs.states`."""
+        if not self._has_states:
+            return []
+        states = self._command(_STATE)
+        self._has_states = all(states)
+        return states if self._has_states else []
+
+    def _remember(self, log: ActionLog) -> None:
+        """Keep what a worker's replacement has to catch up with."""
+        if self._settings.restart:
+            self._log, self._last_obs = log, self._arrays["obs"].copy()
+
+    def _command(self, command: bytes) -> list[bytes]:
+        for index in range(self.num_envs):
+            self._send(index, command)
+        return self._collect_answers(command)
+
+    def _send(self, index: int, command: bytes) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed when its answer is awaited
+            self._pipes[index].send_bytes(command)
+
+    def _collect_answers(self, command: bytes) -> list[bytes]:
+        """Wait for every worker; a lost one is replaced if that is wanted, and told to do the same."""
+        self._is_waiting = True
+        answers: list[bytes] = []
+        for index in range(self.num_envs):
+            replaced = 0
+            while len(answers) == index:
+                try:
+                    answers.append(self._answer(index, self._settings.timeout))
+                except _LostWorkerError as lost:
+                    if not self._settings.restart or replaced == _MOST_REPLACEMENTS:
+                        raise
+                    replaced += 1
+                    self._replace(index, str(lost))
+                    self._send(index, command)
+        self._is_waiting = False
+        return answers
+
+    def _answer(self, index: int, seconds: float) -> bytes:
+        """What a worker says when it is done."""
+        pipe = self._pipes[index]
+        try:
+            if not pipe.poll(min(seconds, _LONGEST_POLL)):
+                raise _LostWorkerError(f"{self._name(index)}: its worker did not answer within {seconds:g} s")
+            answer = pipe.recv_bytes()
+        except (EOFError, ConnectionError):
+            self._processes[index].join(1.0)
+            exit_code = self._processes[index].exitcode
+            raise _LostWorkerError(f"{self._name(index)}: its worker died, exit code {exit_code}") from None
+        if answer[:1] == _FAULT:
+            raise EnvironmentFault(answer[1:].decode())
+        return answer[1:]
+
+    def _replace(self, index: int, why: str) -> None:
+        """Start a worker anew and bring its episode back to where it was before the step that failed."""
+        print(f"{why}; it is replaced", file=sys.stderr, flush=True)
+        self.restarts += 1
+        self._processes[index].kill()
+        self._processes[index].join()
+        self._pipes[index].close()
+        self._start_worker(index)
+        self._answer(index, self._settings.timeout)
+        if self._log is None:
+            return
+        log = self._log.view()
+        place = (self._last_obs[index], float("nan"), int(log.lengths[index]))
+        episode = PastEpisode(int(log.numbers[index]), log.of(index), *place)
+        self._send(index, _REBUILD + pickle.dumps(episode))
+        if failed := self._answer(index, self._replay_seconds(episode)).decode():
+            raise EnvironmentFault(f"{self._name(index)}: its worker was replaced, but {failed}")
+
+    def _replay_seconds(self, episode: PastEpisode) -> float:
+        return self._settings.timeout * (1 if episode.actions is None else 1 + len(episode.actions))
 
     def _name(self, index: int) -> str:
         return f"{self._settings.env_id} environment {self._settings.first_env + index}"
@@ -165,7 +244,7 @@ def _views(buffers: dict[str, Any], spec: EnvSpec, num_envs: int) -> dict[str, A
 def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str, Any]) -> None:
     """A worker process: make the environment, then do what the pipe says until it closes."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_in_child()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # an OpenMP pool does not survive a fork
     try:
@@ -173,8 +252,15 @@ def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str
         arrays = {name: array[index] for name, array in _rows(buffers, env.spec, settings.num_envs).items()}
         pipe.send_bytes(_DONE)
         while (command := pipe.recv_bytes()) != _CLOSE:
-            arrays["obs"][...] = env.reset() if command == _RESET else _step(env, arrays)
-            pipe.send_bytes(_DONE)
+            said = b""
+            if command == _STATE:
+                said = env.state()
+            elif command[:1] == _REBUILD:
+                arrays["obs"][...], why = env.rebuild(pickle.loads(command[1:]))
+                said = why.encode()
+            else:
+                arrays["obs"][...] = env.reset() if command == _RESET else _step(env, arrays)
+            pipe.send_bytes(_DONE + said)
         env.close()
     except EOFError:
         pass

@@ -10,7 +10,7 @@ import math
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.launch import ConfigError
+from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import EnvSpec, env_spec
 
 Array = NDArray[Any]
+_TRIAL_STEPS = 200
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
@@ -48,7 +50,8 @@ class EnvSettings:
         first_env: global id of the first of them.
         total_envs: environments on all ranks.
         video_dir: where environment 0 is recorded, if this rank has it; empty for no video.
-        timeout: seconds that a worker process may take for one step.
+        timeout: seconds that a worker process may take for one step or reset.
+        restart: replace a worker process that died or hangs.
     """
 
     env_id: str
@@ -57,7 +60,8 @@ class EnvSettings:
     first_env: int
     total_envs: int
     video_dir: str = ""
-    timeout: float = 300.0
+    timeout: float = 60.0
+    restart: bool = False
 
 
 class VectorEnvs(ABC):
@@ -66,10 +70,14 @@ class VectorEnvs(ABC):
     Attributes:
         spec: their spaces.
         num_envs: N.
+        restarts: worker processes that had to be replaced so far.
+        rebuilds_episodes: whether `rebuild` can bring an episode back; otherwise a resumed run starts new ones.
     """
 
     spec: EnvSpec
     num_envs: int
+    restarts: int = 0
+    rebuilds_episodes: bool = True
 
     @abstractmethod
     def reset(self, obs: Array) -> None:
@@ -91,6 +99,24 @@ class VectorEnvs(ABC):
         Raises:
             EnvironmentFault: an environment failed.
         """
+
+    @abstractmethod
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+        """Instead of `reset`: bring every environment's episode back to where it was.
+
+        Where that fails, the environment starts its next episode.
+
+        Args:
+            past: one for each environment.
+            obs: `[N, ...]`, output: where the environments are.
+
+        Returns:
+            Why it failed, for each environment; empty where it did not.
+        """
+
+    def states(self) -> list[bytes]:
+        """What each environment's own `get_state` gives; empty if they have none."""
+        return []
 
     @abstractmethod
     def close(self) -> None:
@@ -116,11 +142,54 @@ def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium
     return env
 
 
+class Recorder(gymnasium.wrappers.RecordVideo):
+    """Gymnasium's RecordVideo, which goes on without a video that cannot be written."""
+
+    unwritten = ""
+    """Why the last such video could not be written."""
+
+    def stop_recording(self) -> None:
+        """Write the video."""
+        try:
+            super().stop_recording()
+        except OSError as error:
+            Recorder.unwritten = f"a video in {self.video_folder}: {error.strerror or str(error).splitlines()[0]}"
+            self.recording, self.recorded_frames = False, []
+
+
 def record(
     env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None
 ) -> gymnasium.Env[Any, Any]:
     """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`."""
-    return gymnasium.wrappers.RecordVideo(env, folder, episode_trigger=episodes, disable_logger=True)
+    return Recorder(env, folder, episode_trigger=episodes, disable_logger=True)
+
+
+def is_repeatable(env_id: str) -> bool:
+    """Whether an episode of this environment follows from its seed and actions, as far as a trial of it shows.
+
+    An episode is played twice, with another one between: what an environment or a wrapper remembers across `reset`
+    (running statistics, for instance) makes a difference.
+    """
+    env = make_gymnasium_env(env_id)
+    try:
+        first, _, again = (_trial(env, seed) for seed in (1, 2, 1))
+        return first == again
+    finally:
+        env.close()
+
+
+def _trial(env: gymnasium.Env[Any, Any], seed: int) -> list[tuple[bytes, float]]:
+    """An episode with random actions: what was seen and earned."""
+    renew_world(env)
+    env.action_space.seed(seed)
+    obs, _ = env.reset(seed=seed)
+    seen = [(np.asarray(obs).tobytes(), 0.0)]
+    for _ in range(_TRIAL_STEPS):
+        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        seen.append((np.asarray(obs).tobytes(), float(reward)))
+        if terminated or truncated:
+            break
+    return seen
 
 
 def renew_world(env: gymnasium.Env[Any, Any]) -> None:
@@ -143,6 +212,7 @@ class Episodes:
         env = make_gymnasium_env(settings.env_id, "rgb_array" if records else None)
         self.spec = env_spec(settings.env_id, env.observation_space, env.action_space)
         self._env = record(env, settings.video_dir, None) if records else env
+        self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
         self._shape = self.spec.observation.shape
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
         self._episode = -1
@@ -162,6 +232,53 @@ class Episodes:
             raise self._fault(f"reset raised {_summary(error)}", error) from error
         self._check(obs, "reset")
         return obs  # type: ignore[no-any-return]
+
+    def state(self) -> bytes:
+        """What the environment's own `get_state` gives; empty if it has none, or one that gives something else."""
+        state = self._env.unwrapped.get_state() if self._offers_state else b""  # type: ignore[attr-defined]
+        return state if isinstance(state, bytes) else b""
+
+    def rebuild(self, past: PastEpisode) -> tuple[Array, str]:
+        """See `VectorEnvs.rebuild`."""
+        try:
+            why = self._replay(past)
+        except EnvironmentFault as fault:
+            why = str(fault).splitlines()[0]
+        if not why:
+            return past.obs, ""
+        self._episode = past.number
+        return self.reset(), why
+
+    def _replay(self, past: PastEpisode) -> str:
+        """Reset with the episode's seed and repeat its actions, or hand it its state; why that did not do."""
+        self._episode = past.number - 1
+        if isinstance(self._env, Recorder):
+            self._env.episode_id = past.number - 1
+        obs, ret = self.reset(), 0.0
+        if past.state:
+            return self._set_state(past)
+        if past.actions is None:
+            return "its episode was too long to keep its actions"
+        for action in past.actions:
+            obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action.copy())
+            ret += float(np.float32(reward))
+            if terminated or truncated:
+                return f"its episode ended {len(past.actions) - self._steps} steps early"
+        if np.asarray(obs).astype(past.obs.dtype, copy=False).tobytes() != past.obs.tobytes():
+            return "its observation differs after the same actions"
+        if not (math.isnan(past.ret) or math.isclose(ret, past.ret, rel_tol=1e-9, abs_tol=1e-9)):
+            return "its rewards differ after the same actions"
+        return ""
+
+    def _set_state(self, past: PastEpisode) -> str:
+        self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+        self._steps = past.length
+        env: Any = self._env
+        while env is not env.unwrapped:
+            if hasattr(env, "_elapsed_steps"):  # TimeLimit's
+                env._elapsed_steps = self._steps
+            env = env.env
+        return ""
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool]:
         """Observation, reward, terminated, truncated; the caller calls `reset` when the episode ended."""

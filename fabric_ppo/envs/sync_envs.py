@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, VectorEnvs
+from fabric_ppo.replay import PastEpisode
 
 
 class SyncEnvs(VectorEnvs):
@@ -40,6 +43,19 @@ class SyncEnvs(VectorEnvs):
             obs[index] = next_obs
         valid[:] = True
         return finals
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+        """See `VectorEnvs.rebuild`."""
+        failed = []
+        for index, (env, episode) in enumerate(zip(self._envs, past, strict=True)):
+            obs[index], why = env.rebuild(episode)
+            failed.append(why)
+        return failed
+
+    def states(self) -> list[bytes]:
+        """See `VectorEnvs.states`."""
+        states = [env.state() for env in self._envs]
+        return states if all(states) else []
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""

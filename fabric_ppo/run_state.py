@@ -1,0 +1,292 @@
+"""Where a run is at the end of an update: kept in memory, written as a checkpoint, gone on from."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from fabric_ppo.checkpoint import Checkpoint, newest_intact, save_checkpoint
+from fabric_ppo.config import MAY_DIFFER, Config, flag
+from fabric_ppo.distributed import Ranks
+from fabric_ppo.launch import ConfigError, tell
+from fabric_ppo.loggers import Writes
+from fabric_ppo.replay import Array, LogView, PastEpisode, Trail
+from fabric_ppo.spaces import ActionConverter, SpaceSpec
+
+_SECONDS_BETWEEN = 60.0
+_LOCK_SECONDS = 5
+
+
+class HasState(Protocol):
+    """An optimizer, or what stands for one that lives in another process."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer.state_dict`."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.load_state_dict`."""
+
+
+def optimizer_tensors(optimizer: HasState) -> dict[str, Tensor]:
+    """An optimizer's state, parameter by parameter: `0.exp_avg`, ..."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer(optimizer: HasState, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value.clone()  # an optimizer takes over what it is given
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at the end of an update, as all ranks together are; nothing in it changes afterwards.
+
+    Attributes:
+        weights, optimizer: by name.
+        in_flight: the weights that the rollout in progress is collected with, where rollouts and updates overlap.
+        trail: of the environments of all ranks.
+        log: their actions since their resets.
+        values: everything else, as JSON has it.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    in_flight: dict[str, Tensor]
+    trail: Trail
+    log: LogView
+    values: dict[str, Any]
+
+    def to_checkpoint(self, more: dict[str, Any]) -> Checkpoint:
+        """What goes into the file, with `more` values."""
+        trail = self.trail
+        env = {
+            "obs": trail.obs,
+            "returns": trail.returns,
+            "lengths": trail.lengths,
+            "actions": self.log.actions(),
+            "numbers": self.log.numbers,
+            "logged": self.log.lengths,
+            "states": np.frombuffer(b"".join(trail.states), np.uint8),
+        }
+        tensors = {f"env.{name}": torch.from_numpy(np.array(array)) for name, array in env.items()}
+        for group in ("weights", "optimizer", "in_flight"):
+            tensors |= {f"{group}.{name}": value for name, value in getattr(self, group).items()}
+        return Checkpoint(tensors, self.values | {"state_sizes": [len(state) for state in trail.states]} | more)
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action: SpaceSpec) -> list[PastEpisode]:
+    """The episodes that were in progress, of the environments from global id `first_env` on."""
+    env = {name: tensor.numpy() for name, tensor in checkpoint.under("env.").items()}
+    ends = np.cumsum(checkpoint.values["state_sizes"], dtype=int).tolist()
+    states = [env["states"][start:stop].tobytes() for start, stop in zip([0, *ends], ends, strict=False)]
+    to_env, episodes = ActionConverter(action), []
+    for index in range(first_env, first_env + num_envs):
+        logged = int(env["logged"][index])
+        taken = env["actions"][len(env["actions"]) - logged :, index] if logged >= 0 else None
+        drawn_dtype = np.float32 if action.kind == "box" else np.int64
+        actions = None if taken is None else to_env(taken.astype(drawn_dtype))
+        place = (env["obs"][index], float(env["returns"][index]), int(env["lengths"][index]))
+        episodes.append(PastEpisode(int(env["numbers"][index]), actions, *place, states[index] if states else b""))
+    return episodes
+
+
+def action_arrays(checkpoint: Checkpoint) -> list[Array]:
+    """What an ActionLog goes on from: numbers, lengths, actions."""
+    return [checkpoint.tensors[f"env.{name}"].numpy() for name in ("numbers", "logged", "actions")]
+
+
+def gather_trail(trail: Trail, more: Sequence[Tensor], ranks: Ranks) -> tuple[Trail, list[Tensor]]:
+    """The trail of all ranks, and `more` of each rank, `[W, ...]`, in one collective (three with `states`)."""
+    arrays = (trail.actions, trail.ended, trail.obs, trail.returns, trail.lengths)
+    gathered = ranks.gather_all([*(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays), *more])
+    parts, others = gathered[: len(arrays)], gathered[len(arrays) :]
+    together = Trail.of_ranks(*(part.cpu().numpy() for part in parts))
+    if trail.states:
+        together = replace(together, states=_gather_bytes(trail.states, ranks))
+    return together, [other.cpu() for other in others]
+
+
+def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[bytes]:
+    """What each rank has, as many on each, one after the other."""
+    sizes = ranks.gather(torch.tensor([len(text) for text in texts])).tolist()
+    own = b"".join(texts).ljust(max(sum(row) for row in sizes) or 1)
+    gathered = ranks.gather(torch.frombuffer(bytearray(own), dtype=torch.uint8)).tolist()
+    all_texts = []
+    for row, each in zip(sizes, gathered, strict=True):
+        ends = np.cumsum(row).tolist()
+        all_texts += [bytes(each[start:stop]) for start, stop in zip([0, *ends], ends, strict=False)]
+    return all_texts
+
+
+class Checkpoints:
+    """On rank 0, the newest snapshot, kept in memory, and the files that are made of it.
+
+    Attributes:
+        flushes: what to call before a file is written, so that nothing that was logged is younger than it.
+        said: where the last file lies, for a message.
+    """
+
+    def __init__(self, folder: Path, config: Config, writes: Writes) -> None:
+        """Write into `folder` as often as `config` says."""
+        self._folder, self._config, self._writes = folder, config, writes
+        self._newest: Snapshot | None = None
+        self._written_update, self._written_at = 0, time.monotonic()
+        self._best_return: float | None = None
+        self._lock = threading.Lock()
+        self.flushes: list[Callable[[], object]] = []
+        self.said = "; nothing to save before the first update"
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Count on from a checkpoint."""
+        self._written_update, self._best_return = checkpoint.values["update"], checkpoint.values["best_return"]
+        self.said = f"; go on with --resume --run-dir {self._folder.parent}"
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Have `save` write this one."""
+        self._newest = snapshot
+
+    def is_due(self, update: int) -> bool:
+        """Whether it is time for a file."""
+        every = self._config.checkpoint_every
+        return update % every == 0 if every else time.monotonic() - self._written_at >= _SECONDS_BETWEEN
+
+    def save(self) -> str:
+        """Write the newest snapshot, unless that has been done; what a message may say of it, empty if nothing was.
+
+        May be called from another thread.
+        """
+        with self._lock:
+            snapshot = self._newest
+            if snapshot is None or snapshot.values["update"] == self._written_update:
+                return ""
+            mean = snapshot.values["return_mean"]
+            is_best = mean is not None and (self._best_return is None or mean > self._best_return)
+            best = mean if is_best else self._best_return
+            checkpoint = snapshot.to_checkpoint({"best_return": best})
+            update, keep = snapshot.values["update"], self._config.keep_checkpoints
+            for flush in self.flushes:
+                self._writes.do("TensorBoard's events", flush)
+            content = checkpoint.to_bytes()
+            self._written_at = time.monotonic()
+            if not self._writes.do("a checkpoint", save_checkpoint, self._folder, update, content, keep, is_best):
+                return ""
+            self._written_update, self._best_return = update, best
+            self.said = (
+                f"; saved {self._folder / f'update_{update}.ckpt'}: go on with --resume --run-dir {self._folder.parent}"
+            )
+            return self.said
+
+
+def lock_folder(run_dir: Path) -> Callable[[], None]:
+    """Keep a second run out of a folder, until the function that is returned is called or the process ends.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    lock = (run_dir / ".lock").open("w")
+    for attempt in range(_LOCK_SECONDS + 1):
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock.close
+        except OSError:
+            if attempt < _LOCK_SECONDS:
+                time.sleep(1)
+    raise ConfigError(f"--run-dir {run_dir}: another process trains there")
+
+
+def surroundings(ranks: Ranks) -> dict[str, Any]:
+    """What the last bits of a run depend on besides its flags."""
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return versions | {"processor": processor, "threads": torch.get_num_threads(), "ranks": ranks.size}
+
+
+def find_checkpoint(run_dir: Path, ranks: Ranks) -> Checkpoint | None:
+    """The checkpoint to go on from, the same on all ranks: rank 0 chooses and sends it.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole.
+    """
+    content = b""
+    if ranks.rank == 0:
+        try:
+            found, refused = newest_intact(run_dir / "checkpoints")
+            content = b"+" + found
+            for each in refused:
+                tell(f"not used: {each}")
+        except ConfigError as error:
+            content = b"-" + str(error).encode()
+    content = _from_rank_zero(content, ranks)
+    if content[:1] == b"-":
+        raise ConfigError(content[1:].decode())
+    return Checkpoint.from_bytes(content[1:]) if len(content) > 1 else None
+
+
+def _from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
+    if ranks.size == 1:
+        return content
+    size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
+    padded = torch.frombuffer(bytearray(content.ljust(size)), dtype=torch.uint8)
+    return bytes(ranks.gather(padded)[0].tolist())
+
+
+def require_same_run(config: Config, script: str, world_size: int, values: Mapping[str, Any]) -> None:
+    """Hold the flags of a resumed run against those that it was started with.
+
+    Another number of ranks is fine with shared data, as long as all ranks together have the same environments and the
+    same minibatches.
+
+    Raises:
+        ConfigError: they differ where they must not; names the flags.
+    """
+    if values["script"] != script:
+        raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}")
+    before, now = dict(values["config"]), config.to_dict()
+    if now["total_timesteps"] < before["total_timesteps"]:
+        raise ConfigError(
+            f"--total-timesteps {now['total_timesteps']}: the run had {before['total_timesteps']}; "
+            "that or more is expected"
+        )
+    per_rank = _per_rank_flags(script, values["world_size"], world_size, config.share_data)
+    differing = []
+    for name in now:
+        factors = per_rank.get(name, (1, 1))
+        same = (
+            before.get(name) == now[name] if factors == (1, 1) else before[name] * factors[0] == now[name] * factors[1]
+        )
+        if name not in MAY_DIFFER and not same:
+            differing.append(f"{flag(name)} {now[name]} (the run has {before.get(name)})")
+    if differing:
+        raise ConfigError(f"--resume: {', '.join(differing)}: the run's own values are expected")
+
+
+def _per_rank_flags(script: str, before: int, now: int, share_data: bool) -> dict[str, tuple[int, int]]:
+    """Flags that count per rank, with the ranks that they counted for and those that they count for now."""
+    if before == now:
+        return {}
+    if not share_data:
+        raise ConfigError(f"--resume: the run has {before} processes, these are {now}: only --share-data allows that")
+    if script == "fabric_decoupled":
+        return {"per_rank_batch_size": (before - 1, now - 1)}
+    return {name: (before, now) for name in ("num_envs", "per_rank_batch_size")}

@@ -1,0 +1,143 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: asked to stop, a run saves what it has and ends with status 75.
+
+Python runs its signal handlers between two bytecodes of the main thread, which may sit in a collective for minutes.
+The number of a signal is therefore also written to a pipe by C code, and a thread reads it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from fabric_ppo.launch import STOPPED_BY_SIGNAL, StoppedBySignal, tell
+
+GRACE_SECONDS = 4.0
+"""How long an update may go on after a signal; then the state from before it is saved."""
+_AFTER_RANK_ZERO = 2.0
+_SAME_CTRL_C = 1.0
+_INTERRUPTED_TWICE = 130
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopSignals:
+    """The signals that ask this process to stop, and what is to happen then.
+
+    Attributes:
+        name: of the signal that came; empty for none.
+    """
+
+    def __init__(self) -> None:
+        """Listen to nothing yet: see `install`."""
+        self.name = ""
+        self._phase = "loading"
+        self._peers: list[int] = []
+        self._save: Callable[[], str] | None = None
+        self._ends_late = False
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """Listen, from now on. Until `guard` there is nothing to clean up: a signal ends the process at once."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        for each in _STOPPING:
+            signal.signal(each, self._handle)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+
+    def guard(self) -> None:
+        """From here on somebody catches StoppedBySignal, which a signal raises while nothing is trained."""
+        self._phase = "guarded"
+
+    def forward_to(self, pids: list[int]) -> None:
+        """Pass a signal on to the other ranks of this host: a launcher sends it to all, a person to one."""
+        self._peers = pids
+
+    def begin_training(self, save: Callable[[], str] | None = None) -> None:
+        """From here on the run looks at `name` once an update.
+
+        Args:
+            save: writes the state from before the running update and says what it wrote, for an update that does not
+                end in time; None on ranks that write nothing.
+        """
+        self._save, self._phase = save, "training"
+
+    def end_training(self) -> None:
+        """The run has stopped, or is over."""
+        with self._lock:
+            self._phase = "guarded" if self._phase == "training" else self._phase
+
+    def raise_if_asked(self) -> None:
+        """End the process in good order, if a signal asked for it.
+
+        Raises:
+            StoppedBySignal: it did.
+        """
+        self.stopping()
+        if self.name:
+            raise StoppedBySignal(f"stopped by {self.name}")
+
+    def stopping(self) -> None:
+        """The process is about to end in good order."""
+        with self._lock:
+            self._phase = "stopping"
+
+    def _handle(self, number: int, _: Any) -> None:
+        self.name = self.name or signal.Signals(number).name
+        if self._phase == "loading":
+            _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name} before the training began")
+        if self._phase == "guarded":
+            self._phase = "stopping"
+            raise StoppedBySignal(f"stopped by {self.name}")
+
+    def _watch(self, pipe: int) -> None:
+        first_interrupt = None
+        while True:
+            number, now = os.read(pipe, 1)[0], time.monotonic()
+            if number == signal.SIGINT:
+                first_interrupt = first_interrupt or now
+                # a terminal's Ctrl-C reaches the launcher too, which passes it on
+                if now - first_interrupt > _SAME_CTRL_C:
+                    _exit(_INTERRUPTED_TWICE, "interrupted twice")
+            if number in _STOPPING and not self._ends_late:
+                self._ends_late = True
+                self.name = self.name or signal.Signals(number).name
+                for pid in self._peers:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGTERM)
+                threading.Thread(target=self._end_late_update, daemon=True).start()
+
+    def _end_late_update(self) -> None:
+        """Save the state from before an update that goes on for too long, and end."""
+        time.sleep(GRACE_SECONDS)
+        said = ""
+        if self._save is None:
+            time.sleep(_AFTER_RANK_ZERO)
+        with self._lock:
+            if self._phase == "stopping":
+                return
+            if self._phase == "training" and self._save is not None:
+                said = self._save()
+            _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name} in the middle of an update{said}")
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    tell(message)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def ignore_in_child() -> None:
+    """In a forked worker: leave signals to the parent, whose end ends the worker too."""
+    signal.set_wakeup_fd(-1)
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
+
+
+signals = StopSignals()
+"""This process's."""
