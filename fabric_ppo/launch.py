@@ -133,8 +133,10 @@ def _tell_failure(error: Exception, was_asked_to_stop: bool) -> int:
     if isinstance(error, (StoppedBySignal, NotAllWrittenError)):
         tell(str(error))
         return STOPPED_BY_SIGNAL if isinstance(error, StoppedBySignal) else NOT_ALL_WRITTEN
+    if was_asked_to_stop and is_lost_contact(error):
+        return STOPPED_BY_SIGNAL  # as the other rank was
     print(_failure(error), file=sys.stderr, flush=True)
-    return STOPPED_BY_SIGNAL if was_asked_to_stop and is_lost_contact(error) else FAILED
+    return FAILED
 
 
 def _quieten_libraries() -> None:

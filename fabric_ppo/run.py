@@ -275,8 +275,8 @@ class Run(contextlib.ExitStack):
 
     def _save_what_is_left(self, kind: object, error: BaseException | None, trace: object) -> None:
         """An update that fails leaves the state from before it, and says where."""
-        if error is not None and (said := self._checkpoints.save()):
-            tell(said.lstrip("; "))
+        if error is not None:
+            tell(f"the run has failed{self._checkpoints.save()}")
 
     def _make_folder(self) -> None:
         try:

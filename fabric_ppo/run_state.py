@@ -160,7 +160,7 @@ class Checkpoints:
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Count on from a checkpoint."""
         self._written_update, self._best_return = checkpoint.values["update"], checkpoint.values["best_return"]
-        self.said = f"; go on with --resume --run-dir {self._folder.parent}"
+        self._say(self._written_update)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Have `save` write this one."""
@@ -172,30 +172,27 @@ class Checkpoints:
         return update % every == 0 if every else time.monotonic() - self._written_at >= _SECONDS_BETWEEN
 
     def save(self) -> str:
-        """Write the newest snapshot, unless that has been done; what a message may say of it, empty if nothing was.
-
-        May be called from another thread.
-        """
+        """Write the newest snapshot, unless that has been done; `said`. May be called from another thread."""
         with self._lock:
             snapshot = self._newest
             if snapshot is None or snapshot.values["update"] == self._written_update:
-                return ""
+                return self.said
             mean = snapshot.values["return_mean"]
             is_best = mean is not None and (self._best_return is None or mean > self._best_return)
             best = mean if is_best else self._best_return
-            checkpoint = snapshot.to_checkpoint({"best_return": best})
             update, keep = snapshot.values["update"], self._config.keep_checkpoints
             for flush in self.flushes:
                 self._writes.do("TensorBoard's events", flush)
-            content = checkpoint.to_bytes()
+            content = snapshot.to_checkpoint({"best_return": best}).to_bytes()
             self._written_at = time.monotonic()
-            if not self._writes.do("a checkpoint", save_checkpoint, self._folder, update, content, keep, is_best):
-                return ""
-            self._written_update, self._best_return = update, best
-            self.said = (
-                f"; saved {self._folder / f'update_{update}.ckpt'}: go on with --resume --run-dir {self._folder.parent}"
-            )
+            if self._writes.do("a checkpoint", save_checkpoint, self._folder, update, content, keep, is_best):
+                self._written_update, self._best_return = update, best
+                self._say(update)
             return self.said
+
+    def _say(self, update: int) -> None:
+        path = self._folder / f"update_{update}.ckpt"
+        self.said = f"; saved {path}: go on with --resume --run-dir {self._folder.parent}"
 
 
 def lock_folder(run_dir: Path) -> Callable[[], None]:

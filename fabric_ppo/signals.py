@@ -62,7 +62,7 @@ class StopSignals:
         """From here on the run looks at `name` once an update.
 
         Args:
-            save: writes the state from before the running update and says what it wrote, for an update that does not
+            save: writes the state from before the running update and says where it lies, for an update that does not
                 end in time; None on ranks that write nothing.
         """
         self._save, self._phase = save, "training"
@@ -115,15 +115,13 @@ class StopSignals:
     def _end_late_update(self) -> None:
         """Save the state from before an update that goes on for too long, and end."""
         time.sleep(GRACE_SECONDS)
-        said = ""
         if self._save is None:
             time.sleep(_AFTER_RANK_ZERO)
         with self._lock:
             if self._phase == "stopping":
                 return
-            if self._phase == "training" and self._save is not None:
-                said = self._save()
-            _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name} in the middle of an update{said}")
+            said = self._save() if self._save is not None else ""
+            _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name}{said}")
 
 
 def _exit(status: int, message: str) -> NoReturn:

@@ -144,6 +144,8 @@ def make_rollout(num_steps, num_envs, seed=0, dtype=torch.float64, invalid=False
         episodes=[],
         env_steps=int(valid.sum()),
         seconds=0.0,
+        env_restarts=0,
+        trail=None,
     )
 
 
