@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -95,6 +96,8 @@ def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_bes
         OSError: it cannot be written; the older ones are as they were.
     """
     folder.mkdir(exist_ok=True)
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink()  # a kill in the middle of a write leaves one
     path = folder / f"update_{update}.ckpt"
     write_atomically(path, content)
     if is_best:
@@ -113,6 +116,8 @@ def newest_first(folder: Path) -> Iterator[Path]:
 def newest_intact(folder: Path) -> tuple[bytes, list[str]]:
     """The newest checkpoint that is whole, empty if there is no checkpoint, and what is wrong with newer ones.
 
+    A damaged file is renamed to `update_<n>.ckpt.damaged`.
+
     Raises:
         ConfigError: there are checkpoints, and none is whole.
     """
@@ -122,8 +127,12 @@ def newest_intact(folder: Path) -> tuple[bytes, list[str]]:
             content = path.read_bytes()
             Checkpoint.from_bytes(content)
             return content, refused
-        except (OSError, ConfigError) as error:
+        except OSError as error:
             refused.append(f"{path}: {error}")
+        except ConfigError as error:
+            refused.append(f"{path}: {error}")
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f"{path.name}.damaged"))
     if refused:
         raise ConfigError(f"--resume: no checkpoint is whole; {'; '.join(refused)}")
     return b"", refused

@@ -66,8 +66,8 @@ def _train(args: list[str]) -> int:
         raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
     config.check_launch(launch.devices * launch.num_nodes, launch.devices)
-    if config.run_dir is not None and (Path(config.run_dir) / "config.yaml").exists():
-        raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder is expected")
+    if config.run_dir is not None and not config.resume and (Path(config.run_dir) / "config.yaml").exists():
+        raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder or --resume is expected")
     sys.stdout.flush()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the script sets its own; torchrun would warn
     os.execv(sys.executable, [sys.executable, *_launch_command(script, launch), *flags])
@@ -119,7 +119,7 @@ def _free_port() -> int:
 def _evaluate(args: list[str]) -> int:
     """Play test episodes with a run's policy."""
     parser = _Parser(prog="fabric-ppo evaluate", allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run, or a checkpoint in it")
     parser.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="names the episodes (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -138,7 +138,9 @@ def _evaluate(args: list[str]) -> int:
 
     policy = load_agent(given.run_dir)
     resolve_env_id(policy.spec.env_id)  # imports the module that registers it
-    video_dir = str(Path(given.run_dir) / "test_videos") if given.video else ""
+    run_dir = Path(given.run_dir)
+    run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    video_dir = str(run_dir / "test_videos") if given.video else ""
     with recorded_gif(given.gif, video_dir) as gif_dir:
         result = evaluate(
             policy,

@@ -109,7 +109,7 @@ def require_same_config(config: Config, ranks: Ranks) -> None:
     Raises:
         ConfigError: they differ; names the flags and a rank that has other values than rank 0.
     """
-    text = json.dumps(config.to_dict()).encode()
+    text = json.dumps(config.to_dict() | {"resume": config.resume}).encode()
     digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
     seen = ranks.gather(torch.tensor([digest, len(text)])).tolist()
     if all(each == seen[0] for each in seen):

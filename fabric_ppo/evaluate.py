@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agent import PADDED_ROWS, Agent, Architecture
-from fabric_ppo.checkpoint import write_atomically
+from fabric_ppo.checkpoint import Checkpoint, write_atomically
 from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
@@ -99,20 +99,23 @@ class Policy:
 
 
 def load_agent(run_dir: str | Path) -> Policy:
-    """Load a finished run's policy; opens no environment.
+    """Load a finished run's policy, or the one in a checkpoint; opens no environment.
+
+    Args:
+        run_dir: folder of a finished run, or a file in its `checkpoints`.
 
     Raises:
-        ConfigError: no readable policy in `run_dir`.
+        ConfigError: no readable policy there.
     """
-    from safetensors import safe_open
-
-    path = Path(run_dir) / POLICY_FILE
+    path = Path(run_dir)
+    if path.suffix != ".ckpt":
+        path /= POLICY_FILE
     if not path.is_file():
-        raise ConfigError(f"{run_dir}: no {POLICY_FILE} in it; the folder of a finished run is expected")
+        raise ConfigError(
+            f"{run_dir}: no {POLICY_FILE} in it; the folder of a finished run, or a checkpoint, is expected"
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata, weights = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
         agent = Agent(spec, Architecture.from_json(metadata["agent"]))
         agent.to(next(iter(weights.values())).dtype).load_state_dict(weights)
@@ -120,6 +123,18 @@ def load_agent(run_dir: str | Path) -> Policy:
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a policy of this program ({reason})") from None
+
+
+def _read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
+    checkpoint = Checkpoint.from_bytes(path.read_bytes())
+    return checkpoint.values, checkpoint.under("weights.")
 
 
 def save_policy(agent: Agent, run_dir: Path) -> None:

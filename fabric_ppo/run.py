@@ -168,7 +168,7 @@ class Run(contextlib.ExitStack):
             require_same_run(self._config, self._script, read_launch().world_size, checkpoint.values)
             self.first_update, self.env_steps = checkpoint.values["update"], checkpoint.values["env_steps"]
         if has_folder:
-            cut_back(self.dir, self.first_update, self.env_steps)
+            self._writes.do("what was logged", cut_back, self.dir, self.first_update, self.env_steps)
         return checkpoint
 
     def closing(self, resource: Any) -> Any:
@@ -198,6 +198,14 @@ class Run(contextlib.ExitStack):
             ConfigError: the checkpoint does not fit.
         """
         self._agent, self._optimizer = agent, optimizer
+        self._constants: dict[str, Any] = {
+            "script": self._script,
+            "config": self._config.to_dict(),
+            "world_size": read_launch().world_size,
+            "surroundings": surroundings(self._ranks),
+            "env_spec": agent.spec.to_json(),
+            "agent": agent.architecture.to_json(),
+        }
         if self._resumed_from is None:
             buffer.start()
             self._log = ActionLog.empty(buffer.num_envs * self._ranks.size, buffer.actions.shape[2:], buffer.log_dtype)
@@ -214,6 +222,11 @@ class Run(contextlib.ExitStack):
 
     def _load(self, checkpoint: Checkpoint) -> None:
         values = checkpoint.values
+        groups = [checkpoint.under(f"{group}.") for group in ("weights", "optimizer", "in_flight")]
+        if not all(bool(tensor.isfinite().all()) for group in groups for tensor in group.values()):
+            raise ValueError("it holds numbers that are not finite")
+        if values["env_spec"] != self._constants["env_spec"]:
+            raise ValueError("the environment has other spaces now")
         self._agent.load_state_dict(checkpoint.under("weights."))
         load_optimizer(self._optimizer, checkpoint.under("optimizer."))
         self._updates = self.first_update
@@ -222,7 +235,7 @@ class Run(contextlib.ExitStack):
         self._window.extend(values["window"])
         self._checkpoints.go_on_from(checkpoint)
         self._is_over, self._is_exact = self._has_reached_goal(), values["exact_resume"]
-        before, now = values["surroundings"], surroundings(self._ranks)
+        before, now = values["surroundings"], self._constants["surroundings"]
         if changed := [name for name in now if before.get(name) != now[name]]:
             self._is_exact = False
             tell(f"resumed with another {', '.join(changed)}: the last bits of the result will differ")
@@ -257,14 +270,14 @@ class Run(contextlib.ExitStack):
             self.push(self._save_what_is_left)
         total = self.num_updates * self._steps_per_update
         self._progress = self.closing(Progress(total, self.env_steps, enabled=self._leads))
-        self._update_started = started = time.perf_counter() - self._train_seconds
+        self._update_started = time.perf_counter()
+        self._train_started = self._update_started - self._train_seconds
         self.callback(signals.end_training)
         signals.begin_training(self._checkpoints.save if self._leads else None)
         for update in range(self.first_update, self.num_updates):
             if self._is_over or self._is_stopping:
                 break
             yield update
-            self._train_seconds = time.perf_counter() - started
             if self._is_stopping:
                 signals.stopping()
             elif self._leads and self._checkpoints.is_due(self._updates):
@@ -322,6 +335,7 @@ class Run(contextlib.ExitStack):
         now = time.perf_counter()
         speed = report.env_steps / (now - self._update_started)
         self._update_started = now
+        self._train_seconds = now - self._train_started
         metrics = report.metrics | {"Info/learning_rate": learning_rate, "Time/step_per_second": speed} | (extra or {})
         if self._config.restart_envs:
             metrics["Info/env_restarts"] = report.env_restarts
@@ -337,11 +351,7 @@ class Run(contextlib.ExitStack):
 
     def _snapshot(self, trail: Trail, in_flight: dict[str, torch.Tensor]) -> Snapshot:
         weights, optimizer = copies(self._agent.state_dict()), copies(optimizer_tensors(self._optimizer))
-        values = {
-            "script": self._script,
-            "config": self._config.to_dict(),
-            "world_size": read_launch().world_size,
-            "surroundings": surroundings(self._ranks),
+        values = self._constants | {
             "update": self._updates,
             "env_steps": self.env_steps,
             "gradient_steps": self._gradient_steps,

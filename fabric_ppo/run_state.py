@@ -199,9 +199,12 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
     """Keep a second run out of a folder, until the function that is returned is called or the process ends.
 
     Raises:
-        ConfigError: another process trains there.
+        ConfigError: another process trains there, or nothing can be written there.
     """
-    lock = (run_dir / ".lock").open("w")
+    try:
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror})") from None
     for attempt in range(_LOCK_SECONDS + 1):
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

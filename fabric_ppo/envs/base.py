@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -153,7 +154,10 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         try:
             super().stop_recording()
         except OSError as error:
-            Recorder.unwritten = f"a video in {self.video_folder}: {error.strerror or str(error).splitlines()[0]}"
+            why = f"a video in {self.video_folder} ({error.strerror or str(error).splitlines()[0]})"
+            if not Recorder.unwritten:
+                print(f"warning: {why} could not be written; the training goes on", file=sys.stderr, flush=True)
+            Recorder.unwritten = why
             self.recording, self.recorded_frames = False, []
 
 
