@@ -289,7 +289,9 @@ class Run(contextlib.ExitStack):
     def _save_what_is_left(self, kind: object, error: BaseException | None, trace: object) -> None:
         """An update that fails leaves the state from before it, and says where."""
         if error is not None:
-            tell(f"the run has failed{self._checkpoints.save()}")
+            said = self._checkpoints.save()
+            if not isinstance(error, StoppedBySignal):
+                tell(f"the run has failed{said}")
 
     def _make_folder(self) -> None:
         try:
