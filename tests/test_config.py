@@ -18,6 +18,8 @@ DEFAULTS = {
     "--timeout": 300.0,
     "--env-id": "CartPole-v1",
     "--env-backend": "sync",
+    "--env-timeout": 60.0,
+    "--restart-envs": False,
     "--num-envs": 2,
     "--num-steps": 128,
     "--total-timesteps": 65536,
@@ -43,6 +45,9 @@ DEFAULTS = {
     "--capture-video": False,
     "--test-episodes": 10,
     "--run-dir": None,
+    "--resume": False,
+    "--checkpoint-every": 0,
+    "--keep-checkpoints": 3,
     "--log-dir": "logs",
     "--config": None,
 }
@@ -56,6 +61,8 @@ OTHER = {
     "--stop-at-return": (["-150.5"], -150.5),
     "--run-dir": (["runs/a"], "runs/a"),
 }
+NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
+"""What a switch cannot do without."""
 SWITCHES = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 
 
@@ -122,8 +129,21 @@ def test_every_flag_takes_a_value(flag):
 
 @pytest.mark.parametrize("flag", SWITCHES)
 def test_switches_have_a_no(flag):
-    assert getattr(parse_flags(Config, [flag]), field(flag)) is True
-    assert getattr(parse_flags(Config, ["--no-" + flag[2:]]), field(flag)) is False
+    needed = [word for name, value in NEEDED.get(flag, {}).items() for word in ("--" + name, value)]
+    assert getattr(parse_flags(Config, [flag, *needed]), field(flag)) is True
+    assert getattr(parse_flags(Config, ["--no-" + flag[2:], *needed]), field(flag)) is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "needed"), [("--resume", "--run-dir is needed too"), ("--restart-envs", "--env-backend async is needed")]
+)
+def test_a_switch_that_needs_another_flag_says_so(flag, needed, capsys):
+    assert refusal([flag]).startswith(f"{flag}: {needed}")
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, [flag])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {refusal([flag])}\n"
+    assert parse_flags(Config, [flag, *(f"--{name}={value}" for name, value in NEEDED[flag].items())])
 
 
 def test_the_last_word_counts():
@@ -153,6 +173,7 @@ COUNTS = (
     "--per-rank-batch-size",
     "--update-epochs",
     "--test-episodes",
+    "--keep-checkpoints",
 )
 WRONG_VALUES = [
     *((flag, value, COUNT) for flag in COUNTS for value in ("0", "-3")),
@@ -160,7 +181,7 @@ WRONG_VALUES = [
     ("--num-envs", "many", ["whole number"]),
     *(
         (flag, value, RATE)
-        for flag in ("--learning-rate", "--adam-eps", "--timeout", "--max-grad-norm", "--clip-coef")
+        for flag in ("--learning-rate", "--adam-eps", "--timeout", "--env-timeout", "--max-grad-norm", "--clip-coef")
         for value in ("0.0", "-1.0", "nan", "inf")
     ),
     *((flag, value, UNIT) for flag in ("--gamma", "--gae-lambda") for value in ("-0.1", "1.01", "nan", "inf")),
@@ -171,6 +192,8 @@ WRONG_VALUES = [
     ("--seed", "4294967296", ["whole number", "0", "4294967295"]),
     ("--seed", "x", ["whole number"]),
     ("--num-threads", "-1", ["whole number", "0"]),
+    ("--checkpoint-every", "-1", ["whole number", "0"]),
+    ("--checkpoint-every", "often", ["whole number"]),
     ("--stop-at-return", "nan", ["finite number"]),
     ("--stop-at-return", "high", ["number"]),
     ("--env-backend", "thread", ["sync", "async"]),
@@ -326,7 +349,7 @@ def test_a_runs_own_yaml_gives_the_same_config(yaml_file):
     )
     path = yaml_file(yaml.safe_dump(config.to_dict()))
     assert parse_flags(Config, ["--config", path]) == dataclasses.replace(config, config=path)
-    assert not {"run_dir", "config"} & set(config.to_dict())
+    assert not {"run_dir", "config", "resume"} & set(config.to_dict())
 
 
 @pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1e-3", 1e-3), ("1", 1.0), ("2.5E-4", 2.5e-4)])

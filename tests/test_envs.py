@@ -389,7 +389,7 @@ def test_a_failing_worker_is_noticed_and_none_survives(open_workers, fault):
     env = 4
     bad_seed = episode_seed(SEED, env, 1 if fault == "exit_reset" else 0, 6)
     env_id = toy_env(fault=fault, at=1, only_seed=bad_seed)
-    envs, pids = open_workers(env_id, 3, 1, 2, timeout=0.5)
+    envs, pids = open_workers(env_id, 3, 1, 2, env_timeout=0.5)
     message, seconds = run_into_fault(envs)
     assert seconds < SECONDS_TO_FAIL
     assert f"{env_id} environment {env}" in message
@@ -437,7 +437,7 @@ def test_workers_end_with_their_parent(tmp_path):
 
 @only_async
 def test_the_largest_timeout_that_a_config_takes_works(open_envs):
-    envs = open_envs("CartPole-v1", 1, timeout=1e9)
+    envs = open_envs("CartPole-v1", 1, env_timeout=1e9)
     reset(envs)
 
 

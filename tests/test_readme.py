@@ -27,11 +27,12 @@ import torch
 from fabric_ppo import cli
 from fabric_ppo.agent import make_agent
 from fabric_ppo.batch import make_batch
-from fabric_ppo.config import SCRIPT_CONFIGS, flag, parse_flags
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import Launch
 from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.run import Run
+from fabric_ppo.update import Stats, make_optimizer
 from tests.runs import BIN, ROOT, SCRIPTS, clean_environment, free_port
 
 PAGES = (ROOT / "README.md", ROOT / "docs/cluster.md")
@@ -467,7 +468,7 @@ class Recorder:
         return torch.stack([tensor, tensor])
 
 
-def test_what_is_sent_is_as_the_formulas_say(tmp_path, monkeypatch):
+def test_what_is_sent_is_as_the_formulas_say():
     text = PAGES[1].read_text()
     headline = parsed(headline_command("torch"))
     config, ranks = headline.config, headline.ranks
@@ -500,26 +501,40 @@ def test_what_is_sent_is_as_the_formulas_say(tmp_path, monkeypatch):
     assert f"| rows, with `--share-data` | {rows * row} |" in text
     gigabytes = 4 * weights * steps * updates / 1e9
     assert f"Over the {updates} updates of the run, gradients come to {gigabytes:.2f} GB" in text
-    report = reported_bytes(tmp_path, monkeypatch)
-    assert f"{report // 8} float64: {report} |" in text
+    report = report_bytes(config.num_steps, config.num_envs, prod(obs.shape) * 4, 1)
     assert f"| report | {report} |" in text
 
 
-def reported_bytes(tmp_path, monkeypatch) -> int:
-    """Bytes of the one collective that ends every update, from a run of two updates."""
-    sent = []
-    gather = Ranks.gather
+def reported_bytes(config: Config, folder: Path) -> int:
+    """Bytes of the one collective that ends every update, measured."""
+    recorder = Recorder()
+    stats = Stats(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (1.0,) * 5, gradient_steps=1, seconds=1.0)
+    with Run(config, "torch", recorder.ranks, folder) as run:
+        envs = run.closing(make_envs(config, 0, 2))
+        agent = make_agent(envs.spec, config)
+        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
+        run.restore(agent, make_optimizer(agent, config), buffer)
+        recorder.sent = []
+        for update in run.updates():
+            run.finish_update(collect(envs, agent, buffer, config.seed, update), stats, 0.1)
+            (sent,) = recorder.sent
+            recorder.sent = []
+    assert run.env_steps == config.total_timesteps
+    return sent
 
-    def recorded(self, tensor):
-        sent.append(tensor.nbytes)
-        return gather(self, tensor)
 
-    monkeypatch.setattr(Ranks, "gather", recorded)
-    monkeypatch.setattr("fabric_ppo.distributed.read_launch", lambda: Launch(0, 1, 0, 1))
-    flags = ["--num-steps", "4", "--total-timesteps", "16", "--update-epochs", "1", "--test-episodes", "1"]
-    SCRIPTS["torch"].main(parse_flags(SCRIPT_CONFIGS["torch"], [*flags, "--run-dir", str(tmp_path / "run")]))
-    first, *reports = sent
-    assert first == 16  # the configurations are compared
-    assert len(reports) == 2
-    assert len(set(reports)) == 1
-    return reports[0]
+@pytest.mark.parametrize(("env_id", "observation", "action"), [("LunarLander-v3", 32, 1), ("Pendulum-v1", 12, 4)])
+def test_the_report_is_as_its_formula_says(tmp_path, env_id, observation, action):
+    assert report_bytes(2048, 2, 32, 1) == 11648
+    t, m = 8, 4
+    config = Config(
+        env_id=env_id, num_steps=t, num_envs=m, total_timesteps=2 * 2 * t * m, num_threads=1, test_episodes=1
+    )
+    assert reported_bytes(config, tmp_path / "run") == report_bytes(t, m, observation, action)
+
+
+def report_bytes(t: int, m: int, o: int, a: int) -> int:
+    """The formula of docs/cluster.md."""
+    assert "`T x M x (A + 1) + M x (O + 16) + 3360`" in PAGES[1].read_text()
+    assert "The report's 3360 bytes are 420 float64" in PAGES[1].read_text()
+    return t * m * (a + 1) + m * (o + 16) + 3360
