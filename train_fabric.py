@@ -44,9 +44,7 @@ def main(config: Config) -> Summary:
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             fabric.backward(loss)
-            norm = fabric.clip_gradients(ppo, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
-            optimizer.step()
-            assert norm is not None
+            norm: Tensor = optimizer.step()  # clips the gradient first
             return norm
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)

@@ -126,9 +126,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad()
         fabric.backward(loss)
-        norm = fabric.clip_gradients(ppo, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False)
-        optimizer.step()
-        assert norm is not None
+        norm: Tensor = optimizer.step()  # clips the gradient first
         return norm
 
     exchange = Exchange(world, agent, module, config, placement.packets_on)

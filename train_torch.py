@@ -57,8 +57,7 @@ def main(config: TorchConfig) -> Summary:
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(ppo.parameters(), config.max_grad_norm)
-            optimizer.step()
+            norm: Tensor = optimizer.step()  # clips the gradient first
             return norm
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)

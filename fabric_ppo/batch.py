@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Batch:
         most = max(self.held, default=len(self.rows.weights))
         return -(-most // (self.num_shares * per_rank_batch_size))
 
-    def minibatches(self, epoch: int, per_rank_batch_size: int) -> Iterator[Rows]:
+    def minibatches(self, epoch: int, per_rank_batch_size: int) -> Minibatches:
         """This rank's part of each minibatch of an epoch.
 
         The rows are permuted, cut into chunks whose sizes differ by at most one, and each chunk is split over the
@@ -64,27 +65,54 @@ class Batch:
         the mean over the chunk, however the chunk was split.
         """
         total = len(self.rows.weights)
-        order = torch.from_numpy(minibatch_order(self.seed, self.update, epoch, total))
-        shuffled = Rows(*(column[order.to(column.device)] for column in self.rows))
+        order = minibatch_order(self.seed, self.update, epoch, total)
         num_chunks = self.num_minibatches(per_rank_batch_size)
+        parts, scales = [], []
         for chunk in range(num_chunks):
             start, stop = cut(total, chunk, num_chunks)
-            size = stop - start
-            first, last = cut(size, self.share, self.num_shares)
-            part = Rows(*(column[start + first : start + last] for column in shuffled))
+            first, last = cut(stop - start, self.share, self.num_shares)
+            parts.append(slice(start + first, start + last))
+            chunk_rows = stop - start
             if self.held:
-                chunk_rows = sum(
-                    cut(held, chunk, num_chunks)[1] - cut(held, chunk, num_chunks)[0] for held in self.held
-                )
-                scale = len(self.held) / chunk_rows
-            else:
-                scale = self.num_shares / size
-            yield part._replace(weights=part.weights * scale)
+                chunk_rows = sum(size_of(cut(held, chunk, num_chunks)) for held in self.held)
+            scales.append((len(self.held) or self.num_shares) / chunk_rows)
+        sizes = [part.stop - part.start for part in parts]
+        if self.num_shares > 1:
+            order = np.concatenate([order[part] for part in parts])
+        index = torch.from_numpy(order).to(self.rows.weights.device)
+        rows = Rows(*(column[index] for column in self.rows))
+        scale = torch.from_numpy(np.repeat(scales, sizes)).to(rows.weights)
+        return Minibatches(rows._replace(weights=rows.weights * scale), sizes)
+
+
+class Minibatches:
+    """One epoch's minibatches, in order.
+
+    Attributes:
+        rows: those of all of them, one minibatch after the other.
+    """
+
+    def __init__(self, rows: Rows, sizes: list[int]) -> None:
+        """Cut `rows` into parts of `sizes`."""
+        self.rows, self._sizes = rows, sizes
+
+    def __len__(self) -> int:
+        """How many minibatches."""
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """The minibatches; views of `rows`."""
+        return map(Rows, *(column.split(self._sizes) for column in self.rows))
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:
     """Start and stop of one of `parts` slices of `total` rows, whose sizes differ by at most one."""
     return total * index // parts, total * (index + 1) // parts
+
+
+def size_of(bounds: tuple[int, int]) -> int:
+    """Number of rows of a slice."""
+    return bounds[1] - bounds[0]
 
 
 def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:

@@ -1,8 +1,8 @@
 """The loss of an agent made of two perceptrons with its gradient in closed form, as one node of the autograd graph.
 
 At PPO's usual sizes a gradient step does little arithmetic and much bookkeeping: autograd visits some hundred small
-operations. Here they are written out, a third of the work. What they compute is `loss.ppo_loss` and its derivative;
-`tests/test_fused.py` holds them against autograd.
+operations. Here they are written out, a fraction of the work. What they compute is `loss.ppo_loss` and its
+derivative; `tests/test_fused.py` holds them against autograd.
 """
 
 from __future__ import annotations
@@ -17,107 +17,125 @@ from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import Categorical, DiagonalGaussian
-from fabric_ppo.loss import Losses
+from fabric_ppo.loss import MinibatchLoss
 from fabric_ppo.networks import FlatWeights
 
 
 def can_fuse(agent: Agent, device_type: str) -> bool:
-    """Whether `fused_loss` knows this agent's distribution, at the precision in force."""
+    """Whether `FusedLoss` knows this agent's distribution, at the precision in force."""
     known = isinstance(agent.distribution, (Categorical, DiagonalGaussian))
     mixes_precisions = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return known and not mixes_precisions
 
 
-def fused_loss(agent: Agent, weights: FlatWeights, rows: Rows, config: Config) -> Losses:
-    """`loss.ppo_loss` of `agent` on a minibatch; its gradient reaches `weights.flat`."""
-    return Losses(*_FusedLoss.apply(weights.flat, agent, weights, rows, config))
+class FusedLoss:
+    """`loss.ppo_loss` of an agent as a function of minibatches, for as long as its weights keep their memory."""
+
+    def __init__(self, agent: Agent, weights: FlatWeights, config: Config) -> None:
+        """Look up what is needed in every minibatch.
+
+        Args:
+            agent: one that `can_fuse`.
+            weights: those of `agent`; gradients reach `weights.flat`.
+            config: hyperparameters.
+        """
+        self._agent, self._weights, self._config = agent, weights, config
+        self._policy, self._value = agent.policy.closed_form(), agent.value.closed_form()
+        self._differentiate = self._categorical if agent.log_std is None else self._gaussian
+
+    def __call__(self, rows: Rows) -> MinibatchLoss:
+        """The loss of a minibatch; good for one `backward`, before the next call."""
+        with torch.no_grad():
+            loss, grad = self._evaluate(rows)
+        return loss._replace(loss=_WithGradient.apply(self._weights.flat, loss.loss, grad))
+
+    def _evaluate(self, rows: Rows) -> tuple[MinibatchLoss, Tensor]:
+        """The loss and its gradient, which lies in memory that the next call overwrites."""
+        agent, dtype = self._agent, self._weights.flat.dtype
+        features = rows.obs if agent.encoder.is_identity(dtype) else agent.encoder(rows.obs, dtype)
+        policy_values = self._policy.layer_values(features)
+        value_values = self._value.layer_values(features)
+        grad, parts = self._weights.gradient()
+        values = value_values[-1].squeeze(-1)
+        # row by row, minus the loss without its entropy term
+        objective, log_probs, entropy, grad_policy = self._differentiate(policy_values[-1], rows, parts)
+        grad_value = self._subtract_value_loss(objective, values, rows)
+        if self._config.ent_coef:
+            objective.add_(entropy, alpha=self._config.ent_coef)
+        loss = torch.dot(rows.weights, objective).neg_()
+        self._policy.backward_into(parts["policy"], policy_values, grad_policy)
+        self._value.backward_into(parts["value"], value_values, grad_value.unsqueeze(-1))
+        return MinibatchLoss(loss, log_probs, entropy, values), grad
+
+    def _subtract_value_loss(self, objective: Tensor, values: Tensor, rows: Rows) -> Tensor:
+        """Subtract `vf_coef` times the value loss from `objective`; the gradient with respect to `values`."""
+        config = self._config
+        error = values - rows.returns
+        if not config.clip_vloss:
+            objective.addcmul_(error, error, value=-0.5 * config.vf_coef)
+        else:
+            moved = values - rows.values
+            bounded_error = rows.values + moved.clamp(-config.clip_coef, config.clip_coef) - rows.returns
+            squared, bounded = error.square(), bounded_error.square()
+            objective.sub_(torch.maximum(squared, bounded), alpha=0.5 * config.vf_coef)
+            error = torch.where(squared >= bounded, error, bounded_error * (moved.abs() <= config.clip_coef))
+        return error.mul_(rows.weights).mul_(config.vf_coef)
+
+    def _surrogate(self, log_probs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The clipped surrogate of each row, and the derivative of its weighted sum with respect to `log_probs`."""
+        clip_coef = self._config.clip_coef
+        ratio = (log_probs - rows.log_probs).exp_()
+        surrogate = rows.advantages * ratio
+        clipped = ratio.clamp_(1 - clip_coef, 1 + clip_coef).mul_(rows.advantages)
+        is_clipped = surrogate > clipped
+        objective = torch.minimum(surrogate, clipped)
+        return objective, surrogate.masked_fill_(is_clipped, 0.0).mul_(rows.weights)
+
+    def _categorical(self, logits: Tensor, rows: Rows, _: dict[str, list[Tensor]]) -> tuple[Tensor, ...]:
+        """Surrogate, log-probability and entropy of each row, and the loss's gradient with respect to `logits`."""
+        log_p = torch.log_softmax(logits, dim=-1)
+        chosen = rows.actions.unsqueeze(-1)
+        log_probs = log_p.gather(-1, chosen).squeeze(-1)
+        objective, slope = self._surrogate(log_probs, rows)
+        p = log_p.exp()
+        entropy = torch.linalg.vecdot(p, log_p).neg_()
+        # d log p[a] / d logits = onehot(a) - p;  d entropy / d logits = -p (log p + entropy)
+        scale = slope.unsqueeze(-1)
+        if self._config.ent_coef:
+            scale = torch.addcmul(
+                scale, rows.weights.unsqueeze(-1), log_p + entropy.unsqueeze(-1), value=self._config.ent_coef
+            )
+        grad = p.mul_(scale).scatter_add_(-1, chosen, slope.neg_().unsqueeze(-1))
+        return objective, log_probs, entropy, grad
+
+    def _gaussian(self, means: Tensor, rows: Rows, parts: dict[str, list[Tensor]]) -> tuple[Tensor, ...]:
+        """As `_categorical`, with respect to `means`; the gradient of `log_std` goes into its part."""
+        log_std, config = self._agent.log_std, self._config
+        assert log_std is not None
+        params = torch.cat([means, log_std.expand_as(means)], dim=-1)
+        log_probs, entropy = self._agent.distribution.log_prob_and_entropy(params, rows.actions)
+        objective, slope = self._surrogate(log_probs, rows)
+        inverse_std = torch.exp(-log_std)
+        scaled = (rows.actions.reshape(means.shape) - means).mul_(inverse_std)
+        # d log p / d mean = z / std;  d log p / d log std = z^2 - 1;  d entropy / d log std = 1
+        grad_means = (scaled * inverse_std).mul_(slope.neg_().unsqueeze(-1))
+        (grad_log_std,) = parts["log_std"]
+        torch.mv(scaled.square_().sub_(1).t(), slope, out=grad_log_std)
+        if config.ent_coef:
+            grad_log_std.sub_(rows.weights.sum(), alpha=config.ent_coef)
+        return objective, log_probs, entropy, grad_means
 
 
-class _FusedLoss(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to `flat` is known."""
+
     @staticmethod
-    def forward(
-        ctx: Any, flat: Tensor, agent: Agent, weights: FlatWeights, rows: Rows, config: Config
-    ) -> tuple[Tensor, ...]:
-        features = agent.encoder(rows.obs, flat.dtype)
-        policy_values = agent.policy.layer_values(features)
-        value_values = agent.value.layer_values(features)
-        grad, parts = weights.gradient()
-        value_loss, grad_value = _value_loss(value_values[-1].squeeze(-1), rows, config)
-        distribution = _categorical if agent.log_std is None else _gaussian
-        policy_loss, entropy, approx_kl, clip_fraction, grad_policy, grad_log_std = distribution(
-            agent, policy_values[-1], rows, config
-        )
-        agent.policy.backward_into(parts["policy"], policy_values, grad_policy)
-        agent.value.backward_into(parts["value"], value_values, grad_value.unsqueeze(-1))
-        if grad_log_std is not None:
-            parts["log_std"][0].copy_(grad_log_std)
-        loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+    def forward(ctx: Any, flat: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(grad)
-        logged = policy_loss, value_loss, entropy, approx_kl, clip_fraction
-        ctx.mark_non_differentiable(*logged)
-        return loss, *logged
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_loss, None, None, None, None
-
-
-def _value_loss(values: Tensor, rows: Rows, config: Config) -> tuple[Tensor, Tensor]:
-    """The value loss, and the gradient of `vf_coef` times it with respect to `values`."""
-    error = values - rows.returns
-    squared = error.square()
-    if config.clip_vloss:
-        moved = values - rows.values
-        bounded_error = rows.values + moved.clamp(-config.clip_coef, config.clip_coef) - rows.returns
-        bounded = bounded_error.square()
-        inside = moved.abs() <= config.clip_coef
-        error = torch.where(squared >= bounded, error, bounded_error * inside)
-        squared = torch.maximum(squared, bounded)
-    return 0.5 * torch.dot(rows.weights, squared), config.vf_coef * rows.weights * error
-
-
-def _surrogate(log_probs: Tensor, rows: Rows, config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Policy loss, approx_kl, clip_fraction, and the loss's gradient with respect to `log_probs`."""
-    log_ratio = log_probs - rows.log_probs
-    ratio = log_ratio.exp()
-    surrogate = rows.advantages * ratio
-    clipped = rows.advantages * ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
-    policy_loss = -torch.dot(rows.weights, torch.minimum(surrogate, clipped))
-    grad = -rows.weights * surrogate * (surrogate <= clipped)
-    ratio -= 1
-    approx_kl = torch.dot(rows.weights, ratio - log_ratio)
-    clip_fraction = torch.dot(rows.weights, (ratio.abs_() > config.clip_coef).to(ratio.dtype))
-    return policy_loss, approx_kl, clip_fraction, grad
-
-
-def _categorical(agent: Agent, logits: Tensor, rows: Rows, config: Config) -> tuple[Any, ...]:
-    """Losses of a categorical policy, the gradient of the loss with respect to `logits`, and None."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    p = log_p.exp()
-    chosen = rows.actions.unsqueeze(-1)
-    entropies = -(p * log_p).sum(-1)
-    policy_loss, approx_kl, clip_fraction, grad_log_prob = _surrogate(
-        log_p.gather(-1, chosen).squeeze(-1), rows, config
-    )
-    # d log p[a] / d logits = onehot(a) - p;  d entropy / d logits = -p (log p + entropy)
-    scale = -grad_log_prob.unsqueeze(-1)
-    if config.ent_coef:
-        scale = scale + config.ent_coef * rows.weights.unsqueeze(-1) * (log_p + entropies.unsqueeze(-1))
-    grad = (p * scale).scatter_add_(-1, chosen, grad_log_prob.unsqueeze(-1))
-    return policy_loss, torch.dot(rows.weights, entropies), approx_kl, clip_fraction, grad, None
-
-
-def _gaussian(agent: Agent, means: Tensor, rows: Rows, config: Config) -> tuple[Any, ...]:
-    """Losses of a Gaussian policy, and the gradients of the loss with respect to `means` and `log_std`."""
-    assert agent.log_std is not None
-    params = torch.cat([means, agent.log_std.expand_as(means)], dim=-1)
-    log_probs, entropies = agent.distribution.log_prob_and_entropy(params, rows.actions)
-    policy_loss, approx_kl, clip_fraction, grad_log_prob = _surrogate(log_probs, rows, config)
-    inverse_std = torch.exp(-agent.log_std)
-    scaled = (rows.actions.reshape(means.shape) - means) * inverse_std
-    # d log p / d mean = z / std;  d log p / d log std = z^2 - 1;  d entropy / d log std = 1
-    grad_means = grad_log_prob.unsqueeze(-1) * scaled * inverse_std
-    grad_log_std = grad_log_prob @ (scaled.square() - 1) - config.ent_coef * rows.weights.sum()
-    return policy_loss, torch.dot(rows.weights, entropies), approx_kl, clip_fraction, grad_means, grad_log_std
+        return grad * grad_loss, None, None

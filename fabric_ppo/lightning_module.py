@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch import LightningModule
 
 from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
-from fabric_ppo.loss import Losses
+from fabric_ppo.loss import MinibatchLoss
+from fabric_ppo.optimizer import ClippedAdam
 from fabric_ppo.update import PPOLoss, make_optimizer
 
 
@@ -24,15 +24,15 @@ class PPOModule(LightningModule):
         self.loss = PPOLoss(agent, config)
         self.config = config
 
-    def forward(self, rows: Rows) -> Losses:
+    def forward(self, rows: Rows) -> MinibatchLoss:
         """See `training_step`."""
         return self.training_step(rows)
 
-    def training_step(self, rows: Rows) -> Losses:  # type: ignore[override]
+    def training_step(self, rows: Rows) -> MinibatchLoss:  # type: ignore[override]
         """The PPO loss of a minibatch."""
-        losses: Losses = self.loss(rows)
-        return losses
+        loss: MinibatchLoss = self.loss(rows)
+        return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+    def configure_optimizers(self) -> ClippedAdam:
+        """Adam, which clips gradients first."""
         return make_optimizer(self, self.config)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Losses(NamedTuple):
-    """One minibatch's loss, the only part with a gradient, and what is logged of it: scalars, detached."""
+    """The loss of some rows, the only part with a gradient, and what is logged of it: scalars, detached."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -21,6 +21,18 @@ class Losses(NamedTuple):
     entropy: Tensor
     approx_kl: Tensor
     clip_fraction: Tensor
+
+
+class MinibatchLoss(NamedTuple):
+    """One minibatch's loss, the only part with a gradient, and what the agent made of its rows, detached, each `[b]`.
+
+    From the latter follows what is logged, for all minibatches of an epoch at once.
+    """
+
+    loss: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor
 
 
 def ppo_loss(

@@ -46,33 +46,75 @@ class MLP(nn.Sequential):
 
         return forward
 
+    def closed_form(self) -> ClosedForm:
+        """Forward and backward pass written out, for as long as the weights keep their memory."""
+        return ClosedForm(self)
+
+
+class ClosedForm:
+    """A perceptron's forward and backward pass without autograd, in as few kernels and as little memory as it takes.
+
+    It reads the weights of an MLP in place. What lies between the layers is kept in memory of its own, which the next
+    pass overwrites.
+    """
+
+    def __init__(self, network: MLP) -> None:
+        """Look up the weights of `network`."""
+        linears = network.linear_layers
+        self._tanh = network.activation == "tanh"
+        self._layers = [(layer.bias.detach(), layer.weight.detach(), layer.weight.detach().t()) for layer in linears]
+        weight = self._layers[0][1]
+        self._memory = weight.new_empty(0)
+        self._between: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        # where exp is exact to the last place but one, tanh by way of it takes half the time of PyTorch's
+        self._minus_one = torch.tensor(-1.0, dtype=weight.dtype, device=weight.device)
+        self._by_sigmoid = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+    def _buffers(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """For each hidden layer memory for its values and for their gradients, both `[rows, width]`."""
+        if rows not in self._between:
+            widths = [weight.shape[0] for _, weight, _ in self._layers[:-1]]
+            if self._memory.numel() < 2 * rows * sum(widths):
+                self._memory = self._memory.new_empty(2 * rows * sum(widths))
+                self._between = {}
+            parts = self._memory[: 2 * rows * sum(widths)].split([rows * width for width in widths for _ in "vg"])
+            views = [part.view(rows, -1 if rows else widths[k // 2]) for k, part in enumerate(parts)]
+            self._between[rows] = list(zip(views[::2], views[1::2], strict=True))
+        return self._between[rows]
+
     def layer_values(self, features: Tensor) -> list[Tensor]:
-        """Inputs of every layer, and then the outputs; without gradients."""
+        """Inputs of every layer, and then the outputs, which are new memory; without gradients."""
         values = [features]
-        for layer in self._linears:
-            value = torch.addmm(layer.bias, values[-1], layer.weight.t())
-            if layer is not self._linears[-1]:
-                value = value.tanh_() if self.activation == "tanh" else value.relu_()
+        for (bias, _, weight), (value, _) in zip(self._layers, self._buffers(len(features)), strict=False):
+            if not self._tanh:
+                torch.addmm(bias, values[-1], weight, out=value).relu_()
+            elif self._by_sigmoid:
+                # tanh x = 2 sigmoid 2x - 1
+                torch.addmm(bias, values[-1], weight, alpha=2, beta=2, out=value).sigmoid_()
+                torch.add(self._minus_one, value, alpha=2, out=value)
+            else:
+                torch.addmm(bias, values[-1], weight, out=value).tanh_()
             values.append(value)
-        return values
+        bias, _, weight = self._layers[-1]
+        return [*values, torch.addmm(bias, values[-1], weight)]
 
     def backward_into(self, grads: Sequence[Tensor], values: list[Tensor], grad_out: Tensor) -> None:
-        """Backpropagate `grad_out [B, outputs]`; write the gradient of each of `weights` into `grads`.
+        """Backpropagate `grad_out [B, outputs]`; write the gradient of each of `MLP.weights` into `grads`.
 
         `values` are those of `layer_values`. Neither they nor `grad_out` are changed.
         """
-        grad = grad_out
-        for index in range(len(self._linears) - 1, -1, -1):
+        grad, buffers = grad_out, self._buffers(len(grad_out))
+        for index in range(len(self._layers) - 1, -1, -1):
             value = values[index]
             torch.mm(grad.t(), value, out=grads[2 * index])
             torch.sum(grad, 0, out=grads[2 * index + 1])
             if index > 0:
-                grad = grad @ self._linears[index].weight
                 # the derivative of the activation, from its own output
-                if self.activation == "tanh":
-                    grad.addcmul_(grad * value, value, value=-1)
+                grad = torch.mm(grad, self._layers[index][1], out=buffers[index - 1][1])
+                if self._tanh:
+                    torch.ops.aten.tanh_backward.grad_input(grad, value, grad_input=grad)
                 else:
-                    grad.mul_(value > 0)
+                    torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
 
 
 class FlatWeights(nn.Module):

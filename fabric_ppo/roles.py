@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent
-from fabric_ppo.batch import Batch, Rows, cut
+from fabric_ppo.batch import Batch, Rows, cut, size_of
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALIGNMENT, Ranks
 from fabric_ppo.run_state import HasState, load_optimizer, optimizer_tensors
@@ -243,7 +243,7 @@ class Exchange:
             self._world.scatter(packet.bytes, [], PLAYER)
         if not packet.fields["goes_on"].item():
             return None
-        held = tuple(_size(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
+        held = tuple(size_of(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
         count = self._rows if self._config.share_data else held[trainer]
         rows = Rows(*(packet.fields[name][:count].to(device, non_blocking=True) for name in Rows._fields))
         if self._config.share_data:
@@ -285,10 +285,6 @@ class Exchange:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 _NUM_STATS = len(_MEANS) + 5 + 3
-
-
-def _size(bounds: tuple[int, int]) -> int:
-    return bounds[1] - bounds[0]
 
 
 def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent, Evaluation
-from fabric_ppo.batch import Batch, Rows
+from fabric_ppo.batch import Batch, Minibatches, Rows
 from fabric_ppo.config import Config
-from fabric_ppo.fused import can_fuse, fused_loss
-from fabric_ppo.loss import Losses, ppo_loss
+from fabric_ppo.fused import FusedLoss, can_fuse
+from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
 from fabric_ppo.networks import FlatWeights
+from fabric_ppo.optimizer import ClippedAdam
 
 
 class TrainingError(RuntimeError):
@@ -41,9 +42,9 @@ class Stats:
     seconds: float
 
 
-def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Adam over a module's parameters, one kernel a step."""
-    return torch.optim.Adam(module.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
+def make_optimizer(module: nn.Module, config: Config) -> ClippedAdam:
+    """Adam over a module's parameters, which clips their gradient first."""
+    return ClippedAdam(module.parameters(), config.learning_rate, config.adam_eps, config.max_grad_norm)
 
 
 def learning_rate(config: Config, update: int, num_updates: int) -> float:
@@ -60,7 +61,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
 
 
 class PPOLoss(nn.Module):
-    """The PPO loss of an agent as a module: minibatch -> Losses, with all weights in one parameter."""
+    """The PPO loss of an agent as a module: minibatch -> MinibatchLoss, with all weights in one parameter."""
 
     def __init__(self, agent: Agent, config: Config) -> None:
         """Take over the weights of `agent`, which goes on acting with them."""
@@ -68,18 +69,32 @@ class PPOLoss(nn.Module):
         self.weights = FlatWeights(agent)
         self._agent = (agent,)  # in a tuple, so that its weights are not registered twice
         self._config = config
+        self._fused: FusedLoss | None = None
 
-    def forward(self, rows: Rows) -> Losses:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PPOLoss:
+        """`.to(...)` gives the weights new memory."""
+        super()._apply(fn, recurse)
+        self._fused = None
+        return self
+
+    def forward(self, rows: Rows) -> MinibatchLoss:
         """The loss of a minibatch; in closed form where that is known, by autograd otherwise."""
         (agent,) = self._agent
-        if can_fuse(agent, rows.weights.device.type):
-            return fused_loss(agent, self.weights, rows, self._config)
-        return autograd_loss(self.weights, rows, self._config)
+        if not can_fuse(agent, rows.weights.device.type):
+            return autograd_loss(self.weights, rows, self._config)
+        if self._fused is None:
+            self._fused = FusedLoss(agent, self.weights, self._config)
+        return self._fused(rows)
 
 
-def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> Losses:
+def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> MinibatchLoss:
     """The PPO loss of any agent."""
     now = agent(rows.obs, rows.actions)
+    return MinibatchLoss(losses_of(rows, now, config).loss, *(column.detach() for column in now))
+
+
+def losses_of(rows: Rows, now: Evaluation, config: Config) -> Losses:
+    """`loss.ppo_loss` of rows, for which the agent as it is says `now`."""
     return ppo_loss(
         log_probs=now.log_probs,
         entropy=now.entropy,
@@ -97,18 +112,19 @@ def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, con
 
 
 def ppo_update(
-    loss_fn: Callable[[Rows], Losses], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
+    loss_fn: Callable[[Rows], MinibatchLoss], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
 ) -> Stats:
     """Train on a batch for `update_epochs` epochs.
 
     Args:
-        loss_fn: minibatch -> Losses, through the wrapped module where gradients are to be synchronised.
+        loss_fn: minibatch -> MinibatchLoss, through the wrapped module where gradients are to be synchronised.
         batch: this rank's rows.
         step: takes the loss; backward, clip, optimizer step; returns the gradient's norm.
         config: hyperparameters.
     """
     started = time.perf_counter()
     history = run_epochs(loss_fn, batch, step, config)
+    num_minibatches = batch.num_minibatches(config.per_rank_batch_size)
     means, moments = history.mean(0, dtype=torch.float64), _value_moments(batch)
     scalars: list[float] = torch.cat([means, moments]).tolist()  # the first wait for the device
     policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, *sums = scalars
@@ -120,26 +136,39 @@ def ppo_update(
         clip_fraction=clip_fraction,
         grad_norm=grad_norm,
         value_moments=tuple(sums),
-        gradient_steps=len(history),
+        gradient_steps=len(history) * num_minibatches,
         seconds=time.perf_counter() - started,
     )
 
 
 def run_epochs(
-    loss_fn: Callable[[Rows], Losses], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
+    loss_fn: Callable[[Rows], MinibatchLoss], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
 ) -> Tensor:
     """The gradient steps of `ppo_update`; nothing here waits for a device.
 
     Returns:
-        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, `[gradient steps, 6]`.
+        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, means over the minibatches of
+        each epoch, `[epochs, 6]`.
     """
     history = []
     for epoch in range(config.update_epochs):
-        for rows in batch.minibatches(epoch, config.per_rank_batch_size):
-            losses = loss_fn(rows)
-            grad_norm = step(losses.loss)
-            history.append(torch.stack([*losses[1:], grad_norm]))
+        minibatches = batch.minibatches(epoch, config.per_rank_batch_size)
+        seen, norms = [], []
+        for rows in minibatches:
+            loss, *now = loss_fn(rows)
+            norms.append(step(loss))
+            seen.append(now)
+        history.append(_epoch_means(minibatches, seen, norms, config))
     return torch.stack(history)
+
+
+@torch.no_grad()
+def _epoch_means(minibatches: Minibatches, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
+    """What is logged of an epoch, for which the agent said `seen` of each minibatch, as means over those; `[6]`."""
+    now = Evaluation(*(torch.cat(column).double() for column in zip(*seen, strict=True)))
+    rows = Rows(*minibatches.rows[:2], *(column.double() for column in minibatches.rows[2:]))
+    losses = losses_of(rows, now, config)  # the weights make them sums over the minibatches
+    return torch.stack([*(total / len(minibatches) for total in losses[1:]), torch.stack(norms).double().mean()])
 
 
 def _value_moments(batch: Batch) -> Tensor:

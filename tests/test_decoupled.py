@@ -17,7 +17,7 @@ from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.roles import Placement, place
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
-from fabric_ppo.update import autograd_loss
+from fabric_ppo.update import losses_of
 from tests.runs import command, run, run_ranks
 
 TINY = {"num_steps": 24, "update_epochs": 2, "per_rank_batch_size": 11, "test_episodes": 1, "num_threads": 1}
@@ -121,7 +121,7 @@ def test_the_overlapped_objective_is_the_decoupled_objective(env_id):
     policy = make_agent(behaviour.spec, replace(config, seed=11))
     batch = make_batch(later, config, ALONE, 0, torch.device("cpu"))
     rows = batch.rows._replace(weights=batch.rows.weights / len(batch.rows.weights))
-    loss = autograd_loss(policy, rows, config).policy_loss
+    loss = losses_of(rows, policy(rows.obs, rows.actions), config).policy_loss
     plain = make_batch(replace(later, importance=torch.ones_like(later.importance)), config, ALONE, 0, rows.obs.device)
     with torch.no_grad():
         now = policy.log_probs(rows.obs, rows.actions)

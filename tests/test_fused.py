@@ -9,8 +9,8 @@ import torch
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
-from fabric_ppo.fused import can_fuse, fused_loss
-from fabric_ppo.loss import Losses
+from fabric_ppo.fused import FusedLoss, can_fuse
+from fabric_ppo.loss import MinibatchLoss
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.spaces import EnvSpec, SpaceSpec
 from fabric_ppo.update import autograd_loss
@@ -60,15 +60,15 @@ def make_rows(agent, count, spread=0.3):
 
 
 def compare(agent, rows, config):
-    """Both ways through FlatWeights; the losses in closed form and the gradient of `flat`."""
+    """Both ways through FlatWeights; the loss in closed form and the gradient of `flat`."""
     weights = FlatWeights(agent)
     flat_grads, losses = [], []
-    for loss_of in (lambda: fused_loss(agent, weights, rows, config), lambda: autograd_loss(weights, rows, config)):
+    for loss_of in (FusedLoss(agent, weights, config), lambda rows: autograd_loss(weights, rows, config)):
         weights.flat.grad = None
-        losses.append(loss_of())
+        losses.append(loss_of(rows))
         losses[-1].loss.backward()
         flat_grads.append(weights.flat.grad.clone())
-    for name, fused, reference in zip(Losses._fields, *losses, strict=True):
+    for name, fused, reference in zip(MinibatchLoss._fields, *losses, strict=True):
         torch.testing.assert_close(fused, reference, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: name + text)
     torch.testing.assert_close(*flat_grads, rtol=1e-12, atol=1e-12)
     return losses[0], flat_grads[0]
@@ -83,8 +83,10 @@ def test_equals_autograd(action, hidden_sizes, activation, clip_vloss, ent_coef)
     agent = make_agent(ACTIONS[action], hidden_sizes, activation)
     config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss, ent_coef=ent_coef)
     rows = make_rows(agent, 64)
-    losses, grad = compare(agent, rows, config)
-    assert 0 < losses.clip_fraction < rows.weights.sum()  # both sides of the clip were seen
+    loss, grad = compare(agent, rows, config)
+    ratio = torch.exp(loss.log_probs - rows.log_probs)
+    clipped = (rows.advantages * ratio) > rows.advantages * ratio.clamp(0.8, 1.2)
+    assert 0 < clipped.sum() < 64  # both sides of the clip were seen
     assert grad.count_nonzero() > grad.numel() / 2
 
 
@@ -99,8 +101,8 @@ def test_any_observation(observation, action):
 @pytest.mark.parametrize("clip_vloss", [False, True])
 def test_no_rows(action, clip_vloss):
     agent = make_agent(ACTIONS[action])
-    losses, grad = compare(agent, make_rows(agent, 0), dataclasses.replace(CONFIG, clip_vloss=clip_vloss))
-    assert all(each.item() == 0 for each in losses)
+    loss, grad = compare(agent, make_rows(agent, 0), dataclasses.replace(CONFIG, clip_vloss=clip_vloss))
+    assert loss.loss.item() == 0
     assert (grad == 0).all()
 
 
@@ -128,9 +130,8 @@ def test_first_minibatch_has_its_whole_gradient(action):
     surrogate = -(rows.weights * rows.advantages * log_probs).sum()
     gradients = torch.autograd.grad(surrogate, list(agent.parameters()), allow_unused=True)
     expected = [torch.zeros_like(p) if g is None else g for p, g in zip(agent.parameters(), gradients, strict=True)]
-    losses, grad = compare(agent, rows, config)
+    _, grad = compare(agent, rows, config)
     torch.testing.assert_close(grad, torch.cat([each.flatten() for each in expected]), rtol=1e-10, atol=1e-12)
-    assert losses.clip_fraction == 0
 
 
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
@@ -140,13 +141,14 @@ def test_gradient_is_the_slope(action, clip_vloss):
     agent = make_agent(ACTIONS[action])
     rows, weights = make_rows(agent, 40), FlatWeights(agent)
     config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss)
-    fused_loss(agent, weights, rows, config).loss.backward()
+    loss = FusedLoss(agent, weights, config)
+    loss(rows).loss.backward()
     start, step = weights.flat.detach().clone(), 1e-6
 
     @torch.no_grad()
     def loss_at(flat):
         weights.flat.copy_(flat)
-        return fused_loss(agent, weights, rows, config).loss.item()
+        return loss(rows).loss.item()
 
     for direction in torch.randn(6, start.numel(), dtype=torch.float64):
         expected = (loss_at(start + step * direction) - loss_at(start - step * direction)) / (2 * step)
@@ -159,10 +161,11 @@ def test_a_scaled_loss_has_a_scaled_gradient():
     rows = make_rows(agent, 16)
     _, grad = compare(agent, rows, CONFIG)
     weights = FlatWeights(agent)
-    (3.0 * fused_loss(agent, weights, rows, CONFIG).loss).backward()
+    loss_of = FusedLoss(agent, weights, CONFIG)
+    (3.0 * loss_of(rows).loss).backward()
     torch.testing.assert_close(weights.flat.grad, 3.0 * grad, rtol=1e-14, atol=0)
     weights.flat.grad = None
-    loss = 3.0 * fused_loss(agent, weights, rows, CONFIG).loss
+    loss = 3.0 * loss_of(rows).loss
     loss.backward(retain_graph=True)
     loss.backward()
     torch.testing.assert_close(weights.flat.grad, 6.0 * grad, rtol=1e-14, atol=0)
@@ -174,11 +177,12 @@ def test_memory_of_the_gradient_is_never_handed_out():
     weights = FlatWeights(agent)
     rows = make_rows(agent, 16)
     other = rows._replace(advantages=-rows.advantages)
-    fused_loss(agent, weights, rows, CONFIG).loss.backward()
+    loss_of = FusedLoss(agent, weights, CONFIG)
+    loss_of(rows).loss.backward()
     kept, snapshot = weights.flat.grad, weights.flat.grad.clone()
     weights.flat.grad = None
-    late = fused_loss(agent, weights, rows, CONFIG)
-    fused_loss(agent, weights, other, CONFIG).loss.backward()
+    late = loss_of(rows)
+    loss_of(other).loss.backward()
     assert torch.equal(kept, snapshot)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         late.loss.backward()
@@ -186,16 +190,35 @@ def test_memory_of_the_gradient_is_never_handed_out():
 
 def test_only_the_loss_has_a_gradient():
     agent = make_agent(ACTIONS["7 choices"])
-    loss, *logged = fused_loss(agent, FlatWeights(agent), make_rows(agent, 8), CONFIG)
+    loss, *now = FusedLoss(agent, FlatWeights(agent), CONFIG)(make_rows(agent, 8))
     assert loss.requires_grad
-    assert not any(each.requires_grad for each in logged)
+    assert not any(each.requires_grad for each in now)
+
+
+def test_what_was_handed_out_stays():
+    """Minibatches of any size, one after the other, larger and smaller: each answer is its own memory."""
+    agent = make_agent(ACTIONS["7 choices"])
+    weights = FlatWeights(agent)
+    loss_of, rows = FusedLoss(agent, weights, CONFIG), make_rows(agent, 40)
+    answers = []
+    for size in (9, 40, 8, 9, 0, 40, 1):
+        part = Rows(*(column[:size] for column in rows))
+        weights.flat.grad = None
+        answer = loss_of(part)
+        answer.loss.backward()
+        answers.append((part, (*answer, weights.flat.grad)))
+    for part, kept in answers:
+        weights.flat.grad = None
+        again = autograd_loss(weights, part, CONFIG)
+        again.loss.backward()
+        torch.testing.assert_close(kept, (*again, weights.flat.grad), rtol=1e-12, atol=1e-12)
 
 
 def test_rows_stay_as_they_are():
     agent = make_agent(ACTIONS["matrix"])
     rows = make_rows(agent, 8)
     before = Rows(*(column.clone() for column in rows))
-    fused_loss(agent, FlatWeights(agent), rows, dataclasses.replace(CONFIG, clip_vloss=True)).loss.backward()
+    FusedLoss(agent, FlatWeights(agent), dataclasses.replace(CONFIG, clip_vloss=True))(rows).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(rows, before, strict=True))
 
 

@@ -55,7 +55,7 @@ def test_layer_values(hidden_sizes, activation):
     network = make(hidden_sizes, activation)
     value = torch.randn(9, 5, dtype=torch.float64)
     with torch.no_grad():
-        got = network.layer_values(value)
+        got = network.closed_form().layer_values(value)
         expected = []
         for layer in network:
             if isinstance(layer, nn.Linear):
@@ -75,13 +75,28 @@ def test_backward_into(hidden_sizes, activation, rows):
     features, grad_out = (torch.randn(rows, size, dtype=torch.float64) for size in (5, 2))
     expected = torch.autograd.grad(plain(network)(features), network.weights, grad_out)
     with torch.no_grad():
-        values = network.layer_values(features)
+        closed_form = network.closed_form()
+        values = closed_form.layer_values(features)
         kept = [each.clone() for each in (*values, grad_out)]
         got = [torch.full_like(weight, torch.nan) for weight in network.weights]
-        network.backward_into(got, values, grad_out)
+        closed_form.backward_into(got, values, grad_out)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(kept, (*values, grad_out), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_exact_to_rounding(dtype):
+    """From far in the tails to next to zero, the absolute error is that of rounding a number near one."""
+    network = MLP(1, (1,), 1, "tanh").to(dtype)
+    with torch.no_grad():
+        network.linear_layers[0].weight.fill_(1.0)
+        network.linear_layers[0].bias.fill_(0.0)
+        inputs = torch.cat([torch.linspace(-100, 100, 4001), torch.logspace(-30, 0, 500), torch.tensor([0.0])])
+        got = network.closed_form().layer_values(inputs.to(dtype).unsqueeze(-1))[1]
+    expected = torch.tanh(inputs.to(dtype).double()).unsqueeze(-1)
+    assert (got - expected).abs().max() <= 2 * torch.finfo(dtype).eps
+    assert got.abs().max() <= 1
 
 
 class Pair(nn.Module):

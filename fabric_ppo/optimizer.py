@@ -1,0 +1,130 @@
+"""Adam behind a clip of the gradient's norm, in as few kernels as there can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ClippedAdam(torch.optim.Adam):
+    """`clip_grad_norm_` and then `torch.optim.Adam(fused=True)`, as one step that returns the gradient's norm.
+
+    The state is Adam's, under Adam's names. What is saved is bookkeeping: at PPO's usual sizes PyTorch's two calls
+    take several times as long to find out what to do as to do it. Nothing waits for the device.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float, max_grad_norm: float) -> None:
+        """Take over `params`.
+
+        Args:
+            params: what is trained; each has a gradient in every step.
+            lr, eps: Adam's.
+            max_grad_norm: a longer gradient is scaled down to this norm.
+        """
+        super().__init__(params, lr=lr, eps=eps)
+        self._max_grad_norm = max_grad_norm
+        self._parts: list[_Part] = []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
+        """Clip all gradients, in place, to the norm that they may have together, and take one Adam step.
+
+        Args:
+            closure: computes the gradients anew, as `torch.optim.Optimizer.step` has it.
+
+        Returns:
+            The norm before clipping.
+        """
+        if closure is not None:
+            closure()
+        with torch.no_grad():
+            self._parts = self._parts or [self._part(group) for group in self.param_groups]
+            grads = [grad for part in self._parts for grad in part.grads()]
+            norm = _norm(grads)
+            # clip_grad_norm_'s factor; as tensors, since a Python number costs each operation a conversion
+            most, tiny, one = self._parts[0].constants
+            scale = torch.minimum(most / (norm + tiny), one)
+            for grad in grads:
+                grad.mul_(scale)
+            for part in self._parts:
+                part.step()
+        return norm
+
+    # PyTorch wraps `step` for its profiler and for step hooks, which nothing here uses, at twice the kernels' price
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        self._parts = []
+
+    def _part(self, group: dict[str, Any]) -> _Part:
+        params = group["params"]
+        for each in params:
+            if not self.state[each]:
+                zero = torch.zeros((), device=each.device)
+                self.state[each] = {
+                    "step": zero,
+                    "exp_avg": torch.zeros_like(each),
+                    "exp_avg_sq": torch.zeros_like(each),
+                }
+        states = [self.state[each] for each in params]
+        first, second, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        numbers = (self._max_grad_norm, 1e-6, 1.0)
+        constants = [torch.tensor(each, dtype=params[0].dtype, device=params[0].device) for each in numbers]
+        return _Part(group, params, first, second, steps, constants)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter group with the memory of its state at hand."""
+
+    group: dict[str, Any]
+    params: list[nn.Parameter]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+    constants: list[Tensor]
+
+    def grads(self) -> list[Tensor]:
+        """The gradients of its parameters."""
+        return [each.grad for each in self.params]  # type: ignore[misc]
+
+    def step(self) -> None:
+        """One Adam step with the gradients as they are."""
+        group = self.group
+        beta1, beta2 = group["betas"]
+        torch._foreach_add_(self.steps, 1.0)
+        torch._fused_adam_(
+            self.params,  # type: ignore[arg-type]
+            self.grads(),
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            [],
+            self.steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(each) for each in grads]
+    return norms[0] if len(norms) == 1 else _norm([torch.stack(norms)])
