@@ -55,7 +55,7 @@ def main(config: Config) -> Summary:
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
-            stats = ppo_update(ppo, batch, step, config)
+            stats = ppo_update(ppo, batch, step, config, ranks)
             metrics = run.finish_update(rollout, stats, learning_rate)
             log_dict(metrics, run.env_steps)
         summary = run.finish(agent)

@@ -138,7 +138,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
         if batch is None:
             return signals.raise_if_asked()
         set_learning_rate(optimizer, config, update, num_updates)
-        stats = ppo_update(ppo, batch, step, config)
+        stats = ppo_update(ppo, batch, step, config, ranks)
         exchange.reply(ranks, stats, optimizer, waiting.lap())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.networks import MLP, Activation
+from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
@@ -27,6 +28,9 @@ class Architecture:
 
     activation_function: Activation
     hidden_sizes: tuple[int, ...]
+    normalize_observations: bool = False
+    reward_discount: float | None = None
+    """Gamma of the returns whose deviation rewards are divided by; None where they are not."""
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -36,7 +40,7 @@ class Architecture:
     def from_json(cls, text: str) -> Architecture:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(values["activation_function"], tuple(values["hidden_sizes"]))
+        return cls(**values | {"hidden_sizes": tuple(values["hidden_sizes"])})
 
 
 class Evaluation(NamedTuple):
@@ -96,6 +100,11 @@ class Agent(nn.Module):
         self.policy = MLP(inputs, hidden_sizes, self.distribution.num_params - num_free, activation)
         self.value = MLP(inputs, hidden_sizes, 1, activation)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
+        is_box = spec.observation.kind == "box"
+        normalizes = architecture.normalize_observations and is_box
+        self.obs_moments = RunningMoments(inputs) if normalizes else None
+        gamma = architecture.reward_discount
+        self.reward_scale = None if gamma is None else RewardScale(gamma)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,42 +121,68 @@ class Agent(nn.Module):
         out: Tensor = self.policy(features)
         return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], dim=-1)
 
+    def encode(self, obs: Tensor) -> Tensor:
+        """Observations as the networks see them, `[B, num_features]`."""
+        features: Tensor = obs if self.encoder.is_identity(self.dtype) else self.encoder(obs, self.dtype)
+        return features if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)(features)
+
+    def prepare(self, obs: Tensor) -> Tensor:
+        """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
+        return obs if self.obs_moments is None else self.encode(obs)
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """What `prepare` gave as the networks see it, `[B, num_features]`."""
+        is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
+        return prepared if is_encoded else self.encoder(prepared, self.dtype)
+
+    def absorb(self, sums: Tensor) -> None:
+        """Renew the running statistics with what all ranks saw in a rollout, the sum of their `Rollout.moments`."""
+        for moments in (self.obs_moments, self.reward_scale):
+            if moments is not None:
+                moments.absorb(sums[: moments.num_sums])
+                sums = sums[moments.num_sums :]
+
     def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
         """Actions `[B, *action_shape]`: drawn with `noise [B, noise_size]`, or the most probable ones without."""
-        params = self.policy_params(self.encoder(obs, self.dtype))
+        params = self.policy_params(self.encode(obs))
         return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
 
     def actor(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`act` with noise, for as long as the weights stay as they are; for stepping environments."""
         policy, sample, dtype = self.policy.frozen(), self.distribution.sample, self.dtype
         encode = None if self.encoder.is_identity(dtype) else self.encoder
+        normalize = None if self.obs_moments is None else self.obs_moments.normalizer(dtype)
         log_std = self.log_std
 
         def act(obs: Tensor, noise: Tensor) -> Tensor:
-            params = policy(obs if encode is None else encode(obs, dtype))
+            features = obs if encode is None else encode(obs, dtype)
+            params = policy(features if normalize is None else normalize(features))
             return sample(params if log_std is None else torch.cat([params, log_std.expand_as(params)], -1), noise)
 
         return act
 
     def values(self, obs: Tensor) -> Tensor:
         """State values `[B]`."""
-        out: Tensor = self.value(self.encoder(obs, self.dtype))
+        out: Tensor = self.value(self.encode(obs))
         return out.squeeze(-1)
 
     def log_probs(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Log-probabilities of `actions`, `[B]`."""
-        return self.distribution.log_prob(self.policy_params(self.encoder(obs, self.dtype)), actions)
+        return self.distribution.log_prob(self.policy_params(self.encode(obs)), actions)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Evaluation:
-        """Log-probabilities, entropy and values of a minibatch."""
-        features = self.encoder(obs, self.dtype)
+        """Log-probabilities, entropy and values of a minibatch of observations from `prepare`."""
+        features = self.features(obs)
         log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
         return Evaluation(log_probs, entropy, self.value(features).squeeze(-1))
 
 
 def make_agent(spec: EnvSpec, config: Config) -> Agent:
     """The agent that a run starts with: a function of the configuration's seed, the same on every rank."""
-    architecture = Architecture(config.activation_function, config.hidden_sizes)
+    reward_discount = config.gamma if config.normalize_rewards else None
+    architecture = Architecture(
+        config.activation_function, config.hidden_sizes, config.normalize_observations, reward_discount
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
         agent = Agent(spec, architecture)

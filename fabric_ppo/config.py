@@ -89,6 +89,13 @@ class Config:
     """Passes over a rollout's data in each update."""
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
+    normalize_observations: bool = False
+    """Normalise Box observations by their running mean and deviation over all ranks."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running deviation of discounted returns over all ranks."""
+    target_kl: float | None = None
+    """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the policy from the one
+    that collected, mean over an epoch, exceeds 1.5 times this."""
     clip_coef: float = 0.2
     """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
     clip_vloss: bool = False
@@ -147,6 +154,8 @@ class Config:
             raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
         if self.restart_envs and self.env_backend != "async":
             raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+        kl = self.target_kl
+        _require(self, "target_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
         stop = self.stop_at_return
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")

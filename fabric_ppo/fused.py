@@ -51,8 +51,8 @@ class FusedLoss:
 
     def _evaluate(self, rows: Rows) -> tuple[MinibatchLoss, Tensor]:
         """The loss and its gradient, which lies in memory that the next call overwrites."""
-        agent, dtype = self._agent, self._weights.flat.dtype
-        features = rows.obs if agent.encoder.is_identity(dtype) else agent.encoder(rows.obs, dtype)
+        agent = self._agent
+        features = agent.features(rows.obs)
         policy_values = self._policy.layer_values(features)
         value_values = self._value.layer_values(features)
         grad, parts = self._weights.gradient()

@@ -156,6 +156,9 @@ class FlatWeights(nn.Module):
         """`.to(...)` gives `flat` new memory: the views follow."""
         super()._apply(fn, recurse)
         self._link()
+        for module in self._linked[0].modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, fn(buffer))
         return self
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:

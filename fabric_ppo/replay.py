@@ -24,7 +24,7 @@ class Trail:
         actions: `[T, N, ...]` as drawn, in the smallest dtype that holds them.
         ended: `[T, N]`, where an episode ended.
         obs: `[N, ...]`, the latest observation.
-        returns, lengths: `[N]`, of the episodes in progress.
+        returns, lengths, discounted: `[N]`, of the episodes in progress; discounted returns where rewards are scaled.
         states: what environments that offer `get_state` gave; empty where they do not.
     """
 
@@ -33,14 +33,15 @@ class Trail:
     obs: Array
     returns: Array
     lengths: Array
+    discounted: Array
     states: Sequence[bytes] = ()
 
     @classmethod
-    def of_ranks(cls, actions: Array, ended: Array, obs: Array, returns: Array, lengths: Array) -> Trail:
+    def of_ranks(cls, actions: Array, ended: Array, *by_env: Array) -> Trail:
         """From what the ranks sent, `[W, T, N, ...]` and `[W, N, ...]`, environments in order of global id."""
         actions, ended = (x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in (actions, ended))
-        obs, returns, lengths = (x.reshape(-1, *x.shape[2:]) for x in (obs, returns, lengths))
-        return cls(actions, ended, obs, returns, lengths)
+        obs, returns, lengths, discounted = (x.reshape(-1, *x.shape[2:]) for x in by_env)
+        return cls(actions, ended, obs, returns, lengths, discounted)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class PastEpisode:
         obs: where it was.
         ret: its return until there, NaN where it is not known.
         length: its steps until there.
+        discounted: its discounted return until there.
         state: from the environment's own `get_state`; empty for none.
     """
 
@@ -61,6 +63,7 @@ class PastEpisode:
     obs: Array
     ret: float
     length: int
+    discounted: float = 0.0
     state: bytes = b""
 
 

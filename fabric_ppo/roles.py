@@ -172,9 +172,9 @@ class Exchange:
         self._weights = [*weights.parameters(), *weights.buffers()]
         spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
         most = self._rows if config.share_data else -(-self._rows // self._num_trainers)
-        obs_dtype = torch.from_numpy(np.zeros(0, spec.observation.dtype)).dtype
+        obs = agent.prepare(torch.from_numpy(np.zeros((1, *spec.observation.shape), spec.observation.dtype)))
         columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields}
-        columns["obs"] = (obs_dtype, (most, *spec.observation.shape))
+        columns["obs"] = (obs.dtype, (most, *obs.shape[1:]))
         columns["actions"] = (distribution.action_dtype, (most, *distribution.action_shape))
         fields = {"goes_on": (torch.bool, (1,))} | columns
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers

@@ -34,17 +34,18 @@ class Rollout:
     """T steps of N environments.
 
     Attributes:
-        obs: `[T, N, ...]` in the environment's dtype.
+        obs: `[T, N, ...]` in the environment's dtype, or normalised (`Agent.prepare`).
         actions: `[T, N, ...]` as drawn, before `spaces.ActionConverter`.
         log_probs, values: of the agent that acted (of a later one after `revalue`), `[T, N]`.
         importance: probability of the action under that agent over the one under the agent that acted, `[T, N]`.
-        rewards: `[T, N]`.
+        rewards: `[T, N]`, scaled where the agent does that.
         terminated, truncated: `[T, N]` bool.
         valid: `[T, N]` bool, false where a row is no transition.
         next_values: `[T, N]`, V of the true successor (of the final observation where the episode was truncated).
         episodes: those that ended, ordered by (t, env).
         env_steps: transitions among the T * N rows.
         seconds: what collecting took.
+        moments: what these rows add to the agent's running statistics (`Agent.absorb`); empty where it has none.
         env_restarts: worker processes that had to be replaced since the run began.
         trail: what its environments' episodes can be rebuilt from.
     """
@@ -62,6 +63,7 @@ class Rollout:
     episodes: list[Episode]
     env_steps: int
     seconds: float
+    moments: Tensor
     env_restarts: int
     trail: Trail
 
@@ -95,6 +97,7 @@ class RolloutBuffer:
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
         self.finals: list[tuple[int, FinalObs]] = []
         self.returns = np.zeros(n, np.float64)
+        self.discounted = np.zeros(n, np.float64)
         self.lengths = np.zeros(n, np.int64)
         largest = max((size - 1 for size in spec.action.sizes), default=0)
         self.log_dtype = action.dtype if action.dtype.kind == "f" else np.min_scalar_type(largest)
@@ -113,6 +116,7 @@ class RolloutBuffer:
         for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
             if not why:
                 self.returns[env], self.lengths[env] = episode.ret, episode.length
+                self.discounted[env] = episode.discounted
         return failed
 
     def ensure_started(self) -> None:
@@ -123,7 +127,7 @@ class RolloutBuffer:
     def trail(self) -> Trail:
         """What the rollout that has just been collected leaves behind."""
         actions, ended = self.actions.astype(self.log_dtype), self.terminated | self.truncated
-        place = (self.obs[-1].copy(), self.returns.copy(), self.lengths.copy())
+        place = (self.obs[-1].copy(), self.returns.copy(), self.lengths.copy(), self.discounted.copy())
         return Trail(actions, ended, *place, self.envs.states())
 
 
@@ -167,16 +171,17 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 
 
 def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
-    t = buffer.num_steps
     log_probs, values, next_values = _value(agent, buffer)
     episodes = _ended_episodes(buffer)
+    moments = _moments(agent, buffer)
+    rewards = torch.from_numpy(buffer.rewards)
     return Rollout(
-        obs=torch.from_numpy(buffer.obs[:t]),
+        obs=_prepared(agent, buffer),
         actions=torch.from_numpy(buffer.actions),
         log_probs=log_probs,
         importance=torch.ones_like(log_probs),
         values=values,
-        rewards=torch.from_numpy(buffer.rewards),
+        rewards=rewards if agent.reward_scale is None else agent.reward_scale.scaled(rewards),
         terminated=torch.from_numpy(buffer.terminated),
         truncated=torch.from_numpy(buffer.truncated),
         valid=torch.from_numpy(buffer.valid),
@@ -184,6 +189,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
         episodes=episodes,
         env_steps=int(buffer.valid.sum()),
         seconds=time.perf_counter() - started,
+        moments=moments,
         env_restarts=buffer.envs.restarts,
         trail=buffer.trail(),
     )
@@ -203,7 +209,31 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
     """
     log_probs, values, next_values = _value(agent, buffer)
     importance = (log_probs - rollout.log_probs).exp()
-    return replace(rollout, log_probs=log_probs, importance=importance, values=values, next_values=next_values)
+    obs = _prepared(agent, buffer)
+    return replace(rollout, obs=obs, log_probs=log_probs, importance=importance, values=values, next_values=next_values)
+
+
+def _prepared(agent: Agent, buffer: RolloutBuffer) -> Tensor:
+    """The observations acted on, `[T, N, ...]`, as the loss takes them."""
+    obs = torch.from_numpy(buffer.obs[: buffer.num_steps])
+    if agent.obs_moments is None:
+        return obs
+    return _in_passes(agent.prepare, obs.flatten(0, 1), agent=agent).view(*obs.shape[:2], -1)
+
+
+def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
+    """See `Rollout.moments`; carries the discounted returns in progress over to the next rollout."""
+    sums, valid = [torch.zeros(0, dtype=torch.float64)], torch.from_numpy(buffer.valid)
+    if agent.obs_moments is not None:
+        seen = torch.from_numpy(buffer.obs[: buffer.num_steps])[valid]
+        sums.append(agent.obs_moments.sums(agent.encoder(seen, torch.float64)))
+    if agent.reward_scale is not None:
+        ended = torch.from_numpy(buffer.terminated | buffer.truncated)
+        carried = torch.from_numpy(buffer.discounted)
+        so_far, carried = agent.reward_scale.discounted(torch.from_numpy(buffer.rewards), ended, carried)
+        buffer.discounted = carried.numpy()
+        sums.append(agent.reward_scale.sums(so_far[valid].unsqueeze(-1)))
+    return torch.cat(sums)
 
 
 def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:

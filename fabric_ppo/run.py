@@ -329,6 +329,9 @@ class Run(contextlib.ExitStack):
         in_flight = copies(self._guard.kept) if getattr(self._config, "overlap", False) else {}
         self._guard.check(stats, self._updates)
         report = self._exchange(rollout, stats)
+        if len(report.moments):
+            self._agent.absorb(report.moments)
+            self._guard.keep()
         self._updates += 1
         self.env_steps += report.env_steps
         self._gradient_steps += stats.gradient_steps
@@ -390,8 +393,8 @@ class Run(contextlib.ExitStack):
         if last:
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
         flat = torch.tensor([*scalars, *stats.value_moments, *sums, *told], dtype=torch.float64)
-        trail, (episodes, flat) = gather_trail(rollout.trail, (episodes, flat), self._ranks)
-        return _report(flat, episodes, trail)
+        trail, (episodes, flat, moments) = gather_trail(rollout.trail, (episodes, flat, rollout.moments), self._ranks)
+        return _report(flat, episodes, trail, moments.sum(0))
 
     def finish(self, agent: Agent) -> Summary:
         """Test the agent and write what remains of the run; rank 0 does so, the others return what they know.
@@ -468,9 +471,10 @@ class _Report:
     env_restarts: float
     is_asked_to_stop: bool
     trail: Trail
+    moments: torch.Tensor
 
 
-def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail) -> _Report:
+def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail, moments: torch.Tensor) -> _Report:
     """Merge what the ranks sent: `scalars [W, K]`, `episodes [W, RETURN_WINDOW, 4]`."""
     policy, value, entropy, kl, clipped, norm, *_ = scalars.mean(0).tolist()
     *_, steps, n, r, r2, d, d2, count, returns, lengths, asked, restarts, _ = scalars.sum(0).tolist()
@@ -492,4 +496,4 @@ def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail) -> _Rep
         metrics |= {"Rewards/rew_avg": returns / count, "Game/ep_len_avg": lengths / count}
     rows = [row for rank, sent in enumerate(episodes) for row in sent[: int(scalars[rank, -1])].tolist()]
     ended = sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows)
-    return _Report(metrics, ended, round(steps), restarts, asked > 0, trail)
+    return _Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments)

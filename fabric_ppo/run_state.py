@@ -79,6 +79,7 @@ class Snapshot:
             "obs": trail.obs,
             "returns": trail.returns,
             "lengths": trail.lengths,
+            "discounted": trail.discounted,
             "actions": self.log.actions(),
             "numbers": self.log.numbers,
             "logged": self.log.lengths,
@@ -106,7 +107,12 @@ def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action:
         taken = env["actions"][len(env["actions"]) - logged :, index] if logged >= 0 else None
         drawn_dtype = np.float32 if action.kind == "box" else np.int64
         actions = None if taken is None else to_env(taken.astype(drawn_dtype))
-        place = (env["obs"][index], float(env["returns"][index]), int(env["lengths"][index]))
+        place = (
+            env["obs"][index],
+            float(env["returns"][index]),
+            int(env["lengths"][index]),
+            float(env["discounted"][index]),
+        )
         episodes.append(PastEpisode(int(env["numbers"][index]), actions, *place, states[index] if states else b""))
     return episodes
 
@@ -118,7 +124,7 @@ def action_arrays(checkpoint: Checkpoint) -> list[Array]:
 
 def gather_trail(trail: Trail, more: Sequence[Tensor], ranks: Ranks) -> tuple[Trail, list[Tensor]]:
     """The trail of all ranks, and `more` of each rank, `[W, ...]`, in one collective (three with `states`)."""
-    arrays = (trail.actions, trail.ended, trail.obs, trail.returns, trail.lengths)
+    arrays = (trail.actions, trail.ended, trail.obs, trail.returns, trail.lengths, trail.discounted)
     gathered = ranks.gather_all([*(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays), *more])
     parts, others = gathered[: len(arrays)], gathered[len(arrays) :]
     together = Trail.of_ranks(*(part.cpu().numpy() for part in parts))

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from fabric_ppo.agent import Agent, Evaluation
 from fabric_ppo.batch import Batch, Minibatches, Rows
 from fabric_ppo.config import Config
+from fabric_ppo.distributed import ALONE, Ranks
 from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.optimizer import ClippedAdam
+
+_KL = 3  # its place in what `run_epochs` returns
+_KL_MARGIN = 1.5
 
 
 class TrainingError(RuntimeError):
@@ -112,18 +116,23 @@ def losses_of(rows: Rows, now: Evaluation, config: Config) -> Losses:
 
 
 def ppo_update(
-    loss_fn: Callable[[Rows], MinibatchLoss], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
+    loss_fn: Callable[[Rows], MinibatchLoss],
+    batch: Batch,
+    step: Callable[[Tensor], Tensor],
+    config: Config,
+    ranks: Ranks = ALONE,
 ) -> Stats:
-    """Train on a batch for `update_epochs` epochs.
+    """Train on a batch for `update_epochs` epochs, or fewer with `target_kl`.
 
     Args:
         loss_fn: minibatch -> MinibatchLoss, through the wrapped module where gradients are to be synchronised.
         batch: this rank's rows.
         step: takes the loss; backward, clip, optimizer step; returns the gradient's norm.
         config: hyperparameters.
+        ranks: those that train together, which end their epochs together.
     """
     started = time.perf_counter()
-    history = run_epochs(loss_fn, batch, step, config)
+    history = run_epochs(loss_fn, batch, step, config, ranks)
     num_minibatches = batch.num_minibatches(config.per_rank_batch_size)
     means, moments = history.mean(0, dtype=torch.float64), _value_moments(batch)
     scalars: list[float] = torch.cat([means, moments]).tolist()  # the first wait for the device
@@ -142,9 +151,13 @@ def ppo_update(
 
 
 def run_epochs(
-    loss_fn: Callable[[Rows], MinibatchLoss], batch: Batch, step: Callable[[Tensor], Tensor], config: Config
+    loss_fn: Callable[[Rows], MinibatchLoss],
+    batch: Batch,
+    step: Callable[[Tensor], Tensor],
+    config: Config,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """The gradient steps of `ppo_update`; nothing here waits for a device.
+    """The gradient steps of `ppo_update`; nothing here waits for a device, but `target_kl` once an epoch.
 
     Returns:
         Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, means over the minibatches of
@@ -159,6 +172,8 @@ def run_epochs(
             norms.append(step(loss))
             seen.append(now)
         history.append(_epoch_means(minibatches, seen, norms, config))
+        if config.target_kl is not None and ranks.gather(history[-1][_KL]).mean() > _KL_MARGIN * config.target_kl:
+            break
     return torch.stack(history)
 
 
@@ -211,5 +226,10 @@ class Guard:
             for name, tensor in weights.items():
                 tensor.copy_(self.kept[name])
             raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite; lower --learning-rate?")
-        for name, tensor in weights.items():
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Keep the weights as they are now, unchecked."""
+        for name, tensor in self._agent.state_dict().items():
             self.kept[name].copy_(tensor)

@@ -144,13 +144,14 @@ def make_rollout(num_steps, num_envs, seed=0, dtype=torch.float64, invalid=False
         episodes=[],
         env_steps=int(valid.sum()),
         seconds=0.0,
+        moments=torch.zeros(0),
         env_restarts=0,
         trail=None,
     )
 
 
 def slice_of(rollout, envs):
-    tensors = {name: value[:, envs] for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value[:, envs] for name, value in vars(rollout).items() if getattr(value, "ndim", 0) > 1}
     return dataclasses.replace(rollout, **tensors)
 
 
