@@ -13,6 +13,7 @@ from torch import Tensor
 from fabric_ppo.advantages import gae
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks
+from fabric_ppo.profile import timed
 from fabric_ppo.rollout import Rollout
 from fabric_ppo.seeding import minibatch_order
 
@@ -57,6 +58,7 @@ class Batch:
         most = max(self.held, default=len(self.rows.weights))
         return -(-most // (self.num_shares * per_rank_batch_size))
 
+    @timed("minibatches")
     def minibatches(self, epoch: int, per_rank_batch_size: int) -> Minibatches:
         """This rank's part of each minibatch of an epoch.
 
@@ -115,6 +117,7 @@ def size_of(bounds: tuple[int, int]) -> int:
     return bounds[1] - bounds[0]
 
 
+@timed("batch")
 def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:
     """Advantages and targets of a rollout, as flat rows on `device`.
 

@@ -32,7 +32,7 @@ _UNIT_INTERVAL = ("gamma", "gae_lambda")
 _NON_NEGATIVE = ("ent_coef", "vf_coef")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
-    *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
+    *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
 )
 """Flags of a run that a resumed one may be given anew; `Config.resume` lists them for the user."""
 
@@ -120,6 +120,8 @@ class Config:
     """Greedy episodes played at the end."""
     run_dir: str | None = None
     """Folder of this run; by default a new one in --log-dir."""
+    profile: bool = False
+    """Tell where the time went, in a table at the end and in a trace for Chrome's or Perfetto's viewer."""
     resume: bool = False
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be the run's own, but
     for those that leave the result as it is: --total-timesteps (upward), --stop-at-return, --checkpoint-every,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fabric_ppo.profile import timed
+
 
 class ClippedAdam(torch.optim.Adam):
     """`clip_grad_norm_` and then `torch.optim.Adam(fused=True)`, as one step that returns the gradient's norm.
@@ -38,6 +40,7 @@ class ClippedAdam(torch.optim.Adam):
             for parameter in group["params"]:
                 parameter.grad = None
 
+    @timed("optimizer")
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
         """Clip all gradients, in place, to the norm that they may have together, and take one Adam step.
 

@@ -13,10 +13,12 @@ from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch import Tensor, nn
 
+from fabric_ppo import profile
 from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Batch, Rows, cut, size_of
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.distributed import ALIGNMENT, Ranks
+from fabric_ppo.distributed import ALIGNMENT, ALONE, Ranks
+from fabric_ppo.profile import timed
 from fabric_ppo.run_state import HasState, load_optimizer, optimizer_tensors
 from fabric_ppo.seeding import Stream, minibatch_order
 from fabric_ppo.spaces import EnvSpec
@@ -169,6 +171,7 @@ class Exchange:
         self._world, self._config = world, config
         self._num_trainers = world.world_size - FIRST_TRAINER
         self._rows = config.num_steps * config.num_envs
+        self._trainers = ALONE
         self._weights = [*weights.parameters(), *weights.buffers()]
         spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
         most = self._rows if config.share_data else -(-self._rows // self._num_trainers)
@@ -207,11 +210,14 @@ class Exchange:
         """A trainer's side of `start`; the first update."""
         self._world.broadcast(self._reply.bytes, PLAYER)
         first_update = int(self._reply.fields["stats"][0])
+        if self._config.profile:
+            profile.start()
         self._unpack_weights()
         if first_update > 0:
             load_optimizer(optimizer, optimizer_tensors(self))
         return first_update
 
+    @timed("transfer")
     def send(self, batch: Batch | None) -> None:
         """The player's side: what to train on, or None for the end."""
         for trainer, packet in enumerate(self._batches):
@@ -234,6 +240,7 @@ class Exchange:
         start, stop = cut(self._rows, trainer, self._num_trainers)
         return torch.from_numpy(order[start:stop]).sort().values
 
+    @timed("wait")
     def receive(self, update: int, device: torch.device) -> Batch | None:
         """A trainer's side: what to train on, or None at the end."""
         packet, trainer = self._batches[0], self._world.rank - FIRST_TRAINER
@@ -242,6 +249,7 @@ class Exchange:
         else:
             self._world.scatter(packet.bytes, [], PLAYER)
         if not packet.fields["goes_on"].item():
+            profile.finish(self._trainers, None)
             return None
         held = tuple(size_of(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
         count = self._rows if self._config.share_data else held[trainer]
@@ -250,8 +258,10 @@ class Exchange:
             return Batch(rows, trainer, self._num_trainers, self._config.seed, update)
         return Batch(rows, 0, 1, self._config.seed, update, held)
 
+    @timed("transfer")
     def reply(self, ranks: Ranks, stats: Stats, optimizer: HasState, idle: float) -> None:
         """The trainers' side: agree on the statistics; trainer 1 sends them, the weights and the optimizer's state."""
+        self._trainers = ranks
         own = [*(getattr(stats, name) for name in _MEANS), *stats.value_moments, stats.seconds, idle]
         gathered = ranks.gather(torch.tensor(own, dtype=torch.float64, device=self._weights[0].device))
         if self._world.rank == FIRST_TRAINER:
@@ -261,6 +271,7 @@ class Exchange:
             self.load_state_dict(optimizer.state_dict())
             self._world.send(self._reply.bytes, PLAYER)
 
+    @timed("wait")
     @torch.no_grad()
     def receive_reply(self) -> tuple[Stats, float]:
         """The player's side: takes over the weights; the statistics, and the share of time that trainers waited."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.agent import PADDED_ROWS, Agent
 from fabric_ppo.envs import FinalObs, VectorEnvs
+from fabric_ppo.profile import timed
 from fabric_ppo.replay import PastEpisode, Trail
 from fabric_ppo.seeding import action_uniforms
 from fabric_ppo.spaces import ActionConverter
@@ -147,7 +148,8 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
     """
     started = time.perf_counter()
     to_env_actions = ActionConverter(envs.spec.action)
-    act, on_cpu = agent.actor(), agent.device.type == "cpu"
+    act, on_cpu = timed("policy")(agent.actor()), agent.device.type == "cpu"
+    step = timed("environment")(envs.step)
     staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
     buffer.ensure_started()
     buffer.finals = []
@@ -157,7 +159,7 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
         drawn = act(staged, noise) if on_cpu else act(staged.to(agent.device), noise).cpu()
         actions = buffer.actions[t] = drawn.numpy()[:n]
         into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
-        buffer.finals += [(t, final) for final in envs.step(to_env_actions(actions), *into)]
+        buffer.finals += [(t, final) for final in step(to_env_actions(actions), *into)]
     return _rollout(agent, buffer, started)
 
 
@@ -236,6 +238,7 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     return torch.cat(sums)
 
 
+@timed("values")
 def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the buffer's actions, values, and values of the true successors, each `[T, N]`."""
     t, n = buffer.num_steps, buffer.num_envs

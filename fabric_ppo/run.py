@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 
+from fabric_ppo import profile
 from fabric_ppo.agent import Agent
 from fabric_ppo.checkpoint import Checkpoint, write_atomically
 from fabric_ppo.config import Config
@@ -25,6 +26,7 @@ from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, save_policy
 from fabric_ppo.launch import ConfigError, StoppedBySignal, is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
+from fabric_ppo.profile import timed
 from fabric_ppo.progress import Progress
 from fabric_ppo.replay import ActionLog, Array, PastEpisode, Trail
 from fabric_ppo.rollout import Episode, Rollout, RolloutBuffer
@@ -181,6 +183,7 @@ class Run(contextlib.ExitStack):
     def logging(self, log_dict: Callable[[dict[str, float], int], object]) -> Callable[[dict[str, float], int], None]:
         """`log_dict(metrics, step)` with which a full disk is told and does not end the run."""
 
+        @timed("logging")
         def log(metrics: dict[str, float], step: int) -> None:
             self._writes.do("TensorBoard's events", log_dict, metrics, step)
 
@@ -273,6 +276,8 @@ class Run(contextlib.ExitStack):
         self._update_started = time.perf_counter()
         self._train_started = self._update_started - self._train_seconds
         self.callback(signals.end_training)
+        if self._config.profile:
+            profile.start()
         signals.begin_training(self._checkpoints.save if self._leads else None)
         for update in range(self.first_update, self.num_updates):
             if self._is_over or self._is_stopping:
@@ -379,6 +384,7 @@ class Run(contextlib.ExitStack):
     def _wall_seconds(self) -> float:
         return self._wall_before + time.perf_counter() - self._wall_started
 
+    @timed("report")
     def _exchange(self, rollout: Rollout, stats: Stats) -> _Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
         scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.env_steps)]
@@ -406,6 +412,7 @@ class Run(contextlib.ExitStack):
         self._progress.close()
         if self._is_stopping:
             raise StoppedBySignal(f"stopped by {signals.name or 'a signal'}{self._checkpoints.said}")
+        self._writes.do("the profile", profile.finish, self._ranks, self.dir)
         test = TestResult([], [])
         if self._leads:
             self._writes.do("policy.safetensors", save_policy, agent, self.dir)

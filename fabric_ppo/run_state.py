@@ -21,6 +21,7 @@ from fabric_ppo.config import MAY_DIFFER, Config, flag
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.launch import ConfigError, tell
 from fabric_ppo.loggers import Writes
+from fabric_ppo.profile import timed
 from fabric_ppo.replay import Array, LogView, PastEpisode, Trail
 from fabric_ppo.spaces import ActionConverter, SpaceSpec
 
@@ -177,6 +178,7 @@ class Checkpoints:
         every = self._config.checkpoint_every
         return update % every == 0 if every else time.monotonic() - self._written_at >= _SECONDS_BETWEEN
 
+    @timed("checkpoint")
     def save(self) -> str:
         """Write the newest snapshot, unless that has been done; `said`. May be called from another thread."""
         with self._lock:

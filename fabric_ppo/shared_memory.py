@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.launch import LostContactError, read_launch
+from fabric_ppo.profile import timed
 
 _FLAG_BYTES = 64  # a cache line for each flag, so that ranks do not invalidate each other's
 _PATIENT_SPINS = 2000
@@ -86,6 +87,7 @@ class SharedMemorySum:
         self._slots = data.view(2, ranks.size, slot)
         self._pids = ranks.gather(torch.tensor(os.getpid())).tolist()
 
+    @timed("all-reduce")
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by its sum over the ranks; every rank must call this with the same shape.
 

@@ -18,6 +18,7 @@ from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.optimizer import ClippedAdam
+from fabric_ppo.profile import timed
 
 _KL = 3  # its place in what `run_epochs` returns
 _KL_MARGIN = 1.5
@@ -163,6 +164,7 @@ def run_epochs(
         Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, means over the minibatches of
         each epoch, `[epochs, 6]`.
     """
+    loss_fn, step = timed("loss")(loss_fn), timed("backward")(step)
     history = []
     for epoch in range(config.update_epochs):
         minibatches = batch.minibatches(epoch, config.per_rank_batch_size)

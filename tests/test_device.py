@@ -38,7 +38,19 @@ def setting(kind, t=6, n=3):
     flags = [torch.zeros(t, n, dtype=torch.bool) for _ in range(2)] + [torch.ones(t, n, dtype=torch.bool)]
     ones = torch.ones(t, n)
     rollout = Rollout(
-        torch.randn(t, n, 5), actions, numbers[0], ones, *numbers[1:3], *flags, numbers[3], [], t * n, 0.0, torch.zeros(0), 0, None
+        torch.randn(t, n, 5),
+        actions,
+        numbers[0],
+        ones,
+        *numbers[1:3],
+        *flags,
+        numbers[3],
+        [],
+        t * n,
+        0.0,
+        torch.zeros(0),
+        0,
+        None,
     )
     return config, loss, rollout
 
