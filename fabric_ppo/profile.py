@@ -89,16 +89,17 @@ def start() -> Profile:
     return _current[0]
 
 
-def finish(ranks: Ranks, run_dir: Path) -> None:
-    """Stop the clock on all ranks: each writes its trace into `run_dir`, and rank 0 prints the table of all."""
+def finish(ranks: Ranks, run_dir: Path | None) -> None:
+    """Stop the clock on all of `ranks`: the first prints the table of all; each writes a trace if it has a folder."""
     if not _current:
         return
     own = _current.pop()
     totals = ranks.gather(torch.tensor(own.totals(), dtype=torch.float64)).tolist()
     if ranks.rank == 0:
         print(table(totals), flush=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    own.write_trace(run_dir / f"trace_rank_{ranks.rank}.json", ranks.rank)
+    if run_dir is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        own.write_trace(run_dir / f"trace_rank_{ranks.rank}.json", ranks.rank)
 
 
 def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

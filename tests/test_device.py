@@ -37,6 +37,7 @@ def setting(kind, t=6, n=3):
     numbers = [torch.randn(t, n) for _ in range(4)]
     flags = [torch.zeros(t, n, dtype=torch.bool) for _ in range(2)] + [torch.ones(t, n, dtype=torch.bool)]
     ones = torch.ones(t, n)
+    nothing = torch.zeros(0)
     rollout = Rollout(
         torch.randn(t, n, 5),
         actions,
@@ -48,7 +49,7 @@ def setting(kind, t=6, n=3):
         [],
         t * n,
         0.0,
-        torch.zeros(0),
+        nothing,
         0,
         None,
     )
