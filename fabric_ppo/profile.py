@@ -89,14 +89,14 @@ def start() -> Profile:
     return _current[0]
 
 
-def finish(ranks: Ranks, run_dir: Path | None) -> None:
+def finish(ranks: Ranks, run_dir: Path | None, who: str = "rank") -> None:
     """Stop the clock on all of `ranks`: the first prints the table of all; each writes a trace if it has a folder."""
     if not _current:
         return
     own = _current.pop()
     totals = ranks.gather(torch.tensor(own.totals(), dtype=torch.float64)).tolist()
     if ranks.rank == 0:
-        print(table(totals), flush=True)
+        print(table(totals, who), flush=True)
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
         own.write_trace(run_dir / f"trace_rank_{ranks.rank}.json", ranks.rank)
@@ -116,12 +116,12 @@ def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return mark
 
 
-def table(totals: list[list[float]]) -> str:
-    """The `totals` of each rank as text: seconds and shares of what took any time, the longest first."""
+def table(totals: list[list[float]], who: str) -> str:
+    """The `totals` of each rank (`who` in the header): seconds and shares of what took any time, the longest first."""
     names = [*PARTS, "other"]
     sums = [sum(rank) for rank in totals]
     rows = sorted(zip(names, zip(*totals, strict=True), strict=True), key=lambda row: -sum(row[1]))
-    lines = ["where the time went".ljust(20) + "".join(f"rank {rank}".rjust(18) for rank in range(len(totals)))]
+    lines = ["where the time went".ljust(20) + "".join(f"{who} {rank}".rjust(18) for rank in range(len(totals)))]
     for name, seconds in rows:
         if max(seconds) >= 0.001:
             shown = (f"{each:10.2f} s {100 * each / total:4.0f} %" for each, total in zip(seconds, sums, strict=True))

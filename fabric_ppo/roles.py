@@ -249,7 +249,7 @@ class Exchange:
         else:
             self._world.scatter(packet.bytes, [], PLAYER)
         if not packet.fields["goes_on"].item():
-            profile.finish(self._trainers, None)
+            profile.finish(self._trainers, None, "trainer")
             return None
         held = tuple(size_of(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
         count = self._rows if self._config.share_data else held[trainer]
