@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from typing import Any
 
 from benchmarks.install import ROOT
 from benchmarks.programs import PROGRAMS, read_counts
-from benchmarks.report import Run, good, table, unequal_work
+from benchmarks.report import Run, good, reference, table, unequal_work
 from benchmarks.workloads import Contender, Setting, Workload, workloads
 
 TRIALS = 2
@@ -60,6 +61,12 @@ def execute(args: list[str], variables: dict[str, str], folder: Path, limit: flo
     return status, seconds, output.read_text(errors="replace")
 
 
+def reason(output: str) -> str:
+    """The first line of a failed run's output that names an error, or else its last one, cut to 200 characters."""
+    lines = [line.strip().replace("|", "/") for line in output.splitlines() if line.strip()] or ["no output"]
+    return next((line for line in lines if re.match(r"(error|[\w.]*(Error|Exception))\b", line)), lines[-1])[:200]
+
+
 def run_once(workload: Workload, contender: Contender, setting: Setting, number: int) -> Run:
     """Run a contender once; whatever goes wrong is the run's problem."""
     with tempfile.TemporaryDirectory() as name:
@@ -70,8 +77,7 @@ def run_once(workload: Workload, contender: Contender, setting: Setting, number:
         if status is None:
             return replace(run, problem=f"not done after {workload.limit_seconds:g} s")
         if status != 0:
-            last = [line for line in output.splitlines() if line.strip()][-1:]
-            return replace(run, problem=f"status {status}: {' '.join(last)[:200]}")
+            return replace(run, problem=f"status {status}: {reason(output)}")
         try:
             counted = read_counts(folder, output)
         except ValueError as error:
@@ -164,12 +170,12 @@ def write(
     each_run = {"runs": [asdict(run) for run in runs], "trials": [asdict(run) for run in trials], "skipped": skipped}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{workload.name}.json").write_text(json.dumps(about | each_run, indent=2) + "\n")
-    text = markdown(workload, about, table(workload, runs, skipped), trials)
+    text = markdown(workload, about, table(workload, runs, skipped), reference(runs), trials)
     (out / f"{workload.name}.md").write_text(text)
     return text
 
 
-def markdown(workload: Workload, about: dict[str, Any], rows: str, trials: list[Run]) -> str:
+def markdown(workload: Workload, about: dict[str, Any], rows: str, first: str, trials: list[Run]) -> str:
     """The page of a workload."""
     here, agreed = about["machine"], workload.agreed
     work = f"Agreed: {agreed.env_steps:,} transitions of {agreed.env_id} and {agreed.gradient_steps:,} gradient steps."
@@ -179,7 +185,7 @@ def markdown(workload: Workload, about: dict[str, Any], rows: str, trials: list[
     where = f"{about['date']}, {here['cpu']}, {here['cores']} cores, Python {about['python']}, {here['system']}"
     lines = [f"# {workload.title}", "", f"{work}{within} {workload.note}", "", rows, ""]
     lines += [
-        f"Figures are `median (least .. most)`; ratios are to `{workload.reference}`, round by round"
+        f"Figures are `median (least .. most)`; ratios are to `{first}`, round by round"
         + (", per transition." if agreed.stop_at_return is None else "."),
         "",
     ]

@@ -65,16 +65,17 @@ def sizes() -> list[Size]:
     return envs + batches
 
 
-def measure(size: Size) -> Cost:
-    """Run it."""
+def measure(size: Size, num_threads: int) -> Cost:
+    """Run it, with so many PyTorch threads a rank."""
     launcher = [sys.executable]
     if size.ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={size.ranks}", "--standalone"]
     transitions = size.num_envs * size.num_steps * size.ranks
     flags = [f"--num-envs={size.num_envs}", f"--num-steps={size.num_steps}", f"--update-epochs={size.epochs}"]
     flags += [f"--per-rank-batch-size={size.batch_size}", f"--total-timesteps={size.updates * transitions}"]
+    flags += [f"--num-threads={num_threads}", "--test-episodes=1"]
     with tempfile.TemporaryDirectory() as folder:
-        args = [*launcher, str(ROOT / "train_torch.py"), f"--run-dir={folder}/run", "--test-episodes=1", *flags]
+        args = [*launcher, str(ROOT / "train_torch.py"), f"--run-dir={folder}/run", *flags]
         subprocess.run(args, check=True, capture_output=True)
         lines = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()][1:]
     rollout, update = (
@@ -147,13 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
+    parser.add_argument("--num-threads", type=int, default=0, help="as the scripts' flag (0)")
     given = parser.parse_args()
     here, started, costs = machine(), time.strftime("%Y-%m-%d %H:%M"), []
     for size in sizes():
-        costs.append(measure(size))
+        costs.append(measure(size, given.num_threads))
         print(f"{size.sweep} {grown(size)}, {size.ranks} ranks: {1e6 / costs[-1].total:,.0f} transitions/s", flush=True)
     note = (
-        f"CartPole, `train_torch.py`. Over environments: {NUM_STEPS} steps, four epochs of four minibatches. Over "
+        f"CartPole, `train_torch.py --num-threads {given.num_threads}`. Over environments: {NUM_STEPS} steps, four epochs of four minibatches. Over "
         "minibatches: 64 environments and 256 steps per rank, four epochs. *rises*: a transition costs over "
         f"{NOISE:.0%} more than at a smaller size."
     )

@@ -58,12 +58,17 @@ def unequal_work(workload: Workload, env_steps: int, gradient_steps: int, return
     return ""
 
 
+def reference(runs: Sequence[Run]) -> str:
+    """The row that the others are compared to: the first one with a good run, or else none."""
+    return next((run.row for run in good(runs)), "")
+
+
 def ratios(workload: Workload, runs: Sequence[Run], row: str, seconds: str) -> Spread | None:
     """How many times as long `row` took as the reference, round by round; None without a common round.
 
     Args:
         workload: what was run.
-        runs: all of its runs.
+        runs: all of its runs, in order.
         row: whose.
         seconds: which of a run's times, `wall_seconds` or `train_seconds`.
     """
@@ -75,10 +80,11 @@ def ratios(workload: Workload, runs: Sequence[Run], row: str, seconds: str) -> S
         return value / run.env_steps
 
     costs = {(run.row, run.round): value for run in good(runs) if (value := cost(run)) is not None}
+    first = reference(runs)
     found = [
-        costs[row, number] / costs[workload.reference, number]
+        costs[row, number] / costs[first, number]
         for number in sorted({run.round for run in runs})
-        if (row, number) in costs and (workload.reference, number) in costs
+        if (row, number) in costs and (first, number) in costs
     ]
     return spread(found) if found else None
 

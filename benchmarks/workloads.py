@@ -72,7 +72,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is compared: everyone's work against the agreed one, everyone's time against the reference row's.
+    """What is compared: everyone's work against the agreed one, everyone's time against the first row's.
 
     `tolerance` is the share by which transitions and gradient steps may miss the agreed ones, for programs that stop
     between updates; times are then compared per transition. Where the work has a return to stop at, that is the
@@ -86,11 +86,6 @@ class Workload:
     note: str
     limit_seconds: float = 900.0
     tolerance: float = 0.0
-
-    @property
-    def reference(self) -> str:
-        """The first row's name."""
-        return self.contenders[0].row
 
     def scaled(self, scale: float) -> Workload:
         """The same with `scale` times the work; a work that ends at a return stays as it is."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare
-from benchmarks.compare import choose_setting, execute
+from benchmarks.compare import choose_setting, execute, reason
 from benchmarks.growth import Cost, Size, rises
 from benchmarks.install import REQUIREMENTS
 from benchmarks.programs import PROGRAMS, Program, read_counts
-from benchmarks.report import Run, Spread, ratios, spread, table, table_line, unequal_work
+from benchmarks.report import Run, Spread, ratios, reference, spread, table, table_line, unequal_work
 from benchmarks.workloads import Contender, Setting, Work, Workload, workloads
 from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
 
@@ -114,6 +114,21 @@ def test_ratios_are_of_rounds_in_which_both_ran():
     assert ratios(workload(), RUNS, "theirs", "wall_seconds") == Spread(3.0, 2.0, 4.0)  # 8/2 and 8/4
     assert ratios(workload(), RUNS, "theirs", "train_seconds") == Spread(6.0, 6.0, 6.0)
     assert ratios(workload(), RUNS, "nobody", "wall_seconds") is None
+
+
+def test_ratios_are_to_the_first_row_that_has_figures():
+    runs = [run("ours", 1, 2.0, 1.0, problem="no"), run("theirs", 1, 8.0, 6.0), run("others", 1, 4.0, 6.0)]
+    assert reference(runs) == "theirs"
+    assert ratios(workload(), runs, "others", "wall_seconds") == Spread(0.5, 0.5, 0.5)
+    assert ratios(workload(), runs, "ours", "wall_seconds") is None
+    assert reference(runs[:1]) == ""
+
+
+def test_the_reason_of_a_failure_is_its_first_error():
+    assert reason("hello\nerror: --flag 3: no | not\n=====\n") == "error: --flag 3: no / not"
+    assert reason("Traceback\n  File x\nValueError: no\n") == "ValueError: no"
+    assert reason("one\n\ntwo\n\n") == "two"
+    assert reason("") == "no output"
 
 
 def test_ratios_are_per_transition_unless_a_return_is_agreed():
