@@ -155,9 +155,9 @@ def main() -> None:
         costs.append(measure(size, given.num_threads))
         print(f"{size.sweep} {grown(size)}, {size.ranks} ranks: {1e6 / costs[-1].total:,.0f} transitions/s", flush=True)
     note = (
-        f"CartPole, `train_torch.py --num-threads {given.num_threads}`. Over environments: {NUM_STEPS} steps, four epochs of four minibatches. Over "
-        "minibatches: 64 environments and 256 steps per rank, four epochs. *rises*: a transition costs over "
-        f"{NOISE:.0%} more than at a smaller size."
+        f"CartPole, `train_torch.py --num-threads {given.num_threads}`. Over environments: {NUM_STEPS} steps, four "
+        "epochs of four minibatches. Over minibatches: 64 environments and 256 steps per rank, four epochs. *rises*: "
+        f"over {NOISE:.0%} more per transition than at a smaller size or with fewer ranks."
     )
     where = f"{started}, {here['cpu']}, {here['cores']} cores, {here['system']}; load before: {here['load_before']}."
     for path in (given.table, given.plot):
