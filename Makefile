@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRAIN_FLAGS ?= --capture-video --env-id LunarLander-v2 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048 --seed 1
 TEST_FLAGS ?=
+BENCH_FLAGS ?= all --rounds 5
+RESULTS := benchmarks/results
 
-.PHONY: train test check format lint types install clean
+.PHONY: train test check format lint types bench bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -26,6 +28,19 @@ types: install
 format: install
 	cd "$(CURDIR)" && "$(BIN)/ruff" format . && "$(BIN)/ruff" check --fix .
 
+# Other programs and ours on the same work, in benchmarks/results; the other programs in environments of their own.
+bench: bench-install
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.growth --table $(RESULTS)/growth.md --plot $(RESULTS)/growth.svg
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.compare $(BENCH_FLAGS)
+
+# A part of one workload, with the other programs that are installed soonest: whether everything works, no figures.
+bench-fast: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.install stable-baselines3
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.compare p1 --only train_fabric.py Stable-Baselines3 SBX --scale 0.125 --rounds 1 --out logs/bench-fast
+
+bench-install: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.install
+
 install: $(INSTALLED)
 
 $(INSTALLED): $(CURDIR)/requirements.txt $(CURDIR)/requirements-dev.txt $(CURDIR)/pyproject.toml
@@ -36,4 +51,4 @@ $(INSTALLED): $(CURDIR)/requirements.txt $(CURDIR)/requirements-dev.txt $(CURDIR
 	touch "$(INSTALLED)"
 
 clean:
-	rm -rf "$(VENV)"
+	rm -rf "$(VENV)" "$(CURDIR)/.venv-bench"

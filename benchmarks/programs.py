@@ -1,0 +1,261 @@
+"""The programs: how each is started on a piece of work, and how it tells what it did."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.install import ROOT, python_of, why_missing
+from benchmarks.workloads import Work
+
+PEERS = ROOT / "benchmarks" / "peers"
+OURS = ("torch", "lightning", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a program says that it did."""
+
+    env_steps: int
+    gradient_steps: int
+    train_seconds: float | None
+    return_mean: float | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """`command(work, seed, folder)` starts it, with `folder` to write to; `environment` is its own one, or ours."""
+
+    command: Callable[[Work, int, Path], list[str]]
+    environment: str | None = None
+    packages: tuple[str, ...] = OURS
+    needs: str | None = None
+
+    def why_not(self, work: Work) -> str:
+        """Why it cannot run here; empty if it can."""
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            return f"{self.needs} is not installed"
+        if work.preset and not Path(work.preset).is_file():
+            return f"{work.preset}: no such file"
+        return why_missing(self.environment) if self.environment is not None else ""
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that matter."""
+        if self.environment is None:
+            return {name: importlib.metadata.version(name) for name in self.packages}
+        told = "import sys, json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+        args = [str(python_of(self.environment)), "-c", told, *self.packages]
+        versions: dict[str, str] = json.loads(subprocess.check_output(args, text=True))
+        return versions
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
+    """Flags of our scripts; their other defaults are those of the other programs, or stay as they come."""
+    flags = ["--env-id", work.env_id, "--seed", str(seed), "--run-dir", str(folder / "run")]
+    if work.stop_at_return is not None:
+        flags += ["--stop-at-return", str(work.stop_at_return)]
+    if work.preset:
+        return ["--config", str(Path(work.preset).resolve()), *flags]
+    values = {
+        "total-timesteps": work.env_steps,
+        "num-envs": work.num_envs,
+        "num-steps": work.num_steps,
+        "per-rank-batch-size": work.batch_size,
+        "update-epochs": work.epochs,
+        "learning-rate": work.learning_rate,
+        "gamma": work.gamma,
+        "gae-lambda": work.gae_lambda,
+        "ent-coef": work.ent_coef,
+        "activation-function": "tanh",
+    }
+    flags += [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*flags, "--no-anneal-lr"]
+
+
+def torch(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_torch.py`, without a launcher on one rank."""
+    launcher = [sys.executable]
+    if work.ranks > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}", "--standalone"]
+    return [*launcher, str(ROOT / "train_torch.py"), *_our_flags(work, seed, folder)]
+
+
+def torch_envpool(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_torch.py` with EnvPool's environments."""
+    return [*torch(work, seed, folder), "--env-backend", "envpool"]
+
+
+def _fabric_run(script: str, ranks: int) -> list[str]:
+    where = ["--accelerator=cpu", "--strategy=ddp", f"--devices={ranks}", f"--main-port={_free_port()}"]
+    return [sys.executable, "-m", "lightning.fabric.cli", *where, str(ROOT / script)]
+
+
+def fabric(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_fabric.py`, without a launcher on one rank."""
+    one = [sys.executable, str(ROOT / "train_fabric.py")]
+    launcher = one if work.ranks == 1 else _fabric_run("train_fabric.py", work.ranks)
+    return [*launcher, *_our_flags(work, seed, folder)]
+
+
+def decoupled(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_fabric_decoupled.py`."""
+    return [*_fabric_run("train_fabric_decoupled.py", work.ranks), *_our_flags(work, seed, folder)]
+
+
+def decoupled_overlap(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_fabric_decoupled.py --overlap`."""
+    return [*decoupled(work, seed, folder), "--overlap"]
+
+
+def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
+    values = {
+        "env-id": work.env_id,
+        "total-timesteps": work.env_steps,
+        "num-envs": work.num_envs,
+        "num-steps": work.num_steps,
+        "batch-size": work.batch_size,
+        "epochs": work.epochs,
+        "learning-rate": work.learning_rate,
+        "gamma": work.gamma,
+        "gae-lambda": work.gae_lambda,
+        "ent-coef": work.ent_coef,
+        "seed": seed,
+        "log-dir": folder,
+    }
+    if work.stop_at_return is not None:
+        values["stop-at-return"] = work.stop_at_return
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [str(python_of("stable-baselines3")), str(PEERS / script), *flags]
+
+
+def stable_baselines3(work: Work, seed: int, folder: Path) -> list[str]:
+    """Stable-Baselines3's PPO."""
+    return _stable_baselines3("run_sb3.py", work, seed, folder)
+
+
+def sbx(work: Work, seed: int, folder: Path) -> list[str]:
+    """SBX's PPO."""
+    return _stable_baselines3("run_sbx.py", work, seed, folder)
+
+
+def _sheeprl(environment: str, work: Work, seed: int) -> list[str]:
+    """SheepRL's own benchmark configuration, with our numbers."""
+    assert work.stop_at_return is None
+    values = {
+        "exp": "ppo_benchmarks",
+        "seed": seed,
+        "env.id": work.env_id,
+        "env.num_envs": work.num_envs,
+        "algo.total_steps": work.env_steps,
+        "algo.rollout_steps": work.num_steps,
+        "algo.per_rank_batch_size": work.batch_size,
+        "algo.update_epochs": work.epochs,
+        "algo.optimizer.lr": work.learning_rate,
+        "algo.gamma": work.gamma,
+        "algo.gae_lambda": work.gae_lambda,
+        "algo.ent_coef": work.ent_coef,
+        "fabric.devices": work.ranks,
+        "checkpoint.every": 10 * work.env_steps,
+    }
+    if work.ranks > 1:
+        values["fabric.strategy"] = "ddp"
+    if work.decoupled:
+        values["algo.name"] = "ppo_decoupled"
+    flags = [f"{name}={value}" for name, value in values.items()]
+    return [str(python_of(environment)), str(PEERS / "run_sheeprl.py"), *flags]
+
+
+def sheeprl(work: Work, seed: int, folder: Path) -> list[str]:
+    """SheepRL's coupled PPO; it writes to the working directory."""
+    return _sheeprl("sheeprl", work, seed)
+
+
+def sheeprl_decoupled(work: Work, seed: int, folder: Path) -> list[str]:
+    """SheepRL's decoupled PPO, of its last release that had one."""
+    return _sheeprl("sheeprl-decoupled", work, seed)
+
+
+def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
+    """Sample Factory with two workers; it ends when it has learned from more transitions than it is told."""
+    values = {
+        "env": work.env_id,
+        "seed": seed,
+        "train_dir": folder,
+        "experiment": "run",
+        "device": "cpu",
+        "train_for_env_steps": work.env_steps - 1,
+        "num_workers": 2,
+        "num_envs_per_worker": work.num_envs // 2,
+        "rollout": work.num_steps,
+        "batch_size": work.batch_size,
+        "num_batches_per_epoch": work.rollout // work.batch_size,
+        "num_epochs": work.epochs,
+        "learning_rate": work.learning_rate,
+        "gamma": work.gamma,
+        "gae_lambda": work.gae_lambda,
+        "exploration_loss_coeff": work.ent_coef,
+        "ppo_clip_ratio": 0.2,
+        "max_grad_norm": 0.5,
+        "nonlinearity": "tanh",
+        "use_rnn": False,
+        "normalize_input": False,
+        "normalize_returns": False,
+        "with_wandb": False,
+    }
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    python = str(python_of("sample-factory"))
+    return [python, str(PEERS / "run_sample_factory.py"), *flags, "--encoder_mlp_layers", "64", "64"]
+
+
+PROGRAMS = {
+    "torch": Program(torch),
+    "torch-envpool": Program(torch_envpool, packages=(*OURS, "envpool"), needs="envpool"),
+    "fabric": Program(fabric),
+    "decoupled": Program(decoupled),
+    "decoupled-overlap": Program(decoupled_overlap),
+    "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
+    "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
+    "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),
+    "sheeprl-decoupled": Program(
+        sheeprl_decoupled, "sheeprl-decoupled", ("sheeprl", "torch", "lightning", "gymnasium")
+    ),
+    "sample-factory": Program(sample_factory, "sample-factory", ("sample-factory", "torch", "gymnasium", "numpy")),
+}
+
+
+def read_counts(folder: Path, output: str) -> Counted:
+    """What the run in `folder` did: our summary, or what the ranks of another program printed.
+
+    Raises:
+        ValueError: nothing was told, or ranks that train took different numbers of gradient steps.
+    """
+    summary = folder / "run" / "summary.json"
+    if summary.exists():
+        told = json.loads(summary.read_text())
+        return Counted(told["env_steps"], told["gradient_steps"], told["train_seconds"], told["train_return_mean"])
+    ranks: list[dict[str, Any]] = [
+        json.loads(line) for line in output.splitlines() if line.startswith("{") and '"gradient_steps"' in line
+    ]
+    if not ranks:
+        raise ValueError("it told no counts")
+    steps = {rank["gradient_steps"] for rank in ranks} - {0}
+    if len(steps) > 1:
+        raise ValueError(f"its ranks took {' and '.join(map(str, sorted(steps)))} gradient steps")
+    seconds = max((rank["train_seconds"] for rank in ranks if rank["train_seconds"] is not None), default=None)
+    return Counted(
+        sum(rank["env_steps"] for rank in ranks), max(steps, default=0), seconds, ranks[0].get("return_mean")
+    )

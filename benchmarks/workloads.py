@@ -1,0 +1,191 @@
+"""What the programs are asked to do: the work, agreed in numbers, and who does it with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training, in the terms that all programs share.
+
+    `num_envs`, `num_steps` and `batch_size` are per rank. Decoupled, only the player has environments, and the other
+    ranks share its rows. A `preset`, a YAML file of our flags, stands for everything but environment and stop.
+    """
+
+    env_id: str
+    env_steps: int
+    num_envs: int
+    num_steps: int
+    batch_size: int
+    epochs: int
+    learning_rate: float = 1e-3
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.0
+    ranks: int = 1
+    decoupled: bool = False
+    stop_at_return: float | None = None
+    preset: str = ""
+
+    @property
+    def rollout(self) -> int:
+        """Transitions of an update, over all ranks."""
+        return self.num_envs * self.num_steps * (1 if self.decoupled else self.ranks)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Steps of the optimizer, which the ranks take together."""
+        rows = self.rollout // (self.ranks - 1 if self.decoupled else self.ranks)
+        return self.env_steps // self.rollout * self.epochs * -(-rows // self.batch_size)
+
+    def scaled(self, scale: float) -> Work:
+        """The same with `scale` times as many transitions, in whole updates, at least one."""
+        updates = max(1, round(self.env_steps * scale / self.rollout))
+        return replace(self, env_steps=updates * self.rollout)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to run a program that changes its speed, not its work: environment variables and flags."""
+
+    name: str
+    variables: tuple[tuple[str, str], ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+AS_IT_COMES = Setting("as it comes")
+ONE_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"),))
+ONE_XLA_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"), ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")))
+SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table. Of several settings, the one that is quickest on a part of the work is taken."""
+
+    row: str
+    program: str
+    work: Work
+    settings: tuple[Setting, ...] = (AS_IT_COMES,)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is compared: everyone's work against the agreed one, everyone's time against the first row's.
+
+    `tolerance` is the share by which transitions and gradient steps may miss the agreed ones, for programs that stop
+    between updates; times are then compared per transition. Where the work has a return to stop at, that is the
+    agreement, and counts are free.
+    """
+
+    name: str
+    title: str
+    agreed: Work
+    contenders: tuple[Contender, ...]
+    note: str
+    limit_seconds: float = 900.0
+    tolerance: float = 0.0
+
+    def scaled(self, scale: float) -> Workload:
+        """The same with `scale` times the work; a work that ends at a return stays as it is."""
+        if self.agreed.stop_at_return is not None:
+            return self
+        contenders = tuple(replace(each, work=each.work.scaled(scale)) for each in self.contenders)
+        return replace(self, agreed=self.agreed.scaled(scale), contenders=contenders)
+
+
+def one_process() -> Workload:
+    """P1."""
+    work = Work("CartPole-v1", 65536, num_envs=1, num_steps=128, batch_size=64, epochs=10)
+    contenders = (
+        Contender("train_torch.py", "torch", work),
+        Contender("train_fabric.py", "fabric", work),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("SBX", "sbx", work, (AS_IT_COMES, ONE_XLA_THREAD)),
+        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
+    )
+    note = (
+        "Networks of 64 x 64 with tanh. Ours log, save and test as always; Stable-Baselines3 and SBX log to "
+        "TensorBoard. SheepRL runs its own benchmark configuration, which neither logs, saves nor tests, and in which "
+        "policy and value share their hidden layers."
+    )
+    return Workload("p1", "CartPole, one process", work, contenders, note)
+
+
+def two_ranks() -> Workload:
+    """P1-2."""
+    work = Work("CartPole-v1", 65536, num_envs=1, num_steps=128, batch_size=64, epochs=10, ranks=2)
+    contenders = (
+        Contender("train_torch.py", "torch", work),
+        Contender("train_fabric.py", "fabric", work),
+        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
+    )
+    note = "As P1, on two ranks with gradients averaged. Stable-Baselines3 and SBX have no ranks."
+    return Workload("p1-2", "CartPole, two ranks", work, contenders, note)
+
+
+def decoupled() -> Workload:
+    """P3."""
+    work = Work("CartPole-v1", 65536, num_envs=4, num_steps=128, batch_size=64, epochs=10, ranks=3, decoupled=True)
+    contenders = (
+        Contender("train_fabric_decoupled.py", "decoupled", work),
+        Contender("train_fabric_decoupled.py --overlap", "decoupled-overlap", work),
+        Contender("SheepRL 0.6", "sheeprl-decoupled", work, (AS_IT_COMES, ONE_THREAD)),
+    )
+    note = "A player with four environments and two trainers. SheepRL dropped its decoupled PPO after 0.6.1."
+    return Workload("p3", "CartPole, decoupled, three processes", work, contenders, note)
+
+
+def solve_lander(preset: str, ranks: int, limit_seconds: float) -> Workload:
+    """P4."""
+    zoo = Work(
+        "LunarLander-v3",
+        62 * 16384,  # the million of the Zoo in whole rollouts
+        num_envs=16,
+        num_steps=1024,
+        batch_size=64,
+        epochs=4,
+        learning_rate=3e-4,
+        gamma=0.999,
+        gae_lambda=0.98,
+        ent_coef=0.01,
+        stop_at_return=200.0,
+    )
+    contenders = (
+        Contender(f"train_torch.py --config {preset}", "torch", replace(zoo, preset=preset, ranks=ranks)),
+        Contender("train_torch.py", "torch", zoo),
+        Contender("Stable-Baselines3", "stable-baselines3", zoo, (AS_IT_COMES, ONE_THREAD)),
+        Contender("SBX", "sbx", zoo, (AS_IT_COMES, ONE_XLA_THREAD)),
+    )
+    note = (
+        "Until the mean return of the last 100 training episodes reaches 200, looked at after every rollout; a new "
+        f"seed in every round, {limit_seconds:.0f} s at most. Rows but the first have RL Baselines3 Zoo's flags."
+    )
+    return Workload("p4", "LunarLander, until solved", zoo, contenders, note, limit_seconds)
+
+
+def throughput() -> Workload:
+    """P5."""
+    work = Work("CartPole-v1", 524288, num_envs=32, num_steps=32, batch_size=1024, epochs=4)
+    two = replace(work, num_envs=16, batch_size=512, ranks=2)
+    contenders = (
+        Contender("train_torch.py", "torch", work),
+        Contender("train_torch.py --env-backend envpool", "torch-envpool", work),
+        Contender("train_torch.py, two ranks", "torch", two),
+        Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
+        Contender("Sample Factory", "sample-factory", work, (AS_IT_COMES, SERIAL)),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+    )
+    note = (
+        "32 environments, updates of 1024 transitions, four epochs of one minibatch. Sample Factory has two workers "
+        "with 16 environments each, no recurrence, no normalisation, and one network for policy and value. Its seconds "
+        "of training begin with its first update. EnvPool's rows after an episode's end are not counted."
+    )
+    return Workload("p5", "CartPole, throughput", work, contenders, note, tolerance=0.05)
+
+
+def workloads(preset: str, preset_ranks: int, limit_seconds: float) -> dict[str, Workload]:
+    """All of them by name."""
+    lander = solve_lander(preset, preset_ranks, limit_seconds)
+    return {each.name: each for each in (one_process(), two_ranks(), decoupled(), lander, throughput())}
