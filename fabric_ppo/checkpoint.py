@@ -119,9 +119,10 @@ def newest_intact(folder: Path) -> tuple[bytes, list[str]]:
     A damaged file is renamed to `update_<n>.ckpt.damaged`.
 
     Raises:
-        ConfigError: there are checkpoints, and none is whole.
+        ConfigError: there are checkpoints, and none is whole, those included that were renamed before.
     """
     refused: list[str] = []
+    put_aside = [f"{path}: damaged" for path in sorted(folder.glob("*.ckpt.damaged"))]
     for path in newest_first(folder):
         try:
             content = path.read_bytes()
@@ -133,6 +134,6 @@ def newest_intact(folder: Path) -> tuple[bytes, list[str]]:
             refused.append(f"{path}: {error}")
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
-    if refused:
-        raise ConfigError(f"--resume: no checkpoint is whole; {'; '.join(refused)}")
+    if refused or put_aside:
+        raise ConfigError(f"--resume: no checkpoint is whole; {'; '.join([*refused, *put_aside])}")
     return b"", refused

@@ -46,6 +46,25 @@ def run(args: list[str], cwd: Path, timeout: float = 120) -> subprocess.Complete
     return subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=clean_environment())
 
 
+def in_fork(function, *args, timeout: float = 60):
+    """What `function(*args)` returns in a forked process, whose limits and patches end with it."""
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+
+    def work() -> None:
+        try:
+            answers.put((function(*args), ""))
+        except BaseException:
+            answers.put((None, traceback.format_exc()))
+
+    process = context.Process(target=work)
+    process.start()
+    value, error = answers.get(timeout=timeout)
+    process.join(timeout)
+    assert not error, error
+    return value
+
+
 def run_ranks(script: str, configs: list, precision: str | None = None, timeout: float = 120) -> list[str]:
     """`main(config)` of a script in one forked process a rank; what each raised, or the empty string."""
     context = multiprocessing.get_context("fork")

@@ -1,0 +1,172 @@
+"""The log of actions and the trail of all ranks, held against plain Python lists."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric_ppo.replay import ActionLog, Trail
+
+TYPES = [((), np.uint8), ((2,), np.float32), ((3, 2), np.int64)]
+
+
+class Lists:
+    """What an ActionLog is: for each environment, which episode it is in and the actions since its reset."""
+
+    def __init__(self, num_envs):
+        self.numbers = [0] * num_envs
+        self.episodes = [[] for _ in range(num_envs)]
+
+    def append(self, actions, ended):
+        for step_actions, step_ended in zip(actions, ended, strict=True):
+            for env, (action, has_ended) in enumerate(zip(step_actions, step_ended, strict=True)):
+                self.episodes[env].append(action.tolist())
+                if has_ended:
+                    self.numbers[env] += 1
+                    self.episodes[env] = []
+
+
+def chunks(rng, num_envs, shape, dtype, sizes, rate):
+    """Random actions, no two alike as far as the type allows, and where episodes end: at `rate` of the steps."""
+    for steps in sizes:
+        actions = rng.integers(0, 250, (steps, num_envs, *shape)).astype(dtype)
+        yield actions, rng.random((steps, num_envs)) < rate
+
+
+def assert_same(view, lists):
+    assert view.numbers.tolist() == lists.numbers
+    assert view.lengths.tolist() == [len(episode) for episode in lists.episodes]
+    assert len(view.actions()) == max(map(len, lists.episodes))
+    for env, episode in enumerate(lists.episodes):
+        assert view.of(env).tolist() == episode
+
+
+appends = {
+    "seed": st.integers(0, 2**32),
+    "num_envs": st.integers(1, 4),
+    "kind": st.sampled_from(TYPES),
+    "sizes": st.lists(st.integers(1, 7), max_size=12),
+    "rate": st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(**appends)
+def test_the_log_is_a_list_of_each_episodes_actions(seed, num_envs, kind, sizes, rate):
+    shape, dtype = kind
+    log, lists = ActionLog.empty(num_envs, shape, dtype), Lists(num_envs)
+    assert_same(log.view(), lists)
+    for actions, ended in chunks(np.random.default_rng(seed), num_envs, shape, dtype, sizes, rate):
+        log.append(actions, ended)
+        lists.append(actions, ended)
+        view = log.view()
+        assert_same(view, lists)
+        assert view.actions().dtype == dtype
+        assert view.actions().shape[1:] == (num_envs, *shape)
+
+
+@settings(max_examples=80, deadline=None)
+@given(**appends, stop=st.integers(0, 12))
+def test_a_log_that_goes_on_from_a_view_is_the_same_log(seed, num_envs, kind, sizes, rate, stop):
+    """From what a checkpoint keeps of it, and from each environment's own actions."""
+    shape, dtype = kind
+    logs, lists = [ActionLog.empty(num_envs, shape, dtype)], Lists(num_envs)
+    for index, (actions, ended) in enumerate(chunks(np.random.default_rng(seed), num_envs, shape, dtype, sizes, rate)):
+        if index == stop:
+            view = logs[0].view()
+            logs.append(ActionLog(view.numbers, view.lengths, view.actions()))
+            own = [np.array(view.of(env)) for env in range(num_envs)]
+            logs.append(ActionLog.of_episodes(view.numbers.tolist(), own))
+        lists.append(actions, ended)
+        for log in logs:
+            log.append(actions.copy(), ended)
+            assert_same(log.view(), lists)
+
+
+@settings(max_examples=100, deadline=None)
+@given(**appends, limit=st.integers(0, 400))
+def test_memory_is_bounded_and_what_outgrew_it_is_said_to_be_lost(seed, num_envs, kind, sizes, rate, limit):
+    """An episode is there as a whole or not at all, and is there if it and the chunks at its ends fit."""
+    shape, dtype = kind
+    log, lists, kept = ActionLog.empty(num_envs, shape, dtype, limit), Lists(num_envs), []
+    step_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize * num_envs
+    for actions, ended in chunks(np.random.default_rng(seed), num_envs, shape, dtype, sizes * 3, rate):
+        lists.append(actions, ended)
+        given_away = actions.copy()
+        kept.append((weakref.ref(given_away), given_away.nbytes))
+        log.append(given_away, ended)
+        del given_away
+        assert sum(size for ref, size in kept if ref() is not None) <= limit
+        view = log.view()
+        assert view.numbers.tolist() == lists.numbers
+        for env, episode in enumerate(lists.episodes):
+            if view.lengths[env] == -1:
+                assert view.of(env) is None
+                assert (len(episode) + max(sizes)) * step_bytes > limit
+            else:
+                assert view.of(env).tolist() == episode
+        del view
+
+
+def test_what_belongs_to_no_episode_in_progress_is_let_go():
+    """A run of a billion steps keeps its last episodes only, far below the limit."""
+    log, refs = ActionLog.empty(2, (), np.uint8), []
+    for step in range(1000):
+        actions = np.full((4, 2), step % 256, np.uint8)
+        refs.append(weakref.ref(actions))
+        log.append(actions, np.array([[False, False], [True, False], [False, False], [False, step % 5 == 0]]))
+        del actions
+        assert sum(ref() is not None for ref in refs) <= 6
+
+
+@settings(max_examples=50, deadline=None)
+@given(**appends)
+def test_a_view_does_not_change_when_the_log_goes_on(seed, num_envs, kind, sizes, rate):
+    shape, dtype = kind
+    log, views = ActionLog.empty(num_envs, shape, dtype, 100), []
+    for actions, ended in chunks(np.random.default_rng(seed), num_envs, shape, dtype, sizes, rate):
+        log.append(actions, ended)
+        view = log.view()
+        parts = [view.numbers, view.lengths, view.actions(), *(view.of(env) for env in range(num_envs))]
+        views.append((view, copy.deepcopy(parts)))
+    for view, before in views:
+        now = [view.numbers, view.lengths, view.actions(), *(view.of(env) for env in range(num_envs))]
+        for a, b in zip(before, now, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_log_knows_what_it_does_not_reach():
+    """An episode that was lost before a checkpoint stays so until it ends, and the next one is whole."""
+    log = ActionLog(np.array([3, 5]), np.array([-1, 2]), np.array([[7, 1], [7, 2]], np.uint8))
+    assert log.view().lengths.tolist() == [-1, 2]
+    log.append(np.array([[8, 3]], np.uint8), np.array([[False, False]]))
+    assert (log.view().of(0), log.view().of(1).tolist()) == (None, [1, 2, 3])
+    log.append(np.array([[9, 4], [10, 5]], np.uint8), np.array([[True, False], [False, False]]))
+    assert log.view().numbers.tolist() == [4, 5]
+    assert [log.view().of(env).tolist() for env in (0, 1)] == [[10], [1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_the_trail_of_all_ranks_is_in_order_of_global_id(num_ranks, shape):
+    """Environment j of rank r is number r * N + j, as everywhere."""
+    steps, n = 4, 3
+    rng = np.random.default_rng(1)
+    actions, obs = rng.random((num_ranks, steps, n, *shape)), rng.random((num_ranks, n, 5))
+    ended = rng.random((num_ranks, steps, n)) < 0.5
+    returns, lengths = rng.random((num_ranks, n)), rng.integers(0, 99, (num_ranks, n))
+    trail = Trail.of_ranks(actions, ended, obs, returns, lengths)
+    assert trail.actions.shape == (steps, num_ranks * n, *shape)
+    for rank in range(num_ranks):
+        for env in range(n):
+            i = rank * n + env
+            for t in range(steps):
+                np.testing.assert_array_equal(trail.actions[t, i], actions[rank, t, env])
+                assert trail.ended[t, i] == ended[rank, t, env]
+            np.testing.assert_array_equal(trail.obs[i], obs[rank, env])
+            assert (trail.returns[i], trail.lengths[i]) == (returns[rank, env], lengths[rank, env])
