@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fabric_ppo.launch import ConfigError, read_launch
 
 ALIGNMENT = 8
 _RENDEZVOUS_SECONDS = 60.0
+_MULTIPLY_ADDS_FOR_THREADS = 2**25
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,24 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     Raises:
         ConfigError: ranks have different flags.
     """
-    set_threads(config.num_threads)
+    torch.set_num_threads(config.num_threads or useful_threads(config))
     set_timeout(config.timeout)
     if config.torch_deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     require_same_config(config, ranks)
 
 
-def set_threads(num_threads: int) -> None:
-    """Set PyTorch's threads; 0 gives this rank its share of the host's cores."""
+def useful_threads(config: Config) -> int:
+    """Threads that a rank makes use of: its share of the host's cores where its matrix products are large, else one.
+
+    Products of a minibatch with small layers take microseconds: threads gain nothing by sharing them, and on a busy
+    machine lose a time slice whenever they wait for each other.
+    """
+    between_layers = [n * m for n, m in pairwise(config.hidden_sizes)]
+    if config.per_rank_batch_size * max(between_layers, default=0) < _MULTIPLY_ADDS_FOR_THREADS:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or max(1, cores // read_launch().local_world_size))
+    return max(1, cores // read_launch().local_world_size)
 
 
 def set_timeout(seconds: float) -> None:
