@@ -48,7 +48,7 @@ class Config:
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
     num_threads: int = 0
-    """PyTorch threads of each rank; 0: the cores of the host over the ranks on it."""
+    """PyTorch threads of each rank; 0: one, or for large matrix products the cores of the host over its ranks."""
     timeout: float = 300.0
     """Seconds after which a rank that does not answer ends the run."""
 

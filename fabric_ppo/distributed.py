@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fabric_ppo.signals import signals
 
 ALIGNMENT = 8
 _RENDEZVOUS_SECONDS = 60.0
+_MULTIPLY_ADDS_FOR_THREADS = 2**25
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     Raises:
         ConfigError: ranks have different flags.
     """
-    set_threads(config.num_threads)
+    torch.set_num_threads(config.num_threads or useful_threads(config))
     set_timeout(config.timeout)
     if config.torch_deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -74,10 +76,17 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
         signals.forward_to([pid for its_host, pid in everybody if its_host == host and pid != os.getpid()])
 
 
-def set_threads(num_threads: int) -> None:
-    """Set PyTorch's threads; 0 gives this rank its share of the host's cores."""
+def useful_threads(config: Config) -> int:
+    """Threads that a rank makes use of: its share of the host's cores where its matrix products are large, else one.
+
+    Products of a minibatch with small layers take microseconds: threads gain nothing by sharing them, and on a busy
+    machine lose a time slice whenever they wait for each other.
+    """
+    between_layers = [n * m for n, m in pairwise(config.hidden_sizes)]
+    if config.per_rank_batch_size * max(between_layers, default=0) < _MULTIPLY_ADDS_FOR_THREADS:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or max(1, cores // read_launch().local_world_size))
+    return max(1, cores // read_launch().local_world_size)
 
 
 def set_timeout(seconds: float) -> None:

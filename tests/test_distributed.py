@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks, require_same_config, set_threads
+from fabric_ppo.distributed import ALONE, Ranks, prepare_process, require_same_config, useful_threads
 from fabric_ppo.launch import ConfigError
 
 
@@ -105,17 +105,26 @@ def test_different_configs_are_refused_by_all_ranks_alike(different):
     assert len(set(calls)) == 1
 
 
-def test_threads_are_the_cores_over_the_ranks_of_the_host(monkeypatch):
+LARGE = {"per_rank_batch_size": 512, "hidden_sizes": (64, 256, 256)}
+
+
+@pytest.mark.parametrize(("local_world_size", "cores"), [("1", 12), ("4", 3), ("5", 2), ("20", 1)])
+def test_large_products_take_the_cores_over_the_ranks_of_the_host(monkeypatch, local_world_size, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    values = {"RANK": "0", "WORLD_SIZE": "40", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local_world_size}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert useful_threads(Config(**LARGE)) == cores
+    for small in ({}, LARGE | {"per_rank_batch_size": 511}, LARGE | {"hidden_sizes": (65536,)}):
+        assert useful_threads(Config(**small)) == 1
+
+
+def test_threads_are_set():
     before = torch.get_num_threads()
     try:
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
-        for local_world_size, expected in (("1", 12), ("4", 3), ("5", 2), ("20", 1)):
-            values = {"RANK": "0", "WORLD_SIZE": "40", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local_world_size}
-            for name, value in values.items():
-                monkeypatch.setenv(name, value)
-            set_threads(0)
+        for asked, expected in ((7, 7), (0, 1)):
+            prepare_process(Config(num_threads=asked), ALONE)
             assert torch.get_num_threads() == expected
-        set_threads(7)
-        assert torch.get_num_threads() == 7
     finally:
         torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(False)
