@@ -34,6 +34,9 @@ DEFAULTS = {
     "--gae-lambda": 0.95,
     "--update-epochs": 10,
     "--normalize-advantages": True,
+    "--normalize-observations": False,
+    "--normalize-rewards": False,
+    "--target-kl": None,
     "--clip-coef": 0.2,
     "--clip-vloss": False,
     "--ent-coef": 0.0,
@@ -45,6 +48,7 @@ DEFAULTS = {
     "--capture-video": False,
     "--test-episodes": 10,
     "--run-dir": None,
+    "--profile": False,
     "--resume": False,
     "--checkpoint-every": 0,
     "--keep-checkpoints": 3,
@@ -59,6 +63,7 @@ OTHER = {
     "--activation-function": (["tanh"], "tanh"),
     "--hidden-sizes": (["8", "16", "4"], (8, 16, 4)),
     "--stop-at-return": (["-150.5"], -150.5),
+    "--target-kl": (["0.02"], 0.02),
     "--run-dir": (["runs/a"], "runs/a"),
 }
 NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
