@@ -126,7 +126,7 @@ class Config:
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be the run's own, but
     for those that leave the result as it is: --total-timesteps (upward), --stop-at-return, --checkpoint-every,
     --keep-checkpoints, --capture-video, --test-episodes, --env-backend (sync, async), --env-timeout, --restart-envs,
-    --timeout, --num-threads, --exp-name, --log-dir."""
+    --timeout, --num-threads, --profile, --exp-name, --log-dir."""
     checkpoint_every: int = 0
     """Updates between checkpoints; 0: about one a minute. There is always one at the end."""
     keep_checkpoints: int = 3
