@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.config import Config, flag
-from fabric_ppo.launch import ConfigError, read_launch
+from fabric_ppo.launch import ConfigError, cores_per_rank
 from fabric_ppo.signals import signals
 
 ALIGNMENT = 8
@@ -83,10 +83,8 @@ def useful_threads(config: Config) -> int:
     machine lose a time slice whenever they wait for each other.
     """
     between_layers = [n * m for n, m in pairwise(config.hidden_sizes)]
-    if config.per_rank_batch_size * max(between_layers, default=0) < _MULTIPLY_ADDS_FOR_THREADS:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // read_launch().local_world_size)
+    is_small = config.per_rank_batch_size * max(between_layers, default=0) < _MULTIPLY_ADDS_FOR_THREADS
+    return 1 if is_small else cores_per_rank()
 
 
 def set_timeout(seconds: float) -> None:
