@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent, Evaluation
-from fabric_ppo.batch import Batch, Minibatches, Rows
+from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
 from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
@@ -123,9 +123,7 @@ def ppo_update(
         config: hyperparameters.
     """
     started = time.perf_counter()
-    history = run_epochs(loss_fn, batch, step, config)
-    num_minibatches = batch.num_minibatches(config.per_rank_batch_size)
-    means, moments = history.mean(0, dtype=torch.float64), _value_moments(batch)
+    means, moments = run_epochs(loss_fn, batch, step, config), _value_moments(batch)
     scalars: list[float] = torch.cat([means, moments]).tolist()  # the first wait for the device
     policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, *sums = scalars
     return Stats(
@@ -136,7 +134,7 @@ def ppo_update(
         clip_fraction=clip_fraction,
         grad_norm=grad_norm,
         value_moments=tuple(sums),
-        gradient_steps=len(history) * num_minibatches,
+        gradient_steps=config.update_epochs * batch.num_minibatches(config.per_rank_batch_size),
         seconds=time.perf_counter() - started,
     )
 
@@ -147,28 +145,28 @@ def run_epochs(
     """The gradient steps of `ppo_update`; nothing here waits for a device.
 
     Returns:
-        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, means over the minibatches of
-        each epoch, `[epochs, 6]`.
+        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, `[6]` float64, each the mean over
+        the minibatches.
     """
-    history = []
-    for epoch in range(config.update_epochs):
-        minibatches = batch.minibatches(epoch, config.per_rank_batch_size)
+    sums = []
+    for epochs in batch.stretches(config.update_epochs):
+        minibatches = batch.minibatches(epochs, config.per_rank_batch_size)
         seen, norms = [], []
         for rows in minibatches:
             loss, *now = loss_fn(rows)
             norms.append(step(loss))
             seen.append(now)
-        history.append(_epoch_means(minibatches, seen, norms, config))
-    return torch.stack(history)
+        sums.append(_logged(minibatches.rows, seen, norms, config))
+    return torch.stack(sums).sum(0) / (config.update_epochs * batch.num_minibatches(config.per_rank_batch_size))
 
 
 @torch.no_grad()
-def _epoch_means(minibatches: Minibatches, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
-    """What is logged of an epoch, for which the agent said `seen` of each minibatch, as means over those; `[6]`."""
+def _logged(rows: Rows, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
+    """What is logged of the rows of some minibatches, for which the agent said `seen`, as sums over those; `[6]`."""
     now = Evaluation(*(torch.cat(column).double() for column in zip(*seen, strict=True)))
-    rows = Rows(*minibatches.rows[:2], *(column.double() for column in minibatches.rows[2:]))
-    losses = losses_of(rows, now, config)  # the weights make them sums over the minibatches
-    return torch.stack([*(total / len(minibatches) for total in losses[1:]), torch.stack(norms).double().mean()])
+    rows = Rows(*rows[:2], *(column.double() for column in rows[2:]))
+    losses = losses_of(rows, now, config)
+    return torch.stack([*losses[1:], torch.stack(norms).double().sum()])
 
 
 def _value_moments(batch: Batch) -> Tensor:
