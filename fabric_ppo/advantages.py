@@ -34,6 +34,7 @@ def gae(
     decay = gamma * gae_lambda * (~(terminated | truncated)).to(values.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
-    for t in range(deltas.shape[0] - 1, -1, -1):
-        running = torch.addcmul(deltas[t], decay[t], running, out=advantages[t])
+    steps = zip(*(each.unbind() for each in (deltas, decay, advantages)), strict=True)
+    for delta, kept, advantage in reversed(list(steps)):
+        running = torch.addcmul(delta, kept, running, out=advantage)
     return advantages, advantages + values

@@ -17,6 +17,8 @@ from fabric_ppo.profile import timed
 from fabric_ppo.rollout import Rollout
 from fabric_ppo.seeding import minibatch_order
 
+_BYTES_AT_A_TIME = 2**24
+
 
 class Rows(NamedTuple):
     """Transitions, one a row, in canonical order: by t, then by global environment id.
@@ -59,36 +61,40 @@ class Batch:
         return -(-most // (self.num_shares * per_rank_batch_size))
 
     @timed("minibatches")
-    def minibatches(self, epoch: int, per_rank_batch_size: int) -> Minibatches:
-        """This rank's part of each minibatch of an epoch.
+    def minibatches(self, epochs: range, per_rank_batch_size: int) -> Minibatches:
+        """This rank's part of each minibatch of some epochs.
 
-        The rows are permuted, cut into chunks whose sizes differ by at most one, and each chunk is split over the
-        shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a dot product with them is
-        the mean over the chunk, however the chunk was split.
+        In each epoch the rows are permuted, cut into chunks whose sizes differ by at most one, and each chunk is
+        split over the shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a dot
+        product with them is the mean over the chunk, however the chunk was split.
         """
         total = len(self.rows.weights)
-        order = minibatch_order(self.seed, self.update, epoch, total)
         num_chunks = self.num_minibatches(per_rank_batch_size)
         parts, scales = [], []
         for chunk in range(num_chunks):
             start, stop = cut(total, chunk, num_chunks)
             first, last = cut(stop - start, self.share, self.num_shares)
             parts.append(slice(start + first, start + last))
-            chunk_rows = stop - start
-            if self.held:
-                chunk_rows = sum(size_of(cut(held, chunk, num_chunks)) for held in self.held)
-            scales.append((len(self.held) or self.num_shares) / chunk_rows)
+            chunk_rows = sum(size_of(cut(held, chunk, num_chunks)) for held in self.held) or stop - start
+            scales.append((len(self.held) or self.num_shares) / max(chunk_rows, 1))
         sizes = [part.stop - part.start for part in parts]
+        orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
         if self.num_shares > 1:
-            order = np.concatenate([order[part] for part in parts])
-        index = torch.from_numpy(order).to(self.rows.weights.device)
+            orders = [order[part] for order in orders for part in parts]
+        index = torch.from_numpy(np.concatenate(orders)).to(self.rows.weights.device)
         rows = Rows(*(column[index] for column in self.rows))
-        scale = torch.from_numpy(np.repeat(scales, sizes)).to(rows.weights)
-        return Minibatches(rows._replace(weights=rows.weights * scale), sizes)
+        scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
+        return Minibatches(rows._replace(weights=rows.weights * scale), sizes * len(epochs))
+
+    def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
+        """Epochs, cut into stretches whose rows may well lie in memory together: as many at a time as take 16 MB."""
+        epoch_bytes = sum(column.nbytes for column in self.rows) // self.num_shares
+        step = 1 if one_by_one else max(1, _BYTES_AT_A_TIME // max(epoch_bytes, 1))
+        return [range(first, min(first + step, num_epochs)) for first in range(0, num_epochs, step)]
 
 
 class Minibatches:
-    """One epoch's minibatches, in order.
+    """Minibatches, in order.
 
     Attributes:
         rows: those of all of them, one minibatch after the other.

@@ -68,7 +68,8 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     torch.set_num_threads(config.num_threads or useful_threads(config))
     set_timeout(config.timeout)
     if config.torch_deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # as use_deterministic_algorithms(True, warn_only=True), which would load the compiler, in seconds
+        torch.set_deterministic_debug_mode("warn")
     require_same_config(config, ranks)
     if ranks.size > 1:
         host = int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7], "big")

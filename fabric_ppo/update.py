@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent, Evaluation
-from fabric_ppo.batch import Batch, Minibatches, Rows
+from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE, Ranks
 from fabric_ppo.fused import FusedLoss, can_fuse
@@ -133,11 +133,9 @@ def ppo_update(
         ranks: those that train together, which end their epochs together.
     """
     started = time.perf_counter()
-    history = run_epochs(loss_fn, batch, step, config, ranks)
-    num_minibatches = batch.num_minibatches(config.per_rank_batch_size)
-    means, moments = history.mean(0, dtype=torch.float64), _value_moments(batch)
+    means, moments = run_epochs(loss_fn, batch, step, config, ranks), _value_moments(batch)
     scalars: list[float] = torch.cat([means, moments]).tolist()  # the first wait for the device
-    policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, *sums = scalars
+    policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, gradient_steps, *sums = scalars
     return Stats(
         policy_loss=policy_loss,
         value_loss=value_loss,
@@ -146,7 +144,7 @@ def ppo_update(
         clip_fraction=clip_fraction,
         grad_norm=grad_norm,
         value_moments=tuple(sums),
-        gradient_steps=len(history) * num_minibatches,
+        gradient_steps=round(gradient_steps),
         seconds=time.perf_counter() - started,
     )
 
@@ -161,31 +159,39 @@ def run_epochs(
     """The gradient steps of `ppo_update`; nothing here waits for a device, but `target_kl` once an epoch.
 
     Returns:
-        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, means over the minibatches of
-        each epoch, `[epochs, 6]`.
+        Policy loss, value loss, entropy, approx_kl, clip_fraction and gradient norm, each the mean over the
+        minibatches, and the number of those, `[7]` float64.
     """
     loss_fn, step = timed("loss")(loss_fn), timed("backward")(step)
-    history = []
-    for epoch in range(config.update_epochs):
-        minibatches = batch.minibatches(epoch, config.per_rank_batch_size)
+    one_by_one = config.target_kl is not None
+    sums, count = [], 0
+    for epochs in batch.stretches(config.update_epochs, one_by_one):
+        minibatches = batch.minibatches(epochs, config.per_rank_batch_size)
         seen, norms = [], []
         for rows in minibatches:
             loss, *now = loss_fn(rows)
             norms.append(step(loss))
             seen.append(now)
-        history.append(_epoch_means(minibatches, seen, norms, config))
-        if config.target_kl is not None and ranks.gather(history[-1][_KL]).mean() > _KL_MARGIN * config.target_kl:
+        sums.append(_logged(minibatches.rows, seen, norms, config))
+        count += len(minibatches)
+        if one_by_one and _is_too_far(sums[-1][_KL] / len(minibatches), config, ranks):
             break
-    return torch.stack(history)
+    return torch.cat([torch.stack(sums).sum(0) / count, sums[0].new_full((1,), count)])
+
+
+def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
+    """Whether the policy has moved as far as it may in one update: the mean over ranks, so that all say the same."""
+    assert config.target_kl is not None
+    return bool(ranks.gather(approx_kl).mean() > _KL_MARGIN * config.target_kl)
 
 
 @torch.no_grad()
-def _epoch_means(minibatches: Minibatches, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
-    """What is logged of an epoch, for which the agent said `seen` of each minibatch, as means over those; `[6]`."""
+def _logged(rows: Rows, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
+    """What is logged of the rows of some minibatches, for which the agent said `seen`, as sums over those; `[6]`."""
     now = Evaluation(*(torch.cat(column).double() for column in zip(*seen, strict=True)))
-    rows = Rows(*minibatches.rows[:2], *(column.double() for column in minibatches.rows[2:]))
-    losses = losses_of(rows, now, config)  # the weights make them sums over the minibatches
-    return torch.stack([*(total / len(minibatches) for total in losses[1:]), torch.stack(norms).double().mean()])
+    rows = Rows(*rows[:2], *(column.double() for column in rows[2:]))
+    losses = losses_of(rows, now, config)
+    return torch.stack([*losses[1:], torch.stack(norms).double().sum()])
 
 
 def _value_moments(batch: Batch) -> Tensor:

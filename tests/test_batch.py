@@ -47,7 +47,7 @@ def numbered(total, weights=None):
 def shares(rows, num_shares, per_rank_batch_size, epoch=0, update=0):
     """`[minibatch][share] -> Rows`."""
     batches = [Batch(rows, share, num_shares, 42, update) for share in range(num_shares)]
-    each = [list(batch.minibatches(epoch, per_rank_batch_size)) for batch in batches]
+    each = [list(batch.minibatches(range(epoch, epoch + 1), per_rank_batch_size)) for batch in batches]
     assert {len(minibatches) for minibatches in each} == {batches[0].num_minibatches(per_rank_batch_size)}
     return [list(parts) for parts in zip(*each, strict=True)]
 
@@ -120,6 +120,30 @@ def test_the_order_is_named_by_update_and_epoch():
     assert len(set(orders.values())) == 9
     assert tuple(range(30)) not in orders.values()
     assert orders[1, 2] == tuple(numbers(shares(numbered(30), 1, 30, 2, 1)[0][0]))
+
+
+@pytest.mark.parametrize("num_shares", [1, 2])
+def test_epochs_of_a_stretch_follow_each_other(num_shares):
+    """Several epochs at a time are the same minibatches as one after the other."""
+    batch = Batch(numbered(23), num_shares - 1, num_shares, 42, 3)
+    together = batch.minibatches(range(1, 4), 4)
+    alone = [part for epoch in range(1, 4) for part in batch.minibatches(range(epoch, epoch + 1), 4)]
+    assert len(together) == len(alone)
+    for got, want in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    for column, parts in zip(together.rows, zip(*together, strict=True), strict=True):
+        assert torch.equal(column, torch.cat(parts))
+
+
+@pytest.mark.parametrize(("rows", "longest"), [(100, 7), (2**16, 4), (2**19, 1)])
+def test_stretches_cover_all_epochs_within_their_memory(rows, longest):
+    """Of seven epochs, as many at a time as fit into 16 MB, but at least one; a row here has 64 bytes."""
+    batch = Batch(Rows(torch.zeros(rows, 4), *torch.zeros(6, rows, dtype=torch.float64)), 0, 1, 42, 0)
+    stretches = batch.stretches(7, False)
+    assert [epoch for epochs in stretches for epoch in epochs] == list(range(7))
+    assert max(map(len, stretches)) == longest
+    halved = dataclasses.replace(batch, num_shares=2).stretches(7, False)
+    assert max(map(len, halved)) == min(7, 2 * longest if longest > 1 else 1)
 
 
 def make_rollout(num_steps, num_envs, seed=0, dtype=torch.float64, invalid=False):

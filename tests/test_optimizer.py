@@ -2,12 +2,15 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from fabric_ppo.optimizer import ClippedAdam
+from tests.runs import ROOT
 
 SHAPES = pytest.mark.parametrize("shapes", [[(37,)], [(3, 4), (4,), ()]], ids=["flat", "several"])
 
@@ -137,3 +140,25 @@ def test_what_is_not_finite_shows(value):
     parameter.grad = torch.tensor([1.0, value, 1.0], dtype=torch.float64)
     assert not math.isfinite(optimizer.step().item())
     assert not torch.isfinite(parameter).all()
+
+
+def test_the_compiler_is_not_loaded():
+    """PyTorch loads it for its optimizers and for `use_deterministic_algorithms`: seconds and 70 MB for nothing."""
+    program = """
+import sys, torch
+from fabric_ppo.config import Config
+from fabric_ppo.distributed import ALONE, prepare_process
+from fabric_ppo.optimizer import ClippedAdam
+prepare_process(Config(), ALONE)
+assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+parameter = torch.nn.Parameter(torch.ones(3))
+optimizer = ClippedAdam([parameter], lr=0.1, eps=1e-5, max_grad_norm=0.5)
+parameter.sum().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+optimizer.zero_grad()
+print([name for name in sys.modules if name in ("torch._dynamo", "torch._inductor.config")])
+"""
+    args = [sys.executable, "-c", program]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

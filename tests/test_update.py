@@ -151,7 +151,7 @@ def test_ranks_that_share_equal_one_rank(action, count):
     step = make_step(module, CONFIG)
     batches = [Batch(rows, share, 2, CONFIG.seed, 2) for share in range(2)]
     for epoch in range(CONFIG.update_epochs):
-        for parts in zip(*(batch.minibatches(epoch, 8) for batch in batches), strict=True):
+        for parts in zip(*(batch.minibatches(range(epoch, epoch + 1), 8) for batch in batches), strict=True):
             slopes = [torch.autograd.grad(module(part).loss, module.weights.flat)[0] for part in parts]
             step((module.weights.flat * ((slopes[0] + slopes[1]) / 2)).sum())
     for got, want in zip(together.parameters(), alone.parameters(), strict=True):
