@@ -27,7 +27,7 @@ class ConfigError(ValueError):
     """Something that the user can get wrong: one line that names it and says what would be right."""
 
     def __init__(self, message: str) -> None:
-        """Take `message`, which may hold anything that was given: escape what is not printable, shorten what is long."""
+        """Take `message`, which may hold anything: escape what is not printable, shorten what is long."""
         if len(message) > _LONGEST_LINE:
             message = f"{message[: _LONGEST_LINE // 2]} ... {message[-_LONGEST_LINE // 2 :]}"
         super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
