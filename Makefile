@@ -7,8 +7,10 @@ TRAIN_FLAGS ?= --capture-video --env-id LunarLander-v2 --total-timesteps 500000 
 TEST_FLAGS ?=
 BENCH_FLAGS ?= all --rounds 5
 RESULTS := benchmarks/results
+STRESS_FLAGS ?=
+FUZZ_FLAGS ?=
 
-.PHONY: train test check format lint types bench bench-fast bench-install install clean
+.PHONY: train test stress fuzz check format lint types bench bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -16,6 +18,14 @@ train: install
 
 test: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
+
+# Kills training some 150 times, resumes it and compares: about 20 minutes.
+stress: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m tests.stress $(STRESS_FLAGS)
+
+# Thousands of hostile command lines and files: about 15 minutes.
+fuzz: install
+	cd "$(CURDIR)" && FABRIC_PPO_FUZZ=1 "$(BIN)/python" -m pytest tests/test_fuzz.py -s $(FUZZ_FLAGS)
 
 check: lint types test
 

@@ -85,7 +85,7 @@ class Checkpoint:
         try:
             header = json.loads(rest[8 : 8 + int.from_bytes(rest[:8], "little")])
             return cls(load(rest), json.loads(header["__metadata__"]["values"]))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"not a checkpoint of this program ({error})") from None
 
 
@@ -99,9 +99,9 @@ def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_bes
     for stale in folder.glob(".*.tmp"):
         stale.unlink()  # a kill in the middle of a write leaves one
     path = folder / f"update_{update}.ckpt"
-    write_atomically(path, content)
     if is_best:
-        write_atomically(folder / BEST, content)
+        write_atomically(folder / BEST, content)  # first: a run killed between the two comes here again
+    write_atomically(path, content)
     for old in list(newest_first(folder))[keep:]:
         old.unlink()
     return path

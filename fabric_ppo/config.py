@@ -272,11 +272,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
     if not holds:
-        value = getattr(config, name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise ConfigError(f"{flag(name)} {shown}".rstrip() + f": {accepted} is expected")
+        raise ConfigError(f"{flag(name)} {_shown(getattr(config, name))}".rstrip() + f": {accepted} is expected")
+
+
+def _shown(value: Any) -> str:
+    """A value in an error; of what a YAML file nests, which can be endless, only that it is nested."""
+    parts = value if isinstance(value, tuple) else (value,)
+    nested = (list, tuple, dict, set)
+    return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
 
 
 def _kinds(config_type: type[Config]) -> dict[str, Any]:
@@ -333,8 +342,9 @@ def resolve_env_id(env_id: str) -> str:
         if plain_id in gymnasium.registry:
             return env_id
         namespace, name, version = registration.parse_env_id(plain_id)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ConfigError(f"--env-id {env_id}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the module is the user's: it may raise anything
+        kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"--env-id {env_id}: {kind}{_first_line(error)}") from None
     newest = registration.find_highest_version(namespace, name)
     if version is not None and newest is not None and version < newest:
         successor = module + colon + registration.get_env_id(namespace, name, newest)
@@ -386,8 +396,8 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    except Exception as error:  # what PyYAML makes of a bad `!!int` alone has five types
+        reason = error.strerror if isinstance(error, OSError) else _first_line(error)
         raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
@@ -401,16 +411,23 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
     if foreign := sorted(values.keys() - own):
         tell(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
     kinds = _kinds(config_type)
-    return {key: _from_yaml(value, kinds[key]) for key, value in values.items() if key in own}
+    return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
 
 
-def _from_yaml(value: Any, kind: Any) -> Any:
-    """A list as a tuple, and what YAML 1.1 takes for text since it has no point, such as 3e-4, as a number."""
+def _from_yaml(name: str, value: Any, kind: Any) -> Any:
+    """A list as a tuple, and what YAML 1.1 takes for text since it has no point, such as 3e-4, as a number.
+
+    Raises:
+        ConfigError: it has another type than its flag.
+    """
+    is_number = kind is float or float in get_args(kind)
     if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and (kind is float or float in get_args(kind)):
-        with contextlib.suppress(ValueError):
-            return float(value)
+        value = tuple(value)
+    elif is_number and type(value) in (str, int):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    if not _has_type(value, kind):
+        raise ConfigError(f"{flag(name)} {_shown(value)}".rstrip() + f": {_accepted(kind)} is expected")
     return value
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SECONDS_FOR_RANK_ZERO = 2.0
+_LONGEST_LINE = 1500
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
 
@@ -24,6 +25,12 @@ _ENVIRONMENTAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 
 class ConfigError(ValueError):
     """Something that the user can get wrong: one line that names it and says what would be right."""
+
+    def __init__(self, message: str) -> None:
+        """Take `message`, which may hold anything: escape what is not printable, shorten what is long."""
+        if len(message) > _LONGEST_LINE:
+            message = f"{message[: _LONGEST_LINE // 2]} ... {message[-_LONGEST_LINE // 2 :]}"
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 class LostContactError(RuntimeError):

@@ -96,22 +96,24 @@ def cut_back(run_dir: Path, updates: int, env_steps: int) -> None:
 
 
 def _lines_until(content: bytes, updates: int) -> Iterator[bytes]:
+    """The lines up to an update, or to one that is damaged."""
     for line in content.splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["update"] > updates:
+        try:
+            goes_on = line.endswith(b"\n") and json.loads(line)["update"] <= updates
+        except (ValueError, KeyError, TypeError, RecursionError):
+            goes_on = False
+        if not goes_on:
             return
         yield line
 
 
 def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
     """The records of event files that say what the file is, or a scalar up to `env_steps`; tests come again."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     seen = set()  # a kill in the middle of cutting back leaves records in two files
     for path in paths:
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
+        for event, record in _events(path):
             tags = tuple(value.tag for value in event.summary.value)
             key = (event.step, event.file_version, tags)
             is_scalar = 0 < event.step <= env_steps and not any(tag.startswith("Test/") for tag in tags)
@@ -120,6 +122,18 @@ def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
                 kept = io.BytesIO()
                 RecordWriter(kept).write(record)
                 yield kept.getvalue()
+
+
+def _events(path: Path) -> Iterator[tuple[Any, bytes]]:
+    """The events of a file and what they were read from, until the end or what is damaged."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.errors import OpError
+
+    with contextlib.suppress(OpError, DecodeError):
+        for record in RawEventFileLoader(str(path)).Load():
+            yield Event.FromString(record), record
 
 
 def markdown_table(values: Mapping[str, Any]) -> str:

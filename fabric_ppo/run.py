@@ -43,6 +43,8 @@ from fabric_ppo.run_state import (
     optimizer_tensors,
     past_episodes,
     require_same_run,
+    require_tensors,
+    require_values,
     surroundings,
 )
 from fabric_ppo.signals import signals
@@ -168,7 +170,11 @@ class Run(contextlib.ExitStack):
             self.callback(lock_folder(self.dir))
         checkpoint = find_checkpoint(self.dir, self._ranks)
         if checkpoint is not None:
-            require_same_run(self._config, self._script, read_launch().world_size, checkpoint.values)
+            with self._fitting():
+                require_values(checkpoint.values)
+                require_same_run(self._config, self._script, read_launch().world_size, checkpoint.values)
+                if checkpoint.values["update"] > self.num_updates:
+                    raise ValueError(f"it is of update {checkpoint.values['update']} of {self.num_updates}")
             self.first_update, self.env_steps = checkpoint.values["update"], checkpoint.values["env_steps"]
         if has_folder:
             self._writes.do("what was logged", cut_back, self.dir, self.first_update, self.env_steps)
@@ -215,20 +221,32 @@ class Run(contextlib.ExitStack):
             self._log = ActionLog.empty(buffer.num_envs * self._ranks.size, buffer.actions.shape[2:], buffer.log_dtype)
         else:
             first_env = self._ranks.rank * buffer.num_envs
-            try:
+            with self._fitting():
+                all_envs = buffer.num_envs * self._ranks.size
+                obs, actions = (
+                    torch.from_numpy(np.zeros((all_envs, *like.shape[2:]), dtype))
+                    for like, dtype in ((buffer.obs, buffer.obs.dtype), (buffer.actions, buffer.log_dtype))
+                )
+                env = {"obs": obs, "actions": actions[None]}
+                require_tensors(self._resumed_from, agent, getattr(self._config, "overlap", False), env)
                 self._load(self._resumed_from)
                 past = past_episodes(self._resumed_from, first_env, buffer.num_envs, buffer.envs.spec.action)
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ConfigError(f"--resume: the checkpoint in {self.dir} does not fit this run ({reason})") from None
             self._rebuild_episodes(buffer, past, action_arrays(self._resumed_from))
         self._guard = Guard(agent)
 
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Say of the checkpoint that it does not fit, where something inside fails."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"--resume: the checkpoint in {self.dir} does not fit this run ({reason})") from None
+
     def _load(self, checkpoint: Checkpoint) -> None:
         values = checkpoint.values
-        groups = [checkpoint.under(f"{group}.") for group in ("weights", "optimizer", "in_flight")]
-        if not all(bool(tensor.isfinite().all()) for group in groups for tensor in group.values()):
-            raise ValueError("it holds numbers that are not finite")
         if values["env_spec"] != self._constants["env_spec"]:
             raise ValueError("the environment has other spaces now")
         self._agent.load_state_dict(checkpoint.under("weights."))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fabric_ppo.checkpoint import Checkpoint, newest_intact, save_checkpoint
 from fabric_ppo.config import MAY_DIFFER, Config, flag
@@ -95,6 +95,80 @@ class Snapshot:
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor in memory of its own, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+_NUMBER = (int, float)
+_VALUES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("script", "env_spec", "agent"), (str,)),
+    **dict.fromkeys(("config", "surroundings"), (dict,)),
+    **dict.fromkeys(("world_size", "update", "env_steps", "gradient_steps", "resumes"), (int,)),
+    **dict.fromkeys(("train_seconds", "wall_seconds"), _NUMBER),
+    **dict.fromkeys(("return_mean", "best_return"), (*_NUMBER, type(None))),
+    **dict.fromkeys(("window", "state_sizes"), (list,)),
+    "exact_resume": (bool,),
+}
+_MOST = 2**53
+
+
+def require_values(values: Any) -> None:
+    """See that a checkpoint's values are such as `Snapshot` has them; whoever made the file knows its checksum too.
+
+    Raises:
+        ValueError: they are not; says which.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it holds no values")
+    for name, kinds in _VALUES.items():
+        if name not in values or type(values[name]) not in kinds:
+            raise ValueError(f"its {name} is of another kind")
+    lists = {"window": _NUMBER, "state_sizes": (int,)}
+    for name, kinds in lists.items():
+        if not all(type(each) in kinds for each in values[name]):
+            raise ValueError(f"its {name} is of another kind")
+    alone = [each for name, each in values.items() if name in _VALUES and type(each) in _NUMBER]
+    if not all(-_MOST < each < _MOST for each in [*alone, *values["window"], *values["state_sizes"]]):
+        raise ValueError("it holds numbers that are not finite or too large")
+    if values["update"] < 1 or min(values["env_steps"], values["resumes"], values["world_size"]) < 0:
+        raise ValueError("its counts cannot be")
+
+
+def require_tensors(checkpoint: Checkpoint, agent: nn.Module, overlap: bool, env: Mapping[str, Tensor]) -> None:
+    """See that a checkpoint's tensors have the names, types and shapes that `Snapshot` gives them, and are finite.
+
+    Args:
+        checkpoint: whose values have been checked.
+        agent: what they are for.
+        overlap: whether rollouts and updates overlap.
+        env: what `obs` and `actions` of all environments are like; the number of steps of `actions` is free.
+
+    Raises:
+        ValueError: they do not fit; says which.
+    """
+    weights = agent.state_dict()
+    flat = torch.cat([parameter.detach().flatten() for parameter in agent.parameters()])
+    counts = torch.zeros(env["obs"].shape[0], dtype=torch.int64)
+    expected = {f"weights.{name}": tensor for name, tensor in weights.items()}
+    expected |= {f"in_flight.{name}": tensor for name, tensor in weights.items() if overlap}
+    expected |= {"optimizer.0.step": torch.zeros(()), "optimizer.0.exp_avg": flat, "optimizer.0.exp_avg_sq": flat}
+    expected |= {f"env.{name}": counts for name in ("lengths", "numbers", "logged")} | {"env.returns": counts.double()}
+    expected |= {"env.obs": env["obs"], "env.actions": env["actions"]}
+    expected["env.states"] = torch.zeros(sum(checkpoint.values["state_sizes"]), dtype=torch.uint8)
+    tensors = checkpoint.tensors
+    if odd := sorted(tensors.keys() ^ expected.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
+    for name, tensor in tensors.items():
+        shape = (*tensor.shape[:1], *expected[name].shape[1:]) if name == "env.actions" else expected[name].shape
+        if tensor.dtype != expected[name].dtype or tensor.shape != shape:
+            raise ValueError(f"{name} has another type or shape")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+    numbers, lengths, logged = (tensors[f"env.{name}"] for name in ("numbers", "lengths", "logged"))
+    within = bool((logged <= len(tensors["env.actions"])).all()) and bool((logged >= -1).all())
+    if not within or bool((lengths < 0).any()) or bool((numbers < 0).any()) or bool((numbers >= 2**32).any()):
+        raise ValueError("its counts of episodes or steps cannot be")
+    sizes = checkpoint.values["state_sizes"]
+    if any(size < 0 for size in sizes) or len(sizes) not in (0, len(counts)):
+        raise ValueError("its state_sizes do not fit")
 
 
 def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action: SpaceSpec) -> list[PastEpisode]:

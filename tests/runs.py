@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from multiprocessing import connection
 from pathlib import Path
 
 import torch.utils.tensorboard
@@ -66,23 +68,38 @@ def in_fork(function, *args, timeout: float = 60):
 
 
 def run_ranks(script: str, configs: list, precision: str | None = None, timeout: float = 120) -> list[str]:
-    """`main(config)` of a script in one forked process a rank; what each raised, or the empty string."""
+    """`main(config)` of a script in one forked process a rank; what each raised or died of, or the empty string."""
     context = multiprocessing.get_context("fork")
-    errors = context.Queue()
-    port = free_port()
-    ranks = [
-        context.Process(target=_rank, args=(script, config, rank, len(configs), port, precision, errors))
-        for rank, config in enumerate(configs)
-    ]
+    port, ranks, answers = free_port(), [], []
+    for rank, config in enumerate(configs):
+        ours, theirs = context.Pipe(duplex=False)
+        args = (script, config, rank, len(configs), port, precision, theirs)
+        ranks.append(context.Process(target=_rank, args=args))
+        ranks[-1].start()
+        theirs.close()
+        answers.append(ours)
+    deadline, said = time.monotonic() + timeout, []
+    for rank, answer in zip(ranks, answers, strict=True):
+        connection.wait([rank.sentinel, answer], max(0.0, deadline - time.monotonic()))
+        said.append(_said(rank, answer))
     for rank in ranks:
-        rank.start()
-    said = dict(errors.get(timeout=timeout) for _ in ranks)
-    for rank in ranks:
-        rank.join(timeout)
-    return [said[rank] for rank in range(len(configs))]
+        rank.join(max(0.1, deadline - time.monotonic()))
+        if rank.is_alive():
+            rank.kill()
+    return said
 
 
-def _rank(script: str, config, rank: int, size: int, port: int, precision: str | None, errors) -> None:
+def _said(rank, answer) -> str:
+    try:
+        if answer.poll():
+            return answer.recv()
+    except EOFError:
+        pass
+    rank.join(1.0)
+    return f"exit code {rank.exitcode}"  # None: it hangs
+
+
+def _rank(script: str, config, rank: int, size: int, port: int, precision: str | None, answer) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
@@ -96,9 +113,9 @@ def _rank(script: str, config, rank: int, size: int, port: int, precision: str |
             del os.environ[key]
     try:
         SCRIPTS[script].main(config)
-        errors.put((rank, ""))
+        answer.send("")
     except BaseException:
-        errors.put((rank, traceback.format_exc()))
+        answer.send(traceback.format_exc())
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -232,6 +232,23 @@ class Uncertain(gymnasium.Env):
         return np.random.rand(1).astype(np.float32), 0.0, False, False, {}  # noqa: NPY002
 
 
+class Remembers(gymnasium.Env):
+    """Pays by how many different seeds it has been given: as one that keeps what it built for the last one."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        self.seeds = set()
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.add(seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), len(self.seeds), False, False, {}
+
+
 def running_rewards(**options):
     return gymnasium.wrappers.NormalizeReward(gymnasium.make("CartPole-v1", **options))
 
@@ -243,6 +260,7 @@ def running_observations(**options):
 for name in ("obs", "reward"):
     gymnasium.register(f"Drifts{name.title()}-v0", Drifts, kwargs={"what": name})
 gymnasium.register("Uncertain-v0", Uncertain)
+gymnasium.register("Remembers-v0", Remembers)
 gymnasium.register("RunningRewards-v0", running_rewards)
 gymnasium.register("RunningObservations-v0", running_observations)
 
@@ -282,6 +300,7 @@ def test_what_does_not_follow_from_seed_and_actions_is_noticed(open_envs, env_id
         ("DriftsObs-v0", False),
         ("DriftsReward-v0", False),
         ("Uncertain-v0", False),
+        ("Remembers-v0", False),
         ("RunningRewards-v0", False),
         ("RunningObservations-v0", False),
     ],
