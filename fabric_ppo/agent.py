@@ -117,15 +117,17 @@ class Agent(nn.Module):
         params = self.policy_params(self.encoder(obs, self.dtype))
         return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
 
-    def actor(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """`act` with noise, for as long as the weights stay as they are; for stepping environments."""
+    def actor(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`(obs, noise) -> (actions, params)`, as `act` and `policy_params`, while the weights stay as they are."""
         policy, sample, dtype = self.policy.frozen(), self.distribution.sample, self.dtype
         encode = None if self.encoder.is_identity(dtype) else self.encoder
         log_std = self.log_std
 
-        def act(obs: Tensor, noise: Tensor) -> Tensor:
+        def act(obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             params = policy(obs if encode is None else encode(obs, dtype))
-            return sample(params if log_std is None else torch.cat([params, log_std.expand_as(params)], -1), noise)
+            if log_std is not None:
+                params = torch.cat([params, log_std.expand_as(params)], dim=-1)
+            return sample(params, noise), params
 
         return act
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -131,8 +132,8 @@ class RolloutBuffer:
 def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Rollout:
     """Step the environments T times and value what was seen.
 
-    Per step the agent only picks actions; values and log-probabilities follow in one pass, as the weights do not
-    change meanwhile.
+    Per step the agent only picks actions; values follow in one pass, as the weights do not change meanwhile, and
+    log-probabilities from what the actions were drawn with.
 
     Args:
         envs: this rank's environments.
@@ -142,19 +143,41 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
         update: which rollout this is; with `seed` it names the action noise.
     """
     started = time.perf_counter()
+    noise = _noise(agent, buffer, seed, update)
+    with _one_thread():
+        params = _step_environments(envs, agent, buffer, noise)
+    log_probs = agent.distribution.log_prob(params, torch.from_numpy(buffer.actions).flatten(0, 1))
+    return _rollout(agent, buffer, log_probs.view(buffer.num_steps, buffer.num_envs), started)
+
+
+def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
+    """Fill the buffer; the parameters of the distributions that the actions were drawn from, `[T * N, num_params]`."""
     to_env_actions = ActionConverter(envs.spec.action)
-    act, on_cpu = agent.actor(), agent.device.type == "cpu"
+    act, device = agent.actor(), agent.device
     staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
     buffer.ensure_started()
+    all_params = []
     buffer.finals = []
     buffer.obs[0] = buffer.obs[-1]
-    for t, noise in enumerate(_noise(agent, buffer, seed, update).unbind()):
+    for t, noise_of_step in enumerate(noise.unbind()):
         buffer.staged_obs[:n] = buffer.obs[t]
-        drawn = act(staged, noise) if on_cpu else act(staged.to(agent.device), noise).cpu()
-        actions = buffer.actions[t] = drawn.numpy()[:n]
+        drawn, params = act(staged if device.type == "cpu" else staged.to(device), noise_of_step)
+        all_params.append(params[:n])
+        actions = buffer.actions[t] = drawn.cpu().numpy()[:n]
         into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
         buffer.finals += [(t, final) for final in envs.step(to_env_actions(actions), *into)]
-    return _rollout(agent, buffer, started)
+    return torch.cat(all_params).cpu()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread: a few rows gain nothing from more, and environments may want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
@@ -166,9 +189,9 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
     return noise.to(agent.device)
 
 
-def _rollout(agent: Agent, buffer: RolloutBuffer, started: float) -> Rollout:
+def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: float) -> Rollout:
     t = buffer.num_steps
-    log_probs, values, next_values = _value(agent, buffer)
+    values, next_values = _value(agent, buffer)
     episodes = _ended_episodes(buffer)
     return Rollout(
         obs=torch.from_numpy(buffer.obs[:t]),
@@ -201,23 +224,23 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         buffer: still holding the rollout.
         rollout: as collected.
     """
-    log_probs, values, next_values = _value(agent, buffer)
+    rows = rollout.obs.flatten(0, 1), rollout.actions.flatten(0, 1)
+    log_probs = _in_passes(agent.log_probs, *rows, agent=agent).view(rollout.log_probs.shape)
+    values, next_values = _value(agent, buffer)
     importance = (log_probs - rollout.log_probs).exp()
     return replace(rollout, log_probs=log_probs, importance=importance, values=values, next_values=next_values)
 
 
-def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the buffer's actions, values, and values of the true successors, each `[T, N]`."""
+def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
+    """Values of the buffer's observations and of their true successors, each `[T, N]`."""
     t, n = buffer.num_steps, buffer.num_envs
-    obs, actions = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.actions)
-    log_probs = _in_passes(agent.log_probs, obs[:t].flatten(0, 1), actions.flatten(0, 1), agent=agent).view(t, n)
-    values = _in_passes(agent.values, obs.flatten(0, 1), agent=agent).view(t + 1, n)
+    values = _in_passes(agent.values, torch.from_numpy(buffer.obs).flatten(0, 1), agent=agent).view(t + 1, n)
     next_values = values[1:].clone()
     if cut := [(step, final) for step, final in buffer.finals if buffer.truncated[step, final.env]]:
         final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
         at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
         next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
-    return log_probs, values[:t], next_values
+    return values[:t], next_values
 
 
 def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:
@@ -229,18 +252,22 @@ def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -
 
 def _ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
     """The episodes that ended in this rollout; carries those in progress over to the next."""
-    rewards = np.where(buffer.valid, buffer.rewards, 0)
-    first_step = np.zeros(buffer.num_envs, np.int64)
-
-    def tally(env: int, end: int) -> tuple[float, int]:
-        steps = slice(first_step[env], end)
-        ret = buffer.returns[env] + rewards[steps, env].sum(dtype=np.float64)
-        return float(ret), int(buffer.lengths[env] + buffer.valid[steps, env].sum())
-
-    episodes = []
-    for t, env in np.argwhere(buffer.terminated | buffer.truncated).tolist():
-        episodes.append(Episode(t, buffer.first_env + env, *tally(env, t + 1)))
-        first_step[env], buffer.returns[env], buffer.lengths[env] = t + 1, 0.0, 0
-    for env in range(buffer.num_envs):
-        buffer.returns[env], buffer.lengths[env] = tally(env, buffer.num_steps)
-    return episodes
+    steps, num_envs = buffer.rewards.shape
+    ended = (buffer.terminated | buffer.truncated).T
+    # one column more than steps: what follows an environment's last step begins an episode too, maybe an empty one
+    begins = np.ones((num_envs, steps + 1), np.bool_)
+    begins[:, 1:] = ended
+    rewards, valid = np.zeros((num_envs, steps + 1), np.float64), np.zeros((num_envs, steps + 1), np.int64)
+    valid[:, :-1] = buffer.valid.T
+    np.copyto(rewards[:, :-1], buffer.rewards.T, where=buffer.valid.T)
+    at = np.flatnonzero(begins)
+    returns, lengths = np.add.reduceat(rewards.ravel(), at), np.add.reduceat(valid.ravel(), at)
+    last = begins.sum(1).cumsum() - 1  # of each environment: the episode in progress
+    first = np.append(0, last[:-1] + 1)  # of each environment: goes on with what the last rollout left in progress
+    returns[first] += buffer.returns
+    lengths[first] += buffer.lengths
+    buffer.returns, buffer.lengths = returns[last], lengths[last]
+    env, t = np.nonzero(ended)
+    columns = t, buffer.first_env + env, np.delete(returns, last), np.delete(lengths, last)
+    in_order = np.lexsort((env, t))
+    return [Episode(*row) for row in zip(*(column[in_order].tolist() for column in columns), strict=True)]
