@@ -48,14 +48,14 @@ class Config:
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
     num_threads: int = 0
-    """PyTorch threads of each rank; 0: the cores of the host over the ranks on it."""
+    """Threads of each rank, PyTorch's and EnvPool's; 0: the cores of the host over the ranks on it."""
     timeout: float = 300.0
     """Seconds after which a rank that does not answer ends the run."""
 
     env_id: str = "CartPole-v1"
     """Environment: an id that `gymnasium.make` takes, `module:Env-v0` included."""
-    env_backend: Literal["sync", "async"] = "sync"
-    """Where environments run: in this process (sync) or in a worker process each (async)."""
+    env_backend: Literal["sync", "async", "envpool"] = "sync"
+    """Where environments run: in this process (sync), in a worker process each (async), in EnvPool's threads."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
     restart_envs: bool = False
@@ -108,7 +108,7 @@ class Config:
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
 
     capture_video: bool = False
-    """Record environment 0 of rank 0 into train_videos/, and one test episode into test_videos/."""
+    """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""
     test_episodes: int = 10
     """Greedy episodes played at the end."""
     run_dir: str | None = None
@@ -147,10 +147,13 @@ class Config:
             raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
         if self.restart_envs and self.env_backend != "async":
             raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+        if self.env_backend == "envpool":
+            _require(self, "num_steps", self.num_steps >= 2, "with EnvPool a whole number from 2 up")
         stop = self.stop_at_return
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
-        object.__setattr__(self, "env_id", resolve_env_id(self.env_id))
+        resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
+        object.__setattr__(self, "env_id", resolve(self.env_id))
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.
@@ -331,6 +334,34 @@ def resolve_env_id(env_id: str) -> str:
     nearest = [known[key] for key in difflib.get_close_matches(plain_id.lower(), known, n=3, cutoff=0.4)]
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
     raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
+
+
+@lru_cache
+def resolve_envpool_id(env_id: str) -> str:
+    """The id that runs in EnvPool's environments, and in Gymnasium's for the test; see `resolve_env_id`.
+
+    Raises:
+        ConfigError: EnvPool cannot be imported, or EnvPool or Gymnasium has no such environment.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
+        ) from None
+    known = envpool.list_all_envs()
+    try:
+        resolved = resolve_env_id(env_id)
+    except ConfigError:
+        if env_id in known:
+            raise ConfigError(
+                f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
+            ) from None
+        raise
+    if resolved not in known:
+        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; --env-backend sync or async is expected")
+    return resolved
 
 
 def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.config import Config, flag
-from fabric_ppo.launch import ConfigError, read_launch
+from fabric_ppo.launch import ConfigError, cores_per_rank
 from fabric_ppo.signals import signals
 
 ALIGNMENT = 8
@@ -76,8 +76,7 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
 
 def set_threads(num_threads: int) -> None:
     """Set PyTorch's threads; 0 gives this rank its share of the host's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or max(1, cores // read_launch().local_world_size))
+    torch.set_num_threads(num_threads or cores_per_rank())
 
 
 def set_timeout(seconds: float) -> None:

@@ -76,6 +76,12 @@ def read_launch() -> Launch:
     return Launch(rank, world_size, local_rank, local_world_size)
 
 
+def cores_per_rank() -> int:
+    """This rank's share of the cores that the host lends it, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // read_launch().local_world_size)
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks for all of them."""
     return os.environ.get("RANK", "0") == "0"

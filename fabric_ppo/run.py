@@ -125,7 +125,7 @@ class Run(contextlib.ExitStack):
         num_updates: how many updates the run has.
         first_update: the one that it begins with; not 0 where it was resumed.
         dir: its folder; a run that cannot start leaves none.
-        video_dir: where training videos go; empty for none.
+        video_dir: where training videos go; empty for none (EnvPool's environments cannot be recorded).
         env_steps: transitions so far, over all ranks.
     """
 
@@ -145,7 +145,8 @@ class Run(contextlib.ExitStack):
         self._wall_started = time.perf_counter()
         self._config, self._script, self._ranks, self._leads = config, script, ranks, ranks.rank == 0
         self.dir = run_dir
-        self.video_dir = str(run_dir / "train_videos") if config.capture_video else ""
+        records = config.capture_video and config.env_backend != "envpool"
+        self.video_dir = str(run_dir / "train_videos") if records else ""
         self.num_updates = config.num_updates(ranks.size)
         self._steps_per_update = config.num_steps * config.num_envs * ranks.size
         self.first_update = self.env_steps = self._updates = self._gradient_steps = self._resumes = 0
@@ -454,7 +455,7 @@ class Run(contextlib.ExitStack):
         print(f"summary {self.dir / 'summary.json'}")
         print(f"curves  tensorboard --logdir {self.dir}")
         if self._config.capture_video:
-            print(f"videos  {self.dir / 'train_videos'}, {self.dir / 'test_videos'}")
+            print("videos ", ", ".join(filter(None, [self.video_dir, str(self.dir / "test_videos")])))
         print(f"again   python -m fabric_ppo evaluate {self.dir}", flush=True)
 
 

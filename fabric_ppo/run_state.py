@@ -269,13 +269,16 @@ def require_same_run(config: Config, script: str, world_size: int, values: Mappi
             "that or more is expected"
         )
     per_rank = _per_rank_flags(script, values["world_size"], world_size, config.share_data)
+    may_differ = set(MAY_DIFFER)
+    if "envpool" in (before.get("env_backend"), now["env_backend"]):
+        may_differ.remove("env_backend")  # EnvPool's episodes are others than Gymnasium's
     differing = []
     for name in now:
         factors = per_rank.get(name, (1, 1))
         same = (
             before.get(name) == now[name] if factors == (1, 1) else before[name] * factors[0] == now[name] * factors[1]
         )
-        if name not in MAY_DIFFER and not same:
+        if name not in may_differ and not same:
             differing.append(f"{flag(name)} {now[name]} (the run has {before.get(name)})")
     if differing:
         raise ConfigError(f"--resume: {', '.join(differing)}: the run's own values are expected")

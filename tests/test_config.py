@@ -371,7 +371,7 @@ def test_numbers_in_yaml_as_people_write_them(yaml_file, text, value):
         ("anneal_lr: 0", ["--anneal-lr 0: ", "true or false"]),
         ("hidden_sizes: [64, wide]", ["--hidden-sizes 64 wide: ", "whole numbers"]),
         ("hidden_sizes: []", ["--hidden-sizes", "whole numbers"]),
-        ("env_backend: thread", ["--env-backend thread: ", "sync, async"]),
+        ("env_backend: thread", ["--env-backend thread: ", "sync, async, envpool"]),
         ("nun_envs: 3", ["--config ", "unknown key nun_envs", "num_envs?"]),
         ("zzzzzzzz: 3", ["--config ", "unknown key zzzzzzzz", "--help"]),
         ("config: other.yaml", ["--config ", "unknown key config"]),

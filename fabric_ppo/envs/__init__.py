@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fabric_ppo.config import Config
 from fabric_ppo.envs.base import EnvironmentFault, EnvSettings, FinalObs, VectorEnvs
+from fabric_ppo.launch import cores_per_rank
 
 __all__ = ["EnvSettings", "EnvironmentFault", "FinalObs", "VectorEnvs", "make_envs"]
 
@@ -29,7 +30,12 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         video_dir=video_dir,
         timeout=config.env_timeout,
         restart=config.restart_envs,
+        num_threads=config.num_threads or cores_per_rank(),
     )
+    if config.env_backend == "envpool":
+        from fabric_ppo.envs.envpool_envs import EnvPoolEnvs
+
+        return EnvPoolEnvs(settings)
     if config.env_backend == "async":
         from fabric_ppo.envs.async_envs import AsyncEnvs
 

@@ -53,6 +53,7 @@ class EnvSettings:
         video_dir: where environment 0 is recorded, if this rank has it; empty for no video.
         timeout: seconds that a worker process may take for one step or reset.
         restart: replace a worker process that died or hangs.
+        num_threads: how many threads a backend that has its own may start.
     """
 
     env_id: str
@@ -63,6 +64,7 @@ class EnvSettings:
     video_dir: str = ""
     timeout: float = 60.0
     restart: bool = False
+    num_threads: int = 1
 
 
 class VectorEnvs(ABC):
@@ -91,7 +93,9 @@ class VectorEnvs(ABC):
         """Take one step in each environment and write what follows into the arrays, `[N, ...]`.
 
         Where an episode ended, `obs` is already the next one's first observation, and its final one is returned.
-        `valid` is false for a row that is no transition (a backend that resets on the following call has those).
+        A backend that resets on the following call instead leaves the final observation in `obs` and returns nothing
+        for it; the following call ignores the action, brings the next episode's first observation, and is marked as
+        no transition: `valid` is false. `valid` and the end of an episode never come with the same row.
 
         Args:
             actions: as the environments take them (`spaces.ActionConverter`), `[N, *shape]`.
@@ -300,7 +304,7 @@ class Episodes:
     def _check(self, obs: Any, call: str) -> None:
         if getattr(obs, "shape", ()) != self._shape and np.shape(obs) != self._shape:
             raise self._fault(f"{call} returned an observation of shape {np.shape(obs)}; {self._shape} is expected")
-        if self._checks_obs and not _all_finite(obs):
+        if self._checks_obs and not all_finite(obs):
             raise self._fault(f"{call} returned an observation that is not finite: {obs}")
 
     def close(self) -> None:
@@ -317,6 +321,7 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _all_finite(obs: Any) -> bool:
+def all_finite(obs: Any) -> bool:
+    """Whether no entry is infinite or not a number."""
     # a sum of squares is five times cheaper than isfinite().all(), and finite only if every entry is
     return math.isfinite(np.vdot(obs, obs)) or bool(np.isfinite(obs).all())

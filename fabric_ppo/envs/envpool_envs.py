@@ -1,0 +1,131 @@
+"""EnvPool's environments: compiled, and stepped by threads of this process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fabric_ppo.envs.base import (
+    Array,
+    EnvironmentFault,
+    EnvSettings,
+    FinalObs,
+    VectorEnvs,
+    all_finite,
+    make_gymnasium_env,
+)
+from fabric_ppo.launch import ConfigError
+from fabric_ppo.replay import PastEpisode
+from fabric_ppo.seeding import episode_seed
+from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
+
+
+class EnvPoolEnvs(VectorEnvs):
+    """Environments that EnvPool steps, all in one call.
+
+    The call that follows the end of an episode starts the next one: see `VectorEnvs.step` about such rows. An
+    environment is seeded once, when it is made, and its later episodes go on from there. Where an episode ends by
+    itself in the very step of its time limit, EnvPool says truncated only.
+    """
+
+    rebuilds_episodes = False
+
+    def __init__(self, settings: EnvSettings) -> None:
+        """Make the environments.
+
+        Raises:
+            ConfigError: EnvPool or Gymnasium, in whose environment of that id the agent is tested, cannot make it, or
+                their spaces differ or are not supported.
+        """
+        twin = make_gymnasium_env(settings.env_id)
+        self.spec = env_spec(settings.env_id, twin.observation_space, twin.action_space)
+        twin.close()
+        self.num_envs = settings.num_envs
+        self._settings = settings
+        self._pool, spec = _make_pool(settings, [0] * settings.num_envs)
+        _require_same_spaces(spec, self.spec)
+        self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
+        self._ended = np.zeros(settings.num_envs, np.bool_)
+
+    def reset(self, obs: Array) -> None:
+        """See `VectorEnvs.reset`."""
+        obs[:], _ = self._pool.reset()
+        self._ended[:] = False
+
+    def step(
+        self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
+    ) -> list[FinalObs]:
+        """See `VectorEnvs.step`."""
+        np.logical_not(self._ended, out=valid)
+        obs[:], rewards[:], terminated[:], truncated[:], _ = self._pool.step(actions)
+        np.logical_or(terminated, truncated, out=self._ended)
+        if not all_finite(rewards):
+            raise self._fault("reward", rewards)
+        if self._checks_obs and not all_finite(obs):
+            raise self._fault("observation", obs)
+        return []
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+        """See `VectorEnvs.rebuild`: all begin anew, with seeds of their own."""
+        self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past])
+        self.reset(obs)
+        return ["EnvPool cannot bring an episode back"] * self.num_envs
+
+    def _fault(self, what: str, values: Array) -> EnvironmentFault:
+        index = int(np.argmin([all_finite(row) for row in values]))
+        place = f"{self._settings.env_id} environment {self._settings.first_env + index}"
+        return EnvironmentFault(f"{place}: EnvPool returned {what} {values[index]}, which is not finite")
+
+    def close(self) -> None:
+        """See `VectorEnvs.close`."""
+        self._pool = None  # its threads end with it; its own `close` leaves them running
+
+
+def _make_pool(settings: EnvSettings, episodes: Sequence[int]) -> tuple[Any, EnvSpec]:
+    """EnvPool's environments, seeded for the given one of their episodes, and their spaces."""
+    import envpool
+
+    seeds = [
+        episode_seed(settings.seed, settings.first_env + index, episode, settings.total_envs)
+        for index, episode in enumerate(episodes)
+    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Gymnasium's, about bounds that EnvPool gives with too many digits
+            pool: Any = envpool.make_gymnasium(
+                settings.env_id,
+                num_envs=settings.num_envs,
+                num_threads=min(settings.num_threads, settings.num_envs),
+                seed=seeds,
+            )
+            spaces = pool.observation_space, pool.action_space
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--env-id {settings.env_id}: EnvPool cannot make it ({reason})") from error
+    return pool, env_spec(settings.env_id, *spaces)
+
+
+def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:
+    """Raise a ConfigError where what EnvPool gives or takes is not what Gymnasium's environment does."""
+    for what in ("observation", "action"):
+        one, other = getattr(ours, what), getattr(twins, what)
+        if _essence(one) != _essence(other):
+            raise ConfigError(
+                f"--env-id {ours.env_id}: EnvPool's {what}s ({_described(one)}) are not those of Gymnasium "
+                f"({_described(other)}), which the agent is tested in; --env-backend sync or async is expected"
+            )
+
+
+def _essence(space: SpaceSpec) -> tuple[SpaceSpec, bytes]:
+    """What has to agree for elements of one space to be copied into another: not the width of their numbers."""
+    bounds = np.array(space.low + space.high, np.float32) + 0.0  # None becomes nan, -0.0 becomes 0.0
+    return replace(space, dtype=np.dtype(space.dtype).kind, low=(), high=()), bounds.tobytes()
+
+
+def _described(space: SpaceSpec) -> str:
+    shape = "x".join(map(str, space.shape)) or "scalar"
+    return f"{space.kind} {shape} {space.dtype}" + (f" of {space.sizes}" if space.sizes else "")
