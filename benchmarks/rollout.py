@@ -1,0 +1,91 @@
+"""How much of EnvPool's own speed is left when an agent acts in its environments.
+
+    python benchmarks/rollout.py [ENV_ID ...] [--num-envs 64] [--num-steps 128] [--pairs 7] [--rollouts 3]
+
+Each pair steps EnvPool with actions drawn beforehand, then collects rollouts (acting, values, log-probabilities,
+episodes) in as many environments with as many threads; it gives a ratio of steps per second. EnvPool counts every
+row as it does itself; collecting counts transitions, so rows that only start an episode lower its ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fabric_ppo.agent import make_agent
+from fabric_ppo.config import Config
+from fabric_ppo.distributed import set_threads
+from fabric_ppo.envs import make_envs
+from fabric_ppo.launch import ConfigError, cores_per_rank
+from fabric_ppo.rollout import RolloutBuffer, collect
+
+ENV_IDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+
+
+def raw_speed(pool: Any, actions: list[Any], rollouts: int) -> float:
+    """Rows per second of EnvPool alone."""
+    started = time.perf_counter()
+    for _ in range(rollouts):
+        for each in actions:
+            pool.step(each)
+    return rollouts * len(actions) * len(actions[0]) / (time.perf_counter() - started)
+
+
+def measure(env_id: str, given: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Raw rows and collected transitions per second, of each pair."""
+    import envpool
+
+    config = Config(env_id=env_id, env_backend="envpool", num_envs=given.num_envs, num_steps=given.num_steps)
+    envs = make_envs(config, 0, 1)
+    agent = make_agent(envs.spec, config)
+    buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
+    threads = min(cores_per_rank(), given.num_envs)
+    pool = envpool.make_gymnasium(config.env_id, num_envs=given.num_envs, num_threads=threads, seed=1)
+    pool.reset()
+    pool.action_space.seed(1)
+    actions = [np.stack([pool.action_space.sample() for _ in range(given.num_envs)]) for _ in range(given.num_steps)]
+    raw, collected = [], []
+    for pair in range(-1, given.pairs):  # the first one warms up
+        speed = raw_speed(pool, actions, given.rollouts)
+        started = time.perf_counter()
+        steps = sum(collect(envs, agent, buffer, 0, update).env_steps for update in range(given.rollouts))
+        if pair >= 0:
+            raw.append(speed)
+            collected.append(steps / (time.perf_counter() - started))
+    envs.close()
+    return raw, collected
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env_ids", nargs="*", default=ENV_IDS)
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--num-steps", type=int, default=128)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rollouts", type=int, default=3)
+    given = parser.parse_args()
+    set_threads(0)
+    table = Table("environment", "EnvPool, rows/s", "collect, steps/s", "ratio", "from", "to")
+    for env_id in given.env_ids:
+        try:
+            raw, collected = measure(env_id, given)
+        except ConfigError as error:
+            print(error)
+            continue
+        ratios = [ours / theirs for ours, theirs in zip(collected, raw, strict=True)]
+        speeds = (f"{statistics.median(each):,.0f}" for each in (raw, collected))
+        table.add_row(env_id, *speeds, *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)))
+    Console().print(f"{given.num_envs} environments, {torch.get_num_threads()} threads, median of {given.pairs} pairs")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
