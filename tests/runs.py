@@ -17,6 +17,8 @@ import torch.utils.tensorboard
 import train_fabric
 import train_fabric_decoupled
 import train_torch  # loaded before the forks, so that no rank has to
+from fabric_ppo.launch import run_script
+from fabric_ppo.signals import signals
 
 SCRIPTS = {"torch": train_torch, "fabric": train_fabric, "decoupled": train_fabric_decoupled}
 ROOT = Path(__file__).parent.parent
@@ -99,7 +101,8 @@ def _said(rank, answer) -> str:
     return f"exit code {rank.exitcode}"  # None: it hangs
 
 
-def _rank(script: str, config, rank: int, size: int, port: int, precision: str | None, answer) -> None:
+def _place(rank: int, size: int, port: int, precision: str | None = None) -> None:
+    """Set what a launcher would in this process's environment."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
@@ -111,6 +114,10 @@ def _rank(script: str, config, rank: int, size: int, port: int, precision: str |
     if size == 1:
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             del os.environ[key]
+
+
+def _rank(script: str, config, rank: int, size: int, port: int, precision: str | None, answer) -> None:
+    _place(rank, size, port, precision)
     try:
         SCRIPTS[script].main(config)
         answer.send("")
@@ -119,3 +126,31 @@ def _rank(script: str, config, rank: int, size: int, port: int, precision: str |
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def start_ranks(script: str, configs: list, out: Path) -> list:
+    """A script as it runs as `__main__`, signals and exit status included, in one forked process a rank.
+
+    What rank R prints goes to the file `out/R.txt`. Each rank leads a process group, as its workers' terminal has it.
+    """
+    context, port = multiprocessing.get_context("fork"), free_port()
+    out.mkdir(exist_ok=True)
+    ranks = [
+        context.Process(target=_main_rank, args=(script, config, rank, len(configs), port, out / f"{rank}.txt"))
+        for rank, config in enumerate(configs)
+    ]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def _main_rank(script: str, config, rank: int, size: int, port: int, out: Path) -> None:
+    os.setpgrp()
+    with out.open("ab", buffering=0) as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    _place(rank, size, port)
+    signals.install()
+    run_script(SCRIPTS[script].main, config)

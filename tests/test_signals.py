@@ -1,0 +1,242 @@
+"""Asked to stop, a run saves what it has and ends with status 75 on every rank, soon; resumed, it loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from fabric_ppo import run as run_module
+from fabric_ppo.launch import STOPPED_BY_SIGNAL
+from fabric_ppo.signals import signals
+from tests.resuming import assert_same_run, checkpoints, config_of, finish, metrics, on_call
+from tests.runs import ROOT, SCRIPTS, clean_environment, command, start_ranks
+from tests.test_faults import alive, descendants, wait_for
+
+SECONDS = 10.0
+UPDATES = 25
+STOPPED = r"stopped by (SIG\w+|a signal); saved (\S+/update_(\d+)\.ckpt): go on with --resume --run-dir (\S+)"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start ranks of a run in `tmp_path/run`; kill what is left of them at the end."""
+    started = []
+
+    def start_(script, size, **flags):
+        config = config_of(script, size, tmp_path / "run", **{"updates": UPDATES} | flags)
+        started.extend(start_ranks(script, [config] * size, tmp_path / "out"))
+        return started
+
+    yield start_
+    for rank in started:
+        if rank.is_alive():
+            rank.kill()
+
+
+def statuses(ranks, seconds=SECONDS) -> list[int | None]:
+    """Their exit statuses, None for one that is still there after some seconds."""
+    deadline = time.monotonic() + seconds
+    for rank in ranks:
+        rank.join(max(0.0, deadline - time.monotonic()))
+    return [rank.exitcode for rank in ranks]
+
+
+def said(tmp_path, rank: int) -> str:
+    return (tmp_path / f"out/{rank}.txt").read_text()
+
+
+def logged(run_dir) -> int:
+    """Updates in metrics.jsonl."""
+    with contextlib.suppress(OSError):
+        return (run_dir / "metrics.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def slowly(monkeypatch, script, seconds=0.05):
+    """Updates that take so long that a signal comes in the middle of a run."""
+    update = SCRIPTS[script].ppo_update
+
+    def slow(*args):
+        time.sleep(seconds)
+        return update(*args)
+
+    monkeypatch.setattr(SCRIPTS[script], "ppo_update", slow)
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "number", "victim", "flags"),
+    [
+        ("torch", 1, signal.SIGUSR1, 0, {}),
+        ("torch", 2, signal.SIGTERM, 0, {"env_id": "Pendulum-v1"}),
+        ("torch", 2, signal.SIGUSR1, 1, {"share_data": True}),
+        ("fabric", 2, signal.SIGINT, 1, {}),
+        ("decoupled", 3, signal.SIGTERM, 0, {}),
+        ("decoupled", 3, signal.SIGINT, 2, {"overlap": True}),
+    ],
+)
+def test_a_signal_to_one_rank_stops_all_in_good_order(
+    tmp_path, monkeypatch, start, script, size, number, victim, flags
+):
+    """Every rank ends with 75; rank 0 says in one line where the state is; resumed, the bits are the same."""
+    with monkeypatch.context() as patch:
+        slowly(patch, script)
+        ranks = start(script, size, **flags)
+        assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+        os.kill(ranks[victim].pid, number)
+        assert statuses(ranks) == [STOPPED_BY_SIGNAL] * size, said(tmp_path, 0)
+    texts = [said(tmp_path, rank) for rank in range(size)]
+    assert "Traceback" not in "".join(texts)
+    assert "".join(texts[1:]) == ""
+    (found,) = re.findall(STOPPED, texts[0])
+    newest, path = checkpoints(tmp_path / "run")[0], tmp_path / "run/checkpoints"
+    assert found[1:] == (f"{path}/update_{newest}.ckpt", str(newest), str(tmp_path / "run"))
+    assert newest == logged(tmp_path / "run") < UPDATES
+    if victim == 0:
+        assert found[0] == signal.Signals(number).name
+    finish(script, size, tmp_path / "run", UPDATES, resume=True, **flags)
+    assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected", UPDATES, **flags), resumes=1)
+
+
+def test_workers_leave_a_terminals_ctrl_c_to_their_parent(tmp_path, monkeypatch, start):
+    """A terminal sends it to every process in the foreground."""
+    slowly(monkeypatch, "torch")
+    (rank,) = start("torch", 1, env_backend="async")
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+    everything = [rank.pid, *descendants(rank.pid)]
+    assert len(everything) == 3
+    os.killpg(rank.pid, signal.SIGINT)
+    os.killpg(rank.pid, signal.SIGINT)  # the launcher, which got it too, passes it on
+    assert statuses([rank]) == [STOPPED_BY_SIGNAL]
+    assert re.search(STOPPED, said(tmp_path, 0))
+    assert "Traceback" not in said(tmp_path, 0)
+    assert "KeyboardInterrupt" not in said(tmp_path, 0)
+    assert not any(alive(pid) for pid in everything)
+
+
+def endless(monkeypatch, script, after):
+    """The update after `after` of them takes hours."""
+    update = SCRIPTS[script].ppo_update
+    calls = []
+
+    def long(loss_fn, batch, step, config):
+        calls.append(None)
+        return update(loss_fn, batch, step, replace(config, update_epochs=2 if len(calls) <= after else 10**6))
+
+    monkeypatch.setattr(SCRIPTS[script], "ppo_update", long)
+
+
+@pytest.mark.parametrize(("script", "size", "victim"), [("torch", 2, 1), ("decoupled", 3, 1)])
+def test_an_update_that_takes_too_long_is_given_up(tmp_path, monkeypatch, start, script, size, victim):
+    """The state from before it is saved."""
+    with monkeypatch.context() as patch:
+        endless(patch, script, after=3)
+        ranks = start(script, size)
+        assert wait_for(lambda: logged(tmp_path / "run") == 3, 60), said(tmp_path, 0)
+        time.sleep(0.3)
+        os.kill(ranks[victim].pid, signal.SIGTERM)
+        assert statuses(ranks) == [STOPPED_BY_SIGNAL] * size, said(tmp_path, 0)
+    assert checkpoints(tmp_path / "run")[0] == 3
+    assert len(re.findall(STOPPED, said(tmp_path, 0))) == 1
+    assert not any("Traceback" in said(tmp_path, rank) for rank in range(size))
+    finish(script, size, tmp_path / "run", UPDATES, resume=True)
+    assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected", UPDATES), resumes=1)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch, start):
+    """Status 130, at once, also in the middle of an update; the other rank follows."""
+    endless(monkeypatch, "torch", after=2)
+    ranks = start("torch", 2)
+    assert wait_for(lambda: logged(tmp_path / "run") == 2, 60), said(tmp_path, 0)
+    os.kill(ranks[0].pid, signal.SIGINT)
+    time.sleep(1.5)
+    assert ranks[0].is_alive()
+    os.kill(ranks[0].pid, signal.SIGINT)
+    assert statuses(ranks[:1], 1.5) == [130]
+    assert said(tmp_path, 0).splitlines()[-1] == "interrupted twice"
+    assert statuses(ranks) == [130, STOPPED_BY_SIGNAL]
+    assert checkpoints(tmp_path / "run")[0] == 2
+
+
+def signal_itself(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def test_before_anything_runs_it_ends_at_once(tmp_path, start, monkeypatch):
+    """While the heavy imports go on there is nothing to clean up."""
+    monkeypatch.setattr(signals, "guard", signal_itself)
+    (rank,) = start("torch", 1)
+    assert statuses([rank]) == [STOPPED_BY_SIGNAL]
+    assert said(tmp_path, 0) == "stopped by SIGTERM before the training began\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["make_envs", "make_agent"])
+def test_before_the_first_update_no_folder_is_left(tmp_path, start, monkeypatch, name):
+    monkeypatch.setattr(SCRIPTS["torch"], name, on_call(1, 0, signal_itself, getattr(SCRIPTS["torch"], name)))
+    (rank,) = start("torch", 1, env_backend="async")
+    assert statuses([rank]) == [STOPPED_BY_SIGNAL]
+    assert said(tmp_path, 0) == "stopped by SIGTERM\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_while_the_agent_is_tested(tmp_path, start, monkeypatch):
+    """The training is over and on record; resumed, the run does the test."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate", on_call(1, 0, signal_itself, run_module.evaluate))
+        (rank,) = start("torch", 1, updates=4)
+        assert statuses([rank]) == [STOPPED_BY_SIGNAL]
+    assert "Traceback" not in said(tmp_path, 0)
+    assert checkpoints(tmp_path / "run")[0] == 4
+    finish("torch", 1, tmp_path / "run", 4, resume=True)
+    assert_same_run(tmp_path / "run", finish("torch", 1, tmp_path / "expected", 4), resumes=1)
+
+
+def test_the_script_itself(tmp_path):
+    """Not forked: an update of a hundred thousand epochs, and a signal."""
+    flags = ["--update-epochs", "100000", "--num-threads", "1", "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_torch.py"), *flags],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists(), 90)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=SECONDS)
+    assert process.returncode == STOPPED_BY_SIGNAL
+    assert text.splitlines()[-1] == "stopped by SIGTERM; nothing to save before the first update"
+    assert "Traceback" not in text
+
+
+def test_a_launcher_that_is_asked_to_stop(tmp_path):
+    """`torchrun` passes SIGTERM on to all ranks, and reports a failure of its own."""
+    flags = ["--total-timesteps", "100000000", "--num-steps", "64", "--run-dir", str(tmp_path / "run")]
+    with (tmp_path / "out.txt").open("wb") as out:
+        process = subprocess.Popen(
+            command("torch", 2, *flags), cwd=tmp_path, stdout=out, stderr=out, env=clean_environment()
+        )
+    try:
+        assert wait_for(lambda: logged(tmp_path / "run") >= 2, 90), (tmp_path / "out.txt").read_text()
+        everything = [process.pid, *descendants(process.pid)]
+        process.send_signal(signal.SIGTERM)
+        assert wait_for(lambda: process.poll() is not None, 2 * SECONDS)
+        assert wait_for(lambda: not any(alive(pid) for pid in everything), SECONDS)
+    finally:
+        for pid in [*descendants(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    text = (tmp_path / "out.txt").read_text()
+    (found,) = re.findall(STOPPED, text)
+    assert (
+        checkpoints(tmp_path / "run")[0] == int(found[2]) == logged(tmp_path / "run") == len(metrics(tmp_path / "run"))
+    )
