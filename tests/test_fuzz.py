@@ -15,7 +15,6 @@ import json
 import math
 import os
 import pickle
-import random
 import shutil
 import struct
 import subprocess
@@ -291,7 +290,7 @@ def test_any_command_line_is_a_config_or_one_line(script, flags):
 @examples(FLAG_SETS // 3)
 @given(st.sampled_from(sorted(SCRIPT_CONFIGS)), yaml_files(), st.lists(one_flag(), max_size=2))
 @example("torch", b"seed: 2020-99-99", [])
-@example("torch", b"[" * 3000, [])
+@example("torch", b"[" * 1500, [])
 @example("torch", YAML_TEXTS[-3].encode(), [])
 def test_any_yaml_file_is_a_config_or_one_line(folder, script, content, flags):
     (folder / "flags.yaml").write_bytes(content)
@@ -618,10 +617,10 @@ def process_case(draw: st.DrawFn) -> tuple[list[str], str, float]:
     return words if not damage or draw(st.booleans()) else [], damage, draw(st.floats(0, 1, exclude_max=True))
 
 
-def run_process(folder: Path, number: int, case: tuple[list[str], str, float], content: bytes) -> str:
+def run_process(folder: Path, case: tuple[list[str], str, float], content: bytes) -> str:
     """What is wrong with how a process ended."""
     words, damage, where = case
-    run_dir = folder / f"process{number}"
+    run_dir = Path(tempfile.mkdtemp(dir=folder)) / "run"
     place = ["--run-dir", str(run_dir)]
     if damage:
         (run_dir / "checkpoints").mkdir(parents=True)
@@ -653,10 +652,9 @@ def run_process(folder: Path, number: int, case: tuple[list[str], str, float], c
 
 
 @examples(PROCESSES // BATCH, phases=[Phase.generate], deadline=None)
-@given(st.lists(process_case(), min_size=BATCH, max_size=BATCH), st.integers(0, 2**32))
-def test_whole_processes_end_with_0_or_one_line(runs, contents, folder, cases, name):
-    names = random.Random(name).sample(range(10**9), BATCH)
+@given(st.lists(process_case(), min_size=BATCH, max_size=BATCH))
+def test_whole_processes_end_with_0_or_one_line(contents, folder, cases):
     with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
-        wrong = list(pool.map(run_process, [folder] * BATCH, names, cases, [contents["CartPole-v1"]] * BATCH))
+        wrong = list(pool.map(run_process, [folder] * BATCH, cases, [contents["CartPole-v1"]] * BATCH))
     assert not (folder / "executed").exists()
     assert not any(wrong), "\n".join(filter(None, wrong))
