@@ -150,7 +150,8 @@ def require_tensors(checkpoint: Checkpoint, agent: nn.Module, overlap: bool, env
     expected = {f"weights.{name}": tensor for name, tensor in weights.items()}
     expected |= {f"in_flight.{name}": tensor for name, tensor in weights.items() if overlap}
     expected |= {"optimizer.0.step": torch.zeros(()), "optimizer.0.exp_avg": flat, "optimizer.0.exp_avg_sq": flat}
-    expected |= {f"env.{name}": counts for name in ("lengths", "numbers", "logged")} | {"env.returns": counts.double()}
+    expected |= {f"env.{name}": counts for name in ("lengths", "numbers", "logged")}
+    expected |= {f"env.{name}": counts.double() for name in ("returns", "discounted")}
     expected |= {"env.obs": env["obs"], "env.actions": env["actions"]}
     expected["env.states"] = torch.zeros(sum(checkpoint.values["state_sizes"]), dtype=torch.uint8)
     tensors = checkpoint.tensors
