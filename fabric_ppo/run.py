@@ -212,7 +212,7 @@ class Run(contextlib.ExitStack):
             "script": self._script,
             "config": self._config.to_dict(),
             "world_size": read_launch().world_size,
-            "surroundings": surroundings(self._ranks),
+            "surroundings": surroundings(),
             "env_spec": agent.spec.to_json(),
             "agent": agent.architecture.to_json(),
         }

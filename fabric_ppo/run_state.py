@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fabric_ppo.checkpoint import Checkpoint, newest_intact, save_checkpoint
 from fabric_ppo.config import MAY_DIFFER, Config, flag
 from fabric_ppo.distributed import Ranks
-from fabric_ppo.launch import ConfigError, tell
+from fabric_ppo.launch import ConfigError, read_launch, tell
 from fabric_ppo.loggers import Writes
 from fabric_ppo.profile import timed
 from fabric_ppo.replay import Array, LogView, PastEpisode, Trail
@@ -261,7 +261,7 @@ class Checkpoints:
             if snapshot is None or snapshot.values["update"] == self._written_update:
                 return self.said
             mean = snapshot.values["return_mean"]
-            is_best = mean is not None and (self._best_return is None or mean > self._best_return)
+            is_best = self._best_return is None or (mean is not None and mean > self._best_return)
             best = mean if is_best else self._best_return
             update, keep = snapshot.values["update"], self._config.keep_checkpoints
             for flush in self.flushes:
@@ -298,11 +298,11 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")
 
 
-def surroundings(ranks: Ranks) -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
     """What the last bits of a run depend on besides its flags."""
     versions = {"torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return versions | {"processor": processor, "threads": torch.get_num_threads(), "ranks": ranks.size}
+    return versions | {"processor": processor, "threads": torch.get_num_threads(), "ranks": read_launch().world_size}
 
 
 def find_checkpoint(run_dir: Path, ranks: Ranks) -> Checkpoint | None:
