@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections import defaultdict
-from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fabric_ppo import checkpoint as checkpoint_module
-from fabric_ppo import envs as envs_module
 from fabric_ppo import run as run_module
 from fabric_ppo.checkpoint import Checkpoint
 from fabric_ppo.run import Run
 from tests.resuming import (
     assert_same_run,
     checkpoints,
-    curves,
     die,
     finish,
     metrics,
-    newest_checkpoint,
     on_call,
     summary,
     train,
@@ -35,6 +28,8 @@ PENDULUM = {"env_id": "Pendulum-v1"}
 ASYNC = {"env_backend": "async"}
 SHARED = {"share_data": True}
 OVERLAP = {"overlap": True}
+NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
+EARLY_END = {"target_kl": 1e-4}
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +68,13 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("torch", 1, {}, "collect", 0),
         ("torch", 1, PENDULUM | ASYNC, "update", 0),
         ("torch", 2, SHARED, "update", 1),
-        ("torch", 2, PENDULUM | ASYNC, "log", 0),
-        ("fabric", 2, PENDULUM, "log", 1),
+        ("torch", 2, PENDULUM | ASYNC | NORMALIZED, "log", 0),
+        ("fabric", 2, PENDULUM | EARLY_END, "log", 1),
         ("fabric", 2, SHARED | ASYNC, "collect", 0),
         ("decoupled", 2, {}, "update", 1),
-        ("decoupled", 2, PENDULUM | OVERLAP, "collect", 0),
+        ("decoupled", 2, PENDULUM | OVERLAP | NORMALIZED, "collect", 0),
         ("decoupled", 3, SHARED | OVERLAP | ASYNC, "log", 0),
-        ("decoupled", 3, PENDULUM | SHARED, "update", 2),
+        ("decoupled", 3, PENDULUM | SHARED | NORMALIZED | EARLY_END, "update", 2),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, undisturbed, script, size, flags, point, rank):
@@ -128,3 +123,169 @@ def test_at_any_point_of_a_run(tmp_path, monkeypatch, undisturbed, point, number
         "update_4.ckpt",
         "update_6.ckpt",
     ]
+
+
+def test_a_run_killed_again_and_again(tmp_path, monkeypatch, undisturbed):
+    """At its beginning, while it takes out what was logged after the checkpoint, and twice later."""
+    run_dir = tmp_path / "run"
+    for resume, point, number in (
+        (False, "collect", 4),
+        (True, "rename metrics.jsonl", 1),
+        (True, "log", 2),
+        (True, "keep", 2),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "torch", point, number, 0)
+            assert train("torch", 1, run_dir, resume=resume) == ["exit code 9"]
+    finish("torch", 1, run_dir, resume=True)
+    # the second leg wrote no checkpoint: nothing remembers it; nor did the third
+    assert_same_run(run_dir, undisturbed("torch", 1), resumes=summary(run_dir)["resumes"])
+    assert summary(run_dir)["resumes"] in (1, 2, 3)
+
+
+def test_resumes_are_counted(tmp_path, monkeypatch, undisturbed):
+    for leg in range(3):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "torch", "update", 3 if leg == 0 else 2, 0, explode)
+            (said,) = train("torch", 1, tmp_path / "run", resume=leg > 0)
+            assert "RuntimeError: told to fail" in said
+        assert checkpoints(tmp_path / "run")[0] == (2, 3, 4)[leg]
+    finish("torch", 1, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", undisturbed("torch", 1), resumes=3)
+
+
+def explode():
+    raise RuntimeError("told to fail")
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "flags", "rank"),
+    [("torch", 2, {}, 0), ("torch", 2, {}, 1), ("decoupled", 2, OVERLAP, 0), ("decoupled", 2, OVERLAP, 1)],
+)
+def test_a_run_that_fails_keeps_the_state_from_before_the_update(
+    tmp_path, monkeypatch, undisturbed, capfd, script, size, flags, rank
+):
+    """Also between two checkpoints; whichever rank failed; and rank 0 says where it lies."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, script, "collect" if (script, rank) == ("decoupled", 0) else "update", 4, rank, explode)
+        said = train(script, size, tmp_path / "run", **flags)
+    assert "RuntimeError: told to fail" in said[rank]
+    newest = checkpoints(tmp_path / "run")[0]
+    # the overlapping player fails while it collects the fourth rollout, and update 3 is still under way
+    assert newest == (2 if (script, rank) == ("decoupled", 0) else 3)
+    path = tmp_path / "run/checkpoints" / f"update_{newest}.ckpt"
+    expected = f"the run has failed; saved {path}: go on with --resume --run-dir {tmp_path / 'run'}"
+    assert expected in capfd.readouterr().err.splitlines()
+    finish(script, size, tmp_path / "run", resume=True, **flags)
+    assert_same_run(tmp_path / "run", undisturbed(script, size, **flags), resumes=1)
+
+
+def test_three_ranks_over_gloo(tmp_path, monkeypatch):
+    """DDP's own sums, whose order depends on its buckets, which DDP builds anew after its first backward pass."""
+    monkeypatch.setattr(SCRIPTS["torch"], "reduce_in_shared_memory", lambda *_: None)
+    expected = finish("torch", 3, tmp_path / "expected")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "log", 4, 2)
+        train("torch", 3, tmp_path / "run")
+    finish("torch", 3, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+
+
+@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("decoupled", 2)])
+def test_resuming_a_finished_run_changes_nothing(tmp_path, undisturbed, script, size):
+    expected = undisturbed(script, size)
+    shutil.copytree(expected, tmp_path / "run")
+    finish(script, size, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+    assert summary(tmp_path / "run")["train_seconds"] == pytest.approx(summary(expected)["train_seconds"])
+
+
+@pytest.mark.parametrize(("script", "size", "flags"), [("torch", 1, {}), ("decoupled", 2, OVERLAP)])
+def test_a_finished_run_can_be_made_longer(tmp_path, undisturbed, script, size, flags):
+    """With a learning rate that does not depend on the length, it ends where the longer run does."""
+    flags = flags | {"anneal_lr": False}
+    finish(script, size, tmp_path / "run", updates=4, **flags)
+    finish(script, size, tmp_path / "run", resume=True, **flags)
+    assert_same_run(tmp_path / "run", undisturbed(script, size, **flags), resumes=1)
+
+
+def test_without_a_checkpoint_a_run_begins(tmp_path, monkeypatch, undisturbed):
+    """In a folder that does not exist, in an empty one, and in one of a run that was killed too early."""
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "update", 2, 0)
+        assert train("torch", 1, tmp_path / "killed") == ["exit code 9"]
+    assert checkpoints(tmp_path / "killed") == []
+    for name in ("none", "empty", "killed"):
+        finish("torch", 1, tmp_path / name, resume=True)
+        assert_same_run(tmp_path / name, undisturbed("torch", 1), resumes=0)
+
+
+def test_a_run_that_reached_its_goal_stays_there(tmp_path, monkeypatch):
+    """The window of 100 episodes is part of the state."""
+    flags = {"num_steps": 128, "update_epochs": 1, "per_rank_batch_size": 64, "stop_at_return": 15.0}
+    expected = finish("torch", 1, tmp_path / "expected", updates=40, **flags)
+    reached = len(metrics(expected))
+    assert 5 < reached < 40
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "log", reached, 0)
+        assert train("torch", 1, tmp_path / "run", updates=40, **flags) == ["exit code 9"]
+    for resumes in (1, 2):
+        finish("torch", 1, tmp_path / "run", updates=40, resume=True, **flags)
+        assert_same_run(tmp_path / "run", expected, resumes)
+
+
+def test_videos_go_on(tmp_path, monkeypatch):
+    """Episodes keep their numbers, so the schedule picks the same ones; a video that was cut off is made anew."""
+    flags = {"capture_video": True, "num_envs": 1}
+    expected = finish("torch", 1, tmp_path / "expected", updates=12, **flags)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "update", 4, 0)
+        assert train("torch", 1, tmp_path / "run", updates=12, **flags) == ["exit code 9"]
+    finish("torch", 1, tmp_path / "run", updates=12, resume=True, **flags)
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+    for folder in ("train_videos", "test_videos"):
+        names = [sorted(path.name for path in (run / folder).iterdir()) for run in (expected, tmp_path / "run")]
+        assert names[0] == names[1] != []
+
+
+# other ranks, other backend
+
+
+def test_the_backend_may_change(tmp_path, monkeypatch, undisturbed):
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "collect", 4, 1)
+        train("torch", 2, tmp_path / "run", **PENDULUM)
+    finish("torch", 2, tmp_path / "run", resume=True, env_backend="async", **PENDULUM)
+    assert_same_run(tmp_path / "run", undisturbed("torch", 2, **PENDULUM), resumes=1)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_ranks_may_change_with_shared_data(tmp_path, env_id, before, after, capfd):
+    """The same environments, spread otherwise: the same result but for rounding, and the summary says so."""
+
+    def flags(size):
+        spread = {"num_envs": 4 // size, "per_rank_batch_size": 12 // size}
+        more = NORMALIZED if env_id == "Pendulum-v1" else {}
+        return {"env_id": env_id, "share_data": True, "precision": "64-true", "anneal_lr": False} | spread | more
+
+    expected = finish("fabric", before, tmp_path / "expected", updates=3, **flags(before))
+    finish("fabric", before, tmp_path / "run", updates=2, **flags(before))
+    finish("fabric", after, tmp_path / "run", updates=3, resume=True, **flags(after))
+    assert "the last bits of the result will differ" in capfd.readouterr().err
+    assert (summary(tmp_path / "run")["exact_resume"], summary(tmp_path / "run")["resumes"]) == (False, 1)
+    weights = load_file(expected / "policy.safetensors")
+    for name, tensor in load_file(tmp_path / "run/policy.safetensors").items():
+        assert tensor.dtype == torch.float64
+        assert (tensor - weights[name]).abs().max() < 1e-9
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(expected), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+
+
+def test_trainers_may_change_with_shared_data(tmp_path, capfd):
+    flags = {"share_data": True, "anneal_lr": False}
+    finish("decoupled", 2, tmp_path / "run", updates=2, per_rank_batch_size=12, **flags)
+    finish("decoupled", 3, tmp_path / "run", updates=3, per_rank_batch_size=6, resume=True, **flags)
+    assert "the last bits of the result will differ" in capfd.readouterr().err
+    assert summary(tmp_path / "run")["exact_resume"] is False
