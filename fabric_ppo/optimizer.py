@@ -77,6 +77,8 @@ class ClippedAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.load_state_dict`."""
         inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
+        for parameter, state in self.state.items():
+            state["step"] = state["step"].to(parameter.device, torch.float32)  # where the kernel wants it
         self._parts = []
 
     def _part(self, group: dict[str, Any]) -> _Part:
