@@ -30,6 +30,12 @@ _POSITIVE_COUNTS = (
 _POSITIVE = ("learning_rate", "adam_eps", "timeout", "env_timeout", "max_grad_norm", "clip_coef")
 _UNIT_INTERVAL = ("gamma", "gae_lambda")
 _NON_NEGATIVE = ("ent_coef", "vf_coef")
+_AT_MOST: dict[str, float] = {
+    **dict.fromkeys((*_POSITIVE, *_NON_NEGATIVE), 1e30),  # float32 holds it
+    **dict.fromkeys(("num_envs", "num_steps", "test_episodes"), 2**30),
+    **{"hidden_sizes": 2**16, "num_threads": 2**12},
+}
+"""What no machine can do, and libraries answer with a crash."""
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
     *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
@@ -148,6 +154,9 @@ class Config:
             _require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
         for name in _NON_NEGATIVE:
             _require(self, name, 0 <= getattr(self, name) < math.inf, "a number from 0 up")
+        for name, most in _AT_MOST.items():
+            value = getattr(self, name)
+            _require(self, name, max(value if isinstance(value, tuple) else (value,)) <= most, f"at most {most:g}")
         _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
         _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")

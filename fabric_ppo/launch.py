@@ -37,8 +37,11 @@ class LostContactError(RuntimeError):
     """Another rank has died or does not answer: it is that rank that has the story."""
 
 
-class StoppedBySignal(Exception):
-    """A signal asked this run to stop, and everything that it needs to go on is saved."""
+class StoppedBySignal(BaseException):
+    """A signal asked this run to stop, and everything that it needs to go on is saved.
+
+    No Exception: it comes up anywhere, also inside code that takes what it catches for an environment's fault.
+    """
 
 
 class NotAllWrittenError(Exception):
@@ -125,7 +128,7 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     status = 0
     try:
         main(config)
-    except Exception as error:
+    except (Exception, StoppedBySignal) as error:
         status = _tell_failure(error, bool(signals.name))
     finally:
         signals.stopping()
@@ -134,7 +137,7 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     sys.exit(status)
 
 
-def _tell_failure(error: Exception, was_asked_to_stop: bool) -> int:
+def _tell_failure(error: Exception | StoppedBySignal, was_asked_to_stop: bool) -> int:
     """Print what ended a run; the exit status."""
     if isinstance(error, ConfigError):
         if not is_rank_zero():

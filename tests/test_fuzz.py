@@ -36,8 +36,9 @@ from safetensors.torch import save
 
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
+from fabric_ppo.envs.base import make_gymnasium_env
 from fabric_ppo.evaluate import POLICY_FILE, load_agent
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, StoppedBySignal
 from fabric_ppo.update import TrainingError
 from tests.runs import ROOT, SCRIPTS, clean_environment
 
@@ -287,6 +288,22 @@ def test_any_command_line_is_a_config_or_one_line(script, flags):
         assert type(config)(**vars(config)) == config
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--num-threads 2000000000", "--num-threads 99999999999999999999", "--hidden-sizes 64 99999999999999999999"),
+        *(
+            "--num-envs 99999999999 --total-timesteps 99999999999999999",
+            "--ent-coef 1e300",
+            "--test-episodes 1" + "0" * 20,
+        ),
+        "--num-steps 1" + "0" * 20 + " --total-timesteps 1" + "0" * 40,
+    ],
+)
+def test_what_no_machine_can_do_is_refused(words):
+    assert parse("torch", words.split()) is None
+
+
 @examples(FLAG_SETS // 3)
 @given(st.sampled_from(sorted(SCRIPT_CONFIGS)), yaml_files(), st.lists(one_flag(), max_size=2))
 @example("torch", b"seed: 2020-99-99", [])
@@ -297,6 +314,19 @@ def test_any_yaml_file_is_a_config_or_one_line(folder, script, content, flags):
     config = parse(script, ["--config", str(folder / "flags.yaml"), *(word for words in flags for word in words)])
     if config is not None:
         assert type(config)(**vars(config)) == config
+
+
+class Interrupted(gymnasium.Env):
+    """A signal comes while this is being made."""
+
+    def __init__(self):
+        raise StoppedBySignal("stopped by SIGTERM")
+
+
+def test_a_signal_is_never_taken_for_a_fault_of_the_environment():
+    gymnasium.register("Interrupted-v0", Interrupted)
+    with pytest.raises(StoppedBySignal):
+        make_gymnasium_env("Interrupted-v0")
 
 
 # -- files of a run
