@@ -23,7 +23,7 @@ from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.update import ppo_update, set_learning_rate
+from fabric_ppo.update import compile_loss, ppo_update, set_learning_rate
 
 
 def main(config: Config) -> Summary:
@@ -40,6 +40,7 @@ def main(config: Config) -> Summary:
         module = PPOModule(agent, config)
         ppo, optimizer = fabric.setup(module, module.configure_optimizers())
         reduce_in_shared_memory(ppo, ranks, config.timeout)
+        compile_loss(ppo, ranks, config)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()

@@ -43,7 +43,7 @@ from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.signals import signals
-from fabric_ppo.update import learning_rate, ppo_update, set_learning_rate
+from fabric_ppo.update import compile_loss, learning_rate, ppo_update, set_learning_rate
 
 
 def main(config: DecoupledConfig) -> Summary | None:
@@ -122,6 +122,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     module = PPOModule(agent, config)
     ppo, optimizer = fabric.setup(module, module.configure_optimizers())
     reduce_in_shared_memory(ppo, ranks, config.timeout)
+    compile_loss(ppo, ranks, config)
 
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad()

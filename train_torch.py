@@ -24,7 +24,7 @@ from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.update import PPOLoss, make_optimizer, ppo_update, set_learning_rate
+from fabric_ppo.update import PPOLoss, compile_loss, make_optimizer, ppo_update, set_learning_rate
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -53,6 +53,7 @@ def main(config: TorchConfig) -> Summary:
         if launch.world_size > 1:
             ppo = DistributedDataParallel(ppo, device_ids=[launch.local_rank] if config.cuda else None)
         reduce_in_shared_memory(ppo, ranks, config.timeout)
+        compile_loss(ppo, ranks, config)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()

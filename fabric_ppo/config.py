@@ -13,7 +13,9 @@ import io
 import math
 import os
 import re
+import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,6 +58,8 @@ class Config:
     num_threads: int = 0
     """Threads of each rank, PyTorch's and EnvPool's; 0: the cores of the host over its ranks, but one for PyTorch where
     matrix products are small."""
+    compile: bool = False
+    """Have torch.compile translate the loss before training starts; needs a C++ compiler."""
     timeout: float = 300.0
     """Seconds after which a rank that does not answer ends the run."""
 
@@ -173,6 +177,8 @@ class Config:
         stop = self.stop_at_return
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
+        if self.compile:
+            require_compiler()
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
         object.__setattr__(self, "env_id", resolve(self.env_id))
 
@@ -226,6 +232,15 @@ class TorchConfig(Config):
         super().check_launch(world_size, on_this_host)
         if self.cuda:
             require_cuda(on_this_host)
+
+
+def require_compiler() -> None:
+    """Raise a ConfigError where torch.compile would not find a C++ compiler or Python's headers."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"--compile: a C++ compiler is needed, {compiler} is not found; CXX names another one")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise ConfigError("--compile: Python's headers are needed (package python3-dev or similar)")
 
 
 def require_cuda(num_devices: int) -> None:

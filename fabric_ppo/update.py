@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +78,7 @@ class PPOLoss(nn.Module):
         self._agent = (agent,)  # in a tuple, so that its weights are not registered twice
         self._config = config
         self._fused: FusedLoss | None = None
+        self._compiled: Callable[..., Any] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PPOLoss:
         """`.to(...)` gives the weights new memory."""
@@ -83,13 +87,49 @@ class PPOLoss(nn.Module):
         return self
 
     def forward(self, rows: Rows) -> MinibatchLoss:
-        """The loss of a minibatch; in closed form where that is known, by autograd otherwise."""
+        """The loss of a minibatch: compiled, or in closed form where that is known, or by autograd."""
         (agent,) = self._agent
+        if self._compiled is not None:
+            return MinibatchLoss(*self._compiled(*rows))
         if not can_fuse(agent, rows.weights.device.type):
             return autograd_loss(self.weights, rows, self._config)
         if self._fused is None:
             self._fused = FusedLoss(agent, self.weights, self._config)
         return self._fused(rows)
+
+    def compile_loss(self) -> None:
+        """From now on, take the loss by autograd, compiled: once, for minibatches of any size, by a first try."""
+        (agent,) = self._agent
+
+        def columns(*rows: Tensor) -> tuple[Tensor, ...]:
+            return tuple(autograd_loss(self.weights, Rows(*rows), self._config))
+
+        self._compiled = torch.compile(columns, dynamic=True)
+        loss = self(_blank_rows(agent, self._config.per_rank_batch_size)).loss
+        torch.autograd.grad(loss, self.weights.flat)  # the backward pass is compiled when it is first needed
+
+
+def compile_loss(module: nn.Module, ranks: Ranks, config: Config) -> None:
+    """With `--compile`, compile the PPOLoss inside `module`, before the clock of the training starts."""
+    if not config.compile:
+        return
+    started = time.perf_counter()
+    if config.torch_deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)  # tells the compiler too
+    for each in module.modules():
+        if isinstance(each, PPOLoss):
+            each.compile_loss()
+    if ranks.rank == 0:
+        print(f"--compile took {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _blank_rows(agent: Agent, count: int) -> Rows:
+    """Rows of the right shapes and types, and no transitions."""
+    obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
+    obs += agent.encoder.start
+    actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
+    numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:]]
+    return Rows(obs.to(agent.device), actions.to(agent.device), *numbers)
 
 
 def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> MinibatchLoss:

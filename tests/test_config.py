@@ -15,6 +15,7 @@ DEFAULTS = {
     "--seed": 42,
     "--torch-deterministic": True,
     "--num-threads": 0,
+    "--compile": False,
     "--timeout": 300.0,
     "--env-id": "CartPole-v1",
     "--env-backend": "sync",
@@ -555,3 +556,19 @@ def test_rank_zero(monkeypatch):
     assert is_rank_zero()
     monkeypatch.setenv("RANK", "1")
     assert not is_rank_zero()
+
+
+def test_compiling_needs_a_compiler(monkeypatch, tmp_path):
+    """Said when the Config is built, in one line, before anything starts."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"^--compile: .*no-such-compiler is not found") as caught:
+        Config(compile=True)
+    assert "\n" not in str(caught.value)
+    compiler = tmp_path / "a-compiler"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^--compile: Python's headers are needed"):
+        Config(compile=True)
+    (tmp_path / "Python.h").touch()
+    assert Config(compile=True).compile

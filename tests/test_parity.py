@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 from safetensors.torch import load_file
 
 from fabric_ppo.config import Config, TorchConfig
-from tests.runs import run_ranks
+from tests.runs import command, run, run_ranks
 
 TINY = {"num_steps": 24, "total_timesteps": 10**6, "update_epochs": 2, "per_rank_batch_size": 11, "test_episodes": 1}
 
@@ -43,6 +45,28 @@ def test_torch_and_fabric_end_with_the_same_bits(tmp_path, world_size, env_id, s
     )
     assert policies[0].read_bytes() == policies[1].read_bytes()
     assert scalars[0] == scalars[1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_scripts_end_with_the_same_bits(tmp_path):
+    """As processes of their own: a fork would inherit the compiler's threads from another test."""
+    flags = [
+        "--compile",
+        "--num-steps",
+        "24",
+        "--total-timesteps",
+        "96",
+        "--update-epochs",
+        "2",
+        "--test-episodes",
+        "1",
+    ]
+    for script in ("torch", "fabric"):
+        done = run(command(script, 0, *flags, "--run-dir", script), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^--compile took \d+\.\d s$", done.stderr, re.MULTILINE)
+    policies = [(tmp_path / script / "policy.safetensors").read_bytes() for script in ("torch", "fabric")]
+    assert policies[0] == policies[1]
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])

@@ -36,7 +36,18 @@ from fabric_ppo.update import Stats, make_optimizer
 from tests.runs import BIN, ROOT, SCRIPTS, clean_environment, free_port
 
 PAGES = (ROOT / "README.md", ROOT / "docs/cluster.md")
-TINY = ("--num-steps", "16", "--num-envs", "2", "--total-timesteps", "128", "--update-epochs", "1", "--test-episodes", "1")
+TINY = (
+    "--num-steps",
+    "16",
+    "--num-envs",
+    "2",
+    "--total-timesteps",
+    "128",
+    "--update-epochs",
+    "1",
+    "--test-episodes",
+    "1",
+)
 LANGUAGES = {"sh", "python", "slurm", "text"}
 PICTURES = ("docs/lander.gif", "docs/curve.svg")
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
+from fabric_ppo.distributed import ALONE
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.seeding import minibatch_order
 from fabric_ppo.spaces import EnvSpec, SpaceSpec
@@ -20,6 +22,7 @@ from fabric_ppo.update import (
     Stats,
     TrainingError,
     autograd_loss,
+    compile_loss,
     make_optimizer,
     ppo_update,
     set_learning_rate,
@@ -42,6 +45,7 @@ CONFIG = Config(
     max_grad_norm=0.4,
     seed=11,
 )
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 each_action = pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 
 
@@ -172,6 +176,28 @@ def test_loss_module_equals_autograd_for_every_distribution(action):
     want.loss.backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in free.parameters()])
     torch.testing.assert_close(module.weights.flat.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("action", ["discrete", "multi"])
+def test_the_compiled_loss_is_the_loss(action):
+    """Compiled once, before the first minibatch: other sizes, and weights that move, need no further compiling."""
+    agent = make_agent(ACTIONS[action])
+    weights, rows = PPOLoss(agent, CONFIG), make_rows(agent, 40)
+    compiled = PPOLoss(free := copy.deepcopy(agent), dataclasses.replace(CONFIG, compile=True))
+    before = copy.deepcopy(free.state_dict())
+    compile_loss(nn.Sequential(compiled), ALONE, dataclasses.replace(CONFIG, compile=True))
+    assert all(torch.equal(value, before[name]) for name, value in free.state_dict().items())
+    assert compiled.weights.flat.grad is None
+    steps = [make_step(module, CONFIG) for module in (weights, compiled)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for size in (8, 7, 3, 7):
+            part = Rows(*(column[:size] for column in rows))
+            want, got = weights(part), compiled(part)
+            torch.testing.assert_close(tuple(got), tuple(want), rtol=1e-9, atol=1e-9)
+            steps[0](want.loss)
+            steps[1](got.loss)
+            torch.testing.assert_close(compiled.weights.flat, weights.weights.flat, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_shares", [1, 3])

@@ -1,0 +1,124 @@
+"""What share of an update's time its matrix products need: samples per second of both, on one core, in turns.
+
+    python benchmarks/update.py [--rows 64 1024 4096] [--activation relu] [--rounds 15] [--compile]
+
+The update is that of the scripts in one process, epochs x minibatches with gather, loss, backward, clipping, Adam and
+statistics, of the default agent on LunarLander (8 -> 64 -> 64 -> 4 and 8 -> 64 -> 64 -> 1). The products are those of
+the layers alone: forward, gradients of weights, gradients of inputs; into memory that is there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fabric_ppo.agent import make_agent
+from fabric_ppo.batch import Batch, Rows
+from fabric_ppo.config import Config
+from fabric_ppo.distributed import ALONE
+from fabric_ppo.loss import MinibatchLoss
+from fabric_ppo.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.update import PPOLoss, autograd_loss, compile_loss, make_optimizer, ppo_update
+
+SPEC = EnvSpec(
+    "LunarLander-v3", SpaceSpec("box", (8,), "float32"), SpaceSpec("discrete", (), "int64", sizes=(4,), start=(0,))
+)
+ROWS_AT_LEAST, EPOCHS = 4096, 2
+
+
+def make_batch(count: int) -> Batch:
+    """`count` random rows."""
+    numbers = [torch.randn(count) for _ in range(4)]
+    return Batch(Rows(torch.randn(count, 8), torch.randint(0, 4, (count,)), *numbers, torch.ones(count)), 0, 1, 42, 0)
+
+
+def update_of(kind: str, config: Config, batch: Batch) -> Callable[[], object]:
+    """One whole update, with the loss as `kind` says."""
+    module = PPOLoss(make_agent(SPEC, config), config)
+    optimizer = make_optimizer(module, config)
+    if kind == "compiled":
+        compile_loss(module, ALONE, config)
+
+    def by_autograd(rows: Rows) -> MinibatchLoss:
+        return autograd_loss(module.weights, rows, config)
+
+    def step(loss: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss.backward()
+        return optimizer.step()
+
+    loss_fn = by_autograd if kind == "autograd" else module
+    return lambda: ppo_update(loss_fn, batch, step, config)
+
+
+def products_of(config: Config, minibatches: int) -> Callable[[], object]:
+    """The matrix products of an update's minibatches."""
+    rows = config.per_rank_batch_size
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+    agent = make_agent(SPEC, config)
+    for network in (agent.policy, agent.value):
+        for number, layer in enumerate(network.linear_layers):
+            weight = layer.weight.detach()
+            outputs, inputs = weight.shape
+            value, grad = torch.randn(rows, inputs), torch.randn(rows, outputs)
+            products += [(value, weight.t(), torch.empty(rows, outputs)), (grad.t(), value, torch.empty_like(weight))]
+            products += [(grad, weight, torch.empty(rows, inputs))] if number > 0 else []
+
+    def run() -> None:
+        for _ in range(minibatches):
+            for left, right, out in products:
+                torch.mm(left, right, out=out)
+
+    return run
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """What one call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def measure(rows: int, given: argparse.Namespace) -> None:
+    """Let them take turns and print a line for each."""
+    count = max(rows, ROWS_AT_LEAST)
+    flags = {"per_rank_batch_size": rows, "update_epochs": EPOCHS, "activation_function": given.activation}
+    config = Config(**flags, learning_rate=1e-5, compile=given.compile)
+    batch = make_batch(count)
+    kinds = ["closed form", "autograd", *(["compiled"] if given.compile else [])]
+    ways = {"products alone": products_of(config, EPOCHS * batch.num_minibatches(rows))}
+    ways |= {kind: update_of(kind, config, batch) for kind in kinds}
+    for function in ways.values():
+        function()
+    seconds = {name: [] for name in ways}
+    for _ in range(given.rounds):
+        for name, function in ways.items():
+            seconds[name].append(seconds_of(function))
+    for name, each in seconds.items():
+        shares = [alone / took for alone, took in zip(seconds["products alone"], each, strict=True)]
+        speed = EPOCHS * count / statistics.median(each)
+        span = f"{min(shares):.0%} to {max(shares):.0%}"
+        print(f"{rows:6} rows | {name:14} | {speed:10,.0f} samples/s | {statistics.median(shares):4.0%} ({span})")
+
+
+def main() -> None:
+    """Measure for each number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 1024, 4096], help="of a minibatch")
+    parser.add_argument("--activation", choices=("relu", "tanh"), default="relu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("minibatch   | loss           | speed, median        | speed of the update over that of its products")
+    for rows in given.rows:
+        measure(rows, given)
+
+
+if __name__ == "__main__":
+    main()
