@@ -129,7 +129,7 @@ def _blank_rows(agent: Agent, count: int) -> Rows:
     obs += agent.encoder.start
     actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
     numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:]]
-    return Rows(obs.to(agent.device), actions.to(agent.device), *numbers)
+    return Rows(agent.prepare(obs).to(agent.device), actions.to(agent.device), *numbers)
 
 
 def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> MinibatchLoss:
