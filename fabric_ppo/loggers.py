@@ -35,7 +35,11 @@ class Writes:
         """Do what is inside, as far as `what` can be written."""
         try:
             yield
-        except OSError as error:
+        except Exception as raised:
+            # Fabric's logger takes whatever is raised for a value that it cannot log
+            error = raised.__cause__ if isinstance(raised.__cause__, OSError) else raised
+            if not isinstance(error, OSError):
+                raise
             if what not in self._failed:
                 tell(f"warning: {what} could not be written ({error}); the training goes on")
             self._failed[what] = str(error)
@@ -62,7 +66,7 @@ class JsonLines:
             OSError: it cannot be written; the file ends with the line before.
         """
         line = json.dumps(values).encode() + b"\n"
-        end = self._file.tell()
+        end = self._file.seek(0, os.SEEK_END)
         written = 0
         try:
             written = self._file.write(line)
