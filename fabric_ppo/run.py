@@ -83,8 +83,16 @@ def new_run_dir(config: Config, script: str) -> Path:
     """Where a run will lie; unless `--run-dir` names it, it is made at once, and goes again if it stays empty.
 
     Raises:
-        ConfigError: `--run-dir` holds a run already.
+        ConfigError: `--run-dir` holds a run already, or there cannot be such a folder.
     """
+    try:
+        return _run_dir(config, script)
+    except OSError as error:
+        where = f"--log-dir {config.log_dir}" if config.run_dir is None else f"--run-dir {config.run_dir}"
+        raise ConfigError(f"{where}: cannot be written ({error.strerror}); a folder is expected") from None
+
+
+def _run_dir(config: Config, script: str) -> Path:
     if config.run_dir is not None:
         path = Path(config.run_dir)
         if is_rank_zero() and not config.resume and (path / "config.yaml").exists():
@@ -197,7 +205,7 @@ class Run(contextlib.ExitStack):
         return log
 
     def restore(self, agent: Agent, optimizer: HasState, buffer: RolloutBuffer) -> None:
-        """Start the environments; where `--resume` found a checkpoint, bring everything back to it.
+        """Start the environments; where `--resume` found a checkpoint, bring everything back to it; make the folder.
 
         Args:
             agent: what is trained, the plain module.
@@ -205,7 +213,7 @@ class Run(contextlib.ExitStack):
             buffer: of this rank's environments.
 
         Raises:
-            ConfigError: the checkpoint does not fit.
+            ConfigError: the checkpoint does not fit, or the folder cannot be made.
         """
         self._agent, self._optimizer = agent, optimizer
         self._constants: dict[str, Any] = {
@@ -233,6 +241,8 @@ class Run(contextlib.ExitStack):
                 past = past_episodes(self._resumed_from, first_env, buffer.num_envs, buffer.envs.spec.action)
             self._rebuild_episodes(buffer, past, action_arrays(self._resumed_from))
         self._guard = Guard(agent)
+        if self._leads:
+            self._make_folder()
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -286,9 +296,8 @@ class Run(contextlib.ExitStack):
         self._agent.load_state_dict(newest)
 
     def updates(self) -> Iterator[int]:
-        """Make the folder and count the updates until the run is over; after each, write what is due."""
+        """Count the updates until the run is over; after each, write what is due."""
         if self._leads:
-            self._make_folder()
             self.push(self._save_what_is_left)
         total = self.num_updates * self._steps_per_update
         self._progress = self.closing(Progress(total, self.env_steps, enabled=self._leads))

@@ -618,6 +618,19 @@ def test_a_damaged_policy_is_loaded_or_refused(runs, folder, env_id, data):
         assert_is_one_line(error)
 
 
+@pytest.mark.parametrize("place", ["--run-dir", "--log-dir"])
+@pytest.mark.parametrize("name", ["/proc/x", "/dev/null", "/dev/null/x", "a" * 300, "a/" * 3000, "/sys"], ids=range(6))
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_folder_that_cannot_be_made_is_one_line(place, name, resumes):
+    if resumes and place == "--log-dir":
+        pytest.skip("resuming takes --run-dir")
+    flags = ["--resume"] if resumes else []
+    config = parse_flags(SCRIPT_CONFIGS["torch"], [*TINY, "--total-timesteps", "16", place, name, *flags])
+    with quiet(), pytest.raises(ConfigError) as error:
+        SCRIPTS["torch"].main(config)
+    assert_is_one_line(error.value)
+
+
 # -- whole processes
 
 PROCESS_SECONDS = 120
