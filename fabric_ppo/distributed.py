@@ -101,8 +101,14 @@ def join_process_group(backend: str, timeout: float) -> None:
         ConfigError: no meeting within a minute (or `timeout`, if that is less).
     """
     seconds = min(timeout, _RENDEZVOUS_SECONDS)
+    limit = timedelta(seconds=seconds)
     try:
-        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+        store.set_timeout(limit)
+        # torchrun keeps its store over --max-restarts, with the addresses of ranks that are no more
+        start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        fresh = torch.distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
     except (torch.distributed.DistError, ValueError) as error:
         where = (
             f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"

@@ -314,7 +314,8 @@ def kill_forked(aim: Aim, launcher: int) -> str:
     if aim.victim == "all":
         os.killpg(launcher, signal.SIGKILL)
     else:
-        os.kill(BOARD["pid", rank] if aim.victim.isdigit() and BOARD["pid", rank] else launcher, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(BOARD["pid", rank] if aim.victim.isdigit() and BOARD["pid", rank] else launcher, signal.SIGKILL)
     return phase
 
 
