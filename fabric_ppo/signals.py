@@ -38,7 +38,7 @@ class StopSignals:
         self._phase = "loading"
         self._peers: list[int] = []
         self._save: Callable[[], str] | None = None
-        self._ends_late = False
+        self._ends_late = self._has_raised = False
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -91,8 +91,8 @@ class StopSignals:
         self.name = self.name or signal.Signals(number).name
         if self._phase == "loading":
             _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name} before the training began")
-        if self._phase == "guarded":
-            self._phase = "stopping"
+        if self._phase == "guarded" and not self._has_raised:
+            self._has_raised = True  # where Python swallows it, in a callback, the end comes after the grace
             raise StoppedBySignal(f"stopped by {self.name}")
 
     def _watch(self, pipe: int) -> None:

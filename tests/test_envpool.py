@@ -411,7 +411,7 @@ def gradient(agent, config, rows, is_fused):
 def test_rows_that_are_no_transitions_do_not_count(open_envs, env_id, is_fused):
     """Loss, statistics and gradient are those of the other rows alone, and stay the same whatever these rows hold."""
     agent, config, batch = batch_with_gaps(open_envs, env_id)
-    (rows,) = batch.minibatches(0, len(batch.rows.weights))
+    (rows,) = batch.minibatches(range(1), len(batch.rows.weights))
     counts = rows.weights > 0
     alone = Rows(*(column[counts] for column in rows))._replace(
         weights=torch.full((int(counts.sum()),), 1 / counts.sum())

@@ -107,7 +107,12 @@ def test_the_file_is_the_state_dict_and_what_rebuilds_the_agent(tmp_path, dtype)
     assert all(torch.equal(weights[name], tensor) for name, tensor in agent.state_dict().items())
     assert all(tensor.dtype == dtype for tensor in weights.values())
     assert json.loads(metadata["env_spec"])["env_id"] == "Pendulum-v1"
-    assert json.loads(metadata["agent"]) == {"activation_function": "relu", "hidden_sizes": [8, 4]}
+    assert json.loads(metadata["agent"]) == {
+        "activation_function": "relu",
+        "hidden_sizes": [8, 4],
+        "normalize_observations": False,
+        "reward_discount": None,
+    }
     obs = some_obs(gymnasium.make("Pendulum-v1").observation_space, 8)
     np.testing.assert_array_equal(load_agent(tmp_path).value(obs), Policy(agent).value(obs))
     before = (tmp_path / POLICY_FILE).read_bytes()

@@ -126,9 +126,10 @@ def endless(monkeypatch, script, after):
     update = SCRIPTS[script].ppo_update
     calls = []
 
-    def long(loss_fn, batch, step, config):
+    def long(loss_fn, batch, step, config, ranks):
         calls.append(None)
-        return update(loss_fn, batch, step, replace(config, update_epochs=2 if len(calls) <= after else 10**6))
+        shown = replace(config, update_epochs=2 if len(calls) <= after else 10**6)
+        return update(loss_fn, batch, step, shown, ranks)
 
     monkeypatch.setattr(SCRIPTS[script], "ppo_update", long)
 
