@@ -106,9 +106,10 @@ def join_process_group(backend: str, timeout: float) -> None:
         store, rank, size = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
         store.set_timeout(limit)
         # torchrun keeps its store over --max-restarts, with the addresses of ranks that are no more
-        start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        fresh = torch.distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if restarts != "0":
+            store = torch.distributed.PrefixStore(f"restart_{restarts}", store)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (torch.distributed.DistError, ValueError) as error:
         where = (
             f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"
