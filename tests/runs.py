@@ -152,5 +152,6 @@ def _main_rank(script: str, config, rank: int, size: int, port: int, out: Path) 
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     _place(rank, size, port)
+    signals.__init__()  # forked from a process in which a test may have run a script
     signals.install()
     run_script(SCRIPTS[script].main, config)

@@ -354,11 +354,11 @@ class Stateful(gymnasium.Env):
         (self.at,) = struct.unpack("q", state)
 
 
-gymnasium.register("Stateful-v0", Stateful, max_episode_steps=30)
+gymnasium.register("FuzzedState-v0", Stateful, max_episode_steps=30)
 
 TINY = ("--num-steps", "8", "--num-envs", "2", "--update-epochs", "1", "--per-rank-batch-size", "8")
 TINY += ("--hidden-sizes", "4", "--test-episodes", "1", "--checkpoint-every", "1", "--num-threads", "1")
-ENVS = ("CartPole-v1", "Pendulum-v1", "Stateful-v0")
+ENVS = ("CartPole-v1", "Pendulum-v1", "FuzzedState-v0")
 
 
 def tiny_config(run_dir: Path, env_id: str, updates: int, *flags: str) -> Config:
