@@ -102,9 +102,14 @@ def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_bes
     if is_best:
         write_atomically(folder / BEST, content)  # first: a run killed between the two comes here again
     write_atomically(path, content)
+    drop_old(folder, keep)
+    return path
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Drop all but the `keep` newest numbered checkpoints; a kill may have come between writing one and this."""
     for old in list(newest_first(folder))[keep:]:
         old.unlink()
-    return path
 
 
 def newest_first(folder: Path) -> Iterator[Path]:

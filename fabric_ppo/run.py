@@ -19,7 +19,7 @@ import yaml
 
 from fabric_ppo import profile
 from fabric_ppo.agent import Agent
-from fabric_ppo.checkpoint import Checkpoint, write_atomically
+from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
@@ -186,6 +186,7 @@ class Run(contextlib.ExitStack):
             self.first_update, self.env_steps = checkpoint.values["update"], checkpoint.values["env_steps"]
         if has_folder:
             self._writes.do("what was logged", cut_back, self.dir, self.first_update, self.env_steps)
+            self._writes.do("a checkpoint", drop_old, self.dir / "checkpoints", self._config.keep_checkpoints)
         return checkpoint
 
     def closing(self, resource: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fabric_ppo import run as run_module
 from fabric_ppo.checkpoint import Checkpoint
 from fabric_ppo.run import Run
 from tests.resuming import (
+    NUM_UPDATES,
     assert_same_run,
     checkpoints,
     die,
@@ -141,6 +143,17 @@ def test_a_run_killed_again_and_again(tmp_path, monkeypatch, undisturbed):
     # the second leg wrote no checkpoint: nothing remembers it; nor did the third
     assert_same_run(run_dir, undisturbed("torch", 1), resumes=summary(run_dir)["resumes"])
     assert summary(run_dir)["resumes"] in (1, 2, 3)
+
+
+def test_a_run_killed_before_it_dropped_an_old_checkpoint_drops_it(tmp_path, monkeypatch):
+    """Also where there is nothing left to write."""
+    flags = {"checkpoint_every": 1, "keep_checkpoints": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", on_call(NUM_UPDATES - 2, 0, die, Path.unlink, about=".ckpt"))
+        train("torch", 1, tmp_path, **flags)
+    assert checkpoints(tmp_path) == [6, 5, 4]
+    finish("torch", 1, tmp_path, resume=True, **flags)
+    assert checkpoints(tmp_path) == [6, 5]
 
 
 def test_resumes_are_counted(tmp_path, monkeypatch, undisturbed):
