@@ -18,9 +18,6 @@ from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
-PADDED_ROWS = 8
-"""Few rows round differently from many: batches that act are padded to a multiple of this."""
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -118,13 +115,24 @@ class Agent(nn.Module):
 
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
-        out: Tensor = self.policy(features)
+        return self.with_log_std(self.policy(features))
+
+    def with_log_std(self, out: Tensor) -> Tensor:
+        """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""
         return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], dim=-1)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as the networks see them, `[B, num_features]`."""
-        features: Tensor = obs if self.encoder.is_identity(self.dtype) else self.encoder(obs, self.dtype)
-        return features if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)(features)
+        encode = self.encoding()
+        return obs if encode is None else encode(obs)
+
+    def encoding(self) -> Callable[[Tensor], Tensor] | None:
+        """`encode` while the agent stays as it is; None where that changes nothing."""
+        encode = None if self.encoder.is_identity(self.dtype) else self.encoder
+        normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
+        if encode is None:
+            return normalize
+        return lambda obs: encode(obs, self.dtype) if normalize is None else normalize(encode(obs, self.dtype))
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
@@ -146,22 +154,6 @@ class Agent(nn.Module):
         """Actions `[B, *action_shape]`: drawn with `noise [B, noise_size]`, or the most probable ones without."""
         params = self.policy_params(self.encode(obs))
         return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
-
-    def actor(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`(obs, noise) -> (actions, params)`, as `act` and `policy_params`, while the weights stay as they are."""
-        policy, sample, dtype = self.policy.frozen(), self.distribution.sample, self.dtype
-        encode = None if self.encoder.is_identity(dtype) else self.encoder
-        normalize = None if self.obs_moments is None else self.obs_moments.normalizer(dtype)
-        log_std = self.log_std
-
-        def act(obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            features = obs if encode is None else encode(obs, dtype)
-            params = policy(features if normalize is None else normalize(features))
-            if log_std is not None:
-                params = torch.cat([params, log_std.expand_as(params)], dim=-1)
-            return sample(params, noise), params
-
-        return act
 
     def values(self, obs: Tensor) -> Tensor:
         """State values `[B]`."""

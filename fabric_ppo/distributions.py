@@ -25,6 +25,8 @@ class Distribution(ABC):
         num_free: how many of them, the last ones, are parameters that do not depend on the observation.
         noise_size: draws that one action needs.
         action_shape, action_dtype: of one stored action.
+        sample_is_perturbed_mode: `sample(params, noise)` is `mode(params + noise)`, the noise times the standard
+            deviation where that is one of `params`.
     """
 
     num_params: int
@@ -32,6 +34,7 @@ class Distribution(ABC):
     noise_size: int
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype = torch.int64
+    sample_is_perturbed_mode: bool = True
 
     @abstractmethod
     def noise(self, uniform: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fabric_ppo.agent import PADDED_ROWS, Agent, Architecture
+from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.checkpoint import Checkpoint, write_atomically
 from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
+from fabric_ppo.networks import ROWS_AT_A_TIME
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 from fabric_ppo.spaces import ActionConverter, EnvSpec
 
@@ -94,7 +95,7 @@ class Policy:
             array = array[None]
         elif array.shape[1:] != space.shape or array.ndim == 0:
             raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
-        padding = np.repeat(array[:1], -len(array) % PADDED_ROWS, axis=0)
+        padding = np.repeat(array[:1], -len(array) % ROWS_AT_A_TIME, axis=0)
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fabric_ppo.agent import PADDED_ROWS, Agent
+from fabric_ppo.acting import make_actor
+from fabric_ppo.agent import Agent
 from fabric_ppo.envs import FinalObs, VectorEnvs
+from fabric_ppo.networks import ROWS_AT_A_TIME
 from fabric_ppo.profile import timed
 from fabric_ppo.replay import PastEpisode, Trail
 from fabric_ppo.seeding import action_uniforms
@@ -91,7 +93,7 @@ class RolloutBuffer:
         self._started = False
         self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)
         # the first matrix products of few rows round differently: N is padded, so that it does not matter
-        padded = -(-n // PADDED_ROWS) * PADDED_ROWS
+        padded = -(-n // ROWS_AT_A_TIME) * ROWS_AT_A_TIME
         self.staged_obs = np.zeros((padded, *spec.observation.shape), spec.observation.dtype)
         action = torch.zeros((), dtype=distribution.action_dtype).numpy()
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
@@ -157,22 +159,19 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
 
 def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
     """Fill the buffer; the parameters of the distributions that the actions were drawn from, `[T * N, num_params]`."""
-    to_env_actions = ActionConverter(envs.spec.action)
-    act, device = timed("policy")(agent.actor()), agent.device
-    step = timed("environment")(envs.step)
-    staged, n = torch.from_numpy(buffer.staged_obs), buffer.num_envs
+    to_env_actions, actor, n = ActionConverter(envs.spec.action), make_actor(agent, noise), buffer.num_envs
+    act, step = timed("policy")(actor.act), timed("environment")(envs.step)
     buffer.ensure_started()
-    all_params = []
     buffer.finals = []
     buffer.obs[0] = buffer.obs[-1]
-    for t, noise_of_step in enumerate(noise.unbind()):
-        buffer.staged_obs[:n] = buffer.obs[t]
-        drawn, params = act(staged if device.type == "cpu" else staged.to(device), noise_of_step)
-        all_params.append(params[:n])
-        actions = buffer.actions[t] = drawn.cpu().numpy()[:n]
-        into = (buffer.obs[t + 1], buffer.rewards[t], buffer.terminated[t], buffer.truncated[t], buffer.valid[t])
+    outputs = zip(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid, strict=True)
+    staged, seen = buffer.staged_obs[:n], buffer.obs[0]
+    for t, into in enumerate(outputs):
+        staged[:] = seen
+        actions = buffer.actions[t] = act(buffer.staged_obs)[:n]
         buffer.finals += [(t, final) for final in step(to_env_actions(actions), *into)]
-    return torch.cat(all_params).cpu()
+        seen = into[0]
+    return actor.params()[:, :n].flatten(0, 1)
 
 
 @contextlib.contextmanager
@@ -187,12 +186,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
-    """The whole rollout's action noise, `[T, padded N, noise_size]`, on the agent's device."""
+    """The whole rollout's action noise, `[T, padded N, noise_size]`."""
     distribution, rows = agent.distribution, buffer.staged_obs.shape[0]
     drawn = action_uniforms(seed, update, buffer.first_env, buffer.num_envs, buffer.num_steps, distribution.noise_size)
     noise = torch.zeros(buffer.num_steps, rows, distribution.noise_size, dtype=agent.dtype)
     noise[:, : buffer.num_envs] = distribution.noise(torch.from_numpy(drawn))
-    return noise.to(agent.device)
+    return noise
 
 
 def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: float) -> Rollout:

@@ -285,7 +285,7 @@ def run_forked(row: Row, args: list[str], log: Path, aim: Aim | None) -> Ended:
     launcher = os.fork()
     if launcher == 0:
         with no_way_back():
-            os.setsid()
+            os.setpgid(0, 0)
             redirect_to(log)
             THIS.fatal_call, THIS.part = (aim.call, aim.part) if aim else (0, 0.0)
             if row.ranks == 1:
@@ -293,6 +293,7 @@ def run_forked(row: Row, args: list[str], log: Path, aim: Aim | None) -> Ended:
                 be_rank(row.script, config, 0, 1, 0)
             else:
                 be_launcher(row, config)
+    os.setpgid(launcher, launcher)  # here too: whoever is first
     phase = ""
     while is_running(launcher) and (lasted := time.monotonic() - started) < LONGEST_RUN:
         if aim is not None and not aim.call and lasted >= aim.seconds:

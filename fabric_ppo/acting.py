@@ -1,0 +1,72 @@
+"""Acting for a rollout: what an agent does, step after step, while its weights stay as they are.
+
+Without gradients: an Actor is made and used under `torch.no_grad`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fabric_ppo.agent import Agent
+from fabric_ppo.distributions import Categorical
+
+Array = NDArray[Any]
+
+
+class Actor:
+    """Draws the actions of one step after the other, on the agent's device."""
+
+    def __init__(self, agent: Agent, noise: Tensor) -> None:
+        """Act T times with `noise [T, B, noise_size]`; B is a multiple of `networks.ROWS_AT_A_TIME`."""
+        self._agent, self._noise = agent, noise.to(agent.device)
+        self._encode = agent.encoding()
+        self._params: list[Tensor] = []
+
+    def act(self, obs: Array) -> Array:
+        """Actions `[B, *action_shape]` for `obs [B, ...]`."""
+        agent = self._agent
+        placed = torch.from_numpy(obs).to(agent.device)
+        params = agent.policy_params(placed if self._encode is None else self._encode(placed))
+        actions = agent.distribution.sample(params, self._noise[len(self._params)])
+        self._params.append(params)
+        return actions.cpu().numpy()
+
+    def params(self) -> Tensor:
+        """The parameters of the distributions that were drawn from, `[T, B, num_params]`, on the CPU."""
+        return torch.stack(self._params).cpu()
+
+
+class ArrayActor(Actor):
+    """In NumPy: for networks on the CPU that are so small that PyTorch takes longer to begin than to compute."""
+
+    def __init__(self, agent: Agent, noise: Tensor) -> None:
+        """See `Actor`."""
+        super().__init__(agent, noise if agent.log_std is None else noise * agent.log_std.exp())
+        self._policy, self._scaled_noise = agent.policy.frozen(), self._noise.numpy()
+        self._is_categorical = isinstance(agent.distribution, Categorical)
+        self._outputs: list[Array] = []
+
+    def act(self, obs: Array) -> Array:
+        """See `Actor`."""
+        encode = self._encode
+        out = self._policy(obs if encode is None else encode(torch.from_numpy(obs)).numpy())
+        perturbed = out + self._scaled_noise[len(self._outputs)]
+        self._outputs.append(out)
+        if self._is_categorical:
+            return perturbed.argmax(-1)  # type: ignore[no-any-return]
+        return self._agent.distribution.mode(torch.from_numpy(perturbed)).numpy()
+
+    def params(self) -> Tensor:
+        """See `Actor`."""
+        return self._agent.with_log_std(torch.from_numpy(np.stack(self._outputs)))
+
+
+def make_actor(agent: Agent, noise: Tensor) -> Actor:
+    """The fastest one for this agent."""
+    fits = agent.policy.is_small and agent.distribution.sample_is_perturbed_mode
+    return (ArrayActor if fits else Actor)(agent, noise)
