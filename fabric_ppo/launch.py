@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 _SECONDS_FOR_RANK_ZERO = 2.0
 _LONGEST_LINE = 1500
@@ -133,7 +133,15 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     finally:
         signals.stopping()
         _destroy_process_group()
+    end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """Exit; a rank of several without shutting down Python, as what PyTorch's threads still hold then may abort it."""
     sys.stdout.flush()
+    sys.stderr.flush()
+    if "RANK" in os.environ:
+        os._exit(status)
     sys.exit(status)
 
 

@@ -21,6 +21,7 @@ import collections
 import contextlib
 import ctypes
 import fnmatch
+import functools
 import json
 import mmap
 import os
@@ -44,9 +45,9 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 
 from fabric_ppo import checkpoint as checkpoint_module
+from fabric_ppo import launch
 from fabric_ppo.checkpoint import BEST, Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
-from fabric_ppo.launch import run_script
 from fabric_ppo.run import Run
 from fabric_ppo.run_state import Checkpoints
 from fabric_ppo.signals import signals
@@ -371,13 +372,16 @@ def be_rank(script: str, config: Any, rank: int, size: int, port: int) -> None:
         os.environ |= {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": str(size), "LT_NUM_NODES": "1"}
         os.environ["LT_STRATEGY"] = "ddp"
     signals.install()
-    try:
-        run_script(SCRIPTS[script].main, config)
-    except SystemExit as stop:
-        BOARD["exit", rank] = 1 + int(stop.code or 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(stop.code or 0))
+    launch.end_process = functools.partial(leave, rank)
+    launch.run_script(SCRIPTS[script].main, config)
+
+
+def leave(rank: int, status: int) -> None:
+    """As `launch.end_process`, seen on the board."""
+    BOARD["exit", rank] = 1 + status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run_launched(row: Row, args: list[str], log: Path, aim: Aim | None) -> Ended:
