@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fabric_ppo.launch import ConfigError, read_launch, tell
+from fabric_ppo.launch import ConfigError, die_with_launcher, read_launch, tell
 from fabric_ppo.signals import signals
 
 _POSITIVE_COUNTS = (
@@ -458,9 +458,10 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
     """A script's command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0.
 
-    From here on the script also listens to signals.
+    From here on the script also listens to signals, and ends with its launcher.
     """
     if args is None:
+        die_with_launcher()
         signals.install()
     try:
         launch = read_launch()

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 _SECONDS_FOR_RANK_ZERO = 2.0
 _LONGEST_LINE = 1500
+_PARENT = os.getppid()
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
 
@@ -103,6 +104,14 @@ def tell(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+def die_with_launcher() -> None:
+    """Have a rank end when its launcher ends, or has ended since this rank began."""
+    if "RANK" in os.environ:
+        die_with_parent()
+        if os.getppid() != _PARENT:
+            os._exit(FAILED)
+
+
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent ends (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":
@@ -121,8 +130,6 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     """
     from fabric_ppo.signals import signals
 
-    if "RANK" in os.environ:
-        die_with_parent()
     _quieten_libraries()
     signals.guard()
     status = 0

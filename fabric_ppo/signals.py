@@ -48,6 +48,7 @@ class StopSignals:
         for each in _STOPPING:
             signal.signal(each, self._handle)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        sys.unraisablehook = _tell_unraisable
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
     def guard(self) -> None:
@@ -122,6 +123,12 @@ class StopSignals:
                 return
             said = self._save() if self._save is not None else ""
             _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name}{said}")
+
+
+def _tell_unraisable(swallowed: sys.UnraisableHookArgs) -> None:
+    """Python's own hook, silent where Python swallows what a signal raised."""
+    if not isinstance(swallowed.exc_value, StoppedBySignal):
+        sys.__unraisablehook__(swallowed)
 
 
 def _exit(status: int, message: str) -> NoReturn:

@@ -17,7 +17,7 @@ import torch.utils.tensorboard
 import train_fabric
 import train_fabric_decoupled
 import train_torch  # loaded before the forks, so that no rank has to
-from fabric_ppo.launch import run_script
+from fabric_ppo.launch import die_with_parent, run_script
 from fabric_ppo.signals import signals
 
 SCRIPTS = {"torch": train_torch, "fabric": train_fabric, "decoupled": train_fabric_decoupled}
@@ -153,5 +153,6 @@ def _main_rank(script: str, config, rank: int, size: int, port: int, out: Path) 
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     _place(rank, size, port)
     signals.__init__()  # forked from a process in which a test may have run a script
+    die_with_parent()
     signals.install()
     run_script(SCRIPTS[script].main, config)

@@ -371,6 +371,7 @@ def be_rank(script: str, config: Any, rank: int, size: int, port: int) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "stress"}
         os.environ |= {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": str(size), "LT_NUM_NODES": "1"}
         os.environ["LT_STRATEGY"] = "ddp"
+    launch.die_with_parent()
     signals.install()
     launch.end_process = functools.partial(leave, rank)
     launch.run_script(SCRIPTS[script].main, config)

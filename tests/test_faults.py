@@ -151,6 +151,17 @@ def test_a_rank_killed_while_it_starts_takes_the_others_with_it(launch):
     assert wait_for(lambda: not any(alive(pid) for pid in everything[1:]), SECONDS)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+@pytest.mark.parametrize("script", ["torch", "fabric"])
+def test_a_launcher_killed_while_its_ranks_start_takes_them_with_it(launch, script, seconds):
+    process = launch(script)
+    assert wait_for(lambda: len(rank_pids(process.pid)) == 2, 30)
+    time.sleep(seconds)
+    ranks = rank_pids(process.pid).values()
+    process.kill()
+    assert wait_for(lambda: not any(alive(pid) for pid in ranks), 2.0)
+
+
 @pytest.mark.parametrize(
     ("script", "env_id", "said"),
     [

@@ -241,3 +241,28 @@ def test_a_launcher_that_is_asked_to_stop(tmp_path):
     assert (
         checkpoints(tmp_path / "run")[0] == int(found[2]) == logged(tmp_path / "run") == len(metrics(tmp_path / "run"))
     )
+
+
+def test_what_python_swallows_is_not_told_as_a_failure():
+    """A signal that comes while an object is being deleted; another error there is told as ever."""
+    code = """
+import os, signal, time
+from fabric_ppo.signals import signals
+signals.install()
+signals.guard()
+class Deleted:
+    def __init__(self, action):
+        self.action = action
+    def __del__(self):
+        self.action()
+        time.sleep(0.1)
+deleted = Deleted(lambda: os.kill(os.getpid(), signal.SIGTERM))
+del deleted
+print(signals.name)
+deleted = Deleted(lambda: 1 / 0)
+del deleted
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "SIGTERM\n"
+    assert "StoppedBySignal" not in done.stderr
+    assert "ZeroDivisionError" in done.stderr
