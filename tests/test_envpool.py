@@ -116,11 +116,16 @@ def rollouts(envs, agent, num_steps, count, first_env=0):
 # the contract
 
 
+@pytest.mark.parametrize("is_direct", [True, False])
 @pytest.mark.parametrize("env_id", ENV_IDS)
-def test_a_step_is_what_envpool_returns(open_envs, env_id):
+def test_a_step_is_what_envpool_returns(open_envs, env_id, is_direct):
     """Every row as EnvPool gives it; a row that follows an end is no transition."""
     num_envs, steps = 5, 450
     envs = open_envs(env_id, num_envs)
+    if is_direct:
+        envs._pool.step = None  # its compiled part is called without it
+    else:
+        envs._step = envpool_envs._step_of(SimpleNamespace(step=envs._pool.step))
     actions = random_actions(envs.spec, steps, num_envs)
     expected = plain_loop(envs.spec, actions)
     np.testing.assert_array_equal(reset(envs), expected.obs[0])
@@ -273,7 +278,7 @@ def test_what_is_not_finite_is_a_fault(open_envs, what, value):
     envs = open_envs("CartPole-v1", 3, rank=1, num_ranks=2)
     obs, rewards, no = np.zeros((3, 4), np.float32), np.zeros(3, np.float32), np.zeros(3, bool)
     (rewards if what == "rewards" else obs[:, 3])[1] = value
-    envs._pool = SimpleNamespace(step=lambda _: (obs, rewards, no, no, {}))
+    envs._step = lambda _: (obs, rewards, no, no)
     with pytest.raises(EnvironmentFault, match=r"^CartPole-v1 environment 4: .* not finite$"):
         step(envs, [0, 0, 0])
 
@@ -282,7 +287,7 @@ def test_large_observations_are_finite(open_envs):
     """Entries whose squares overflow are no fault."""
     envs = open_envs("CartPole-v1", 2)
     obs, no = np.full((2, 4), 3e38, np.float32), np.zeros(2, bool)
-    envs._pool = SimpleNamespace(step=lambda _: (obs, np.zeros(2, np.float32), no, no, {}))
+    envs._step = lambda _: (obs, np.zeros(2, np.float32), no, no)
     np.testing.assert_array_equal(step(envs, [0, 0]).obs, obs)
 
 
