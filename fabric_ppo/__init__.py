@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fabric_ppo.api import train
     from fabric_ppo.config import Config
     from fabric_ppo.evaluate import load_agent
     from fabric_ppo.launch import ConfigError
 
 __version__ = "0.1.0"
-__all__ = ["Config", "ConfigError", "load_agent"]
+__all__ = ["Config", "ConfigError", "load_agent", "train"]
 
-_HOMES = {"Config": "fabric_ppo.config", "ConfigError": "fabric_ppo.launch", "load_agent": "fabric_ppo.evaluate"}
+_HOMES = {
+    "Config": "fabric_ppo.config",
+    "ConfigError": "fabric_ppo.launch",
+    "load_agent": "fabric_ppo.evaluate",
+    "train": "fabric_ppo.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
+from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
+from fabric_ppo.policy_file import policy_path, read_policy
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
@@ -182,7 +184,35 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         agent = Agent(spec, architecture)
         if config.ortho_init:
             _orthogonal_init(agent)
+    if agent.log_std is not None:
+        nn.init.constant_(agent.log_std, config.log_std_init)
+    if config.init_from is not None:
+        _start_from(agent, config.init_from)
     return agent
+
+
+def _start_from(agent: Agent, run_dir: str) -> None:
+    """Take over the weights and running statistics of a trained policy.
+
+    Raises:
+        ConfigError: it cannot be read, or is the policy of another kind of agent.
+    """
+    try:
+        path = policy_path(run_dir)
+        metadata, weights = read_policy(path)
+        spec, architecture = EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({reason})") from None
+    pairs = {
+        "observations": (spec.observation, agent.spec.observation),
+        "actions": (spec.action, agent.spec.action),
+        "networks": (architecture, agent.architecture),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ConfigError(f"--init-from {run_dir}: its {what} are {theirs}; this run's, {ours}, are expected")
+    agent.load_state_dict(weights)
 
 
 def _orthogonal_init(agent: Agent) -> None:

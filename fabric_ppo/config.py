@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +69,11 @@ class Config:
     """Where environments run: in this process (sync), in a worker process each (async), in EnvPool's threads."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
+    env_wrapper: str | None = None
+    """Function `module:name` from environment to environment that each one goes through (not with envpool)."""
+    action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
+    """How continuous actions meet their bounds: cut off there (clip), with -1 .. 1 stretched over the bounds first
+    (rescale), or by way of tanh (squash)."""
     restart_envs: bool = False
     """Replace an async worker that died or hangs, rebuild its episode, and go on."""
     num_envs: int = 2
@@ -122,6 +127,10 @@ class Config:
     """Activation between the layers of the networks."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
+    log_std_init: float = 0.0
+    """Log standard deviation that continuous actions start with."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
     ortho_init: bool = False
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
 
@@ -179,6 +188,11 @@ class Config:
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
         if self.compile:
             require_compiler()
+        _require(self, "log_std_init", -20 <= self.log_std_init <= 2, "a number from -20 to 2")
+        if self.env_wrapper is not None:
+            if self.env_backend == "envpool":
+                raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
+            named_function(self.env_wrapper, "env_wrapper")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
         object.__setattr__(self, "env_id", resolve(self.env_id))
 
@@ -345,6 +359,26 @@ def _check_types(config: Config) -> None:
         elif type(value) is int and (kind is float or float in get_args(kind)):
             object.__setattr__(config, name, value := float(value))
         _require(config, name, _has_type(value, kind), _accepted(kind))
+
+
+def named_function(name: str, of_flag: str) -> Callable[..., Any]:
+    """What a flag's `module:name` stands for; modules are looked for in the working directory too.
+
+    Raises:
+        ConfigError: there is no such thing, or it cannot be called.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"{flag(of_flag)} {name}: module:name is expected")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's: it may raise anything
+        raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({_first_line(error)})") from None
+    if not callable(found):
+        raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
+    return found  # type: ignore[no-any-return]
 
 
 @lru_cache

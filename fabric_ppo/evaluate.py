@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.checkpoint import Checkpoint, write_atomically
 from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import ROWS_AT_A_TIME
+from fabric_ppo.policy_file import policy_path, read_policy
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 from fabric_ppo.spaces import ActionConverter, EnvSpec
 
-POLICY_FILE = "policy.safetensors"
 _SLOTS = 8
 
 
@@ -108,51 +106,18 @@ def load_agent(run_dir: str | Path) -> Policy:
     Raises:
         ConfigError: no readable policy there.
     """
-    path = Path(run_dir)
-    if path.suffix != ".ckpt":
-        path /= POLICY_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"{run_dir}: no {POLICY_FILE} in it; the folder of a finished run, or a checkpoint, is expected"
-        )
+    path = policy_path(run_dir)
     try:
-        metadata, weights = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_policy(path)
+        metadata, weights = read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
         agent = Agent(spec, Architecture.from_json(metadata["agent"]))
-        agent.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        for parameter in agent.parameters():  # running statistics keep their own precision
+            parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
+        agent.load_state_dict(weights)
         return Policy(agent)
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a policy of this program ({reason})") from None
-
-
-def _read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def _read_checkpoint(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
-    checkpoint = Checkpoint.from_bytes(path.read_bytes())
-    return checkpoint.values, checkpoint.under("weights.")
-
-
-def save_policy(agent: Agent, run_dir: Path) -> None:
-    """Write `policy.safetensors`: the weights without prefix, and what rebuilds the agent around them, as JSON."""
-    from safetensors.torch import save
-
-    metadata = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json()}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
-    write_atomically(run_dir / POLICY_FILE, _in_order(save(weights, metadata)))
-
-
-def _in_order(content: bytes) -> bytes:
-    """The same safetensors file with its header's keys sorted: the library writes metadata in random order."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header = header.ljust(-(-len(header) // 8) * 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def evaluate(
@@ -178,7 +143,7 @@ def evaluate(
     waiting = iter(range(episodes))
     with contextlib.ExitStack() as stack:
         slots = [
-            _Slot(stack, policy.spec.env_id, video_dir if index == 0 else "", render_mode)
+            _Slot(stack, policy.spec, video_dir if index == 0 else "", render_mode)
             for index in range(1 if render_mode else min(_SLOTS, episodes))
         ]
         playing = [slot for slot in slots if slot.start(seed, waiting)]
@@ -200,8 +165,8 @@ def evaluate(
 class _Slot:
     """An environment and the test episode that it plays."""
 
-    def __init__(self, stack: contextlib.ExitStack, env_id: str, video_dir: str, render_mode: str | None) -> None:
-        env = make_gymnasium_env(env_id, "rgb_array" if video_dir else render_mode)
+    def __init__(self, stack: contextlib.ExitStack, spec: EnvSpec, video_dir: str, render_mode: str | None) -> None:
+        env = make_gymnasium_env(spec.env_id, spec.wrapper, "rgb_array" if video_dir else render_mode)
         self.env = record(env, video_dir, lambda number: number == 0) if video_dir else env
         stack.callback(self.env.close)
         self.episode = -1

@@ -23,9 +23,10 @@ from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
-from fabric_ppo.evaluate import Policy, TestResult, evaluate, save_policy
+from fabric_ppo.evaluate import Policy, TestResult, evaluate
 from fabric_ppo.launch import ConfigError, StoppedBySignal, is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
+from fabric_ppo.policy_file import save_policy
 from fabric_ppo.profile import timed
 from fabric_ppo.progress import Progress
 from fabric_ppo.replay import ActionLog, Array, PastEpisode, Trail
@@ -277,7 +278,11 @@ class Run(contextlib.ExitStack):
         """Bring the episodes in progress back, and agree with the other ranks on where that failed."""
         envs, failed = buffer.envs, buffer.start(past)
         reason = next((f"environment {buffer.first_env + index}: {why}" for index, why in enumerate(failed) if why), "")
-        if self._leads and not reason and not (envs.rebuilds_episodes and is_repeatable(envs.spec.env_id)):
+        if (
+            self._leads
+            and not reason
+            and not (envs.rebuilds_episodes and is_repeatable(envs.spec.env_id, envs.spec.wrapper))
+        ):
             reason = "an episode does not follow from its seed and actions alone"
         if reason:
             print(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 Kind = Literal["box", "discrete", "multi_discrete", "multi_binary"]
+Fit = Literal["clip", "rescale", "squash"]
 
 SUPPORTED = "observations: Box, Discrete; actions: Discrete, MultiDiscrete, MultiBinary, Box"
 
@@ -26,7 +27,8 @@ class SpaceSpec:
 
     `shape` and `dtype` are those of a single element as an array. `sizes` counts the choices: one number for Discrete,
     one for each entry of a MultiDiscrete (flattened). `start` is the least value of each entry. `low` and `high` bound
-    a Box's entries (flattened; None where unbounded), or are empty where that is not needed.
+    a Box's entries (flattened; None where unbounded), or are empty where that is not needed. `fit` says how actions
+    meet such bounds (`ActionConverter`).
     """
 
     kind: Kind
@@ -36,6 +38,7 @@ class SpaceSpec:
     start: tuple[int, ...] = ()
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    fit: Fit = "clip"
 
     @property
     def size(self) -> int:
@@ -45,11 +48,12 @@ class SpaceSpec:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """An environment's id and its two spaces."""
+    """An environment's id, its two spaces, and what it is wrapped in (`module:function`; empty for nothing)."""
 
     env_id: str
     observation: SpaceSpec
     action: SpaceSpec
+    wrapper: str = ""
 
     def to_json(self) -> str:
         """Strict JSON; `from_json` gives back an equal value."""
@@ -59,7 +63,8 @@ class EnvSpec:
     def from_json(cls, text: str) -> EnvSpec:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(values["env_id"], _space_from_dict(values["observation"]), _space_from_dict(values["action"]))
+        observation, action = (_space_from_dict(values[name]) for name in ("observation", "action"))
+        return cls(values["env_id"], observation, action, values.get("wrapper", ""))
 
 
 def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
@@ -67,13 +72,22 @@ def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
     return SpaceSpec(**fields)
 
 
-def env_spec(env_id: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> EnvSpec:
-    """Describe an environment.
+def env_spec(
+    env_id: str,
+    observation: gymnasium.Space[Any],
+    action: gymnasium.Space[Any],
+    fit: Fit = "clip",
+    wrapper: str = "",
+) -> EnvSpec:
+    """Describe an environment whose Box actions meet their bounds as `fit` says.
 
     Raises:
         ConfigError: a space that no agent here can take.
     """
-    return EnvSpec(env_id, _observation_spec(env_id, observation), _action_spec(env_id, action))
+    actions = _action_spec(env_id, action)
+    if actions.kind == "box":
+        actions = replace(actions, fit=fit)
+    return EnvSpec(env_id, _observation_spec(env_id, observation), actions, wrapper)
 
 
 def _observation_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
@@ -115,21 +129,39 @@ def _short(space: gymnasium.Space[Any]) -> str:
 
 
 class ActionConverter:
-    """Stored actions -> what environments take: choices from `start` up, Box entries within their bounds."""
+    """Stored actions -> what environments take: choices from `start` up, Box entries within their bounds.
+
+    `clip` cuts off what lies beyond the bounds. `rescale` stretches -1 .. 1 over them first, and `squash` takes the
+    tanh before that; both leave entries alone that are not bounded on both sides.
+    """
 
     def __init__(self, space: SpaceSpec) -> None:
         """Read the action space."""
         self._dtype = np.dtype(space.dtype)
         self._start = np.array(space.start).reshape(space.shape) if any(space.start) else None
         self._bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self._squashes: NDArray[Any] | None = None
+        self._stretch: tuple[NDArray[Any], NDArray[Any]] | None = None
         if space.kind == "box":
             low = np.array([-np.inf if x is None else x for x in space.low], self._dtype)
             high = np.array([np.inf if x is None else x for x in space.high], self._dtype)
-            self._bounds = low.reshape(space.shape), high.reshape(space.shape)
+            low, high = low.reshape(space.shape), high.reshape(space.shape)
+            self._bounds = low, high
+            has_both = np.isfinite(low) & np.isfinite(high)
+            if space.fit == "squash":
+                self._squashes = has_both
+            if space.fit != "clip" and np.any((low != -1) | (high != 1), where=has_both):
+                # halved first: the width of the widest bounds overflows
+                half, middle = np.where(has_both, high / 2 - low / 2, 1), np.where(has_both, high / 2 + low / 2, 0)
+                self._stretch = half.astype(self._dtype), middle.astype(self._dtype)
 
     def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Convert `[B, *shape]`."""
         if self._start is not None:
             actions = actions + self._start
         actions = actions.astype(self._dtype, copy=False)
+        if self._squashes is not None:
+            actions = np.where(self._squashes, np.tanh(actions), actions)
+        if self._stretch is not None:
+            actions = actions * self._stretch[0] + self._stretch[1]
         return actions if self._bounds is None else np.clip(actions, *self._bounds)

@@ -20,6 +20,8 @@ DEFAULTS = {
     "--env-id": "CartPole-v1",
     "--env-backend": "sync",
     "--env-timeout": 60.0,
+    "--env-wrapper": None,
+    "--action-bounds": "rescale",
     "--restart-envs": False,
     "--num-envs": 2,
     "--num-steps": 128,
@@ -45,6 +47,8 @@ DEFAULTS = {
     "--max-grad-norm": 0.5,
     "--activation-function": "relu",
     "--hidden-sizes": (64, 64),
+    "--log-std-init": 0.0,
+    "--init-from": None,
     "--ortho-init": False,
     "--capture-video": False,
     "--test-episodes": 10,
@@ -66,6 +70,9 @@ OTHER = {
     "--stop-at-return": (["-150.5"], -150.5),
     "--target-kl": (["0.02"], 0.02),
     "--run-dir": (["runs/a"], "runs/a"),
+    "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--action-bounds": (["squash"], "squash"),
+    "--init-from": (["runs/a"], "runs/a"),
 }
 NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
 """What a switch cannot do without."""

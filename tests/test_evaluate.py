@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from fabric_ppo import evaluate as evaluation
 from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.evaluate import POLICY_FILE, Policy, evaluate, load_agent, save_policy
+from fabric_ppo.evaluate import Policy, evaluate, load_agent
 from fabric_ppo.launch import ConfigError
+from fabric_ppo.policy_file import POLICY_FILE, save_policy
 from fabric_ppo.seeding import Stream, episode_seed, evaluation_seed, uniforms
 from fabric_ppo.spaces import env_spec
 from tests.toy_envs import ACTIONS, OBSERVATIONS, decode, encode, toy_env
@@ -317,7 +318,7 @@ class Recorder:
     """A policy that keeps what it is shown."""
 
     def __init__(self, env_id):
-        self.spec = SimpleNamespace(env_id=env_id)
+        self.spec = SimpleNamespace(env_id=env_id, wrapper="")
         self.noise_size = 3
         self.seen = []
 

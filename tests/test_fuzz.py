@@ -37,8 +37,9 @@ from safetensors.torch import save
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
 from fabric_ppo.envs.base import make_gymnasium_env
-from fabric_ppo.evaluate import POLICY_FILE, load_agent
+from fabric_ppo.evaluate import load_agent
 from fabric_ppo.launch import ConfigError, StoppedBySignal
+from fabric_ppo.policy_file import POLICY_FILE
 from fabric_ppo.update import TrainingError
 from tests.runs import ROOT, SCRIPTS, clean_environment
 

@@ -180,6 +180,30 @@ def test_numbers_are_clipped_to_the_bounds_that_there_are():
     assert np.array_equal(got, expected)
 
 
+BOUNDED = spaces.Box(np.array([-2, 0, -np.inf, -1], np.float32), np.array([2, 10, 3, np.inf], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"),
+    [
+        ("clip", [[0.5, 0.5, 0.5, 0.5], [-2, 0, -5, -1], [2, 5, 3, 5]]),
+        ("rescale", [[1, 7.5, 0.5, 0.5], [-2, 0, -5, -1], [2, 10, 3, 5]]),
+        ("squash", [[2 * 0.46211716, 5 + 5 * 0.46211716, 0.5, 0.5], [-1.9998184, 0.00045398, -5, -1]]),
+    ],
+)
+def test_continuous_actions_meet_their_bounds_as_asked(fit, expected):
+    """Tanh 0.5 = 0.46211716, tanh 5 = 0.9999092; entries without two bounds are only clipped."""
+    convert = ActionConverter(env_spec("Test-v0", VECTOR, BOUNDED, fit).action)
+    given = np.array([[0.5] * 4, [-5] * 4, [5] * 4], np.float32)
+    assert np.allclose(convert(given)[: len(expected)], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_widest_bounds_are_stretched_over_without_overflow():
+    most = np.finfo(np.float32).max
+    convert = ActionConverter(env_spec("Test-v0", VECTOR, spaces.Box(-most, most, (1,), np.float32), "rescale").action)
+    assert convert(np.array([[-1], [0], [1]], np.float32)).flatten().tolist() == [-most, 0, most]
+
+
 def test_unbounded_numbers_pass():
     actions = np.array([[-1e30, 1e30], [0.25, -7]], np.float32)
     converted = ActionConverter(env_spec("Test-v0", VECTOR, ACTIONS["unbounded"]).action)(actions)

@@ -14,7 +14,8 @@ from fabric_ppo import cli
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.config import Config
 from fabric_ppo.envs import make_envs
-from fabric_ppo.evaluate import Policy, evaluate, save_policy
+from fabric_ppo.evaluate import Policy, evaluate
+from fabric_ppo.policy_file import save_policy
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from fabric_ppo.spaces import env_spec
 from tests.toy_envs import ACTIONS, OBSERVATIONS, Toy, toy_env

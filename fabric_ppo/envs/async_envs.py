@@ -25,7 +25,7 @@ from fabric_ppo.envs.base import (
 from fabric_ppo.launch import ConfigError, die_with_parent
 from fabric_ppo.replay import ActionLog, PastEpisode
 from fabric_ppo.signals import ignore_in_child
-from fabric_ppo.spaces import EnvSpec, env_spec
+from fabric_ppo.spaces import EnvSpec
 
 _RESET, _STEP, _REBUILD, _STATE, _CLOSE, _DONE, _FAULT = b"r", b"s", b"b", b"g", b"c", b"d", b"f"
 _MOST_REPLACEMENTS = 3
@@ -51,8 +51,8 @@ class AsyncEnvs(VectorEnvs):
         Raises:
             ConfigError: the environment cannot be made, or has a space that is not supported.
         """
-        probe = make_gymnasium_env(settings.env_id)
-        self.spec = env_spec(settings.env_id, probe.observation_space, probe.action_space)
+        probe = make_gymnasium_env(settings.env_id, settings.env_wrapper)
+        self.spec = settings.spec_of(probe)
         probe.close()
         self.num_envs = settings.num_envs
         self._settings = settings

@@ -19,10 +19,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.config import named_function
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import EnvSpec, env_spec
+from fabric_ppo.spaces import EnvSpec, Fit, env_spec
 
 Array = NDArray[Any]
 _TRIAL_STEPS = 200
@@ -54,6 +55,8 @@ class EnvSettings:
         timeout: seconds that a worker process may take for one step or reset.
         restart: replace a worker process that died or hangs.
         num_threads: how many threads a backend that has its own may start.
+        action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
+        env_wrapper: what each environment is wrapped in, `module:function`; empty for nothing.
     """
 
     env_id: str
@@ -65,6 +68,17 @@ class EnvSettings:
     timeout: float = 60.0
     restart: bool = False
     num_threads: int = 1
+    action_bounds: Fit = "clip"
+    env_wrapper: str = ""
+
+    def spec_of(self, env: Any) -> EnvSpec:
+        """Describe an environment made with these settings.
+
+        Raises:
+            ConfigError: a space that no agent here can take.
+        """
+        spaces = env.observation_space, env.action_space
+        return env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper)
 
 
 class VectorEnvs(ABC):
@@ -128,11 +142,11 @@ class VectorEnvs(ABC):
         """Release everything; a second call does nothing."""
 
 
-def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """`gymnasium.make`, also without a display and for modules that lie in the working directory.
 
     Raises:
-        ConfigError: the environment cannot be made, for instance since a package is missing.
+        ConfigError: the environment cannot be made, for instance since a package is missing, or not wrapped.
     """
     if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -142,9 +156,23 @@ def make_gymnasium_env(env_id: str, render_mode: str | None = None) -> gymnasium
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
+    if wrapper:
+        env = _wrapped(env, wrapper)
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     return env
+
+
+def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
+    try:
+        wrapped = named_function(wrapper, "env_wrapper")(env)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--env-wrapper {wrapper}: it raised {_summary(error)}".splitlines()[0]) from error
+    if not isinstance(wrapped, gymnasium.Env):
+        raise ConfigError(f"--env-wrapper {wrapper}: it returned {type(wrapped).__name__}; an environment is expected")
+    return wrapped
 
 
 class Recorder(gymnasium.wrappers.RecordVideo):
@@ -172,13 +200,13 @@ def record(
     return Recorder(env, folder, episode_trigger=episodes, disable_logger=True)
 
 
-def is_repeatable(env_id: str) -> bool:
+def is_repeatable(env_id: str, wrapper: str = "") -> bool:
     """Whether an episode of this environment follows from its seed and actions, as far as a trial of it shows.
 
     An episode is played twice, with another one between: what an environment or a wrapper remembers across `reset`
     (running statistics, for instance) makes a difference.
     """
-    env = make_gymnasium_env(env_id)
+    env = make_gymnasium_env(env_id, wrapper)
     try:
         first, _, again = (_trial(env, seed) for seed in (1, 2, 1))
         return first == again
@@ -217,8 +245,8 @@ class Episodes:
         self._id = settings.first_env + index
         self._settings = settings
         records = settings.video_dir != "" and self._id == 0
-        env = make_gymnasium_env(settings.env_id, "rgb_array" if records else None)
-        self.spec = env_spec(settings.env_id, env.observation_space, env.action_space)
+        env = make_gymnasium_env(settings.env_id, settings.env_wrapper, "rgb_array" if records else None)
+        self.spec = settings.spec_of(env)
         self._env = record(env, settings.video_dir, None) if records else env
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
         self._shape = self.spec.observation.shape

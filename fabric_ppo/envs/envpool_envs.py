@@ -42,7 +42,7 @@ class EnvPoolEnvs(VectorEnvs):
                 their spaces differ or are not supported.
         """
         twin = make_gymnasium_env(settings.env_id)
-        self.spec = env_spec(settings.env_id, twin.observation_space, twin.action_space)
+        self.spec = settings.spec_of(twin)
         twin.close()
         self.num_envs = settings.num_envs
         self._settings = settings
@@ -108,7 +108,7 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int]) -> tuple[Any, Env
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {settings.env_id}: EnvPool cannot make it ({reason})") from error
-    return pool, env_spec(settings.env_id, *spaces)
+    return pool, env_spec(settings.env_id, *spaces, settings.action_bounds)
 
 
 def _step_of(pool: Any) -> Callable[[Array], tuple[Array, ...]]:
