@@ -194,7 +194,7 @@ def test_an_episode_is_a_function_of_its_seed_and_actions(open_envs, env_id):
         np.testing.assert_array_equal(got_obs[0][local], obs)
         for t in range(steps):
             action = actions[t, local]
-            action = action if is_discrete else np.clip(action.astype(np.float32), space.low, space.high)
+            action = action if is_discrete else np.clip(action.astype(np.float32) * space.high, space.low, space.high)
             obs, reward, terminated, truncated, _ = plain.step(action)
             if terminated or truncated:
                 (final,) = (final for final in got[t].finals if final.env == local)
@@ -230,14 +230,14 @@ TAKEN = STORED | {
     "discrete_start": [5, 7, 6],
     "multi_discrete": [[0, -1, 7], [1, 1, 10], [0, 0, 9]],
     "multi_discrete_2d": [[[0, 1], [-2, 0], [5, 6]], [[1, 3], [1, 1], [7, 8]], [[0, 2], [0, 0], [6, 8]]],
-    "box": [[-1.0, -0.5], [0.25, 2.0], [0.125, 1.5]],
+    "box": [[-1.0, -0.5], [0.25, 2.0], [-0.296875, 2.0]],  # 0.125 x 0.625 - 0.375
     "box_half": [[[-5.0, 0.0]], [[0.5, 5.0]], [[0.25, 0.75]]],
 }
 
 
 @pytest.mark.parametrize("kind", list(STORED))
 def test_actions_reach_the_environment_converted(open_envs, kind):
-    """From `start` up, clipped where bounded, in shape; the environment itself refuses what is not in its space."""
+    """From `start` up, stretched over bounds and clipped to them, in shape; the environment itself refuses what is not in its space."""
     envs = open_envs(toy_env(action=kind), 3)
     reset(envs)
     got = step(envs, STORED[kind])
