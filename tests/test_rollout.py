@@ -235,7 +235,7 @@ def test_actions_are_the_largest_of_logit_plus_gumbel_noise(open_envs):
 
 
 def test_gaussian_actions_are_mean_plus_deviation_times_noise(open_envs):
-    """Noise by the inverse of the normal distribution function; the rollout keeps what was drawn, before clipping."""
+    """Noise by the inverse of the normal distribution function; the rollout keeps what was drawn, before it is fitted to the bounds."""
     from statistics import NormalDist
 
     num_steps, num_envs, size = 8, 2, 2
@@ -253,7 +253,8 @@ def test_gaussian_actions_are_mean_plus_deviation_times_noise(open_envs):
             normal = np.array([NormalDist().inv_cdf(u) for u in uniform])
             expected = np.array([0.5, -2.0]) + np.exp([0.0, 1.0]) * normal
             np.testing.assert_allclose(rollout.actions[t, env], expected, rtol=1e-5, atol=1e-5)
-            taken = np.clip(rollout.actions[t, env].numpy(), low, high)
+            middle, half = (low + high) / 2, (high - low) / 2
+            taken = np.clip(middle + half * rollout.actions[t, env].numpy(), low, high)
             assert rollout.rewards[t, env] == pytest.approx(toy_reward(t % 5, taken), rel=1e-6)
 
 
