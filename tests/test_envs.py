@@ -237,7 +237,7 @@ TAKEN = STORED | {
 
 @pytest.mark.parametrize("kind", list(STORED))
 def test_actions_reach_the_environment_converted(open_envs, kind):
-    """From `start` up, stretched over bounds, clipped, in shape; the environment itself refuses what it does not take."""
+    """From `start` up, stretched over bounds, clipped, in shape; the environment refuses what it does not take."""
     envs = open_envs(toy_env(action=kind), 3)
     reset(envs)
     got = step(envs, STORED[kind])

@@ -235,7 +235,7 @@ def test_actions_are_the_largest_of_logit_plus_gumbel_noise(open_envs):
 
 
 def test_gaussian_actions_are_mean_plus_deviation_times_noise(open_envs):
-    """Noise by the inverse of the normal distribution function; the rollout keeps what was drawn, before it is fitted to the bounds."""
+    """Noise by the inverse of the normal distribution function; the rollout keeps what was drawn."""
     from statistics import NormalDist
 
     num_steps, num_envs, size = 8, 2, 2
