@@ -20,6 +20,7 @@ USAGE = """usage: fabric-ppo COMMAND ...
   train {scripts} [--devices N] [FLAGS]      check the flags, then launch a training script
   evaluate RUN_DIR [--episodes N] [--seed S]        play test episodes with a trained agent
   plot RUN_DIR... --out FILE                        draw learning curves
+  benchmark SUITE... [--seeds N] [--jobs N]         train presets over seeds and write their scores
 
 COMMAND --help says more."""
 
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
     args = sys.argv[1:] if args is None else list(args)
-    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot}
+    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "benchmark": _benchmark}
     if not args or args[0] in ("-h", "--help"):
         print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
         return 0 if args else 2
@@ -171,6 +172,27 @@ def _plot(args: list[str]) -> int:
     plot_runs([Path(run_dir) for run_dir in given.run_dirs], Path(given.out))
     print(given.out)
     return 0
+
+
+def _benchmark(args: list[str]) -> int:
+    """Train presets over seeds and write their scores."""
+    from fabric_ppo.launch import cores_per_rank
+    from fabric_ppo.suite import SUITES, check_presets, presets_of, run_suite
+
+    parser = _Parser(prog="fabric-ppo benchmark", allow_abbrev=False)
+    parser.add_argument("suites", metavar="SUITE", nargs="+", help=f"{', '.join(SUITES)}, or a preset such as cartpole")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each preset, with seeds from 1 up (default: 5)")
+    parser.add_argument("--jobs", type=int, default=cores_per_rank(), help="runs side by side (default: the cores)")
+    parser.add_argument("--log-dir", default="logs/benchmark", help="run folders (default: logs/benchmark)")
+    parser.add_argument("--out", default="docs/results.md", help="page to write (default: docs/results.md)")
+    given = parser.parse_args(args)
+    if given.seeds < 1 or given.jobs < 1:
+        raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    presets = presets_of(given.suites)
+    check_presets(presets)
+    failed = run_suite(presets, given.seeds, given.jobs, Path(given.log_dir), Path(given.out))
+    print(given.out)
+    return 1 if failed else 0
 
 
 def console() -> NoReturn:

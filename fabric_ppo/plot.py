@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,25 +19,59 @@ def plot_runs(run_dirs: list[Path], out: Path) -> None:
     Raises:
         ConfigError: matplotlib is missing, a folder holds no run, or `out` is no kind of picture.
     """
+    figure, axes = _figure()
+    for run_dir in run_dirs:
+        axes.plot(*curve(run_dir), linewidth=1.2, label=run_dir.name)
+    axes.legend(fontsize="small")
+    _save(figure, out)
+
+
+def draw(out: Path, curves: list[np.ndarray], title: str, goal: float) -> None:
+    """Draw curves `[2, points]` of several seeds, transitions and returns, with their mean and a goal, into `out`.
+
+    Raises:
+        ConfigError: as `plot_runs`.
+    """
+    figure, axes = _figure()
+    for steps, returns in curves:
+        axes.plot(steps, returns, linewidth=0.6, alpha=0.5, color="tab:blue")
+    shared = np.linspace(max(each[0][0] for each in curves), min(each[0][-1] for each in curves), 200)
+    mean = np.mean([np.interp(shared, *each) for each in curves], axis=0)
+    axes.plot(shared, mean, linewidth=2, color="tab:blue", label=f"mean of {len(curves)}")
+    axes.axhline(goal, linewidth=1, linestyle="--", color="tab:gray", label="goal")
+    axes.set_title(title)
+    axes.legend(fontsize="small")
+    _save(figure, out)
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure for learning curves, and its axes."""
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("plot needs matplotlib: pip install fabric-ppo[plot]") from None
+    matplotlib.rcParams["svg.hashsalt"] = "fabric-ppo"  # the same curves give the same file
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for run_dir in run_dirs:
-        steps, returns = _curve(run_dir)
-        axes.plot(steps, returns, linewidth=1.2, label=run_dir.name)
     axes.set(xlabel="transitions", ylabel="mean return of the episodes that ended")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    return figure, axes
+
+
+def _save(figure: Any, out: Path) -> None:
     try:
-        figure.savefig(out)
+        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
     except (ValueError, OSError) as error:
         raise ConfigError(f"--out {out}: {str(error).splitlines()[0]}") from None
 
 
-def _curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+def curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Transitions and mean return of the training episodes that ended in an update, for each update with any.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
     try:
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,0 +1,99 @@
+"""Scores: the statistics against definitions, and a suite that is run in parts."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fabric_ppo import cli, suite
+from fabric_ppo.config import Config, load_yaml
+from fabric_ppo.launch import ConfigError
+
+TINY = "env_id: CartPole-v1\ntotal_timesteps: 512\nnum_steps: 64\nupdate_epochs: 1\n"
+
+
+def test_the_interquartile_mean_drops_a_quarter_on_either_side():
+    assert suite.interquartile_mean([100, 1, 2, 3, -100]) == 2
+    assert suite.interquartile_mean([5, 1, 3]) == 3
+    assert suite.interquartile_mean(range(8)) == pytest.approx(np.mean([2, 3, 4, 5]))
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    """For many runs the bootstrap's percentiles are mean +- 1.96 s / sqrt n."""
+    scores = np.random.default_rng(1).normal(50, 10, 100)
+    half = 1.96 * np.std(scores) / math.sqrt(len(scores))
+    assert suite.interval(scores, np.mean) == pytest.approx((np.mean(scores) - half, np.mean(scores) + half), rel=0.005)
+    assert suite.interval([7.0] * 5) == (7, 7)
+
+
+@pytest.mark.parametrize("preset", suite.ROWS)
+def test_every_preset_is_valid_and_its_comment_names_its_environment(preset):
+    path = suite.preset_path(preset)
+    config = Config(**load_yaml(str(path), Config))
+    assert config.env_id in path.read_text().splitlines()[0]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Two presets that train in a second."""
+    paths = {name: tmp_path / "configs" / f"{name}.yaml" for name in ("cartpole", "acrobot")}
+    (tmp_path / "configs").mkdir()
+    script = suite.preset_path("cartpole").parent.parent / "train_torch.py"
+    (tmp_path / "train_torch.py").symlink_to(script)
+    for path in paths.values():
+        path.write_text(TINY)
+    monkeypatch.setattr(suite, "preset_path", lambda preset: paths[preset])
+    monkeypatch.setattr(suite, "TEST_EPISODES", 3)
+    monkeypatch.setattr(suite, "_RESAMPLES", 100)
+    return tmp_path
+
+
+def bench(folder, *words):
+    return cli.main(["benchmark", *words, "--log-dir", str(folder / "logs"), "--out", str(folder / "results.md")])
+
+
+def test_a_suite_is_run_in_parts_and_nothing_twice(tiny, capsys):
+    assert bench(tiny, "cartpole", "--seeds", "1", "--jobs", "1") == 0
+    first = (tiny / "logs" / "cartpole" / "seed_1" / "summary.json").stat().st_mtime_ns
+    assert bench(tiny, "cartpole", "acrobot", "--seeds", "2", "--jobs", "2") == 0
+    assert (tiny / "logs" / "cartpole" / "seed_1" / "summary.json").stat().st_mtime_ns == first
+    known = json.loads((tiny / "results" / "results.json").read_text())
+    assert [(each["preset"], each["seed"]) for each in known] == [
+        ("cartpole", 1),
+        ("cartpole", 2),
+        ("acrobot", 1),
+        ("acrobot", 2),
+    ]
+    scores = []
+    for each in known:
+        summary = json.loads((tiny / "logs" / each["preset"] / f"seed_{each['seed']}" / "summary.json").read_text())
+        assert summary["seed"] == each["seed"]
+        assert summary["test"]["episodes"] == 3
+        assert each["test_return"] == summary["test"]["return_mean"]
+        assert each["curve"][-1][0] == 512
+        scores.append(each["test_return"])
+    page = (tiny / "results.md").read_text()
+    assert f"| 2 | {np.mean(scores[:2]):.1f} +- {np.std(scores[:2]):.1f} |" in page
+    assert (tiny / "results" / "acrobot.svg").is_file()
+    assert capsys.readouterr().out.count("cartpole, seed 1:") == 2
+
+
+def test_a_run_that_fails_is_named(tiny, capsys):
+    (tiny / "configs" / "acrobot.yaml").write_text(TINY + "run_dir: nowhere\nnum_envs: 1000000\n")
+    assert bench(tiny, "acrobot", "cartpole", "--seeds", "1", "--jobs", "2") == 1
+    said = capsys.readouterr()
+    assert "acrobot, seed 1: ended with status 2" in said.err
+    assert "cartpole, seed 1:" in said.out
+
+
+@pytest.mark.parametrize("words", [("nothing",), ("classic", "--seeds", "0"), ("classic", "--jobs", "0")])
+def test_what_cannot_work_is_refused(tiny, words, capsys):
+    assert bench(tiny, *words) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_suites_and_presets_are_found_by_name_once():
+    assert suite.presets_of(["cartpole", "classic"])[:2] == ["cartpole", "acrobot"]
+    with pytest.raises(ConfigError, match=r"^benchmark atari: one of classic, box2d, mujoco, cartpole"):
+        suite.presets_of(["atari"])
