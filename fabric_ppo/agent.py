@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
+from fabric_ppo.encoders import Encoder, EncoderName, orthogonal_init
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
@@ -30,6 +31,7 @@ class Architecture:
     normalize_observations: bool = False
     reward_discount: float | None = None
     """Gamma of the returns whose deviation rewards are divided by; None where they are not."""
+    encoder: EncoderName = "flatten"
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -50,32 +52,8 @@ class Evaluation(NamedTuple):
     values: Tensor
 
 
-class Encoder(nn.Module):
-    """Observations of any dtype -> features `[B, num_features]` of the agent's floating-point type.
-
-    A Box is flattened (bytes are scaled to 0 .. 1), a Discrete value becomes one-hot.
-    """
-
-    def __init__(self, spec: EnvSpec) -> None:
-        """Read the observation space from `spec`."""
-        super().__init__()
-        space = spec.observation
-        self.num_choices = space.sizes[0] if space.kind == "discrete" else 0
-        self.start = space.start[0] if space.kind == "discrete" else 0
-        self.scale = 1 / 255 if space.dtype == "uint8" else 1.0
-        self.num_features = self.num_choices or space.size
-        self._passes = str(space.dtype) if len(space.shape) == 1 and space.kind == "box" else ""
-
-    def is_identity(self, dtype: torch.dtype) -> bool:
-        """Whether observations are features as they are."""
-        return f"torch.{self._passes}" == str(dtype)
-
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `obs [B, ...]`."""
-        if self.num_choices:
-            return nn.functional.one_hot(obs - self.start, self.num_choices).to(dtype)
-        features = obs.to(dtype).reshape(len(obs), self.num_features)
-        return features * self.scale if self.scale != 1.0 else features
+_IMPOSSIBLE = -1e8
+"""Logit of an action that the mask excludes: its probability is exactly 0, and so is what it adds to the entropy."""
 
 
 class Agent(nn.Module):
@@ -93,14 +71,16 @@ class Agent(nn.Module):
         self.spec = spec
         self.architecture = architecture
         self.distribution = make_distribution(spec.action)
-        self.encoder = Encoder(spec)
-        num_free, inputs = self.distribution.num_free, self.encoder.num_features
+        num_free = self.distribution.num_free
+        num_choices = 0 if num_free else self.distribution.num_params
+        self.encoder = Encoder(spec.observation, architecture.encoder, num_choices)
+        inputs = self.encoder.num_features
         hidden_sizes, activation = architecture.hidden_sizes, architecture.activation_function
         self.policy = MLP(inputs, hidden_sizes, self.distribution.num_params - num_free, activation)
         self.value = MLP(inputs, hidden_sizes, 1, activation)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
-        is_box = spec.observation.kind == "box"
-        normalizes = architecture.normalize_observations and is_box
+        is_flat_box = spec.observation.kind == "box" and not self.encoder.has_weights
+        normalizes = architecture.normalize_observations and is_flat_box
         self.obs_moments = RunningMoments(inputs) if normalizes else None
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
@@ -117,7 +97,16 @@ class Agent(nn.Module):
 
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
-        return self.with_log_std(self.policy(features))
+        if not self.encoder.num_masks:
+            return self.with_log_std(self.policy(features))
+        features, mask = features.split([self.encoder.num_features, self.encoder.num_masks], dim=-1)
+        logits: Tensor = self.policy(features)
+        return logits.masked_fill(mask == 0, _IMPOSSIBLE)
+
+    def state_values(self, features: Tensor) -> Tensor:
+        """Values `[B]`."""
+        out: Tensor = self.value(features[:, : self.encoder.num_features])
+        return out.squeeze(-1)
 
     def with_log_std(self, out: Tensor) -> Tensor:
         """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""
@@ -159,8 +148,7 @@ class Agent(nn.Module):
 
     def values(self, obs: Tensor) -> Tensor:
         """State values `[B]`."""
-        out: Tensor = self.value(self.encode(obs))
-        return out.squeeze(-1)
+        return self.state_values(self.encode(obs))
 
     def log_probs(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Log-probabilities of `actions`, `[B]`."""
@@ -170,14 +158,14 @@ class Agent(nn.Module):
         """Log-probabilities, entropy and values of a minibatch of observations from `prepare`."""
         features = self.features(obs)
         log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
-        return Evaluation(log_probs, entropy, self.value(features).squeeze(-1))
+        return Evaluation(log_probs, entropy, self.state_values(features))
 
 
 def make_agent(spec: EnvSpec, config: Config) -> Agent:
     """The agent that a run starts with: a function of the configuration's seed, the same on every rank."""
     reward_discount = config.gamma if config.normalize_rewards else None
     architecture = Architecture(
-        config.activation_function, config.hidden_sizes, config.normalize_observations, reward_discount
+        config.activation_function, config.hidden_sizes, config.normalize_observations, reward_discount, config.encoder
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
@@ -217,6 +205,7 @@ def _start_from(agent: Agent, run_dir: str) -> None:
 
 def _orthogonal_init(agent: Agent) -> None:
     """Orthogonal weights, zero biases (ICLR blog "The 37 implementation details of PPO", detail 2)."""
+    orthogonal_init(agent.encoder)
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
         for layer in network.linear_layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is network.linear_layers[-1] else math.sqrt(2))

@@ -125,6 +125,8 @@ class Config:
 
     activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
+    encoder: Literal["auto", "flatten", "nature", "impala"] = "auto"
+    """Network that policy and value share for images of bytes; auto: nature from 36 x 36 on, else flattened."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
     log_std_init: float = 0.0

@@ -65,7 +65,9 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     Raises:
         ConfigError: ranks have different flags.
     """
-    torch.set_num_threads(config.num_threads or useful_threads(config))
+    threads = config.num_threads or useful_threads(config)
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # without it, Lightning sets threads anew when it launches
     set_timeout(config.timeout)
     if config.torch_deterministic:
         # as use_deterministic_algorithms(True, warn_only=True), which would load the compiler, in seconds

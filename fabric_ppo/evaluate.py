@@ -18,7 +18,7 @@ from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import ROWS_AT_A_TIME
 from fabric_ppo.policy_file import policy_path, read_policy
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
-from fabric_ppo.spaces import ActionConverter, EnvSpec
+from fabric_ppo.spaces import ActionConverter, EnvSpec, Packer
 
 _SLOTS = 8
 
@@ -47,6 +47,7 @@ class Policy:
     Attributes:
         spec: the environment's spaces.
         noise_size: draws that sampling one action needs.
+        pack: a Dict or Tuple observation -> the row of bytes that stands for it in a batch.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -54,14 +55,15 @@ class Policy:
         self.spec = agent.spec
         self.noise_size = agent.distribution.noise_size
         self._agent = agent
+        self.pack = Packer(agent.spec.observation)
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
 
-    def act(self, obs: NDArray[Any], noise: NDArray[np.float64] | None = None) -> NDArray[Any]:
+    def act(self, obs: Any, noise: NDArray[np.float64] | None = None) -> NDArray[Any]:
         """What to do, as the environment takes it: the most probable action.
 
         Args:
-            obs: one observation or a batch of them.
+            obs: one observation or a batch of them; of Dict or Tuple observations a list or what `pack` gave.
             noise: uniform draws `[B, noise_size]` to sample with instead.
 
         Raises:
@@ -77,16 +79,18 @@ class Policy:
             actions = self._to_env(self._agent.act(batch, given).cpu().numpy())
         return actions[0] if is_single else actions[: len(obs)]
 
-    def value(self, obs: NDArray[Any]) -> NDArray[Any]:
+    def value(self, obs: Any) -> NDArray[Any]:
         """Expected discounted return from `obs` on: a scalar array for one observation, `[B]` for a batch."""
         batch, is_single = self._batch(obs)
         with torch.inference_mode():
             values: NDArray[Any] = self._agent.values(batch).cpu().numpy()
         return values[0] if is_single else values[: len(obs)]
 
-    def _batch(self, obs: NDArray[Any]) -> tuple[torch.Tensor, bool]:
+    def _batch(self, obs: Any) -> tuple[torch.Tensor, bool]:
         """A batch padded to a multiple of 8 rows (fewer would round differently), and whether it was a single one."""
         space = self.spec.observation
+        if space.parts and not isinstance(obs, np.ndarray):
+            obs = np.stack([self.pack(each) for each in obs]) if isinstance(obs, list) else self.pack(obs)
         array = np.asarray(obs, space.dtype)
         is_single = array.shape == space.shape
         if is_single:
@@ -150,7 +154,7 @@ def evaluate(
         while playing:
             at = [(slot.episode, result.lengths[slot.episode]) for slot in playing]
             noise = _noise(policy, seed, at) if stochastic else None
-            actions = policy.act(np.stack([slot.obs for slot in playing]), noise)
+            actions = policy.act(np.stack([policy.pack(slot.obs) for slot in playing]), noise)
             ended = []
             for slot, action in zip(playing, actions, strict=True):
                 slot.obs, reward, terminated, truncated = slot.step(action)

@@ -22,8 +22,9 @@ from fabric_ppo.networks import FlatWeights
 
 
 def can_fuse(agent: Agent, device_type: str) -> bool:
-    """Whether `FusedLoss` knows this agent's distribution, at the precision in force."""
+    """Whether `FusedLoss` knows this agent's parts, at the precision in force."""
     known = isinstance(agent.distribution, (Categorical, DiagonalGaussian))
+    known = known and not (agent.encoder.has_weights or agent.encoder.num_masks)
     mixes_precisions = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return known and not mixes_precisions
 

@@ -15,10 +15,18 @@ from fabric_ppo.launch import ConfigError
 if TYPE_CHECKING:
     import gymnasium
 
-Kind = Literal["box", "discrete", "multi_discrete", "multi_binary"]
+Kind = Literal["box", "discrete", "multi_discrete", "multi_binary", "nested"]
+Path = tuple[str | int, ...]
 Fit = Literal["clip", "rescale", "squash"]
 
-SUPPORTED = "observations: Box, Discrete; actions: Discrete, MultiDiscrete, MultiBinary, Box"
+SUPPORTED = (
+    "observations: Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
+    "actions: Discrete, MultiDiscrete, MultiBinary, Box"
+)
+ACTION_MASK: Path = ("action_mask",)
+"""Where a Dict observation says which actions are possible."""
+_WIDER = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "bool": "int8", "float16": "float32"}
+"""Types of parts of observations that PyTorch does not compute with."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class SpaceSpec:
     `shape` and `dtype` are those of a single element as an array. `sizes` counts the choices: one number for Discrete,
     one for each entry of a MultiDiscrete (flattened). `start` is the least value of each entry. `low` and `high` bound
     a Box's entries (flattened; None where unbounded), or are empty where that is not needed. `fit` says how actions
-    meet such bounds (`ActionConverter`).
+    meet such bounds (`ActionConverter`). An element of a nested space (Dict, Tuple) is a row of bytes, those of its
+    `parts` one after the other (`Packer`).
     """
 
     kind: Kind
@@ -39,6 +48,7 @@ class SpaceSpec:
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
     fit: Fit = "clip"
+    parts: tuple[tuple[Path, SpaceSpec], ...] = ()
 
     @property
     def size(self) -> int:
@@ -69,7 +79,8 @@ class EnvSpec:
 
 def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return SpaceSpec(**fields)
+    parts = tuple((tuple(path), _space_from_dict(part)) for path, part in fields.pop("parts", ()))
+    return SpaceSpec(**fields, parts=parts)
 
 
 def env_spec(
@@ -95,8 +106,17 @@ def _observation_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
 
     if isinstance(space, spaces.Box) and math.prod(space.shape) > 0:
         return SpaceSpec("box", space.shape, str(space.dtype))
-    if isinstance(space, spaces.Discrete):
-        return SpaceSpec("discrete", (), "int64", (int(space.n),), (int(space.start),))
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return _action_spec(env_id, space)
+    if isinstance(space, (spaces.Dict, spaces.Tuple)) and len(space.spaces):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        parts: list[tuple[Path, SpaceSpec]] = []
+        for key, each in named:
+            part = _observation_spec(env_id, each)
+            part = replace(part, dtype=_WIDER.get(part.dtype, part.dtype))
+            parts += [((key, *path), leaf) for path, leaf in part.parts or [((), part)]]
+        size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
+        return SpaceSpec("nested", (size,), "uint8", parts=tuple(parts))
     raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
 
 
@@ -126,6 +146,43 @@ def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
 def _short(space: gymnasium.Space[Any]) -> str:
     text = " ".join(str(space).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Packer:
+    """An observation of a nested space -> its row of bytes; of any other space, as it is."""
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the observation space."""
+        self._size = space.size
+        ends = np.cumsum([leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in space.parts]).tolist()
+        self._parts = [
+            (path, leaf, slice(start, stop))
+            for (path, leaf), start, stop in zip(space.parts, [0, *ends], ends, strict=False)
+        ]
+
+    def __call__(self, obs: Any) -> Any:
+        """Pack one observation.
+
+        Raises:
+            ValueError: a part is missing, has another shape, or is not finite.
+        """
+        if not self._parts:
+            return obs
+        row = np.empty(self._size, np.uint8)
+        for path, leaf, place in self._parts:
+            name, value = ".".join(map(str, path)), obs
+            try:
+                for key in path:
+                    value = value[key]
+                array = np.ascontiguousarray(value, leaf.dtype)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ValueError(f"an observation whose {name} cannot be read ({type(error).__name__})") from None
+            if np.shape(value) != leaf.shape:
+                raise ValueError(f"an observation whose {name} has shape {np.shape(value)}; {leaf.shape} is expected")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"an observation whose {name} is not finite: {value}")
+            row[place] = array.reshape(-1).view(np.uint8)
+        return row
 
 
 class ActionConverter:

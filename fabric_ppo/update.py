@@ -126,7 +126,6 @@ def compile_loss(module: nn.Module, ranks: Ranks, config: Config) -> None:
 def _blank_rows(agent: Agent, count: int) -> Rows:
     """Rows of the right shapes and types, and no transitions."""
     obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
-    obs += agent.encoder.start
     actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
     numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:]]
     return Rows(agent.prepare(obs).to(agent.device), actions.to(agent.device), *numbers)

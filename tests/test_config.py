@@ -46,6 +46,7 @@ DEFAULTS = {
     "--vf-coef": 0.5,
     "--max-grad-norm": 0.5,
     "--activation-function": "relu",
+    "--encoder": "auto",
     "--hidden-sizes": (64, 64),
     "--log-std-init": 0.0,
     "--init-from": None,
@@ -72,6 +73,7 @@ OTHER = {
     "--run-dir": (["runs/a"], "runs/a"),
     "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
     "--action-bounds": (["squash"], "squash"),
+    "--encoder": (["impala"], "impala"),
     "--init-from": (["runs/a"], "runs/a"),
 }
 NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}

@@ -23,7 +23,7 @@ from fabric_ppo.config import named_function
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import EnvSpec, Fit, env_spec
+from fabric_ppo.spaces import ACTION_MASK, EnvSpec, Fit, Packer, env_spec
 
 Array = NDArray[Any]
 _TRIAL_STEPS = 200
@@ -218,14 +218,26 @@ def _trial(env: gymnasium.Env[Any, Any], seed: int) -> list[tuple[bytes, float]]
     """An episode with random actions: what was seen and earned."""
     renew_world(env)
     env.action_space.seed(seed)
+    pack = Packer(env_spec("", env.observation_space, env.action_space).observation)
     obs, _ = env.reset(seed=seed)
-    seen = [(np.asarray(obs).tobytes(), 0.0)]
+    seen = [(np.asarray(pack(obs)).tobytes(), 0.0)]
     for _ in range(_TRIAL_STEPS):
-        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-        seen.append((np.asarray(obs).tobytes(), float(reward)))
+        obs, reward, terminated, truncated, _ = env.step(_random_action(env, obs))
+        seen.append((np.asarray(pack(obs)).tobytes(), float(reward)))
         if terminated or truncated:
             break
     return seen
+
+
+def _random_action(env: gymnasium.Env[Any, Any], obs: Any) -> Any:
+    """A random one of those that the observation's mask allows, if it has one."""
+    space = env.action_space
+    if not isinstance(obs, dict) or ACTION_MASK[0] not in obs:
+        return space.sample()
+    mask: Any = np.asarray(obs[ACTION_MASK[0]], np.int8)
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        mask = tuple(np.split(mask, np.cumsum(space.nvec)[:-1]))
+    return space.sample(mask=mask) if hasattr(space, "nvec") or hasattr(space, "n") else space.sample()
 
 
 def renew_world(env: gymnasium.Env[Any, Any]) -> None:
@@ -249,6 +261,7 @@ class Episodes:
         self.spec = settings.spec_of(env)
         self._env = record(env, settings.video_dir, None) if records else env
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
+        self._pack = Packer(self.spec.observation) if self.spec.observation.parts else None
         self._shape = self.spec.observation.shape
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
         self._episode = -1
@@ -266,8 +279,7 @@ class Episodes:
             obs, _ = self._env.reset(seed=self._episode_seed)
         except Exception as error:
             raise self._fault(f"reset raised {_summary(error)}", error) from error
-        self._check(obs, "reset")
-        return obs  # type: ignore[no-any-return]
+        return self._checked(obs, "reset")
 
     def state(self) -> bytes:
         """What the environment's own `get_state` gives; empty if it has none, or one that gives something else."""
@@ -326,14 +338,20 @@ class Episodes:
             raise self._fault(f"step raised {_summary(error)}", error) from error
         if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
             raise self._fault(f"step returned reward {reward}, which is not finite as float32")
-        self._check(obs, "step")
-        return obs, reward, terminated, truncated
+        return self._checked(obs, "step"), reward, terminated, truncated
 
-    def _check(self, obs: Any, call: str) -> None:
+    def _checked(self, obs: Any, call: str) -> Array:
+        """An observation as it is stored."""
+        if self._pack is not None:
+            try:
+                return self._pack(obs)  # type: ignore[no-any-return]
+            except ValueError as error:
+                raise self._fault(f"{call} returned {error}") from None
         if getattr(obs, "shape", ()) != self._shape and np.shape(obs) != self._shape:
             raise self._fault(f"{call} returned an observation of shape {np.shape(obs)}; {self._shape} is expected")
         if self._checks_obs and not all_finite(obs):
             raise self._fault(f"{call} returned an observation that is not finite: {obs}")
+        return obs  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the environment, which writes a video that is being recorded."""

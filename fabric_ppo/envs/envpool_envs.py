@@ -43,6 +43,9 @@ class EnvPoolEnvs(VectorEnvs):
         """
         twin = make_gymnasium_env(settings.env_id)
         self.spec = settings.spec_of(twin)
+        if self.spec.observation.parts:
+            twin.close()
+            raise ConfigError(f"--env-id {settings.env_id}: nested observations need --env-backend sync or async")
         twin.close()
         self.num_envs = settings.num_envs
         self._settings = settings

@@ -1,0 +1,184 @@
+"""Encoders: observations of any space -> features, one part after the other."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fabric_ppo.launch import ConfigError
+from fabric_ppo.spaces import ACTION_MASK, SpaceSpec
+
+EncoderName = Literal["auto", "flatten", "nature", "impala"]
+_SMALLEST = {"nature": 36, "impala": 8}
+"""Sides of the smallest images that a network takes."""
+
+
+class Encoder(nn.Module):
+    """Observations `[B, ...]` -> features `[B, num_features + num_masks]` of the agent's floating-point type.
+
+    A Box is flattened (bytes are scaled to 0 .. 1), a choice becomes one-hot, bits stay bits, images may go through a
+    convolutional network. Parts of nested spaces are encoded each by itself and put side by side. An action mask comes
+    last, as it is.
+
+    Attributes:
+        num_features: how many features there are.
+        num_masks: entries of the action mask; 0 where there is none.
+        has_weights: whether there is anything to be trained.
+    """
+
+    def __init__(self, space: SpaceSpec, name: EncoderName = "flatten", num_choices: int = 0) -> None:
+        """Build the networks with PyTorch's own initialisation, from the global generator.
+
+        Args:
+            space: the observations'.
+            name: the network for images; `auto` takes `nature` for those that are large enough for it.
+            num_choices: entries that an action mask has to have; 0: an action mask is an observation like others.
+
+        Raises:
+            ConfigError: `name` is no network for these observations, or an action mask has another size.
+        """
+        super().__init__()
+        self._space = space
+        parts = list(space.parts) or [((), space)]
+        self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
+        leaves = [_leaf(part, name) for _, part in parts]
+        if name in _SMALLEST and not any(isinstance(leaf, ImageNetwork) for leaf in leaves):
+            raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
+        self._leaves = nn.ModuleList(leaves)
+        widths = [leaf.num_features for leaf in leaves]
+        self.num_features = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if not is_mask)
+        self.num_masks = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if is_mask)
+        if self.num_masks not in (0, num_choices):
+            raise ConfigError(f"action_mask has {self.num_masks} entries; {num_choices}, one a choice, are expected")
+        self.has_weights = any(True for _ in self.parameters())
+        ends = np.cumsum([0, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
+        self._places = [
+            (slice(start, stop), getattr(torch, part.dtype), part.shape)
+            for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
+        ]
+        self._passes = space.dtype if len(space.shape) == 1 and space.kind == "box" else ""
+
+    def is_identity(self, dtype: torch.dtype) -> bool:
+        """Whether observations are features as they are."""
+        return f"torch.{self._passes}" == str(dtype)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`."""
+        if not self._space.parts:
+            encoded: Tensor = self._leaves[0](obs, dtype)
+            return encoded
+        parts = [
+            leaf(obs[:, place].clone(memory_format=torch.contiguous_format).view(part_dtype).view(-1, *shape), dtype)
+            for leaf, (place, part_dtype, shape) in zip(self._leaves, self._places, strict=True)
+        ]
+        in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
+        return torch.cat([parts[k] for k in in_order], dim=-1)
+
+
+class Flat(nn.Module):
+    """Without weights: numbers as they are, choices one-hot."""
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the space."""
+        super().__init__()
+        self._sizes, self._start = space.sizes, space.start
+        self._scale = 1 / 255 if space.kind == "box" and space.dtype == "uint8" else 1.0
+        self.num_features = sum(space.sizes) or space.size
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`; a choice that the space does not have counts as the nearest one."""
+        if self._sizes:
+            entries = obs.reshape(len(obs), len(self._sizes)).long().unbind(1)
+            hot = [
+                nn.functional.one_hot((entry - start).clamp(0, size - 1), size)
+                for entry, start, size in zip(entries, self._start, self._sizes, strict=True)
+            ]
+            return torch.cat(hot, dim=-1).to(dtype)
+        features = obs.to(dtype).reshape(len(obs), self.num_features)
+        return features * self._scale if self._scale != 1.0 else features
+
+
+class ImageNetwork(nn.Module):
+    """Images of bytes through convolutions, whichever of their first and last axis holds the channels."""
+
+    def __init__(self, space: SpaceSpec, layers: nn.Sequential, width: int) -> None:
+        """Put a linear layer of `width` outputs and a rectifier on top of `layers`."""
+        super().__init__()
+        self._channels_last = channels_last(space)
+        channels, *sides = np.roll(space.shape, 1).tolist() if self._channels_last else space.shape
+        with torch.no_grad():
+            self._flat = layers(torch.zeros(1, channels, *sides)).numel()
+        self.layers = layers
+        self.head = nn.Linear(self._flat, width)
+        self.num_features = width
+
+    def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
+        """Encode `obs [B, H, W, C]` or `[B, C, H, W]`."""
+        images = obs.movedim(-1, 1) if self._channels_last else obs
+        values = self.layers(images.to(self.head.weight.dtype) / 255)
+        return torch.relu(self.head(values.reshape(len(obs), self._flat)))
+
+
+def channels_last(space: SpaceSpec) -> bool:
+    """Whether the last of an image's axes is the one with the channels: the smaller one of first and last."""
+    return space.shape[2] <= space.shape[0]
+
+
+def is_image(space: SpaceSpec) -> bool:
+    """Whether a space holds images: bytes on three axes."""
+    return space.kind == "box" and space.dtype == "uint8" and len(space.shape) == 3
+
+
+def nature(channels: int) -> nn.Sequential:
+    """The convolutions of Mnih et al., Nature 518 (2015), Methods; theirs has a layer of 512 on top."""
+    sizes = ((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
+    return nn.Sequential(*(layer for n, m, k, stride in sizes for layer in (nn.Conv2d(n, m, k, stride), nn.ReLU())))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        self.layers = nn.Sequential(nn.ReLU(), convs[0], nn.ReLU(), convs[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+def impala(channels: int) -> nn.Sequential:
+    """The deep network of Espeholt et al., "IMPALA" (arXiv 1802.01561), figure 3; theirs has a layer of 256 on top."""
+    blocks = [
+        nn.Sequential(nn.Conv2d(n, m, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), _Residual(m), _Residual(m))
+        for n, m in pairwise((channels, 16, 32, 32))
+    ]
+    return nn.Sequential(*blocks, nn.ReLU())
+
+
+def _leaf(space: SpaceSpec, name: EncoderName) -> Flat | ImageNetwork:
+    """What encodes one part."""
+    if name == "flatten" or not is_image(space):
+        return Flat(space)
+    *sides, channels = space.shape if channels_last(space) else np.roll(space.shape, -1).tolist()
+    if name == "auto":
+        name = "nature" if min(sides) >= _SMALLEST["nature"] else "flatten"
+        return _leaf(space, name)
+    if min(sides) < _SMALLEST[name]:
+        size, least = "x".join(map(str, sides)), _SMALLEST[name]
+        raise ConfigError(f"--encoder {name}: images are {size}; at least {least}x{least} is needed, or flatten")
+    layers, width = (nature(channels), 512) if name == "nature" else (impala(channels), 256)
+    return ImageNetwork(space, layers, width)
+
+
+def orthogonal_init(encoder: Encoder) -> None:
+    """Orthogonal weights of gain sqrt(2), zero biases."""
+    for module in encoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(module.weight, math.sqrt(2))
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,249 @@
+"""Encoders and action masks against Gymnasium's flattening, published sizes and torch.distributions."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch.distributions import Categorical as Reference
+
+from fabric_ppo import Config, ConfigError, load_agent, train
+from fabric_ppo.agent import make_agent
+from fabric_ppo.encoders import Encoder
+from fabric_ppo.evaluate import evaluate
+from fabric_ppo.spaces import EnvSpec, Packer, env_spec
+from fabric_ppo.update import PPOLoss, _blank_rows
+from tests.nested_envs import OBSERVATION
+from tests.runs import run_ranks
+
+NESTED, MASKED, IN_INFO = (f"tests.nested_envs:{name}-v0" for name in ("Nested", "Masked", "MaskInInfo"))
+TINY = {"num_steps": 32, "total_timesteps": 192, "update_epochs": 2, "test_episodes": 2, "hidden_sizes": (16,)}
+SPACES = {
+    "nested": OBSERVATION,
+    "multi": spaces.MultiDiscrete([3, 4], start=[2, -1]),
+    "multi matrix": spaces.MultiDiscrete([[3, 4], [2, 2]]),
+    "bits": spaces.MultiBinary([2, 3]),
+    "choice": spaces.Discrete(4, start=7),
+    "tuple of one": spaces.Tuple((spaces.Discrete(3),)),
+}
+
+
+def observation_spec(space):
+    return env_spec("Test-v0", space, spaces.Discrete(3)).observation
+
+
+def packed(space, samples):
+    pack = Packer(observation_spec(space))
+    return torch.from_numpy(np.stack([np.asarray(pack(sample)) for sample in samples]))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_features_are_what_gymnasium_flattens_to(space, count):
+    space.seed(1)
+    samples = [space.sample() for _ in range(count)]
+    encoder = Encoder(observation_spec(space))
+    got = encoder(packed(space, samples), torch.float64)
+    expected = np.stack([spaces.flatten(space, sample) for sample in samples])
+    assert got.shape == (count, encoder.num_features)
+    np.testing.assert_array_equal(got.numpy(), expected)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_a_row_of_zeros_is_no_error(space):
+    """Batches are padded with them."""
+    spec = observation_spec(space)
+    assert torch.isfinite(Encoder(spec)(torch.from_numpy(np.zeros((8, *spec.shape), spec.dtype)), torch.float32)).all()
+
+
+def test_nested_spaces_travel_as_json():
+    spec = env_spec("Test-v0", OBSERVATION, spaces.Discrete(3))
+    assert EnvSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.zeros((2, 3), np.float32)}, r"whose a has shape \(2, 3\); \(2, 2\) is expected"),
+        ({"a": np.full((2, 2), np.nan, np.float32)}, "whose a is not finite"),
+        ({"far": {"multi": np.zeros(2, np.int64)}}, r"whose far.big cannot be read \(KeyError\)"),
+        ({"b": (5,)}, r"whose b.1 cannot be read \(IndexError\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    OBSERVATION.seed(0)
+    with pytest.raises(ValueError, match=message):
+        Packer(observation_spec(OBSERVATION))({**OBSERVATION.sample(), **change})
+
+
+# images
+
+
+def image_encoder(shape, name):
+    return Encoder(observation_spec(spaces.Box(0, 255, shape, np.uint8)), name)
+
+
+def test_networks_have_their_published_sizes():
+    """Nature: 84 x 84 x 4 -> 20 x 20 x 32 -> 9 x 9 x 64 -> 7 x 7 x 64 = 3136 -> 512. IMPALA: 72 x 96 -> 9 x 12 x 32."""
+    nature = image_encoder((84, 84, 4), "nature")
+    sizes = (8 * 8 * 4 * 32 + 32) + (4 * 4 * 32 * 64 + 64) + (3 * 3 * 64 * 64 + 64) + (3136 * 512 + 512)
+    assert sum(each.numel() for each in nature.parameters()) == sizes
+    impala = image_encoder((72, 96, 3), "impala")
+    blocks = sum(9 * n * m + m + 4 * (9 * m * m + m) for n, m in ((3, 16), (16, 32), (32, 32)))
+    assert sum(each.numel() for each in impala.parameters()) == blocks + 9 * 12 * 32 * 256 + 256
+
+
+@pytest.mark.parametrize("name", ["nature", "impala"])
+def test_channels_may_come_first_or_last(name):
+    torch.manual_seed(0)
+    last = image_encoder((40, 36, 3), name)
+    first = image_encoder((3, 40, 36), name)
+    first.load_state_dict(last.state_dict())
+    images = torch.randint(0, 256, (5, 40, 36, 3), dtype=torch.uint8)
+    torch.testing.assert_close(first(images.movedim(-1, 1), torch.float32), last(images, torch.float32))
+
+
+@pytest.mark.parametrize(("shape", "has_weights"), [((84, 84, 4), True), ((7, 7, 3), False), ((35, 84, 3), False)])
+def test_auto_takes_a_network_for_images_that_are_large_enough(shape, has_weights):
+    assert image_encoder(shape, "auto").has_weights is has_weights
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "message"),
+    [
+        ((20, 40, 3), "nature", r"^--encoder nature: images are 20x40; at least 36x36 is needed, or flatten$"),
+        ((84, 84), "impala", r"^--encoder impala: observations hold no image of bytes; auto or flatten is expected$"),
+    ],
+)
+def test_images_that_a_network_cannot_take_are_refused(shape, name, message):
+    with pytest.raises(ConfigError, match=message):
+        image_encoder(shape, name)
+
+
+@pytest.mark.parametrize("env_id", ["tests.nested_envs:Images-v0", "tests.nested_envs:ImagesFirst-v0"])
+def test_an_agent_learns_from_images(tmp_path, env_id):
+    """Where the bright half is: chance is 5 of 10."""
+    flags = {"num_envs": 8, "num_steps": 32, "total_timesteps": 2560, "update_epochs": 4, "test_episodes": 10}
+    config = Config(env_id=env_id, **flags, learning_rate=5e-4, hidden_sizes=(16,), run_dir=str(tmp_path / "run"))
+    policy = load_agent(train(config))
+    assert evaluate(policy, 10, 0).to_dict()["return_mean"] > 9
+
+
+# masks
+
+
+def masked_agent(action=None, size=6):
+    space = spaces.Dict({"action_mask": spaces.MultiBinary(size), "observation": spaces.Box(-1, 1, (3,))})
+    agent = make_agent(env_spec("Test-v0", space, action or spaces.Discrete(6)), Config(ortho_init=True))
+    torch.nn.init.normal_(agent.policy.linear_layers[-1].weight)
+    return space, agent
+
+
+def test_impossible_actions_have_probability_zero_everywhere():
+    space, agent = masked_agent()
+    space.seed(3)
+    samples = [space.sample() for _ in range(200)]
+    for sample in samples:
+        sample["action_mask"][np.random.default_rng(0).integers(6)] = 1
+    mask = torch.from_numpy(np.stack([sample["action_mask"] for sample in samples])).bool()
+    obs = packed(space, samples)
+    plain = torch.from_numpy(np.stack([sample["observation"] for sample in samples]))
+    logits = agent.policy(plain)
+    expected = Reference(logits=logits.masked_fill(~mask, -torch.inf))
+    noise = agent.distribution.noise(torch.rand(200, 6))
+    drawn, greedy = agent.act(obs, noise), agent.act(obs, None)
+    assert mask.gather(1, drawn.unsqueeze(1)).all()
+    assert torch.equal(greedy, expected.probs.argmax(-1))
+    now = agent(obs, drawn)
+    torch.testing.assert_close(now.log_probs, expected.log_prob(drawn))
+    p = expected.probs
+    torch.testing.assert_close(now.entropy, -(p * p.clamp(min=1e-38).log()).sum(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(now.values, agent.value(plain).squeeze(-1))
+    assert torch.isfinite(torch.autograd.grad(now.entropy.sum(), agent.policy.linear_layers[0].weight)[0]).all()
+
+
+def test_each_part_of_an_action_has_its_part_of_the_mask():
+    space, agent = masked_agent(spaces.MultiDiscrete([2, 4]))
+    sample = {"action_mask": np.array([0, 1, 0, 0, 1, 0], np.int8), "observation": np.zeros(3, np.float32)}
+    obs = packed(space, [sample] * 50)
+    drawn = agent.act(obs, agent.distribution.noise(torch.rand(50, 6)))
+    assert drawn.unique(dim=0).tolist() == [[1, 2]]
+    torch.testing.assert_close(agent(obs, drawn).log_probs, torch.zeros(50))
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"^action_mask has 5 entries; 6, one a choice, are expected$"):
+        masked_agent(size=5)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wrapper", "backend"),
+    [
+        (MASKED, None, "sync"),
+        (MASKED, None, "async"),
+        (IN_INFO, "fabric_ppo.envs.masks:action_mask_from_info", "sync"),
+    ],
+)
+def test_no_impossible_action_is_ever_taken(tmp_path, env_id, wrapper, backend):
+    """The environment raises at one; the policy of chance, among what is possible, earns 10 an episode."""
+    flags = {"num_envs": 4, "num_steps": 64, "total_timesteps": 8192, "update_epochs": 4, "test_episodes": 10}
+    flags |= {"env_id": env_id, "env_wrapper": wrapper, "env_backend": backend, "run_dir": str(tmp_path / "run")}
+    policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
+    assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
+
+
+def test_the_environment_of_the_masks_does_raise():
+    env = gymnasium.make(MASKED)
+    env.reset(seed=0)
+    impossible = int(env.unwrapped.mask.argmin())
+    with pytest.raises(ValueError, match="is impossible"):
+        env.step(impossible)
+
+
+# in whole runs
+
+
+def result(script, world_size, run_dir, **flags):
+    from fabric_ppo.config import SCRIPT_CONFIGS
+
+    config = SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(run_dir))
+    assert run_ranks(script, [config] * world_size) == [""] * world_size
+    return (run_dir / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("env_id", [NESTED, MASKED, "tests.nested_envs:Images-v0"])
+def test_the_architectures_learn_the_same(tmp_path, env_id):
+    flags = {"env_id": env_id, "num_envs": 2}
+    policies = [result(script, 1, tmp_path / script, **flags) for script in ("torch", "fabric")]
+    policies.append(result("decoupled", 2, tmp_path / "decoupled", **flags))
+    assert policies[0] == policies[1] == policies[2]
+    two = [result(script, 2, tmp_path / f"{script}2", **flags | {"num_envs": 1}) for script in ("torch", "fabric")]
+    assert two[0] == two[1]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("env_id", [NESTED, MASKED])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, env_id, backend):
+    flags = {"env_id": env_id, "env_backend": backend, "anneal_lr": False}
+    whole = result("torch", 1, tmp_path / "whole", **flags)
+    result("torch", 1, tmp_path / "parts", **flags | {"total_timesteps": 64})
+    assert result("torch", 1, tmp_path / "parts", **flags, resume=True) == whole
+    assert '"exact_resume": true' in (tmp_path / "parts" / "summary.json").read_text()
+
+
+def test_a_policy_takes_nested_observations_one_or_many(tmp_path):
+    policy = load_agent(train(Config(**TINY, env_id=NESTED, run_dir=str(tmp_path / "run"))))
+    env = gymnasium.make(NESTED)
+    obs = [env.observation_space.sample() for _ in range(11)]
+    assert [policy.act(each) for each in obs] == policy.act(obs).tolist()
+    rows = np.stack([policy.pack(each) for each in obs])
+    assert np.array_equal(policy.value(rows), policy.value(obs))
+
+
+def test_what_cannot_be_fused_goes_by_autograd():
+    _, agent = masked_agent()
+    config = Config(per_rank_batch_size=8)
+    loss = PPOLoss(agent, config)
+    value = loss(_blank_rows(agent, 8)).loss
+    value.backward()
+    assert loss.weights.flat.grad is not None
