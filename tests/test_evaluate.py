@@ -113,6 +113,7 @@ def test_the_file_is_the_state_dict_and_what_rebuilds_the_agent(tmp_path, dtype)
         "hidden_sizes": [8, 4],
         "normalize_observations": False,
         "reward_discount": None,
+        "encoder": "flatten",
     }
     obs = some_obs(gymnasium.make("Pendulum-v1").observation_space, 8)
     np.testing.assert_array_equal(load_agent(tmp_path).value(obs), Policy(agent).value(obs))
@@ -320,6 +321,7 @@ class Recorder:
     def __init__(self, env_id):
         self.spec = SimpleNamespace(env_id=env_id, wrapper="")
         self.noise_size = 3
+        self.pack = np.asarray
         self.seen = []
 
     def act(self, obs, noise):
