@@ -21,7 +21,6 @@ from rich.table import Table
 
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import set_threads
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import ConfigError, cores_per_rank
 from fabric_ppo.rollout import RolloutBuffer, collect
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--rollouts", type=int, default=3)
     given = parser.parse_args()
-    set_threads(0)
+    torch.set_num_threads(1)
     table = Table("environment", "EnvPool, rows/s", "collect, steps/s", "ratio", "from", "to")
     for env_id in given.env_ids:
         try:

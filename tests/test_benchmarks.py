@@ -12,11 +12,12 @@ import pytest
 from benchmarks import compare
 from benchmarks.compare import choose_setting, execute, reason
 from benchmarks.growth import Cost, Size, rises
-from benchmarks.install import REQUIREMENTS
+from benchmarks.install import REQUIREMENTS, ROOT
 from benchmarks.programs import PROGRAMS, Program, read_counts
 from benchmarks.report import Run, Spread, ratios, reference, spread, table, table_line, unequal_work
 from benchmarks.workloads import Contender, Setting, Work, Workload, workloads
 from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
+from tests import runs
 
 WORK = Work("CartPole-v1", 1024, num_envs=1, num_steps=128, batch_size=64, epochs=10)
 ALL = workloads("configs/none.yaml", 1, 60.0)
@@ -221,3 +222,26 @@ def test_growth_marks_what_costs_more_than_at_a_smaller_size():
 
     costs = [cost(1, 1, 10.0), cost(1, 4, 10.9), cost(1, 16, 11.1), cost(2, 1, 6.0), cost(2, 4, 10.0)]
     assert [rises(costs, each) for each in costs] == [False, False, True, False, True]
+
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_starts(script):
+    done = runs.run([sys.executable, "-m", f"benchmarks.{script}", "--help"], ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rollout.py", "CartPole-v1", "--num-envs", "2", "--num-steps", "8", "--pairs", "1", "--rollouts", "1"),
+        ("update.py", "--rows", "64", "--rounds", "1"),
+    ],
+)
+def test_a_small_measurement_gives_a_table(words):
+    pytest.importorskip("envpool")
+    done = runs.run([sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]], ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "median" in done.stdout
