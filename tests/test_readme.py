@@ -32,6 +32,7 @@ from fabric_ppo.distributed import Ranks
 from fabric_ppo.envs import make_envs
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run
+from fabric_ppo.suite import SUITES
 from fabric_ppo.update import Stats, make_optimizer
 from tests.runs import BIN, ROOT, SCRIPTS, clean_environment, free_port
 
@@ -423,6 +424,16 @@ def test_commands_for_afterwards_run(words, folder, run_dir, monkeypatch, capsys
             assert (folder / args[args.index(option) + 1]).stat().st_size > 0
     if "--video" in args:
         assert any(path.suffix == ".mp4" for path in set(folder.rglob("*")) - before)
+
+
+@pytest.mark.parametrize("words", of_kind("benchmark"), ids=" ".join)
+def test_suites_are_what_the_page_says(words, monkeypatch):
+    run_suite = mock.Mock(return_value=0)
+    monkeypatch.setattr("fabric_ppo.suite.run_suite", run_suite)
+    assert cli.main(words[3:]) == 0
+    assert run_suite.call_args.args[0]
+    (listed,) = re.findall(r"^Suites are (.*?)\.", PAGES[0].read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(SUITES)
 
 
 def test_every_option_of_evaluate_is_listed(capsys):
