@@ -69,4 +69,5 @@ class ArrayActor(Actor):
 def make_actor(agent: Agent, noise: Tensor) -> Actor:
     """The fastest one for this agent."""
     fits = agent.policy.is_small and agent.distribution.sample_is_perturbed_mode and not agent.encoder.num_masks
+    fits = fits and not agent.architecture.state_dependent_std  # whose noise is not scaled beforehand
     return (ArrayActor if fits else Actor)(agent, noise)

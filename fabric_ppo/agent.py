@@ -32,6 +32,9 @@ class Architecture:
     reward_discount: float | None = None
     """Gamma of the returns whose deviation rewards are divided by; None where they are not."""
     encoder: EncoderName = "flatten"
+    shared_trunk: bool = False
+    layer_norm: bool = False
+    state_dependent_std: bool = False
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -52,6 +55,7 @@ class Evaluation(NamedTuple):
     values: Tensor
 
 
+_LOG_STD = (-20.0, 2.0)
 _IMPOSSIBLE = -1e8
 """Logit of an action that the mask excludes: its probability is exactly 0, and so is what it adds to the entropy."""
 
@@ -76,12 +80,18 @@ class Agent(nn.Module):
         self.encoder = Encoder(spec.observation, architecture.encoder, num_choices)
         inputs = self.encoder.num_features
         hidden_sizes, activation = architecture.hidden_sizes, architecture.activation_function
-        self.policy = MLP(inputs, hidden_sizes, self.distribution.num_params - num_free, activation)
-        self.value = MLP(inputs, hidden_sizes, 1, activation)
-        self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
+        self.trunk: MLP | None = None
+        if architecture.shared_trunk:
+            self.trunk = MLP(inputs, hidden_sizes, 0, activation, architecture.layer_norm)
+            inputs, hidden_sizes = hidden_sizes[-1], ()
+        has_free_std = num_free > 0 and not architecture.state_dependent_std
+        outputs = self.distribution.num_params - (num_free if has_free_std else 0)
+        self.policy = MLP(inputs, hidden_sizes, outputs, activation, architecture.layer_norm)
+        self.value = MLP(inputs, hidden_sizes, 1, activation, architecture.layer_norm)
+        self.log_std = nn.Parameter(torch.zeros(num_free)) if has_free_std else None
         is_flat_box = spec.observation.kind == "box" and not self.encoder.has_weights
         normalizes = architecture.normalize_observations and is_flat_box
-        self.obs_moments = RunningMoments(inputs) if normalizes else None
+        self.obs_moments = RunningMoments(self.encoder.num_features) if normalizes else None
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
 
@@ -99,40 +109,59 @@ class Agent(nn.Module):
         """Parameters of the action distribution, `[B, num_params]`."""
         if not self.encoder.num_masks:
             return self.with_log_std(self.policy(features))
-        features, mask = features.split([self.encoder.num_features, self.encoder.num_masks], dim=-1)
-        logits: Tensor = self.policy(features)
+        mask = features[:, -self.encoder.num_masks :]
+        logits: Tensor = self.policy(features[:, : -self.encoder.num_masks])
         return logits.masked_fill(mask == 0, _IMPOSSIBLE)
 
     def state_values(self, features: Tensor) -> Tensor:
         """Values `[B]`."""
-        out: Tensor = self.value(features[:, : self.encoder.num_features])
+        out: Tensor = self.value(features[:, : features.shape[-1] - self.encoder.num_masks])
         return out.squeeze(-1)
 
     def with_log_std(self, out: Tensor) -> Tensor:
         """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""
-        return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], dim=-1)
+        if self.log_std is not None:
+            return torch.cat([out, self.log_std.expand_as(out)], dim=-1)
+        if not self.architecture.state_dependent_std or not self.distribution.num_free:
+            return out
+        means, log_std = out.chunk(2, dim=-1)
+        return torch.cat([means, log_std.clamp(*_LOG_STD)], dim=-1)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Observations as the networks see them, `[B, num_features]`."""
+        """Observations as policy and value see them, `[B, n]`; an action mask comes last."""
         encode = self.encoding()
         return obs if encode is None else encode(obs)
 
     def encoding(self) -> Callable[[Tensor], Tensor] | None:
         """`encode` while the agent stays as it is; None where that changes nothing."""
+        inputs = self._inputs()
+        if self.trunk is None:
+            return inputs
+        return lambda obs: self._through_trunk(obs if inputs is None else inputs(obs))
+
+    def _inputs(self) -> Callable[[Tensor], Tensor] | None:
+        """Observations as the first layer sees them; None where they already are."""
         encode = None if self.encoder.is_identity(self.dtype) else self.encoder
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
         if encode is None:
             return normalize
         return lambda obs: encode(obs, self.dtype) if normalize is None else normalize(encode(obs, self.dtype))
 
+    def _through_trunk(self, inputs: Tensor) -> Tensor:
+        if self.trunk is None:
+            return inputs
+        features, mask = inputs.split([self.encoder.num_features, self.encoder.num_masks], dim=-1)
+        return torch.cat([self.trunk(features), mask], dim=-1)
+
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
-        return obs if self.obs_moments is None else self.encode(obs)
+        normalize = None if self.obs_moments is None else self._inputs()
+        return obs if normalize is None else normalize(obs)
 
     def features(self, prepared: Tensor) -> Tensor:
-        """What `prepare` gave as the networks see it, `[B, num_features]`."""
+        """What `prepare` gave as policy and value see it, `[B, n]`."""
         is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
-        return prepared if is_encoded else self.encoder(prepared, self.dtype)
+        return self._through_trunk(prepared if is_encoded else self.encoder(prepared, self.dtype))
 
     def absorb(self, sums: Tensor) -> None:
         """Renew the running statistics with what all ranks saw in a rollout, the sum of their `Rollout.moments`."""
@@ -165,7 +194,14 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     """The agent that a run starts with: a function of the configuration's seed, the same on every rank."""
     reward_discount = config.gamma if config.normalize_rewards else None
     architecture = Architecture(
-        config.activation_function, config.hidden_sizes, config.normalize_observations, reward_discount, config.encoder
+        activation_function=config.activation_function,
+        hidden_sizes=config.hidden_sizes,
+        normalize_observations=config.normalize_observations,
+        reward_discount=reward_discount,
+        encoder=config.encoder,
+        shared_trunk=config.shared_trunk,
+        layer_norm=config.layer_norm,
+        state_dependent_std=config.state_dependent_std,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
@@ -174,6 +210,9 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
             _orthogonal_init(agent)
     if agent.log_std is not None:
         nn.init.constant_(agent.log_std, config.log_std_init)
+    elif agent.distribution.num_free:
+        with torch.no_grad():
+            agent.policy.linear_layers[-1].bias[agent.distribution.num_free :] += config.log_std_init
     if config.init_from is not None:
         _start_from(agent, config.init_from)
     return agent
@@ -205,7 +244,9 @@ def _start_from(agent: Agent, run_dir: str) -> None:
 
 def _orthogonal_init(agent: Agent) -> None:
     """Orthogonal weights, zero biases (ICLR blog "The 37 implementation details of PPO", detail 2)."""
-    orthogonal_init(agent.encoder)
+    for shared in (agent.encoder, agent.trunk):
+        if shared is not None:
+            orthogonal_init(shared)
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
         for layer in network.linear_layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is network.linear_layers[-1] else math.sqrt(2))

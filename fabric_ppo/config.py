@@ -129,8 +129,14 @@ class Config:
     """Network that policy and value share for images of bytes; auto: nature from 36 x 36 on, else flattened."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
+    shared_trunk: bool = False
+    """Let policy and value share the hidden layers; each then has one linear layer of its own."""
+    layer_norm: bool = False
+    """Normalise each hidden layer before its activation."""
     log_std_init: float = 0.0
     """Log standard deviation that continuous actions start with."""
+    state_dependent_std: bool = False
+    """Have the policy network give the log standard deviation of continuous actions too, within -20 .. 2."""
     init_from: str | None = None
     """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
     ortho_init: bool = False

@@ -175,9 +175,9 @@ def _leaf(space: SpaceSpec, name: EncoderName) -> Flat | ImageNetwork:
     return ImageNetwork(space, layers, width)
 
 
-def orthogonal_init(encoder: Encoder) -> None:
+def orthogonal_init(network: nn.Module) -> None:
     """Orthogonal weights of gain sqrt(2), zero biases."""
-    for module in encoder.modules():
+    for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.orthogonal_(module.weight, math.sqrt(2))
             assert module.bias is not None

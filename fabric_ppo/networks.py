@@ -21,15 +21,28 @@ _SMALL = 2**15
 
 
 class MLP(nn.Sequential):
-    """Linear layers with activations between them."""
+    """Linear layers with activations between them, and if wanted a layer norm before each activation."""
 
-    def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], outputs: int, activation: Activation) -> None:
-        """Build the layers with PyTorch's own initialisation, from the global generator."""
+    def __init__(
+        self,
+        inputs: int,
+        hidden_sizes: tuple[int, ...],
+        outputs: int,
+        activation: Activation,
+        layer_norm: bool = False,
+    ) -> None:
+        """Build the layers with PyTorch's own initialisation, from the global generator; 0 outputs: hidden layers only.
+
+        Layer norm is that of arXiv 1607.06450.
+        """
         module = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
         widths = [inputs, *hidden_sizes]
-        hidden = [layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), module())]
-        super().__init__(*hidden, nn.Linear(widths[-1], outputs))
+        layers: list[nn.Module] = []
+        for n, m in pairwise(widths):
+            layers += [nn.Linear(n, m), *([nn.LayerNorm(m)] if layer_norm else []), module()]
+        super().__init__(*layers, *([nn.Linear(widths[-1], outputs)] if outputs else []))
         self.activation = activation
+        self.has_layer_norm = layer_norm
         self._linears = tuple(layer for layer in self if isinstance(layer, nn.Linear))
 
     @property
@@ -47,7 +60,7 @@ class MLP(nn.Sequential):
         """Whether its products are so small that what it costs to start one counts: then `frozen` is for it."""
         weights = [layer.weight for layer in self._linears]
         is_on_cpu = weights[0].device.type == "cpu" and weights[0].dtype in (torch.float32, torch.float64)
-        return is_on_cpu and all(weight.numel() <= _SMALL for weight in weights)
+        return is_on_cpu and not self.has_layer_norm and all(weight.numel() <= _SMALL for weight in weights)
 
     def frozen(self) -> Callable[[Array], Array]:
         """`forward` for arrays of rows `[8 k, inputs]`, while the weights stay as they are: the fast way for few rows.

@@ -114,6 +114,9 @@ def test_the_file_is_the_state_dict_and_what_rebuilds_the_agent(tmp_path, dtype)
         "normalize_observations": False,
         "reward_discount": None,
         "encoder": "flatten",
+        "shared_trunk": False,
+        "layer_norm": False,
+        "state_dependent_std": False,
     }
     obs = some_obs(gymnasium.make("Pendulum-v1").observation_space, 8)
     np.testing.assert_array_equal(load_agent(tmp_path).value(obs), Policy(agent).value(obs))
