@@ -23,7 +23,7 @@ from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.update import compile_loss, ppo_update, set_learning_rate
+from fabric_ppo.update import begin_update, compile_loss, ppo_update
 
 
 def main(config: Config) -> Summary:
@@ -53,11 +53,11 @@ def main(config: Config) -> Summary:
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
         log_dict = run.logging(fabric.log_dict)
         for update in run.updates():
-            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            now = begin_update(ppo, optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
-            stats = ppo_update(ppo, batch, step, config, ranks)
-            metrics = run.finish_update(rollout, stats, learning_rate)
+            stats = ppo_update(ppo, batch, step, now, ranks)
+            metrics = run.finish_update(rollout, stats, now.learning_rate)
             log_dict(metrics, run.env_steps)
         summary = run.finish(agent)
         log_dict(summary.test_metrics(), run.env_steps)

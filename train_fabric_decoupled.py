@@ -43,7 +43,7 @@ from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.signals import signals
-from fabric_ppo.update import compile_loss, learning_rate, ppo_update, set_learning_rate
+from fabric_ppo.update import annealed, begin_update, compile_loss, ppo_update
 
 
 def main(config: DecoupledConfig) -> Summary | None:
@@ -102,7 +102,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             with waiting:
                 stats, trainer_idle = exchange.receive_reply()
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
-            metrics = run.finish_update(rollout, stats, learning_rate(config, update, run.num_updates), own)
+            metrics = run.finish_update(rollout, stats, annealed(config, update, run.num_updates).learning_rate, own)
             log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)
@@ -138,8 +138,8 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
             batch = exchange.receive(update, fabric.device)
         if batch is None:
             return signals.raise_if_asked()
-        set_learning_rate(optimizer, config, update, num_updates)
-        stats = ppo_update(ppo, batch, step, config, ranks)
+        now = begin_update(ppo, optimizer, config, update, num_updates)
+        stats = ppo_update(ppo, batch, step, now, ranks)
         exchange.reply(ranks, stats, optimizer, waiting.lap())
 
 

@@ -114,10 +114,14 @@ class Config:
     that collected, mean over an epoch, exceeds 1.5 times this."""
     clip_coef: float = 0.2
     """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
+    anneal_clip_coef: bool = False
+    """Lower --clip-coef linearly to zero over the run."""
     clip_vloss: bool = False
     """Clip the value loss around the value at collection time."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
+    anneal_ent_coef: bool = False
+    """Lower --ent-coef linearly to zero over the run."""
     vf_coef: float = 0.5
     """Weight of the value loss, which carries a factor 1/2 of its own."""
     max_grad_norm: float = 0.5
@@ -195,6 +199,8 @@ class Config:
         _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
         _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
         if self.compile:
+            if self.anneal_clip_coef or self.anneal_ent_coef:
+                raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
             require_compiler()
         _require(self, "log_std_init", -20 <= self.log_std_init <= 2, "a number from -20 to 2")
         if self.env_wrapper is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -55,17 +56,31 @@ def make_optimizer(module: nn.Module, config: Config) -> ClippedAdam:
     return ClippedAdam(module.parameters(), config.learning_rate, config.adam_eps, config.max_grad_norm)
 
 
-def learning_rate(config: Config, update: int, num_updates: int) -> float:
-    """The learning rate of an update: constant, or falling linearly to zero at the end of the run."""
-    return config.learning_rate * (1 - update / num_updates if config.anneal_lr else 1.0)
+def annealed(config: Config, update: int, num_updates: int) -> Config:
+    """The hyperparameters of an update: those that anneal fall linearly to zero at the end of the run."""
+    now = copy.copy(config)
+    for name, anneals in (
+        ("learning_rate", config.anneal_lr),
+        ("clip_coef", config.anneal_clip_coef),
+        ("ent_coef", config.anneal_ent_coef),
+    ):
+        if anneals:
+            object.__setattr__(now, name, getattr(config, name) * (1 - update / num_updates))
+    return now
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
-    """Set and return `learning_rate(...)`."""
-    rate = learning_rate(config, update, num_updates)
+def begin_update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int
+) -> Config:
+    """Give the optimizer and the PPOLoss inside `module` the hyperparameters of an update, and return them."""
+    now = annealed(config, update, num_updates)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group["lr"] = now.learning_rate
+    if config.anneal_clip_coef or config.anneal_ent_coef:
+        for each in module.modules():
+            if isinstance(each, PPOLoss):
+                each.use(now)
+    return now
 
 
 class PPOLoss(nn.Module):
@@ -96,6 +111,10 @@ class PPOLoss(nn.Module):
         if self._fused is None:
             self._fused = FusedLoss(agent, self.weights, self._config)
         return self._fused(rows)
+
+    def use(self, config: Config) -> None:
+        """Take hyperparameters of the loss from `config` from now on."""
+        self._config, self._fused = config, None
 
     def compile_loss(self) -> None:
         """From now on, take the loss by autograd, compiled: once, for minibatches of any size, by a first try."""

@@ -27,6 +27,10 @@ NAMES = {"torch": "torch", "fabric": "fabric", "decoupled": "fabric_decoupled"}
 OTHER = {
     "env_id": "Pendulum-v1",
     "env_backend": "async",
+    "env_wrapper": "gymnasium.wrappers:FlattenObservation",
+    "action_bounds": "squash",
+    "encoder": "impala",
+    "init_from": "elsewhere",
     "timestep_unit": "iteration",
     "activation_function": "tanh",
     "hidden_sizes": (8,),

@@ -5,27 +5,30 @@ import dataclasses
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 
+from fabric_ppo import agent as agents
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.seeding import minibatch_order
-from fabric_ppo.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
 from fabric_ppo.update import (
     Guard,
     PPOLoss,
     Stats,
     TrainingError,
     autograd_loss,
+    begin_update,
     compile_loss,
     make_optimizer,
     ppo_update,
-    set_learning_rate,
 )
 
 BOX = SpaceSpec("box", (5,), "float32")
@@ -227,7 +230,8 @@ def test_learning_rate_falls_linearly_to_zero():
     config = dataclasses.replace(CONFIG, anneal_lr=True)
     optimizer = make_optimizer(nn.Linear(2, 2), config)
     for update, expected in enumerate([0.01, 0.008, 0.006, 0.004, 0.002]):
-        assert set_learning_rate(optimizer, config, update, 5) == pytest.approx(expected, rel=1e-12)
+        now = begin_update(nn.Linear(2, 2), optimizer, config, update, 5)
+        assert now.learning_rate == pytest.approx(expected, rel=1e-12)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected], rel=1e-12)
 
 
@@ -235,8 +239,27 @@ def test_learning_rate_stays_without_annealing():
     config = dataclasses.replace(CONFIG, anneal_lr=False)
     optimizer = make_optimizer(nn.Linear(2, 2), config)
     optimizer.param_groups[0]["lr"] = 7.0  # as after a resume
-    assert set_learning_rate(optimizer, config, 4, 5) == 0.01
+    assert begin_update(nn.Linear(2, 2), optimizer, config, 4, 5) == config
     assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("action", [spaces.Discrete(3), spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2)])
+def test_clip_and_entropy_coefficients_fall_linearly_to_zero(action):
+    """The loss in update 3 of 5 is that of a run whose coefficients are two fifths."""
+    spec = env_spec("Test-v0", spaces.Box(-1, 1, (3,)), action)
+    flags = {"clip_coef": 0.3, "ent_coef": 0.5, "clip_vloss": True}
+    config = Config(**flags, anneal_clip_coef=True, anneal_ent_coef=True)
+    losses = PPOLoss(agents.make_agent(spec, config), config)
+    torch.manual_seed(0)
+    actions = torch.from_numpy(np.stack([action.sample() for _ in range(16)]))
+    rows = Rows(torch.randn(16, 3), actions, *torch.randn(4, 16), torch.ones(16) / 16)
+    losses(rows)
+    now = begin_update(losses, make_optimizer(losses, config), config, 3, 5)
+    assert (now.clip_coef, now.ent_coef) == pytest.approx((0.12, 0.2), rel=1e-12)
+    constant = Config(clip_coef=now.clip_coef, ent_coef=now.ent_coef, clip_vloss=True)
+    expected = PPOLoss(agents.make_agent(spec, constant), constant)(rows)
+    assert torch.equal(losses(rows).loss, expected.loss)
+    assert not torch.equal(PPOLoss(agents.make_agent(spec, config), config)(rows).loss, expected.loss)
 
 
 FINE = Stats(0.1, 0.2, 0.3, 0.01, 0.1, 1.0, (1.0,) * 5, 4, 0.1)
