@@ -27,14 +27,14 @@ from fabric_ppo.signals import signals
 
 _POSITIVE_COUNTS = (
     *("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs"),
-    *("test_episodes", "keep_checkpoints"),
+    *("test_episodes", "eval_episodes", "keep_checkpoints"),
 )
 _POSITIVE = ("learning_rate", "adam_eps", "timeout", "env_timeout", "max_grad_norm", "clip_coef")
 _UNIT_INTERVAL = ("gamma", "gae_lambda")
 _NON_NEGATIVE = ("ent_coef", "vf_coef")
 _AT_MOST: dict[str, float] = {
     **dict.fromkeys((*_POSITIVE, *_NON_NEGATIVE), 1e30),  # float32 holds it
-    **dict.fromkeys(("num_envs", "num_steps", "test_episodes"), 2**30),
+    **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
     **{"hidden_sizes": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
@@ -148,6 +148,11 @@ class Config:
 
     capture_video: bool = False
     """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""
+    eval_every: int = 0
+    """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their own; best.ckpt is
+    then the best by these. 0: none."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
     test_episodes: int = 10
     """Greedy episodes played at the end."""
     run_dir: str | None = None
@@ -185,7 +190,8 @@ class Config:
         _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
         _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")
-        _require(self, "checkpoint_every", self.checkpoint_every >= 0, "a whole number from 0 up")
+        for name in ("checkpoint_every", "eval_every"):
+            _require(self, name, getattr(self, name) >= 0, "a whole number from 0 up")
         _require(self, "run_dir", self.run_dir != "", "a folder")
         if self.resume and self.run_dir is None:
             raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")

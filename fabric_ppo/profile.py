@@ -28,7 +28,7 @@ MOST_EVENTS = 200_000
 """How many spans a trace has at most, the first ones; the table has them all."""
 PARTS = (
     *("environment", "policy", "values", "batch", "minibatches", "loss", "backward", "all-reduce", "optimizer"),
-    *("transfer", "wait", "report", "logging", "checkpoint"),
+    *("transfer", "wait", "report", "evaluation", "logging", "checkpoint"),
 )
 """What is told apart; the rest of the time is `other`."""
 

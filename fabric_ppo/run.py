@@ -52,6 +52,8 @@ from fabric_ppo.signals import signals
 from fabric_ppo.update import Guard, Stats
 
 RETURN_WINDOW = 100
+_EVALUATION = 2**31
+"""Bit of the seed that tells an evaluation's episodes from the test's."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class Run(contextlib.ExitStack):
         self._window: deque[float] = deque(maxlen=RETURN_WINDOW)
         self._is_over = self._is_stopping = False
         self._is_exact = True
+        self._eval_return: float | None = None
         self._writes = Writes()
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
         prepare_process(config, ranks)
@@ -319,7 +322,7 @@ class Run(contextlib.ExitStack):
             yield update
             if self._is_stopping:
                 signals.stopping()
-            elif self._leads and self._checkpoints.is_due(self._updates):
+            elif self._leads and self._checkpoints.is_due(self._updates, self._eval_return):
                 self._checkpoints.save()
         if self._leads:
             self._checkpoints.save()
@@ -383,12 +386,24 @@ class Run(contextlib.ExitStack):
         metrics = report.metrics | {"Info/learning_rate": learning_rate, "Time/step_per_second": speed} | (extra or {})
         if self._config.restart_envs:
             metrics["Info/env_restarts"] = report.env_restarts
+        self._eval_return = self._evaluate()
+        if self._eval_return is not None:
+            metrics["Eval/return_mean"] = self._eval_return
         if self._leads:
             self._writes.do("metrics.jsonl", self._lines.write, self._line(metrics))
             self._log.append(report.trail.actions, report.trail.ended)
             self._checkpoints.keep(self._snapshot(report.trail, in_flight))
         self._progress.update(self.env_steps, self._return_mean(), speed)
         return metrics
+
+    @timed("evaluation")
+    def _evaluate(self) -> float | None:
+        """On rank 0, where an evaluation is due, its mean return; its episodes are not those of the test."""
+        every = self._config.eval_every
+        if not (self._leads and every and self._updates % every == 0):
+            return None
+        result = evaluate(Policy(self._agent), self._config.eval_episodes, self._config.seed ^ _EVALUATION)
+        return float(np.mean(result.returns))
 
     def _line(self, metrics: dict[str, float]) -> dict[str, float]:
         return {"step": self.env_steps, "update": self._updates} | metrics
@@ -402,7 +417,7 @@ class Run(contextlib.ExitStack):
             "train_seconds": self._train_seconds,
             "wall_seconds": self._wall_seconds(),
             "window": list(self._window),
-            "return_mean": self._return_mean(),
+            "return_mean": self._eval_return if self._config.eval_every else self._return_mean(),
             "resumes": self._resumes,
             "exact_resume": self._is_exact,
         }

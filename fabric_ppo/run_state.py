@@ -248,8 +248,10 @@ class Checkpoints:
         """Have `save` write this one."""
         self._newest = snapshot
 
-    def is_due(self, update: int) -> bool:
-        """Whether it is time for a file."""
+    def is_due(self, update: int, eval_return: float | None) -> bool:
+        """Whether it is time for a file, or an evaluation was the best so far."""
+        if eval_return is not None and (self._best_return is None or eval_return > self._best_return):
+            return True
         every = self._config.checkpoint_every
         return update % every == 0 if every else time.monotonic() - self._written_at >= _SECONDS_BETWEEN
 

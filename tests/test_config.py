@@ -57,6 +57,8 @@ DEFAULTS = {
     "--init-from": None,
     "--ortho-init": False,
     "--capture-video": False,
+    "--eval-every": 0,
+    "--eval-episodes": 10,
     "--test-episodes": 10,
     "--run-dir": None,
     "--profile": False,
