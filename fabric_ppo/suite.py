@@ -61,6 +61,7 @@ SUITES = {
         Row("ant", "SB3 zoo 1327 +- 452 (v3)", 1800),
         Row("swimmer", "SB3 zoo 282 +- 10 (v3)", 280),
     ),
+    "minigrid": (Row("minigrid-empty", "-", 0.9),),
 }
 ROWS = {row.preset: row for rows in SUITES.values() for row in rows}
 
@@ -232,13 +233,14 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
     for row, runs in groups:
         scores = [run.test_return for run in runs]
         low, high = interval(scores)
+        form = ".1f" if abs(row.goal) > 10 else ".3f"
         cells = [
             f"{runs[0].env_id}",
             f"{round(np.median([run.transitions for run in runs])):,}",
             f"{len(runs)}",
-            f"{np.mean(scores):.1f} +- {np.std(scores):.1f}",
-            f"{interquartile_mean(scores):.1f} [{low:.1f}, {high:.1f}]",
-            f"{min(scores):.1f}",
+            f"{np.mean(scores):{form}} +- {np.std(scores):{form}}",
+            f"{interquartile_mean(scores):{form}} [{low:{form}}, {high:{form}}]",
+            f"{min(scores):{form}}",
             f"{row.goal:g}, {'reached' if np.mean(scores) >= row.goal else 'missed'}",
             row.published,
             f"{np.median([run.minutes for run in runs]):.1f}",
