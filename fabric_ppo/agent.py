@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
-from fabric_ppo.encoders import Encoder, EncoderName, orthogonal_init
+from fabric_ppo.encoders import Encoder, orthogonal_init
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
@@ -31,7 +31,7 @@ class Architecture:
     normalize_observations: bool = False
     reward_discount: float | None = None
     """Gamma of the returns whose deviation rewards are divided by; None where they are not."""
-    encoder: EncoderName = "flatten"
+    encoder: str = "flatten"
     shared_trunk: bool = False
     layer_norm: bool = False
     state_dependent_std: bool = False

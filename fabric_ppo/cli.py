@@ -137,7 +137,7 @@ def _evaluate(args: list[str]) -> int:
     from fabric_ppo.evaluate import evaluate, load_agent
     from fabric_ppo.video import recorded_gif
 
-    policy = load_agent(given.run_dir)
+    policy = load_agent(given.run_dir, own_code=True)
     resolve_env_id(policy.spec.env_id)  # imports the module that registers it
     run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir

@@ -38,6 +38,7 @@ _AT_MOST: dict[str, float] = {
     **{"hidden_sizes": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
+ENCODERS = ("auto", "flatten", "nature", "impala")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
     *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
@@ -129,8 +130,9 @@ class Config:
 
     activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
-    encoder: Literal["auto", "flatten", "nature", "impala"] = "auto"
-    """Network that policy and value share for images of bytes; auto: nature from 36 x 36 on, else flattened."""
+    encoder: str = "auto"
+    """Network that policy and value share for images of bytes: nature, impala, flatten (none), or auto, which is nature
+    from 36 x 36 on. Or a class of your own for all Box observations, `module:Class`."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
     shared_trunk: bool = False
@@ -209,6 +211,11 @@ class Config:
                 raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
             require_compiler()
         _require(self, "log_std_init", -20 <= self.log_std_init <= 2, "a number from -20 to 2")
+        _require(
+            self, "encoder", self.encoder in ENCODERS or ":" in self.encoder, f"{', '.join(ENCODERS)} or module:Class"
+        )
+        if ":" in self.encoder:
+            named_function(self.encoder, "encoder")
         if self.env_wrapper is not None:
             if self.env_backend == "envpool":
                 raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")

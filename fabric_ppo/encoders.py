@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fabric_ppo.config import named_function
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.spaces import ACTION_MASK, SpaceSpec
 
-EncoderName = Literal["auto", "flatten", "nature", "impala"]
 _SMALLEST = {"nature": 36, "impala": 8}
 """Sides of the smallest images that a network takes."""
 
@@ -31,12 +30,13 @@ class Encoder(nn.Module):
         has_weights: whether there is anything to be trained.
     """
 
-    def __init__(self, space: SpaceSpec, name: EncoderName = "flatten", num_choices: int = 0) -> None:
+    def __init__(self, space: SpaceSpec, name: str = "flatten", num_choices: int = 0) -> None:
         """Build the networks with PyTorch's own initialisation, from the global generator.
 
         Args:
             space: the observations'.
-            name: the network for images; `auto` takes `nature` for those that are large enough for it.
+            name: the network for images; `auto` takes `nature` for those that are large enough for it. Or a class
+                of one's own for all Box parts, `module:Class` (see `OwnNetwork`).
             num_choices: entries that an action mask has to have; 0: an action mask is an observation like others.
 
         Raises:
@@ -61,7 +61,8 @@ class Encoder(nn.Module):
             (slice(start, stop), getattr(torch, part.dtype), part.shape)
             for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
         ]
-        self._passes = space.dtype if len(space.shape) == 1 and space.kind == "box" else ""
+        is_flat = len(space.shape) == 1 and space.kind == "box" and isinstance(leaves[0], Flat)
+        self._passes = space.dtype if is_flat else ""
 
     def is_identity(self, dtype: torch.dtype) -> bool:
         """Whether observations are features as they are."""
@@ -124,6 +125,35 @@ class ImageNetwork(nn.Module):
         return torch.relu(self.head(values.reshape(len(obs), self._flat)))
 
 
+class OwnNetwork(nn.Module):
+    """A user's class for a Box: made with its SpaceSpec, a module `[B, *shape] -> [B, num_features]`.
+
+    It gets bytes and integers as they are, other numbers in the agent's floating-point type.
+    """
+
+    def __init__(self, space: SpaceSpec, name: str) -> None:
+        """Make the module.
+
+        Raises:
+            ConfigError: that fails, or it is no module or does not say `num_features`.
+        """
+        super().__init__()
+        make = named_function(name, "encoder")
+        try:
+            network = make(space)
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigError(f"--encoder {name}: it raised {reason}") from error
+        if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
+            raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
+        self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`."""
+        features: Tensor = self.network(obs.to(dtype) if obs.is_floating_point() else obs)
+        return features.to(dtype)
+
+
 def channels_last(space: SpaceSpec) -> bool:
     """Whether the last of an image's axes is the one with the channels: the smaller one of first and last."""
     return space.shape[2] <= space.shape[0]
@@ -160,9 +190,11 @@ def impala(channels: int) -> nn.Sequential:
     return nn.Sequential(*blocks, nn.ReLU())
 
 
-def _leaf(space: SpaceSpec, name: EncoderName) -> Flat | ImageNetwork:
+def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
     """What encodes one part."""
-    if name == "flatten" or not is_image(space):
+    if ":" in name and space.kind == "box":
+        return OwnNetwork(space, name)
+    if name == "flatten" or ":" in name or not is_image(space):
         return Flat(space)
     *sides, channels = space.shape if channels_last(space) else np.roll(space.shape, -1).tolist()
     if name == "auto":

@@ -101,20 +101,25 @@ class Policy:
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
 
 
-def load_agent(run_dir: str | Path) -> Policy:
+def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
     """Load a finished run's policy, or the one in a checkpoint; opens no environment.
 
     Args:
         run_dir: folder of a finished run, or a file in its `checkpoints`.
+        own_code: import the module of an encoder of one's own that the file names; without it, no file can have
+            anything imported.
 
     Raises:
-        ConfigError: no readable policy there.
+        ConfigError: no readable policy there, or one that needs `own_code`.
     """
     path = policy_path(run_dir)
     try:
         metadata, weights = read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
-        agent = Agent(spec, Architecture.from_json(metadata["agent"]))
+        architecture = Architecture.from_json(metadata["agent"])
+        if ":" in architecture.encoder and not own_code:
+            raise ConfigError(f"its encoder is {architecture.encoder}: load_agent(..., own_code=True) imports that")
+        agent = Agent(spec, architecture)
         for parameter in agent.parameters():  # running statistics keep their own precision
             parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
         agent.load_state_dict(weights)

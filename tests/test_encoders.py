@@ -1,5 +1,7 @@
 """Encoders and action masks against Gymnasium's flattening, published sizes and torch.distributions."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch.distributions import Categorical as Reference
 
-from fabric_ppo import Config, ConfigError, load_agent, train
+from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
 from fabric_ppo.encoders import Encoder
 from fabric_ppo.evaluate import evaluate
@@ -127,6 +129,60 @@ def test_an_agent_learns_from_images(tmp_path, env_id):
     config = Config(env_id=env_id, **flags, learning_rate=5e-4, hidden_sizes=(16,), run_dir=str(tmp_path / "run"))
     policy = load_agent(train(config))
     assert evaluate(policy, 10, 0).to_dict()["return_mean"] > 9
+
+
+# one's own
+
+MINE = """
+import torch
+
+class Two(torch.nn.Module):
+    def __init__(self, space):
+        super().__init__()
+        self.num_features = 2
+        self.layer = torch.nn.Linear(space.size, 2)
+    def forward(self, obs):
+        return self.layer(obs.flatten(1)).tanh()
+
+def fails(space): raise KeyError("no")
+def nothing(space): return torch.nn.Linear(1, 1)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "my_encoders.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_encoders", raising=False)
+
+
+def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
+    config = Config(**TINY, encoder="my_encoders:Two", run_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"its encoder is my_encoders:Two: load_agent\(\.\.\., own_code=True\)"):
+        load_agent(train(config))
+    agent = load_agent(tmp_path / "run", own_code=True)._agent
+    begun = make_agent(agent.spec, config)
+    obs = torch.randn(8, 4)
+    layer = agent.encoder._leaves[0].network.layer
+    hidden = agent.value[0](torch.tanh(obs @ layer.weight.T + layer.bias))
+    torch.testing.assert_close(agent.values(obs), agent.value[2](hidden.relu()).squeeze(-1))
+    assert not torch.equal(layer.weight, begun.encoder._leaves[0].network.layer.weight)
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "auto, flatten, nature, impala or module:Class is expected"),
+        ("my_encoders:missing", "cannot be imported .*"),
+        ("my_encoders:fails", "it raised KeyError: 'no'"),
+        ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(tmp_path, mine, name, message):
+    with pytest.raises(ConfigError, match=f"^--encoder {name}: {message}$"):
+        train(Config(**TINY, encoder=name, run_dir=str(tmp_path / "run")))
 
 
 # masks
