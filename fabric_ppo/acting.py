@@ -30,15 +30,40 @@ class Actor:
     def act(self, obs: Array) -> Array:
         """Actions `[B, *action_shape]` for `obs [B, ...]`."""
         agent = self._agent
-        placed = torch.from_numpy(obs).to(agent.device)
-        params = agent.policy_params(placed if self._encode is None else self._encode(placed))
+        params = agent.policy_params(self._features(torch.from_numpy(obs).to(agent.device)))
         actions = agent.distribution.sample(params, self._noise[len(self._params)])
         self._params.append(params)
         return actions.cpu().numpy()
 
+    def _features(self, obs: Tensor) -> Tensor:
+        return obs if self._encode is None else self._encode(obs)
+
     def params(self) -> Tensor:
         """The parameters of the distributions that were drawn from, `[T, B, num_params]`, on the CPU."""
         return torch.stack(self._params).cpu()
+
+
+class RecurrentActor(Actor):
+    """Remembers what it has seen.
+
+    Attributes:
+        memory: `[B, memory_size]`.
+    """
+
+    def __init__(self, agent: Agent, noise: Tensor, memory: Array) -> None:
+        """See `Actor`; `memory [n, memory_size]` is what it begins with in the first n rows."""
+        super().__init__(agent, noise)
+        self.memory = torch.zeros(noise.shape[1], agent.memory_size, dtype=agent.dtype)
+        self.memory[: len(memory)] = torch.from_numpy(memory)
+        self.memory = self.memory.to(agent.device)
+
+    def _features(self, obs: Tensor) -> Tensor:
+        features, self.memory = self._agent.remember(super()._features(obs), self.memory)
+        return features
+
+    def forget(self, rows: Array) -> None:
+        """Begin anew where `rows [n]` of the first n rows is true."""
+        self.memory[: len(rows)][torch.from_numpy(rows)] = 0
 
 
 class ArrayActor(Actor):
@@ -67,7 +92,7 @@ class ArrayActor(Actor):
 
 
 def make_actor(agent: Agent, noise: Tensor) -> Actor:
-    """The fastest one for this agent."""
+    """The fastest one for this agent, which is not recurrent."""
     fits = agent.policy.is_small and agent.distribution.sample_is_perturbed_mode and not agent.encoder.num_masks
     fits = fits and not agent.architecture.state_dependent_std  # whose noise is not scaled beforehand
     return (ArrayActor if fits else Actor)(agent, noise)

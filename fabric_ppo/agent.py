@@ -15,6 +15,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.encoders import Encoder, orthogonal_init
 from fabric_ppo.launch import ConfigError
+from fabric_ppo.memory import Memory, Recurrent, orthogonal_memory
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.policy_file import policy_path, read_policy
@@ -35,6 +36,8 @@ class Architecture:
     shared_trunk: bool = False
     layer_norm: bool = False
     state_dependent_std: bool = False
+    recurrent: Recurrent = "none"
+    recurrent_size: int = 0
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -56,6 +59,8 @@ class Evaluation(NamedTuple):
 
 
 _LOG_STD = (-20.0, 2.0)
+NO_MEMORY = torch.zeros(0, 0)
+"""Of an agent that is not recurrent."""
 _IMPOSSIBLE = -1e8
 """Logit of an action that the mask excludes: its probability is exactly 0, and so is what it adds to the entropy."""
 
@@ -84,6 +89,10 @@ class Agent(nn.Module):
         if architecture.shared_trunk:
             self.trunk = MLP(inputs, hidden_sizes, 0, activation, architecture.layer_norm)
             inputs, hidden_sizes = hidden_sizes[-1], ()
+        self.memory: Memory | None = None
+        if architecture.recurrent != "none":
+            self.memory = Memory(architecture.recurrent, inputs, architecture.recurrent_size)
+            inputs = self.memory.num_features
         has_free_std = num_free > 0 and not architecture.state_dependent_std
         outputs = self.distribution.num_params - (num_free if has_free_std else 0)
         self.policy = MLP(inputs, hidden_sizes, outputs, activation, architecture.layer_norm)
@@ -104,6 +113,11 @@ class Agent(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.policy.linear_layers[0].weight.device
+
+    @property
+    def memory_size(self) -> int:
+        """Entries of what it remembers from step to step; 0: nothing."""
+        return 0 if self.memory is None else self.memory.state_size
 
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
@@ -128,7 +142,7 @@ class Agent(nn.Module):
         return torch.cat([means, log_std.clamp(*_LOG_STD)], dim=-1)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Observations as policy and value see them, `[B, n]`; an action mask comes last."""
+        """Observations as policy and value (or the recurrent layer) see them, `[B, n]`; an action mask comes last."""
         encode = self.encoding()
         return obs if encode is None else encode(obs)
 
@@ -150,8 +164,28 @@ class Agent(nn.Module):
     def _through_trunk(self, inputs: Tensor) -> Tensor:
         if self.trunk is None:
             return inputs
-        features, mask = inputs.split([self.encoder.num_features, self.encoder.num_masks], dim=-1)
+        features, mask = self._split_mask(inputs)
         return torch.cat([self.trunk(features), mask], dim=-1)
+
+    def remember(self, features: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """A step of the recurrent layer, where there is one.
+
+        Args:
+            features: from `encode`, `[B, n]`.
+            memory: what is remembered of the steps before, `[B, memory_size]`.
+
+        Returns:
+            What policy and value see, and what is remembered then.
+        """
+        if self.memory is None:
+            return features, memory
+        inputs, mask = self._split_mask(features)
+        memory = self.memory(inputs, memory)
+        return torch.cat([self.memory.output(memory), mask], dim=-1), memory
+
+    def _split_mask(self, features: Tensor) -> list[Tensor]:
+        masks = self.encoder.num_masks
+        return list(features.split([features.shape[-1] - masks, masks], dim=-1))
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
@@ -159,7 +193,7 @@ class Agent(nn.Module):
         return obs if normalize is None else normalize(obs)
 
     def features(self, prepared: Tensor) -> Tensor:
-        """What `prepare` gave as policy and value see it, `[B, n]`."""
+        """What `prepare` gave as `encode` has it, `[B, n]`."""
         is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
         return self._through_trunk(prepared if is_encoded else self.encoder(prepared, self.dtype))
 
@@ -170,22 +204,32 @@ class Agent(nn.Module):
                 moments.absorb(sums[: moments.num_sums])
                 sums = sums[moments.num_sums :]
 
-    def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        """Actions `[B, *action_shape]`: drawn with `noise [B, noise_size]`, or the most probable ones without."""
-        params = self.policy_params(self.encode(obs))
-        return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise)
+    def act(self, obs: Tensor, noise: Tensor | None, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
+        """Actions and what is remembered after them; see `remember`.
 
-    def values(self, obs: Tensor) -> Tensor:
-        """State values `[B]`."""
-        return self.state_values(self.encode(obs))
+        The actions, `[B, *action_shape]`, are drawn with `noise [B, noise_size]`, or the most probable ones without.
+        """
+        features, memory = self.remember(self.encode(obs), memory)
+        params = self.policy_params(features)
+        return self.distribution.mode(params) if noise is None else self.distribution.sample(params, noise), memory
 
-    def log_probs(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Log-probabilities of `actions`, `[B]`."""
-        return self.distribution.log_prob(self.policy_params(self.encode(obs)), actions)
+    def values(self, obs: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
+        """State values `[B]`; for `memory` see `remember`."""
+        return self.state_values(self.remember(self.encode(obs), memory)[0])
 
-    def forward(self, obs: Tensor, actions: Tensor) -> Evaluation:
-        """Log-probabilities, entropy and values of a minibatch of observations from `prepare`."""
+    def log_probs(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
+        """Log-probabilities of `actions`, `[B]`; for `memory` see `remember`."""
+        return self.distribution.log_prob(self.policy_params(self.remember(self.encode(obs), memory)[0]), actions)
+
+    def forward(self, obs: Tensor, actions: Tensor, sequences: Tensor = NO_MEMORY) -> Evaluation:
+        """Log-probabilities, entropy and values of a minibatch of observations from `prepare`.
+
+        A recurrent agent needs them as sequences (see `Memory.along`).
+        """
         features = self.features(obs)
+        if self.memory is not None:
+            inputs, mask = self._split_mask(features)
+            features = torch.cat([self.memory.along(inputs, sequences), mask], dim=-1)
         log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
         return Evaluation(log_probs, entropy, self.state_values(features))
 
@@ -202,6 +246,8 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         shared_trunk=config.shared_trunk,
         layer_norm=config.layer_norm,
         state_dependent_std=config.state_dependent_std,
+        recurrent=config.recurrent,
+        recurrent_size=config.recurrent_size if config.recurrent != "none" else 0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
@@ -247,6 +293,8 @@ def _orthogonal_init(agent: Agent) -> None:
     for shared in (agent.encoder, agent.trunk):
         if shared is not None:
             orthogonal_init(shared)
+    if agent.memory is not None:
+        orthogonal_memory(agent.memory)
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
         for layer in network.linear_layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is network.linear_layers[-1] else math.sqrt(2))

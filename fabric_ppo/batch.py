@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.advantages import gae
+from fabric_ppo.agent import NO_MEMORY
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.profile import timed
@@ -23,8 +24,11 @@ _BYTES_AT_A_TIME = 2**24
 class Rows(NamedTuple):
     """Transitions, one a row, in canonical order: by t, then by global environment id.
 
+    A recurrent agent's are sequences of L rows, one after the other, by t of their first row, then by environment.
+
     `weights` are relative: 0 for a row that is no transition, 1 on average over all ranks. In a minibatch they carry
-    its normalisation too (see `Batch.minibatches`).
+    its normalisation too (see `Batch.minibatches`). `sequences [b / L, ...]` is what `Memory.along` takes, one entry a
+    sequence; without entries where the agent is not recurrent.
     """
 
     obs: Tensor
@@ -34,6 +38,7 @@ class Rows(NamedTuple):
     advantages: Tensor
     returns: Tensor
     weights: Tensor
+    sequences: Tensor = NO_MEMORY
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Batch:
         share: which of `num_shares` parts of every minibatch this rank trains on.
         num_shares: 1 where each rank trains on rows of its own.
         seed, update: name the order of the rows.
+        together: L, rows that no permutation or cut separates.
         held: rows that each of the ranks holds, where they train on uneven parts; empty where all hold as many.
     """
 
@@ -53,38 +59,39 @@ class Batch:
     num_shares: int
     seed: int
     update: int
+    together: int = 1
     held: tuple[int, ...] = ()
 
     def num_minibatches(self, per_rank_batch_size: int) -> int:
         """Minibatches of an epoch, the same on every rank: `ceil(rows / (num_shares * per_rank_batch_size))`."""
-        most = max(self.held, default=len(self.rows.weights))
-        return -(-most // (self.num_shares * per_rank_batch_size))
+        most = max(self.held, default=len(self.rows.weights)) // self.together
+        return -(-most // (self.num_shares * max(per_rank_batch_size // self.together, 1)))
 
     @timed("minibatches")
     def minibatches(self, epochs: range, per_rank_batch_size: int) -> Minibatches:
         """This rank's part of each minibatch of some epochs.
 
-        In each epoch the rows are permuted, cut into chunks whose sizes differ by at most one, and each chunk is
-        split over the shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a dot
-        product with them is the mean over the chunk, however the chunk was split.
+        In each epoch the rows (or sequences) are permuted, cut into chunks whose sizes differ by at most one, and each
+        chunk is split over the shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a
+        dot product with them is the mean over the chunk, however the chunk was split.
         """
-        total = len(self.rows.weights)
+        together = self.together
+        total = len(self.rows.weights) // together
         num_chunks = self.num_minibatches(per_rank_batch_size)
         parts, scales = [], []
         for chunk in range(num_chunks):
             start, stop = cut(total, chunk, num_chunks)
             first, last = cut(stop - start, self.share, self.num_shares)
             parts.append(slice(start + first, start + last))
-            chunk_rows = sum(size_of(cut(held, chunk, num_chunks)) for held in self.held) or stop - start
-            scales.append((len(self.held) or self.num_shares) / max(chunk_rows, 1))
-        sizes = [part.stop - part.start for part in parts]
+            in_chunk = sum(size_of(cut(held // together, chunk, num_chunks)) for held in self.held) or stop - start
+            scales.append((len(self.held) or self.num_shares) / max(in_chunk * together, 1))
+        sizes = [(part.stop - part.start) * together for part in parts]
         orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
         if self.num_shares > 1:
             orders = [order[part] for order in orders for part in parts]
-        index = torch.from_numpy(np.concatenate(orders)).to(self.rows.weights.device)
-        rows = Rows(*(column[index] for column in self.rows))
+        rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), together)
         scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
-        return Minibatches(rows._replace(weights=rows.weights * scale), sizes * len(epochs))
+        return Minibatches(rows._replace(weights=rows.weights * scale), sizes * len(epochs), together)
 
     def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
         """Epochs, cut into stretches whose rows may well lie in memory together: as many at a time as take 16 MB."""
@@ -100,9 +107,12 @@ class Minibatches:
         rows: those of all of them, one minibatch after the other.
     """
 
-    def __init__(self, rows: Rows, sizes: list[int]) -> None:
-        """Cut `rows` into parts of `sizes`."""
+    def __init__(self, rows: Rows, sizes: list[int], together: int = 1) -> None:
+        """Cut `rows` into parts of `sizes`, multiples of `together`."""
         self.rows, self._sizes = rows, sizes
+        self._sequences = [NO_MEMORY] * len(sizes)
+        if len(rows.sequences):
+            self._sequences = list(rows.sequences.split([size // together for size in sizes]))
 
     def __len__(self) -> int:
         """How many minibatches."""
@@ -110,7 +120,16 @@ class Minibatches:
 
     def __iter__(self) -> Iterator[Rows]:
         """The minibatches; views of `rows`."""
-        return map(Rows, *(column.split(self._sizes) for column in self.rows))
+        return map(Rows, *(column.split(self._sizes) for column in self.rows[:-1]), self._sequences)
+
+
+def take(rows: Rows, index: Tensor, together: int) -> Rows:
+    """The rows (with `together` > 1, the sequences of so many rows) of an index on the CPU."""
+    index = index.to(rows.weights.device)
+    sequences = rows.sequences[index] if len(rows.sequences) else NO_MEMORY
+    if together > 1:
+        index = (index.unsqueeze(-1) * together + torch.arange(together, device=index.device)).flatten()
+    return Rows(*(column[index] for column in rows[:-1]))._replace(sequences=sequences)
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:
@@ -140,20 +159,40 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         config.gamma,
         config.gae_lambda,
     )
-    weights = rollout.valid.to(rollout.values.dtype)
-    columns = (rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns, weights)
+    weights, together = rollout.valid.to(rollout.values.dtype), config.rows_together
+    columns = [rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns, weights]
+    sequences = _sequences(rollout, together)
     shared = config.share_data and ranks.size > 1
     if shared:
-        # [W, T, N, ...] -> [T, W, N, ...]: by t, then by global environment id
-        rows = Rows(*(each.swapaxes(0, 1).flatten(0, 2) for each in ranks.gather_all([c.to(device) for c in columns])))
-    else:
-        rows = Rows(*(each.flatten(0, 1).to(device) for each in columns))
+        *columns, sequences = ranks.gather_all([each.to(device) for each in (*columns, sequences)])
+        # [W, T, N, ...] -> [T, W * N, ...]: by t, then by global environment id
+        columns = [each.swapaxes(0, 1).flatten(1, 2) for each in columns]
+        sequences = sequences.swapaxes(0, 1).flatten(1, 2)
+    rows = Rows(*(_flat(each, together).to(device) for each in columns))
+    rows = rows._replace(sequences=sequences.flatten(0, 1).to(device))
     rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
     if not shared:
         # the surrogate is linear in the advantage, so what the importance weighs it may weigh there
-        rows = rows._replace(advantages=rows.advantages * rollout.importance.flatten().to(device))
+        importance = _flat(rollout.importance, together).to(device)
+        rows = rows._replace(advantages=rows.advantages * importance)
     share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
-    return Batch(rows, share, num_shares, config.seed, update)
+    return Batch(rows, share, num_shares, config.seed, update, together)
+
+
+def _flat(column: Tensor, together: int) -> Tensor:
+    """`[T, N, ...] -> [T * N, ...]`, in the order of `Rows`."""
+    if together == 1:
+        return column.flatten(0, 1)
+    return column.view(-1, together, *column.shape[1:]).swapaxes(1, 2).flatten(0, 2)
+
+
+def _sequences(rollout: Rollout, together: int) -> Tensor:
+    """`Memory.along`'s `sequences`, `[T / L, N, memory_size + L]`; without entries where nothing is remembered."""
+    if rollout.memory.shape[-1] == 0:
+        return NO_MEMORY
+    begins = rollout.begins.view(-1, together, rollout.begins.shape[1]).swapaxes(1, 2).to(rollout.memory.dtype)
+    begins[..., 0] = 0  # what a sequence begins with is forgotten already where an episode begins with it
+    return torch.cat([rollout.memory[::together], begins], dim=-1)
 
 
 def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> Rows:

@@ -27,7 +27,7 @@ from fabric_ppo.signals import signals
 
 _POSITIVE_COUNTS = (
     *("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs"),
-    *("test_episodes", "eval_episodes", "keep_checkpoints"),
+    *("test_episodes", "eval_episodes", "keep_checkpoints", "recurrent_size"),
 )
 _POSITIVE = ("learning_rate", "adam_eps", "timeout", "env_timeout", "max_grad_norm", "clip_coef")
 _UNIT_INTERVAL = ("gamma", "gae_lambda")
@@ -35,7 +35,7 @@ _NON_NEGATIVE = ("ent_coef", "vf_coef")
 _AT_MOST: dict[str, float] = {
     **dict.fromkeys((*_POSITIVE, *_NON_NEGATIVE), 1e30),  # float32 holds it
     **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
-    **{"hidden_sizes": 2**16, "num_threads": 2**12},
+    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
 ENCODERS = ("auto", "flatten", "nature", "impala")
@@ -139,6 +139,12 @@ class Config:
     """Let policy and value share the hidden layers; each then has one linear layer of its own."""
     layer_norm: bool = False
     """Normalise each hidden layer before its activation."""
+    recurrent: Literal["none", "lstm", "gru"] = "none"
+    """Let the agent remember: a recurrent layer before policy and value, after what they share."""
+    recurrent_size: int = 64
+    """Width of the recurrent layer."""
+    sequence_length: int = 16
+    """Steps through which gradients flow back in time with --recurrent; a rollout is cut into sequences of so many."""
     log_std_init: float = 0.0
     """Log standard deviation that continuous actions start with."""
     state_dependent_std: bool = False
@@ -199,6 +205,8 @@ class Config:
             raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
         if self.restart_envs and self.env_backend != "async":
             raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+        if self.recurrent != "none":
+            self._check_sequences()
         kl = self.target_kl
         _require(self, "target_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
         if self.env_backend == "envpool":
@@ -222,6 +230,26 @@ class Config:
             named_function(self.env_wrapper, "env_wrapper")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
         object.__setattr__(self, "env_id", resolve(self.env_id))
+
+    def _check_sequences(self) -> None:
+        """Raise a ConfigError where rollouts or minibatches cannot be cut into whole sequences."""
+        length = self.sequence_length
+        _require(self, "sequence_length", length >= 1, "a whole number from 1 up")
+        if self.num_steps % length:
+            raise ConfigError(f"--sequence-length {length}: a divisor of --num-steps {self.num_steps} is expected")
+        _require(
+            self,
+            "per_rank_batch_size",
+            self.per_rank_batch_size % length == 0,
+            f"a multiple of --sequence-length {length}",
+        )
+        if self.compile:
+            raise ConfigError("--compile: cannot be had with --recurrent")
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that minibatches keep together: a sequence of a recurrent agent's, else one."""
+        return 1 if self.recurrent == "none" else self.sequence_length
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.
@@ -318,10 +346,13 @@ class DecoupledConfig(Config):
                 "as in fabric run --devices=2 train_fabric_decoupled.py"
             )
         self.num_updates(1)
-        rows = self.num_steps * self.num_envs
+        rows, unit = (
+            self.num_steps * self.num_envs // self.rows_together,
+            "row" if self.recurrent == "none" else "sequence",
+        )
         if rows < world_size - 1:
-            needed = f"at least {world_size - 1}, a row for each trainer, are needed"
-            raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {rows} rows; {needed}")
+            needed = f"at least {world_size - 1}, a {unit} for each trainer, are needed"
+            raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {rows} {unit}s; {needed}")
         if self.cuda and on_this_host < world_size:
             raise ConfigError("--cuda: train_fabric_decoupled.py places its ranks on the GPUs of one host")
         if self.cuda:

@@ -47,24 +47,32 @@ class Policy:
     Attributes:
         spec: the environment's spaces.
         noise_size: draws that sampling one action needs.
+        memory_size: numbers that a recurrent agent remembers from step to step; 0 for others.
         pack: a Dict or Tuple observation -> the row of bytes that stands for it in a batch.
     """
 
     def __init__(self, agent: Agent) -> None:
         """Use `agent` where it is."""
         self.spec = agent.spec
-        self.noise_size = agent.distribution.noise_size
+        self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
         self.pack = Packer(agent.spec.observation)
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
 
-    def act(self, obs: Any, noise: NDArray[np.float64] | None = None) -> NDArray[Any]:
+    def new_memory(self, batch: int | None = None) -> NDArray[Any]:
+        """What a recurrent agent remembers as an episode begins: zeros, `[memory_size]` or `[batch, memory_size]`."""
+        return torch.zeros(*([] if batch is None else [batch]), self.memory_size, dtype=self._agent.dtype).numpy()
+
+    def act(
+        self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """What to do, as the environment takes it: the most probable action.
 
         Args:
             obs: one observation or a batch of them; of Dict or Tuple observations a list or what `pack` gave.
             noise: uniform draws `[B, noise_size]` to sample with instead.
+            memory: what a recurrent agent remembers, from `new_memory`; renewed in place. None: an episode begins.
 
         Raises:
             ValueError: `obs` has neither an observation's shape nor a batch's.
@@ -76,15 +84,28 @@ class Policy:
             padded[: len(noise)] = noise
             given = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
         with torch.inference_mode():
-            actions = self._to_env(self._agent.act(batch, given).cpu().numpy())
+            drawn, after = self._agent.act(batch, given, self._padded(memory, len(batch)))
+            actions = self._to_env(drawn.cpu().numpy())
+        if memory is not None:
+            memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
         return actions[0] if is_single else actions[: len(obs)]
 
-    def value(self, obs: Any) -> NDArray[Any]:
-        """Expected discounted return from `obs` on: a scalar array for one observation, `[B]` for a batch."""
+    def value(self, obs: Any, memory: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Expected discounted return from `obs` on: a scalar array for one observation, `[B]` for a batch.
+
+        `memory` is as in `act`, and not renewed.
+        """
         batch, is_single = self._batch(obs)
         with torch.inference_mode():
-            values: NDArray[Any] = self._agent.values(batch).cpu().numpy()
+            values: NDArray[Any] = self._agent.values(batch, self._padded(memory, len(batch))).cpu().numpy()
         return values[0] if is_single else values[: len(obs)]
+
+    def _padded(self, memory: NDArray[Any] | None, rows: int) -> torch.Tensor:
+        """`memory` with so many rows, on the agent's device."""
+        padded = self.new_memory(rows)
+        if memory is not None:
+            padded[: len(np.atleast_2d(memory))] = memory
+        return torch.from_numpy(padded).to(self._device)
 
     def _batch(self, obs: Any) -> tuple[torch.Tensor, bool]:
         """A batch padded to a multiple of 8 rows (fewer would round differently), and whether it was a single one."""
@@ -152,14 +173,17 @@ def evaluate(
     waiting = iter(range(episodes))
     with contextlib.ExitStack() as stack:
         slots = [
-            _Slot(stack, policy.spec, video_dir if index == 0 else "", render_mode)
+            _Slot(stack, policy, video_dir if index == 0 else "", render_mode)
             for index in range(1 if render_mode else min(_SLOTS, episodes))
         ]
         playing = [slot for slot in slots if slot.start(seed, waiting)]
         while playing:
             at = [(slot.episode, result.lengths[slot.episode]) for slot in playing]
             noise = _noise(policy, seed, at) if stochastic else None
-            actions = policy.act(np.stack([policy.pack(slot.obs) for slot in playing]), noise)
+            memory = np.stack([slot.memory for slot in playing])
+            actions = policy.act(np.stack([policy.pack(slot.obs) for slot in playing]), noise, memory)
+            for slot, after in zip(playing, memory, strict=True):
+                slot.memory = after
             ended = []
             for slot, action in zip(playing, actions, strict=True):
                 slot.obs, reward, terminated, truncated = slot.step(action)
@@ -174,7 +198,8 @@ def evaluate(
 class _Slot:
     """An environment and the test episode that it plays."""
 
-    def __init__(self, stack: contextlib.ExitStack, spec: EnvSpec, video_dir: str, render_mode: str | None) -> None:
+    def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
+        spec, self._new_memory = policy.spec, policy.new_memory
         env = make_gymnasium_env(spec.env_id, spec.wrapper, "rgb_array" if video_dir else render_mode)
         self.env = record(env, video_dir, lambda number: number == 0) if video_dir else env
         stack.callback(self.env.close)
@@ -194,7 +219,7 @@ class _Slot:
         episode = next(waiting, None)
         if episode is None:
             return False
-        self.episode = episode
+        self.episode, self.memory = episode, self._new_memory()
         renew_world(self.env)
         self.seed = evaluation_seed(seed, episode)
         try:

@@ -25,7 +25,9 @@ def can_fuse(agent: Agent, device_type: str) -> bool:
     """Whether `FusedLoss` knows this agent's parts, at the precision in force."""
     known = isinstance(agent.distribution, (Categorical, DiagonalGaussian))
     known = known and not (agent.encoder.has_weights or agent.encoder.num_masks or agent.trunk is not None)
-    known = known and not (agent.policy.has_layer_norm or agent.architecture.state_dependent_std)
+    known = (
+        known and agent.memory is None and not (agent.policy.has_layer_norm or agent.architecture.state_dependent_std)
+    )
     mixes_precisions = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return known and not mixes_precisions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Trail:
         ended: `[T, N]`, where an episode ended.
         obs: `[N, ...]`, the latest observation.
         returns, lengths, discounted: `[N]`, of the episodes in progress; discounted returns where rewards are scaled.
+        memory: `[N, memory_size]`, what a recurrent agent remembers of them.
         states: what environments that offer `get_state` gave; empty where they do not.
     """
 
@@ -34,14 +35,16 @@ class Trail:
     returns: Array
     lengths: Array
     discounted: Array
+    memory: Array
     states: Sequence[bytes] = ()
 
     @classmethod
     def of_ranks(cls, actions: Array, ended: Array, *by_env: Array) -> Trail:
         """From what the ranks sent, `[W, T, N, ...]` and `[W, N, ...]`, environments in order of global id."""
         actions, ended = (x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in (actions, ended))
-        obs, returns, lengths, discounted = (x.reshape(-1, *x.shape[2:]) for x in by_env)
-        return cls(actions, ended, obs, returns, lengths, discounted)
+        flat = (x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in by_env)
+        obs, returns, lengths, discounted, memory = flat
+        return cls(actions, ended, obs, returns, lengths, discounted, memory)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class PastEpisode:
         ret: its return until there, NaN where it is not known.
         length: its steps until there.
         discounted: its discounted return until there.
+        memory: `[memory_size]`, what a recurrent agent remembers of it.
         state: from the environment's own `get_state`; empty for none.
     """
 
@@ -64,6 +68,7 @@ class PastEpisode:
     ret: float
     length: int
     discounted: float = 0.0
+    memory: Array = field(default_factory=lambda: np.zeros(0))
     state: bytes = b""
 
 

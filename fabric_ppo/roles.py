@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fabric_ppo import profile
 from fabric_ppo.agent import Agent
-from fabric_ppo.batch import Batch, Rows, cut, size_of
+from fabric_ppo.batch import Batch, Rows, cut, size_of, take
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALIGNMENT, ALONE, Ranks
 from fabric_ppo.profile import timed
@@ -170,15 +170,20 @@ class Exchange:
         """
         self._world, self._config = world, config
         self._num_trainers = world.world_size - FIRST_TRAINER
-        self._rows = config.num_steps * config.num_envs
+        self._together = config.rows_together
+        self._units = config.num_steps * config.num_envs // self._together
         self._trainers = ALONE
         self._weights = [*weights.parameters(), *weights.buffers()]
         spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
-        most = self._rows if config.share_data else -(-self._rows // self._num_trainers)
+        units = self._units if config.share_data else -(-self._units // self._num_trainers)
+        most = units * self._together
         obs = agent.prepare(torch.from_numpy(np.zeros((1, *spec.observation.shape), spec.observation.dtype)))
-        columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields}
+        columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields[:-1]}
         columns["obs"] = (obs.dtype, (most, *obs.shape[1:]))
         columns["actions"] = (distribution.action_dtype, (most, *distribution.action_shape))
+        if agent.memory is not None:
+            columns["sequences"] = (dtype, (units, agent.memory_size + self._together))
+        self._columns = list(columns)
         fields = {"goes_on": (torch.bool, (1,))} | columns
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
         self._batches = [Packet(fields, device) for _ in range(count)]
@@ -223,9 +228,10 @@ class Exchange:
         for trainer, packet in enumerate(self._batches):
             packet.fields["goes_on"].fill_(batch is not None)
             if batch is not None:
-                part = self._part(batch.update, trainer).to(packet.bytes.device)
-                for name, column in batch.rows._asdict().items():
-                    torch.index_select(column, 0, part, out=packet.fields[name][: len(part)])
+                part = take(batch.rows, self._part(batch.update, trainer), self._together)
+                for name in self._columns:
+                    column = getattr(part, name)
+                    packet.fields[name][: len(column)].copy_(column)
         if self._config.share_data:
             self._world.broadcast(self._batches[0].bytes, PLAYER)
         else:
@@ -233,11 +239,11 @@ class Exchange:
             self._world.scatter(nothing, [nothing, *(packet.bytes for packet in self._batches)], PLAYER)
 
     def _part(self, update: int, trainer: int) -> Tensor:
-        """The rows that a trainer gets, in canonical order: all, or its part of a permutation."""
+        """The rows (or sequences) that a trainer gets, in canonical order: all, or its part of a permutation."""
         if self._config.share_data:
-            return torch.arange(self._rows)
-        order = minibatch_order(self._config.seed, update, 0, self._rows, Stream.SPLIT)
-        start, stop = cut(self._rows, trainer, self._num_trainers)
+            return torch.arange(self._units)
+        order = minibatch_order(self._config.seed, update, 0, self._units, Stream.SPLIT)
+        start, stop = cut(self._units, trainer, self._num_trainers)
         return torch.from_numpy(order[start:stop]).sort().values
 
     @timed("wait")
@@ -251,12 +257,16 @@ class Exchange:
         if not packet.fields["goes_on"].item():
             profile.finish(self._trainers, None, "trainer")
             return None
-        held = tuple(size_of(cut(self._rows, each, self._num_trainers)) for each in range(self._num_trainers))
-        count = self._rows if self._config.share_data else held[trainer]
-        rows = Rows(*(packet.fields[name][:count].to(device, non_blocking=True) for name in Rows._fields))
+        together, units = self._together, range(self._num_trainers)
+        held = tuple(size_of(cut(self._units, each, self._num_trainers)) * together for each in units)
+        count = self._units * together if self._config.share_data else held[trainer]
+        columns = {name: packet.fields[name][:count] for name in self._columns}
+        if "sequences" in columns:
+            columns["sequences"] = columns["sequences"][: count // together]
+        rows = Rows(**{name: column.to(device, non_blocking=True) for name, column in columns.items()})
         if self._config.share_data:
-            return Batch(rows, trainer, self._num_trainers, self._config.seed, update)
-        return Batch(rows, 0, 1, self._config.seed, update, held)
+            return Batch(rows, trainer, self._num_trainers, self._config.seed, update, together)
+        return Batch(rows, 0, 1, self._config.seed, update, together, held)
 
     @timed("transfer")
     def reply(self, ranks: Ranks, stats: Stats, optimizer: HasState, idle: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fabric_ppo.acting import make_actor
+from fabric_ppo.acting import RecurrentActor, make_actor
 from fabric_ppo.agent import Agent
 from fabric_ppo.envs import FinalObs, VectorEnvs
 from fabric_ppo.networks import ROWS_AT_A_TIME
@@ -49,6 +49,8 @@ class Rollout:
         episodes: those that ended, ordered by (t, env).
         env_steps: transitions among the T * N rows.
         seconds: what collecting took.
+        memory: `[T, N, memory_size]`, what a recurrent agent remembered before each step.
+        begins: `[T, N]` bool, where it had forgotten what was before, as an episode began.
         moments: what these rows add to the agent's running statistics (`Agent.absorb`); empty where it has none.
         env_restarts: worker processes that had to be replaced since the run began.
         trail: what its environments' episodes can be rebuilt from.
@@ -67,6 +69,8 @@ class Rollout:
     episodes: list[Episode]
     env_steps: int
     seconds: float
+    memory: Tensor
+    begins: Tensor
     moments: Tensor
     env_restarts: int
     trail: Trail
@@ -99,6 +103,8 @@ class RolloutBuffer:
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
         self.rewards = np.zeros((t, n), np.float32)
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
+        self.memory = torch.zeros(t + 1, n, agent.memory_size, dtype=agent.dtype).numpy()
+        self.begins = np.zeros((t + 1, n), np.bool_)
         self.finals: list[tuple[int, FinalObs]] = []
         self.returns = np.zeros(n, np.float64)
         self.discounted = np.zeros(n, np.float64)
@@ -120,7 +126,7 @@ class RolloutBuffer:
         for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
             if not why:
                 self.returns[env], self.lengths[env] = episode.ret, episode.length
-                self.discounted[env] = episode.discounted
+                self.discounted[env], self.memory[-1, env] = episode.discounted, episode.memory
         return failed
 
     def ensure_started(self) -> None:
@@ -132,7 +138,7 @@ class RolloutBuffer:
         """What the rollout that has just been collected leaves behind."""
         actions, ended = self.actions.astype(self.log_dtype), self.terminated | self.truncated
         place = (self.obs[-1].copy(), self.returns.copy(), self.lengths.copy(), self.discounted.copy())
-        return Trail(actions, ended, *place, self.envs.states())
+        return Trail(actions, ended, *place, self.memory[-1].copy(), self.envs.states())
 
 
 @torch.no_grad()
@@ -159,11 +165,13 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
 
 def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
     """Fill the buffer; the parameters of the distributions that the actions were drawn from, `[T * N, num_params]`."""
-    to_env_actions, actor, n = ActionConverter(envs.spec.action), make_actor(agent, noise), buffer.num_envs
-    act, step = timed("policy")(actor.act), timed("environment")(envs.step)
     buffer.ensure_started()
     buffer.finals = []
-    buffer.obs[0] = buffer.obs[-1]
+    buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
+    to_env_actions, n = ActionConverter(envs.spec.action), buffer.num_envs
+    is_recurrent = agent.memory is not None
+    actor = RecurrentActor(agent, noise, buffer.memory[0]) if is_recurrent else make_actor(agent, noise)
+    act, step = timed("policy")(actor.act), timed("environment")(envs.step)
     outputs = zip(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid, strict=True)
     staged, seen = buffer.staged_obs[:n], buffer.obs[0]
     for t, into in enumerate(outputs):
@@ -171,7 +179,21 @@ def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, no
         actions = buffer.actions[t] = act(buffer.staged_obs)[:n]
         buffer.finals += [(t, final) for final in step(to_env_actions(actions), *into)]
         seen = into[0]
+        if isinstance(actor, RecurrentActor):
+            _remember(buffer, actor, t)
     return actor.params()[:, :n].flatten(0, 1)
+
+
+def _remember(buffer: RolloutBuffer, actor: RecurrentActor, t: int) -> None:
+    """Keep what is remembered after step `t`; nothing where an episode has begun.
+
+    A row that is no transition lies between two episodes: until then, memory leads to the final observation.
+    """
+    begins = buffer.begins[t + 1]
+    np.logical_not(buffer.valid[t], out=begins)
+    begins[[final.env for step, final in buffer.finals if step == t]] = True
+    actor.forget(begins)
+    buffer.memory[t + 1] = actor.memory[: buffer.num_envs].cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -195,7 +217,8 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 
 
 def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: float) -> Rollout:
-    values, next_values = _value(agent, buffer)
+    memory = torch.from_numpy(buffer.memory)
+    values, next_values = _value(agent, buffer, memory)
     episodes = _ended_episodes(buffer)
     moments = _moments(agent, buffer)
     rewards = torch.from_numpy(buffer.rewards)
@@ -213,6 +236,8 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: fl
         episodes=episodes,
         env_steps=int(buffer.valid.sum()),
         seconds=time.perf_counter() - started,
+        memory=memory[: buffer.num_steps],
+        begins=torch.from_numpy(buffer.begins[: buffer.num_steps]),
         moments=moments,
         env_restarts=buffer.envs.restarts,
         trail=buffer.trail(),
@@ -231,12 +256,36 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         buffer: still holding the rollout.
         rollout: as collected.
     """
-    rows = torch.from_numpy(buffer.obs[: buffer.num_steps]).flatten(0, 1), rollout.actions.flatten(0, 1)
+    memory = _remembered(agent, buffer)
+    columns = torch.from_numpy(buffer.obs[: buffer.num_steps]), rollout.actions, memory[: buffer.num_steps]
+    rows = (each.flatten(0, 1) for each in columns)
     log_probs = _in_passes(agent.log_probs, *rows, agent=agent).view(rollout.log_probs.shape)
-    values, next_values = _value(agent, buffer)
-    importance = (log_probs - rollout.log_probs).exp()
-    obs = _prepared(agent, buffer)
-    return replace(rollout, obs=obs, log_probs=log_probs, importance=importance, values=values, next_values=next_values)
+    values, next_values = _value(agent, buffer, memory)
+    return replace(
+        rollout,
+        obs=_prepared(agent, buffer),
+        memory=memory[: buffer.num_steps],
+        log_probs=log_probs,
+        importance=(log_probs - rollout.log_probs).exp(),
+        values=values,
+        next_values=next_values,
+    )
+
+
+def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
+    """What the agent remembers before each step and after the last, `[T + 1, N, memory_size]`, as it is now.
+
+    It goes on from what was remembered when the rollout began.
+    """
+    memory = torch.from_numpy(buffer.memory)
+    if agent.memory is None:
+        return memory
+    now, device = [memory[0].to(agent.device)], agent.device
+    steps = zip(torch.from_numpy(buffer.obs).to(device), torch.from_numpy(buffer.begins[1:]).to(device), strict=False)
+    for obs, begins in steps:
+        _, after = agent.remember(agent.encode(obs), now[-1])
+        now.append(after.masked_fill(begins.unsqueeze(-1), 0))
+    return torch.stack(now).cpu()
 
 
 def _prepared(agent: Agent, buffer: RolloutBuffer) -> Tensor:
@@ -263,15 +312,19 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
 
 
 @timed("values")
-def _value(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
-    """Values of the buffer's observations and of their true successors, each `[T, N]`."""
+def _value(agent: Agent, buffer: RolloutBuffer, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of the buffer's observations and of their true successors, each `[T, N]`; `memory` is from before each."""
     t, n = buffer.num_steps, buffer.num_envs
-    values = _in_passes(agent.values, torch.from_numpy(buffer.obs).flatten(0, 1), agent=agent).view(t + 1, n)
+    obs = torch.from_numpy(buffer.obs)
+    values = _in_passes(agent.values, obs.flatten(0, 1), memory.flatten(0, 1), agent=agent).view(t + 1, n)
     next_values = values[1:].clone()
     if cut := [(step, final) for step, final in buffer.finals if buffer.truncated[step, final.env]]:
         final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
         at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
-        next_values[at] = _in_passes(agent.values, final_obs, agent=agent)
+        after = memory[at]
+        if agent.memory is not None:
+            after = agent.remember(agent.encode(obs[at].to(agent.device)), after.to(agent.device))[1]
+        next_values[at] = _in_passes(agent.values, final_obs, after, agent=agent)
     return values[:t], next_values
 
 

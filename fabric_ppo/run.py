@@ -236,11 +236,15 @@ class Run(contextlib.ExitStack):
             first_env = self._ranks.rank * buffer.num_envs
             with self._fitting():
                 all_envs = buffer.num_envs * self._ranks.size
-                obs, actions = (
+                obs, memory, actions = (
                     torch.from_numpy(np.zeros((all_envs, *like.shape[2:]), dtype))
-                    for like, dtype in ((buffer.obs, buffer.obs.dtype), (buffer.actions, buffer.log_dtype))
+                    for like, dtype in (
+                        (buffer.obs, buffer.obs.dtype),
+                        (buffer.memory, buffer.memory.dtype),
+                        (buffer.actions, buffer.log_dtype),
+                    )
                 )
-                env = {"obs": obs, "actions": actions[None]}
+                env = {"obs": obs, "memory": memory, "actions": actions[None]}
                 require_tensors(self._resumed_from, agent, getattr(self._config, "overlap", False), env)
                 self._load(self._resumed_from)
                 past = past_episodes(self._resumed_from, first_env, buffer.num_envs, buffer.envs.spec.action)

@@ -81,6 +81,7 @@ class Snapshot:
             "returns": trail.returns,
             "lengths": trail.lengths,
             "discounted": trail.discounted,
+            "memory": trail.memory,
             "actions": self.log.actions(),
             "numbers": self.log.numbers,
             "logged": self.log.lengths,
@@ -139,7 +140,7 @@ def require_tensors(checkpoint: Checkpoint, agent: nn.Module, overlap: bool, env
         checkpoint: whose values have been checked.
         agent: what they are for.
         overlap: whether rollouts and updates overlap.
-        env: what `obs` and `actions` of all environments are like; the number of steps of `actions` is free.
+        env: what `obs`, `memory` and `actions` of all environments are like; the steps of `actions` may be any number.
 
     Raises:
         ValueError: they do not fit; says which.
@@ -152,7 +153,7 @@ def require_tensors(checkpoint: Checkpoint, agent: nn.Module, overlap: bool, env
     expected |= {"optimizer.0.step": torch.zeros(()), "optimizer.0.exp_avg": flat, "optimizer.0.exp_avg_sq": flat}
     expected |= {f"env.{name}": counts for name in ("lengths", "numbers", "logged")}
     expected |= {f"env.{name}": counts.double() for name in ("returns", "discounted")}
-    expected |= {"env.obs": env["obs"], "env.actions": env["actions"]}
+    expected |= {f"env.{name}": tensor for name, tensor in env.items()}
     expected["env.states"] = torch.zeros(sum(checkpoint.values["state_sizes"]), dtype=torch.uint8)
     tensors = checkpoint.tensors
     if odd := sorted(tensors.keys() ^ expected.keys()):
@@ -188,6 +189,7 @@ def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action:
             float(env["returns"][index]),
             int(env["lengths"][index]),
             float(env["discounted"][index]),
+            env["memory"][index],
         )
         episodes.append(PastEpisode(int(env["numbers"][index]), actions, *place, states[index] if states else b""))
     return episodes
@@ -200,7 +202,8 @@ def action_arrays(checkpoint: Checkpoint) -> list[Array]:
 
 def gather_trail(trail: Trail, more: Sequence[Tensor], ranks: Ranks) -> tuple[Trail, list[Tensor]]:
     """The trail of all ranks, and `more` of each rank, `[W, ...]`, in one collective (three with `states`)."""
-    arrays = (trail.actions, trail.ended, trail.obs, trail.returns, trail.lengths, trail.discounted)
+    by_env = (trail.obs, trail.returns, trail.lengths, trail.discounted, trail.memory)
+    arrays = (trail.actions, trail.ended, *by_env)
     gathered = ranks.gather_all([*(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays), *more])
     parts, others = gathered[: len(arrays)], gathered[len(arrays) :]
     together = Trail.of_ranks(*(part.cpu().numpy() for part in parts))

@@ -146,13 +146,13 @@ def _blank_rows(agent: Agent, count: int) -> Rows:
     """Rows of the right shapes and types, and no transitions."""
     obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
     actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
-    numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:]]
+    numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:-1]]
     return Rows(agent.prepare(obs).to(agent.device), actions.to(agent.device), *numbers)
 
 
-def autograd_loss(agent: Callable[[Tensor, Tensor], Evaluation], rows: Rows, config: Config) -> MinibatchLoss:
+def autograd_loss(agent: Callable[..., Evaluation], rows: Rows, config: Config) -> MinibatchLoss:
     """The PPO loss of any agent."""
-    now = agent(rows.obs, rows.actions)
+    now = agent(rows.obs, rows.actions, rows.sequences)
     return MinibatchLoss(losses_of(rows, now, config).loss, *(column.detach() for column in now))
 
 
@@ -247,7 +247,7 @@ def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
 def _logged(rows: Rows, seen: list[list[Tensor]], norms: list[Tensor], config: Config) -> Tensor:
     """What is logged of the rows of some minibatches, for which the agent said `seen`, as sums over those; `[6]`."""
     now = Evaluation(*(torch.cat(column).double() for column in zip(*seen, strict=True)))
-    rows = Rows(*rows[:2], *(column.double() for column in rows[2:]))
+    rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
     losses = losses_of(rows, now, config)
     return torch.stack([*losses[1:], torch.stack(norms).double().sum()])
 

@@ -87,7 +87,7 @@ def test_what_acts_is_the_agent(spec, options):
         actor = make_actor(agent, noise)
         for t in range(3):
             obs = observations(8) + t
-            np.testing.assert_allclose(actor.act(obs.numpy()), agent.act(obs, noise[t]), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(actor.act(obs.numpy()), agent.act(obs, noise[t])[0], rtol=1e-5, atol=1e-6)
         expected = torch.stack([agent.policy_params(agent.encode(observations(8) + t)) for t in range(3)])
         torch.testing.assert_close(actor.params(), expected)
 

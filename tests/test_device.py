@@ -49,6 +49,8 @@ def setting(kind, t=6, n=3):
         [],
         t * n,
         0.0,
+        torch.zeros(t, n, 0),
+        flags[0],
         nothing,
         0,
         None,

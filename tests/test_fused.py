@@ -51,7 +51,7 @@ def make_rows(agent, count, spread=0.3):
         obs = torch.randn(count, *space.shape)
     with torch.no_grad():
         noise = agent.distribution.noise(torch.rand(count, agent.distribution.noise_size, dtype=torch.float64))
-        actions = agent.act(obs, noise).to(agent.distribution.action_dtype)
+        actions = agent.act(obs, noise)[0].to(agent.distribution.action_dtype)
         log_probs = agent.log_probs(obs, actions)
         values = agent.values(obs)
     off, moved, advantages, returns = torch.randn(4, count, dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_rows_without_weight(action):
     rows = make_rows(agent, 24)
     kept = torch.arange(24) % 4 != 0
     _, masked = compare(agent, rows._replace(weights=rows.weights * kept), CONFIG)
-    _, short = compare(copy.deepcopy(agent), Rows(*(column[kept] for column in rows)), CONFIG)
+    _, short = compare(copy.deepcopy(agent), Rows(*(column[kept] for column in rows[:-1])), CONFIG)
     torch.testing.assert_close(masked, short, rtol=1e-12, atol=1e-12)
 
 
