@@ -71,7 +71,8 @@ class Config:
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
     env_wrapper: str | None = None
-    """Function `module:name` from environment to environment that each one goes through (not with envpool)."""
+    """Function `module:name` from environment to environment that each one goes through (not with envpool); several,
+    the innermost first, with commas between them."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """How continuous actions meet their bounds: cut off there (clip), with -1 .. 1 stretched over the bounds first
     (rescale), or by way of tanh (squash)."""
@@ -227,7 +228,8 @@ class Config:
         if self.env_wrapper is not None:
             if self.env_backend == "envpool":
                 raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
-            named_function(self.env_wrapper, "env_wrapper")
+            for each in self.env_wrapper.split(","):
+                named_function(each, "env_wrapper")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
         object.__setattr__(self, "env_id", resolve(self.env_id))
 

@@ -105,6 +105,15 @@ def test_a_wrapper_goes_round_every_environment_and_into_the_policy(here, backen
     env.close()
 
 
+def test_wrappers_go_round_each_other_in_order(here):
+    """The image of MiniGrid's Dict exists once one-hot cells have been made of it."""
+    wrappers = "minigrid.wrappers:OneHotPartialObsWrapper,minigrid.wrappers:ImgObsWrapper"
+    env_id = "minigrid:MiniGrid-Empty-5x5-v0"
+    policy = load_agent(train(Config(**TINY, env_id=env_id, env_wrapper=wrappers, run_dir=str(here / "run"))))
+    assert policy.spec.observation.shape == (7, 7, 20)
+    assert evaluate(policy, 1, seed=0).lengths
+
+
 @pytest.mark.parametrize(
     ("wrapper", "message"),
     [

@@ -56,7 +56,7 @@ class EnvSettings:
         restart: replace a worker process that died or hangs.
         num_threads: how many threads a backend that has its own may start.
         action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
-        env_wrapper: what each environment is wrapped in, `module:function`; empty for nothing.
+        env_wrapper: what each environment is wrapped in, `module:function`, several with commas; empty for nothing.
     """
 
     env_id: str
@@ -156,8 +156,8 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
-    if wrapper:
-        env = _wrapped(env, wrapper)
+    for each in filter(None, wrapper.split(",")):
+        env = _wrapped(env, each)
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     return env
