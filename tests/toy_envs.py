@@ -206,10 +206,10 @@ class BrokenConstructor(gymnasium.Env[Any, Any]):
         raise ToyError("told to raise in the constructor")
 
 
-class DictObservations(gymnasium.Env[Any, Any]):
-    """Has an observation space that is not supported."""
+class TextInDict(gymnasium.Env[Any, Any]):
+    """Has an observation space of which a part is not supported."""
 
-    observation_space = spaces.Dict({"a": spaces.Discrete(2)})
+    observation_space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Text(4)})
     action_space = spaces.Discrete(2)
 
     def __init__(self, render_mode: str | None = None) -> None:
@@ -255,4 +255,4 @@ for _name, _options in _FIXED.items():
 gymnasium.register("Endless-v0", entry_point=f"{MODULE}:Endless", max_episode_steps=20)
 gymnasium.register("NoArguments-v0", entry_point=f"{MODULE}:NoArguments")
 gymnasium.register("BrokenConstructor-v0", entry_point=f"{MODULE}:BrokenConstructor")
-gymnasium.register("DictObservations-v0", entry_point=f"{MODULE}:DictObservations")
+gymnasium.register("TextInDict-v0", entry_point=f"{MODULE}:TextInDict")
