@@ -38,6 +38,8 @@ _AT_MOST: dict[str, float] = {
     **{"hidden_sizes": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
+LEARNING_RATES = (1e-5, 1e-2)
+"""Least and greatest that `--desired-kl` sets."""
 ENCODERS = ("auto", "flatten", "nature", "impala")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
@@ -113,6 +115,10 @@ class Config:
     target_kl: float | None = None
     """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the policy from the one
     that collected, mean over an epoch, exceeds 1.5 times this."""
+    desired_kl: float | None = None
+    """Have the learning rate follow the approximate KL divergence, mean over an update and all ranks: after one above
+    twice this it is divided by 1.5, after one below half of it multiplied, within 1e-5 .. 1e-2. Needs
+    --no-anneal-lr."""
     clip_coef: float = 0.2
     """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
     anneal_clip_coef: bool = False
@@ -201,6 +207,7 @@ class Config:
             raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
         kl = self.target_kl
         _require(self, "target_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
+        self._check_desired_kl()
         if self.env_backend == "envpool":
             _require(self, "num_steps", self.num_steps >= 2, "with EnvPool a whole number from 2 up")
         stop = self.stop_at_return
@@ -222,6 +229,17 @@ class Config:
             named_function(self.env_wrapper, "env_wrapper")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
         object.__setattr__(self, "env_id", resolve(self.env_id))
+
+    def _check_desired_kl(self) -> None:
+        kl = self.desired_kl
+        _require(self, "desired_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
+        if kl is None:
+            return
+        if self.anneal_lr:
+            raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
+        least, most = LEARNING_RATES
+        in_range = least <= self.learning_rate <= most
+        _require(self, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.
