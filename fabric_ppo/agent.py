@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.config import Config
+from fabric_ppo.config import LOG_STD, Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.encoders import Encoder, orthogonal_init
 from fabric_ppo.launch import ConfigError
@@ -35,6 +35,17 @@ class Architecture:
     shared_trunk: bool = False
     layer_norm: bool = False
     state_dependent_std: bool = False
+    log_std_min: float | None = None
+    log_std_max: float | None = None
+
+    @property
+    def log_std_bounds(self) -> tuple[float | None, float | None]:
+        """What the log standard deviation stays within; None: no bound."""
+        least, most = LOG_STD if self.state_dependent_std else (None, None)
+        return (
+            least if self.log_std_min is None else self.log_std_min,
+            most if self.log_std_max is None else self.log_std_max,
+        )
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -55,7 +66,6 @@ class Evaluation(NamedTuple):
     values: Tensor
 
 
-_LOG_STD = (-20.0, 2.0)
 _IMPOSSIBLE = -1e8
 """Logit of an action that the mask excludes: its probability is exactly 0, and so is what it adds to the entropy."""
 
@@ -121,11 +131,16 @@ class Agent(nn.Module):
     def with_log_std(self, out: Tensor) -> Tensor:
         """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""
         if self.log_std is not None:
-            return torch.cat([out, self.log_std.expand_as(out)], dim=-1)
+            return torch.cat([out, self.bounded(self.log_std).expand_as(out)], dim=-1)
         if not self.architecture.state_dependent_std or not self.distribution.num_free:
             return out
         means, log_std = out.chunk(2, dim=-1)
-        return torch.cat([means, log_std.clamp(*_LOG_STD)], dim=-1)
+        return torch.cat([means, self.bounded(log_std)], dim=-1)
+
+    def bounded(self, log_std: Tensor) -> Tensor:
+        """Log standard deviations, cut off at their bounds; beyond them they have no gradient."""
+        least, most = self.architecture.log_std_bounds
+        return log_std if least is None and most is None else log_std.clamp(least, most)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as policy and value see them, `[B, n]`; an action mask comes last."""
@@ -202,6 +217,8 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         shared_trunk=config.shared_trunk,
         layer_norm=config.layer_norm,
         state_dependent_std=config.state_dependent_std,
+        log_std_min=config.log_std_min,
+        log_std_max=config.log_std_max,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))

@@ -40,6 +40,8 @@ _AT_MOST: dict[str, float] = {
 """What no machine can do, and libraries answer with a crash."""
 LEARNING_RATES = (1e-5, 1e-2)
 """Least and greatest that `--desired-kl` sets."""
+LOG_STD = (-20.0, 2.0)
+"""What the log standard deviation starts within, and where the network gives it stays within."""
 ENCODERS = ("auto", "flatten", "nature", "impala")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
@@ -148,7 +150,12 @@ class Config:
     log_std_init: float = 0.0
     """Log standard deviation that continuous actions start with."""
     state_dependent_std: bool = False
-    """Have the policy network give the log standard deviation of continuous actions too, within -20 .. 2."""
+    """Have the policy network give the log standard deviation of continuous actions too."""
+    log_std_min: float | None = None
+    """Bound below the log standard deviation of continuous actions. None: -20 with --state-dependent-std, else no
+    bound."""
+    log_std_max: float | None = None
+    """Bound it above. None: 2 with --state-dependent-std, else no bound."""
     init_from: str | None = None
     """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
     ortho_init: bool = False
@@ -217,7 +224,7 @@ class Config:
             if self.anneal_clip_coef or self.anneal_ent_coef:
                 raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
             require_compiler()
-        _require(self, "log_std_init", -20 <= self.log_std_init <= 2, "a number from -20 to 2")
+        self._check_log_std()
         _require(
             self, "encoder", self.encoder in ENCODERS or ":" in self.encoder, f"{', '.join(ENCODERS)} or module:Class"
         )
@@ -240,6 +247,18 @@ class Config:
         least, most = LEARNING_RATES
         in_range = least <= self.learning_rate <= most
         _require(self, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
+
+    def _check_log_std(self) -> None:
+        least, most = LOG_STD
+        for name in ("log_std_min", "log_std_max"):
+            value = getattr(self, name)
+            _require(
+                self, name, value is None or least <= value <= most, f"a number from {least:g} to {most:g}, or None"
+            )
+        least = least if self.log_std_min is None else self.log_std_min
+        most = most if self.log_std_max is None else self.log_std_max
+        _require(self, "log_std_max", least <= most, "a number above --log-std-min")
+        _require(self, "log_std_init", least <= self.log_std_init <= most, f"a number from {least:g} to {most:g}")
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.
