@@ -99,9 +99,8 @@ class Agent(nn.Module):
         self.policy = MLP(inputs, hidden_sizes, outputs, activation, architecture.layer_norm)
         self.value = MLP(inputs, hidden_sizes, 1, activation, architecture.layer_norm)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if has_free_std else None
-        is_flat_box = spec.observation.kind == "box" and not self.encoder.has_weights
-        normalizes = architecture.normalize_observations and is_flat_box
-        self.obs_moments = RunningMoments(self.encoder.num_features) if normalizes else None
+        normalizes = architecture.normalize_observations and self.encoder.num_boxes > 0
+        self.obs_moments = RunningMoments(self.encoder.num_boxes) if normalizes else None
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
 
@@ -160,7 +159,7 @@ class Agent(nn.Module):
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
         if encode is None:
             return normalize
-        return lambda obs: encode(obs, self.dtype) if normalize is None else normalize(encode(obs, self.dtype))
+        return lambda obs: encode(obs, self.dtype, normalize)
 
     def _through_trunk(self, inputs: Tensor) -> Tensor:
         if self.trunk is None:
@@ -169,12 +168,25 @@ class Agent(nn.Module):
         return torch.cat([self.trunk(features), mask], dim=-1)
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
-        normalize = None if self.obs_moments is None else self._inputs()
-        return obs if normalize is None else normalize(obs)
+        """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise.
+
+        Where the encoder has weights too, rows of bytes: normalised numbers first, and then the raw observations.
+        """
+        if self.obs_moments is None:
+            return obs
+        if not self.encoder.has_weights:
+            inputs = self._inputs()
+            assert inputs is not None
+            return inputs(obs)
+        boxes = self.obs_moments.normalizer(self.dtype)(self.encoder.boxes(obs, self.dtype))
+        return torch.cat([boxes.contiguous().view(torch.uint8), obs], dim=-1)
 
     def features(self, prepared: Tensor) -> Tensor:
         """What `prepare` gave as policy and value see it, `[B, n]`."""
+        if self.obs_moments is not None and self.encoder.has_weights:
+            end = self.encoder.num_boxes * self.dtype.itemsize
+            boxes = prepared[:, :end].clone(memory_format=torch.contiguous_format).view(self.dtype)
+            return self._through_trunk(self.encoder(prepared[:, end:], self.dtype, lambda _: boxes))
         is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
         return self._through_trunk(prepared if is_encoded else self.encoder(prepared, self.dtype))
 
@@ -225,6 +237,11 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         agent = Agent(spec, architecture)
         if config.ortho_init:
             _orthogonal_init(agent)
+    if config.normalize_observations and agent.obs_moments is None:
+        raise ConfigError(
+            "--normalize-observations: a Box is expected among the observations, "
+            "other than images for a network and what an encoder of your own takes"
+        )
     if agent.log_std is not None:
         nn.init.constant_(agent.log_std, config.log_std_init)
     elif agent.distribution.num_free:

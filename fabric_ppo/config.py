@@ -111,7 +111,8 @@ class Config:
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
     normalize_observations: bool = False
-    """Normalise Box observations by their running mean and deviation over all ranks."""
+    """Normalise Box observations by their running mean and deviation over all ranks; of nested ones the Box parts, but
+    for images that go through a network."""
     normalize_rewards: bool = False
     """Divide rewards by the running deviation of discounted returns over all ranks."""
     target_kl: float | None = None

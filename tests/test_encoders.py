@@ -171,6 +171,16 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
+def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
+    """Also where it is a Box."""
+    parts = {"action_mask": spaces.Box(0, 1, (3,), np.int8), "speed": spaces.Box(-1, 1, (2,))}
+    encoder = Encoder(observation_spec(spaces.Dict(parts)), "tests.nested_envs:Linear", num_choices=3)
+    obs = {"action_mask": np.array([0, 1, 1], np.int8), "speed": np.array([0.5, -1], np.float32)}
+    features = encoder(packed(spaces.Dict(parts), [obs]), torch.float32)
+    assert features.shape == (1, 4 + 3)
+    assert features[0, 4:].tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
