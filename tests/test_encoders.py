@@ -1,5 +1,6 @@
 """Encoders and action masks against Gymnasium's flattening, published sizes and torch.distributions."""
 
+import json
 import sys
 
 import gymnasium
@@ -11,12 +12,13 @@ from torch.distributions import Categorical as Reference
 
 from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
+from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
 from fabric_ppo.update import PPOLoss, _blank_rows
 from tests.nested_envs import OBSERVATION
-from tests.runs import run_ranks
+from tests.runs import ROOT, command, run, run_ranks
 
 NESTED, MASKED, IN_INFO = (f"tests.nested_envs:{name}-v0" for name in ("Nested", "Masked", "MaskInInfo"))
 TINY = {"num_steps": 32, "total_timesteps": 192, "update_epochs": 2, "test_episodes": 2, "hidden_sizes": (16,)}
@@ -242,18 +244,25 @@ def test_a_mask_of_another_size_is_refused():
         masked_agent(size=5)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "wrapper", "backend"),
-    [
-        (MASKED, None, "sync"),
-        (MASKED, None, "async"),
-        (IN_INFO, "fabric_ppo.envs.masks:action_mask_from_info", "sync"),
-    ],
-)
-def test_no_impossible_action_is_ever_taken(tmp_path, env_id, wrapper, backend):
+FROM_INFO = "fabric_ppo.envs.masks:action_mask_from_info"
+LARGE = {"num_envs": 64, "num_steps": 128, "update_epochs": 2, "per_rank_batch_size": 1024, "hidden_sizes": 32}
+
+
+@pytest.mark.parametrize(("env_id", "wrapper"), [(MASKED, []), (IN_INFO, ["--env-wrapper", FROM_INFO])])
+def test_no_impossible_action_is_taken_in_a_hundred_thousand_steps(tmp_path, env_id, wrapper):
     """The environment raises at one; the policy of chance, among what is possible, earns 10 an episode."""
+    flags = [f"{flag(name)}={value}" for name, value in LARGE.items()]
+    flags += ["--env-id", env_id, *wrapper, "--total-timesteps=106496", "--learning-rate=3e-3", "--num-threads=1"]
+    done = run(command("torch", 0, *flags, "--run-dir", str(tmp_path / "run")), ROOT)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["env_steps"] == 106496
+    assert summary["test"]["return_mean"] > 14
+
+
+def test_no_impossible_action_is_taken_by_workers(tmp_path):
     flags = {"num_envs": 4, "num_steps": 64, "total_timesteps": 8192, "update_epochs": 4, "test_episodes": 10}
-    flags |= {"env_id": env_id, "env_wrapper": wrapper, "env_backend": backend, "run_dir": str(tmp_path / "run")}
+    flags |= {"env_id": MASKED, "env_backend": "async", "run_dir": str(tmp_path / "run")}
     policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
     assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
 
@@ -270,8 +279,6 @@ def test_the_environment_of_the_masks_does_raise():
 
 
 def result(script, world_size, run_dir, **flags):
-    from fabric_ppo.config import SCRIPT_CONFIGS
-
     config = SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(run_dir))
     assert run_ranks(script, [config] * world_size) == [""] * world_size
     return (run_dir / "policy.safetensors").read_bytes()
