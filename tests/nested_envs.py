@@ -112,6 +112,30 @@ class Images(gymnasium.Env):
         return self._observe(), reward, self.steps == 10, False, {}
 
 
+class Guess(gymnasium.Env):
+    """Rewards the action that the observation's first entry names; seven steps."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = copy.deepcopy(space)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.left = 7
+        return self._observe(), {}
+
+    def _observe(self):
+        self.seen = self.observation_space.sample()
+        return self.seen
+
+    def step(self, action):
+        reward = float(action == self.seen.flat[0])
+        self.left -= 1
+        return self._observe(), reward, self.left == 0, False, {}
+
+
 class Mixed(gymnasium.Env):
     """A small image, numbers of very different size, a choice, and a mask; rewards the action that all of them name."""
 
@@ -155,6 +179,8 @@ class Mixed(gymnasium.Env):
 
 for name, maker, kwargs in (
     ("Mixed-v0", Mixed, {}),
+    ("Choices-v0", Guess, {"space": spaces.MultiDiscrete([[2, 3], [4, 2]])}),
+    ("Bits-v0", Guess, {"space": spaces.MultiBinary([2, 3])}),
     ("Nested-v0", Nested, {}),
     ("Masked-v0", Masked, {}),
     ("MaskInInfo-v0", Masked, {"where": "info"}),

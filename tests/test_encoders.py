@@ -294,6 +294,23 @@ def test_the_architectures_learn_the_same(tmp_path, env_id):
     assert two[0] == two[1]
 
 
+@pytest.mark.parametrize(
+    ("env_id", "encoder"), [("Choices", "auto"), ("Bits", "auto"), ("Images", "impala"), ("ImagesFirst", "nature")]
+)
+def test_every_kind_of_observation_in_every_script(tmp_path, env_id, encoder):
+    """The same bits from all three, also when resumed; the policy plays its test again."""
+    flags = {"env_id": f"tests.nested_envs:{env_id}-v0", "encoder": encoder, "num_envs": 2, "anneal_lr": False}
+    flags |= {"num_steps": 8, "total_timesteps": 48, "seed": 3}
+    whole = result("torch", 1, tmp_path / "torch", **flags)
+    assert result("fabric", 1, tmp_path / "fabric", **flags) == whole
+    for script, size in (("torch", 1), ("decoupled", 2)):
+        result(script, size, tmp_path / f"{script} parts", **flags | {"total_timesteps": 32})
+        assert result(script, size, tmp_path / f"{script} parts", **flags, resume=True) == whole
+    told = json.loads((tmp_path / "decoupled parts" / "summary.json").read_text())
+    assert told["exact_resume"] is True
+    assert evaluate(load_agent(tmp_path / "torch"), 2, seed=3).returns == told["test"]["returns"]
+
+
 @pytest.mark.parametrize("backend", ["sync", "async"])
 @pytest.mark.parametrize("env_id", [NESTED, MASKED])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, env_id, backend):
