@@ -43,7 +43,7 @@ from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.signals import signals
-from fabric_ppo.update import annealed, begin_update, compile_loss, ppo_update
+from fabric_ppo.update import begin_update, compile_loss, ppo_update
 
 
 def main(config: DecoupledConfig) -> Summary | None:
@@ -102,7 +102,8 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             with waiting:
                 stats, trainer_idle = exchange.receive_reply()
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
-            metrics = run.finish_update(rollout, stats, annealed(config, update, run.num_updates).learning_rate, own)
+            now = begin_update(module, exchange, config, update, run.num_updates)  # on this side what is logged only
+            metrics = run.finish_update(rollout, stats, now.learning_rate, own)
             log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)

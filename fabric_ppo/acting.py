@@ -71,7 +71,7 @@ class ArrayActor(Actor):
 
     def __init__(self, agent: Agent, noise: Tensor) -> None:
         """See `Actor`."""
-        super().__init__(agent, noise if agent.log_std is None else noise * agent.log_std.exp())
+        super().__init__(agent, noise if agent.log_std is None else noise * agent.bounded(agent.log_std).exp())
         self._policy, self._scaled_noise = agent.policy.frozen(), self._noise.numpy()
         self._is_categorical = isinstance(agent.distribution, Categorical)
         self._outputs: list[Array] = []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.config import Config
+from fabric_ppo.config import LOG_STD, Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.encoders import Encoder, orthogonal_init
 from fabric_ppo.launch import ConfigError
@@ -38,6 +38,17 @@ class Architecture:
     state_dependent_std: bool = False
     recurrent: Recurrent = "none"
     recurrent_size: int = 0
+    log_std_min: float | None = None
+    log_std_max: float | None = None
+
+    @property
+    def log_std_bounds(self) -> tuple[float | None, float | None]:
+        """What the log standard deviation stays within; None: no bound."""
+        least, most = LOG_STD if self.state_dependent_std else (None, None)
+        return (
+            least if self.log_std_min is None else self.log_std_min,
+            most if self.log_std_max is None else self.log_std_max,
+        )
 
     def to_json(self) -> str:
         """JSON; `from_json` gives back an equal value."""
@@ -58,7 +69,6 @@ class Evaluation(NamedTuple):
     values: Tensor
 
 
-_LOG_STD = (-20.0, 2.0)
 NO_MEMORY = torch.zeros(0, 0)
 """Of an agent that is not recurrent."""
 _IMPOSSIBLE = -1e8
@@ -98,9 +108,8 @@ class Agent(nn.Module):
         self.policy = MLP(inputs, hidden_sizes, outputs, activation, architecture.layer_norm)
         self.value = MLP(inputs, hidden_sizes, 1, activation, architecture.layer_norm)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if has_free_std else None
-        is_flat_box = spec.observation.kind == "box" and not self.encoder.has_weights
-        normalizes = architecture.normalize_observations and is_flat_box
-        self.obs_moments = RunningMoments(self.encoder.num_features) if normalizes else None
+        normalizes = architecture.normalize_observations and self.encoder.num_boxes > 0
+        self.obs_moments = RunningMoments(self.encoder.num_boxes) if normalizes else None
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
 
@@ -135,11 +144,16 @@ class Agent(nn.Module):
     def with_log_std(self, out: Tensor) -> Tensor:
         """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""
         if self.log_std is not None:
-            return torch.cat([out, self.log_std.expand_as(out)], dim=-1)
+            return torch.cat([out, self.bounded(self.log_std).expand_as(out)], dim=-1)
         if not self.architecture.state_dependent_std or not self.distribution.num_free:
             return out
         means, log_std = out.chunk(2, dim=-1)
-        return torch.cat([means, log_std.clamp(*_LOG_STD)], dim=-1)
+        return torch.cat([means, self.bounded(log_std)], dim=-1)
+
+    def bounded(self, log_std: Tensor) -> Tensor:
+        """Log standard deviations, cut off at their bounds; beyond them they have no gradient."""
+        least, most = self.architecture.log_std_bounds
+        return log_std if least is None and most is None else log_std.clamp(least, most)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as policy and value (or the recurrent layer) see them, `[B, n]`; an action mask comes last."""
@@ -159,7 +173,7 @@ class Agent(nn.Module):
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
         if encode is None:
             return normalize
-        return lambda obs: encode(obs, self.dtype) if normalize is None else normalize(encode(obs, self.dtype))
+        return lambda obs: encode(obs, self.dtype, normalize)
 
     def _through_trunk(self, inputs: Tensor) -> Tensor:
         if self.trunk is None:
@@ -188,12 +202,25 @@ class Agent(nn.Module):
         return list(features.split([features.shape[-1] - masks, masks], dim=-1))
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise."""
-        normalize = None if self.obs_moments is None else self._inputs()
-        return obs if normalize is None else normalize(obs)
+        """Observations as a rollout hands them on to the loss: normalised where that is wanted, raw otherwise.
+
+        Where the encoder has weights too, rows of bytes: normalised numbers first, and then the raw observations.
+        """
+        if self.obs_moments is None:
+            return obs
+        if not self.encoder.has_weights:
+            inputs = self._inputs()
+            assert inputs is not None
+            return inputs(obs)
+        boxes = self.obs_moments.normalizer(self.dtype)(self.encoder.boxes(obs, self.dtype))
+        return torch.cat([boxes.contiguous().view(torch.uint8), obs], dim=-1)
 
     def features(self, prepared: Tensor) -> Tensor:
         """What `prepare` gave as `encode` has it, `[B, n]`."""
+        if self.obs_moments is not None and self.encoder.has_weights:
+            end = self.encoder.num_boxes * self.dtype.itemsize
+            boxes = prepared[:, :end].clone(memory_format=torch.contiguous_format).view(self.dtype)
+            return self._through_trunk(self.encoder(prepared[:, end:], self.dtype, lambda _: boxes))
         is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
         return self._through_trunk(prepared if is_encoded else self.encoder(prepared, self.dtype))
 
@@ -248,12 +275,19 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         state_dependent_std=config.state_dependent_std,
         recurrent=config.recurrent,
         recurrent_size=config.recurrent_size if config.recurrent != "none" else 0,
+        log_std_min=config.log_std_min,
+        log_std_max=config.log_std_max,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
         agent = Agent(spec, architecture)
         if config.ortho_init:
             _orthogonal_init(agent)
+    if config.normalize_observations and agent.obs_moments is None:
+        raise ConfigError(
+            "--normalize-observations: a Box is expected among the observations, "
+            "other than images for a network and what an encoder of your own takes"
+        )
     if agent.log_std is not None:
         nn.init.constant_(agent.log_std, config.log_std_init)
     elif agent.distribution.num_free:

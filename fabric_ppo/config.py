@@ -38,6 +38,10 @@ _AT_MOST: dict[str, float] = {
     **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
+LEARNING_RATES = (1e-5, 1e-2)
+"""Least and greatest that `--desired-kl` sets."""
+LOG_STD = (-20.0, 2.0)
+"""What the log standard deviation starts within, and where the network gives it stays within."""
 ENCODERS = ("auto", "flatten", "nature", "impala")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
@@ -108,12 +112,17 @@ class Config:
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
     normalize_observations: bool = False
-    """Normalise Box observations by their running mean and deviation over all ranks."""
+    """Normalise Box observations by their running mean and deviation over all ranks; of nested ones the Box parts, but
+    for images that go through a network."""
     normalize_rewards: bool = False
     """Divide rewards by the running deviation of discounted returns over all ranks."""
     target_kl: float | None = None
     """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the policy from the one
     that collected, mean over an epoch, exceeds 1.5 times this."""
+    desired_kl: float | None = None
+    """Have the learning rate follow the approximate KL divergence, mean over an update and all ranks: after one above
+    twice this it is divided by 1.5, after one below half of it multiplied, within 1e-5 .. 1e-2. Needs
+    --no-anneal-lr."""
     clip_coef: float = 0.2
     """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
     anneal_clip_coef: bool = False
@@ -149,7 +158,12 @@ class Config:
     log_std_init: float = 0.0
     """Log standard deviation that continuous actions start with."""
     state_dependent_std: bool = False
-    """Have the policy network give the log standard deviation of continuous actions too, within -20 .. 2."""
+    """Have the policy network give the log standard deviation of continuous actions too."""
+    log_std_min: float | None = None
+    """Bound below the log standard deviation of continuous actions. None: -20 with --state-dependent-std, else no
+    bound."""
+    log_std_max: float | None = None
+    """Bound it above. None: 2 with --state-dependent-std, else no bound."""
     init_from: str | None = None
     """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
     ortho_init: bool = False
@@ -210,6 +224,7 @@ class Config:
             self._check_sequences()
         kl = self.target_kl
         _require(self, "target_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
+        self._check_desired_kl()
         if self.env_backend == "envpool":
             _require(self, "num_steps", self.num_steps >= 2, "with EnvPool a whole number from 2 up")
         stop = self.stop_at_return
@@ -219,7 +234,7 @@ class Config:
             if self.anneal_clip_coef or self.anneal_ent_coef:
                 raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
             require_compiler()
-        _require(self, "log_std_init", -20 <= self.log_std_init <= 2, "a number from -20 to 2")
+        self._check_log_std()
         _require(
             self, "encoder", self.encoder in ENCODERS or ":" in self.encoder, f"{', '.join(ENCODERS)} or module:Class"
         )
@@ -252,6 +267,29 @@ class Config:
     def rows_together(self) -> int:
         """Rows that minibatches keep together: a sequence of a recurrent agent's, else one."""
         return 1 if self.recurrent == "none" else self.sequence_length
+
+    def _check_desired_kl(self) -> None:
+        kl = self.desired_kl
+        _require(self, "desired_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
+        if kl is None:
+            return
+        if self.anneal_lr:
+            raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
+        least, most = LEARNING_RATES
+        in_range = least <= self.learning_rate <= most
+        _require(self, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
+
+    def _check_log_std(self) -> None:
+        least, most = LOG_STD
+        for name in ("log_std_min", "log_std_max"):
+            value = getattr(self, name)
+            _require(
+                self, name, value is None or least <= value <= most, f"a number from {least:g} to {most:g}, or None"
+            )
+        least = least if self.log_std_min is None else self.log_std_min
+        most = most if self.log_std_max is None else self.log_std_max
+        _require(self, "log_std_max", least <= most, "a number above --log-std-min")
+        _require(self, "log_std_init", least <= self.log_std_init <= most, f"a number from {least:g} to {most:g}")
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,7 @@ class Encoder(nn.Module):
     Attributes:
         num_features: how many features there are.
         num_masks: entries of the action mask; 0 where there is none.
+        num_boxes: features that are numbers of a Box, unchanged but for the scale of bytes: what `boxes` gives.
         has_weights: whether there is anything to be trained.
     """
 
@@ -46,7 +48,9 @@ class Encoder(nn.Module):
         self._space = space
         parts = list(space.parts) or [((), space)]
         self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
-        leaves = [_leaf(part, name) for _, part in parts]
+        leaves = [
+            Flat(part) if is_mask else _leaf(part, name) for (_, part), is_mask in zip(parts, self._masks, strict=True)
+        ]
         if name in _SMALLEST and not any(isinstance(leaf, ImageNetwork) for leaf in leaves):
             raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
         self._leaves = nn.ModuleList(leaves)
@@ -55,6 +59,13 @@ class Encoder(nn.Module):
         self.num_masks = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if is_mask)
         if self.num_masks not in (0, num_choices):
             raise ConfigError(f"action_mask has {self.num_masks} entries; {num_choices}, one a choice, are expected")
+        self._boxes = [
+            index
+            for index, (_, part) in enumerate(parts)
+            if part.kind == "box" and isinstance(leaves[index], Flat) and not self._masks[index]
+        ]
+        self._box_widths = [widths[index] for index in self._boxes]
+        self.num_boxes = sum(self._box_widths)
         self.has_weights = any(True for _ in self.parameters())
         ends = np.cumsum([0, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
         self._places = [
@@ -68,15 +79,27 @@ class Encoder(nn.Module):
         """Whether observations are features as they are."""
         return f"torch.{self._passes}" == str(dtype)
 
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `obs [B, ...]`."""
-        if not self._space.parts:
-            encoded: Tensor = self._leaves[0](obs, dtype)
-            return encoded
-        parts = [
-            leaf(obs[:, place].clone(memory_format=torch.contiguous_format).view(part_dtype).view(-1, *shape), dtype)
-            for leaf, (place, part_dtype, shape) in zip(self._leaves, self._places, strict=True)
-        ]
+    def boxes(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of the features of `obs [B, ...]` those that are a Box's numbers, `[B, num_boxes]`."""
+        return torch.cat([self._part(index, obs, dtype) for index in self._boxes], dim=-1)
+
+    def _part(self, index: int, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Features of one part."""
+        if self._space.parts:
+            place, part_dtype, shape = self._places[index]
+            obs = obs[:, place].clone(memory_format=torch.contiguous_format).view(part_dtype).view(-1, *shape)
+        features: Tensor = self._leaves[index](obs, dtype)
+        return features
+
+    def forward(self, obs: Tensor, dtype: torch.dtype, normalize: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Encode `obs [B, ...]`; `boxes` go through `normalize`."""
+        parts = [self._part(index, obs, dtype) for index in range(len(self._leaves))]
+        if normalize is not None:
+            normalized = normalize(torch.cat([parts[index] for index in self._boxes], dim=-1))
+            for index, part in zip(self._boxes, normalized.split(self._box_widths, dim=-1), strict=True):
+                parts[index] = part
+        if len(parts) == 1:
+            return parts[0]
         in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
         return torch.cat([parts[k] for k in in_order], dim=-1)
 

@@ -114,8 +114,9 @@ class FusedLoss:
 
     def _gaussian(self, means: Tensor, rows: Rows, parts: dict[str, list[Tensor]]) -> tuple[Tensor, ...]:
         """As `_categorical`, with respect to `means`; the gradient of `log_std` goes into its part."""
-        log_std, config = self._agent.log_std, self._config
-        assert log_std is not None
+        free, config = self._agent.log_std, self._config
+        assert free is not None
+        log_std = self._agent.bounded(free)
         params = torch.cat([means, log_std.expand_as(means)], dim=-1)
         log_probs, entropy = self._agent.distribution.log_prob_and_entropy(params, rows.actions)
         objective, slope = self._surrogate(log_probs, rows)
@@ -127,6 +128,8 @@ class FusedLoss:
         torch.mv(scaled.square_().sub_(1).t(), slope, out=grad_log_std)
         if config.ent_coef:
             grad_log_std.sub_(rows.weights.sum(), alpha=config.ent_coef)
+        if log_std is not free:
+            grad_log_std.masked_fill_(log_std != free, 0.0)
         return objective, log_probs, entropy, grad_means
 
 

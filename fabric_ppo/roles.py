@@ -22,7 +22,7 @@ from fabric_ppo.profile import timed
 from fabric_ppo.run_state import HasState, load_optimizer, optimizer_tensors
 from fabric_ppo.seeding import Stream, minibatch_order
 from fabric_ppo.spaces import EnvSpec
-from fabric_ppo.update import Stats
+from fabric_ppo.update import Stats, adapt_learning_rate
 
 PLAYER = 0
 FIRST_TRAINER = 1
@@ -154,6 +154,9 @@ class Exchange:
 
     The player sends one packet an update, to all the same (`--share-data`) or to each its part; trainer 1 sends one
     back. All memory is allocated here, once.
+
+    Attributes:
+        param_groups: on the player's side the learning rate of the trainers' optimizer.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Exchange:
             device: where packets lie: the CPU with gloo, the process's GPU with nccl.
         """
         self._world, self._config = world, config
+        self.param_groups: list[dict[str, Any]] = [{"lr": config.learning_rate}]
         self._num_trainers = world.world_size - FIRST_TRAINER
         self._together = config.rows_together
         self._units = config.num_steps * config.num_envs // self._together
@@ -208,6 +212,7 @@ class Exchange:
     def start(self, first_update: int) -> None:
         """The player's side: tell the trainers where a run begins: its update, weights and optimizer."""
         self._reply.fields["stats"][0] = first_update
+        self._reply.fields["stats"][1] = self.param_groups[0]["lr"]
         self._pack_weights()
         self._world.broadcast(self._reply.bytes, PLAYER)
 
@@ -220,6 +225,8 @@ class Exchange:
         self._unpack_weights()
         if first_update > 0:
             load_optimizer(optimizer, optimizer_tensors(self))
+        for group in optimizer.param_groups:
+            group["lr"] = self._reply.fields["stats"][1].item()
         return first_update
 
     @timed("transfer")
@@ -274,8 +281,10 @@ class Exchange:
         self._trainers = ranks
         own = [*(getattr(stats, name) for name in _MEANS), *stats.value_moments, stats.seconds, idle]
         gathered = ranks.gather(torch.tensor(own, dtype=torch.float64, device=self._weights[0].device))
+        means = gathered.mean(0)
+        adapt_learning_rate(optimizer, self._config, means[_MEANS.index("approx_kl")])
         if self._world.rank == FIRST_TRAINER:
-            self._reply.fields["stats"][:-1].copy_(gathered.mean(0))
+            self._reply.fields["stats"][:-1].copy_(means)
             self._reply.fields["stats"][-1] = stats.gradient_steps
             self._pack_weights()
             self.load_state_dict(optimizer.state_dict())

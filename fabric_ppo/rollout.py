@@ -301,7 +301,7 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     sums, valid = [torch.zeros(0, dtype=torch.float64)], torch.from_numpy(buffer.valid)
     if agent.obs_moments is not None:
         seen = torch.from_numpy(buffer.obs[: buffer.num_steps])[valid]
-        sums.append(agent.obs_moments.sums(agent.encoder(seen, torch.float64)))
+        sums.append(agent.obs_moments.sums(agent.encoder.boxes(seen, torch.float64)))
     if agent.reward_scale is not None:
         ended = torch.from_numpy(buffer.terminated | buffer.truncated)
         carried = torch.from_numpy(buffer.discounted)

@@ -20,7 +20,7 @@ import yaml
 from fabric_ppo import profile
 from fabric_ppo.agent import Agent
 from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
-from fabric_ppo.config import Config
+from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.evaluate import Policy, TestResult, evaluate
@@ -49,7 +49,7 @@ from fabric_ppo.run_state import (
     surroundings,
 )
 from fabric_ppo.signals import signals
-from fabric_ppo.update import Guard, Stats
+from fabric_ppo.update import Guard, Stats, adapt_learning_rate
 
 RETURN_WINDOW = 100
 _EVALUATION = 2**31
@@ -270,6 +270,8 @@ class Run(contextlib.ExitStack):
             raise ValueError("the environment has other spaces now")
         self._agent.load_state_dict(checkpoint.under("weights."))
         load_optimizer(self._optimizer, checkpoint.under("optimizer."))
+        if self._config.desired_kl is not None:
+            self._set_learning_rate(values["learning_rate"])
         self._updates = self.first_update
         self._gradient_steps, self._resumes = values["gradient_steps"], values["resumes"] + 1
         self._train_seconds, self._wall_before = values["train_seconds"], values["wall_seconds"]
@@ -280,6 +282,13 @@ class Run(contextlib.ExitStack):
         if changed := [name for name in now if before.get(name) != now[name]]:
             self._is_exact = False
             tell(f"resumed with another {', '.join(changed)}: the last bits of the result will differ")
+
+    def _set_learning_rate(self, rate: float) -> None:
+        """Go on with the rate that `--desired-kl` has come to."""
+        if not LEARNING_RATES[0] <= rate <= LEARNING_RATES[1]:
+            raise ValueError(f"its learning_rate is {rate}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def _rebuild_episodes(self, buffer: RolloutBuffer, past: list[PastEpisode], logged: Sequence[Array]) -> None:
         """Bring the episodes in progress back, and agree with the other ranks on where that failed."""
@@ -378,6 +387,7 @@ class Run(contextlib.ExitStack):
         if len(report.moments):
             self._agent.absorb(report.moments)
             self._guard.keep()
+        adapt_learning_rate(self._optimizer, self._config, report.metrics["Info/approx_kl"])
         self._updates += 1
         self.env_steps += report.env_steps
         self._gradient_steps += stats.gradient_steps
@@ -418,6 +428,7 @@ class Run(contextlib.ExitStack):
             "update": self._updates,
             "env_steps": self.env_steps,
             "gradient_steps": self._gradient_steps,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
             "train_seconds": self._train_seconds,
             "wall_seconds": self._wall_seconds(),
             "window": list(self._window),

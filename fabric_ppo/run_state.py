@@ -32,6 +32,8 @@ _LOCK_SECONDS = 5
 class HasState(Protocol):
     """An optimizer, or what stands for one that lives in another process."""
 
+    param_groups: list[dict[str, Any]]
+
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`."""
 
@@ -103,7 +105,7 @@ _VALUES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("script", "env_spec", "agent"), (str,)),
     **dict.fromkeys(("config", "surroundings"), (dict,)),
     **dict.fromkeys(("world_size", "update", "env_steps", "gradient_steps", "resumes"), (int,)),
-    **dict.fromkeys(("train_seconds", "wall_seconds"), _NUMBER),
+    **dict.fromkeys(("train_seconds", "wall_seconds", "learning_rate"), _NUMBER),
     **dict.fromkeys(("return_mean", "best_return"), (*_NUMBER, type(None))),
     **dict.fromkeys(("window", "state_sizes"), (list,)),
     "exact_resume": (bool,),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent, Evaluation
 from fabric_ppo.batch import Batch, Rows
-from fabric_ppo.config import Config
+from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import ALONE, Ranks
 from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
@@ -26,6 +26,7 @@ from fabric_ppo.profile import timed
 
 _KL = 3  # its place in what `run_epochs` returns
 _KL_MARGIN = 1.5
+_RATE_STEP = 1.5
 
 
 class TrainingError(RuntimeError):
@@ -69,11 +70,20 @@ def annealed(config: Config, update: int, num_updates: int) -> Config:
     return now
 
 
-def begin_update(
-    module: nn.Module, optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int
-) -> Config:
-    """Give the optimizer and the PPOLoss inside `module` the hyperparameters of an update, and return them."""
+class HasRate(Protocol):
+    """An optimizer, or what stands for one that lives in another process."""
+
+    param_groups: list[dict[str, Any]]
+
+
+def begin_update(module: nn.Module, optimizer: HasRate, config: Config, update: int, num_updates: int) -> Config:
+    """Give the optimizer and the PPOLoss inside `module` the hyperparameters of an update, and return them.
+
+    With `desired_kl` the learning rate is the optimizer's own, as `adapt_learning_rate` left it.
+    """
     now = annealed(config, update, num_updates)
+    if config.desired_kl is not None:
+        object.__setattr__(now, "learning_rate", optimizer.param_groups[0]["lr"])
     for group in optimizer.param_groups:
         group["lr"] = now.learning_rate
     if config.anneal_clip_coef or config.anneal_ent_coef:
@@ -81,6 +91,26 @@ def begin_update(
             if isinstance(each, PPOLoss):
                 each.use(now)
     return now
+
+
+def adapt_learning_rate(optimizer: HasRate, config: Config, approx_kl: Tensor | float) -> None:
+    """With `desired_kl`, set the next update's learning rate by how far the policy has moved in this one.
+
+    The rule of rsl_rl (arXiv 2109.11978), with the KL divergence of a whole update instead of a minibatch's.
+
+    Args:
+        optimizer: holds the rate.
+        config: hyperparameters.
+        approx_kl: mean over the update's minibatches and over all ranks, so that all decide alike.
+    """
+    if config.desired_kl is None:
+        return
+    least, most = LEARNING_RATES
+    for group in optimizer.param_groups:
+        if approx_kl > 2 * config.desired_kl:
+            group["lr"] = max(least, group["lr"] / _RATE_STEP)
+        elif approx_kl < config.desired_kl / 2:
+            group["lr"] = min(most, group["lr"] * _RATE_STEP)
 
 
 class PPOLoss(nn.Module):

@@ -4,6 +4,7 @@ import copy
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
 OBSERVATION = spaces.Dict(
@@ -14,6 +15,19 @@ OBSERVATION = spaces.Dict(
         "bool": spaces.Box(0, 1, (3,), bool),
     }
 )
+
+
+class Linear(torch.nn.Module):
+    """An encoder of one's own."""
+
+    num_features = 4
+
+    def __init__(self, space):
+        super().__init__()
+        self.layer = torch.nn.Linear(space.size, 4)
+
+    def forward(self, obs):
+        return self.layer(obs.flatten(1).to(self.layer.weight.dtype))
 
 
 class Nested(gymnasium.Env):
@@ -98,7 +112,75 @@ class Images(gymnasium.Env):
         return self._observe(), reward, self.steps == 10, False, {}
 
 
+class Guess(gymnasium.Env):
+    """Rewards the action that the observation's first entry names; seven steps."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = copy.deepcopy(space)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.left = 7
+        return self._observe(), {}
+
+    def _observe(self):
+        self.seen = self.observation_space.sample()
+        return self.seen
+
+    def step(self, action):
+        reward = float(action == self.seen.flat[0])
+        self.left -= 1
+        return self._observe(), reward, self.left == 0, False, {}
+
+
+class Mixed(gymnasium.Env):
+    """A small image, numbers of very different size, a choice, and a mask; rewards the action that all of them name."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self):
+        self.observation_space = spaces.Dict(
+            {
+                "camera": spaces.Box(0, 255, (8, 8, 1), np.uint8),
+                "action_mask": spaces.Box(0, 1, (3,), np.int8),
+                "speed": spaces.Box(-np.inf, np.inf, (2,), np.float64),
+                "gear": spaces.Discrete(3),
+                "count": spaces.Box(0, 10**6, (1,), np.int32),
+            }
+        )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def _observe(self):
+        self.place = int(self.np_random.integers(3))
+        self.mask = np.ones(3, np.int8)
+        self.mask[(self.place + 1) % 3] = 0
+        return {
+            "camera": np.full((8, 8, 1), 80 * self.place, np.uint8),
+            "action_mask": self.mask,
+            "speed": np.array([1e4 + 50 * self.place, 1e-3 * self.np_random.normal()]),
+            "gear": self.place,
+            "count": np.array([1000 * self.steps], np.int32),
+        }
+
+    def step(self, action):
+        if not self.mask[action]:
+            raise ValueError(f"action {action} is impossible: {self.mask}")
+        self.steps += 1
+        reward = float(action == self.place)
+        return self._observe(), reward, self.steps == 9, False, {}
+
+
 for name, maker, kwargs in (
+    ("Mixed-v0", Mixed, {}),
+    ("Choices-v0", Guess, {"space": spaces.MultiDiscrete([[2, 3], [4, 2]])}),
+    ("Bits-v0", Guess, {"space": spaces.MultiBinary([2, 3])}),
     ("Nested-v0", Nested, {}),
     ("Masked-v0", Masked, {}),
     ("MaskInInfo-v0", Masked, {"where": "info"}),

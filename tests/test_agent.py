@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import nn
 from torch.distributions import Normal
 
-from fabric_ppo import Config, load_agent, train
+from fabric_ppo import Config, ConfigError, load_agent, train
 from fabric_ppo.acting import make_actor
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
@@ -23,6 +23,7 @@ OPTIONS = {
     "trunk": {"shared_trunk": True},
     "norm": {"layer_norm": True},
     "std": {"state_dependent_std": True, "log_std_init": -0.5},
+    "bounded": {"log_std_init": -0.5, "log_std_min": -0.501, "log_std_max": -0.499},
     "all": {"shared_trunk": True, "layer_norm": True, "state_dependent_std": True, "normalize_observations": True},
 }
 TINY = {"num_steps": 32, "num_envs": 2, "total_timesteps": 192, "update_epochs": 2, "test_episodes": 1}
@@ -77,6 +78,32 @@ def test_the_deviation_stays_within_bounds(bias, deviation):
     torch.testing.assert_close(params[:, 2:].exp(), torch.full((3, 2), deviation))
 
 
+@pytest.mark.parametrize("depends", [False, True])
+def test_bounds_hold_whichever_way_the_deviation_is_given(depends):
+    """Entries of -3, -1 and 1 within -2 .. 0.5, against a Normal of -2, -1 and 0.5; gradients from autograd."""
+    spec = env_spec("Test-v0", spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (3,)))
+    flags = {"log_std_min": -2.0, "log_std_max": 0.5, "state_dependent_std": depends}
+    agent = make_agent(spec, Config(**flags))
+    given = torch.tensor([-3.0, -1.0, 1.0])
+    if depends:
+        nn.init.zeros_(agent.policy.linear_layers[-1].weight)
+        agent.policy.linear_layers[-1].bias.data[3:] = given
+    else:
+        agent.log_std.data = given.clone()
+    obs, actions, noise = observations(8), torch.randn(8, 3), torch.randn(1, 8, 3)
+    mean = agent.policy(obs)[:, :3]
+    expected = Normal(mean, torch.tensor([-2.0, -1.0, 0.5]).exp())
+    now = agent(obs, actions)
+    torch.testing.assert_close(now.log_probs, expected.log_prob(actions).sum(-1))
+    torch.testing.assert_close(now.entropy, expected.entropy().sum(-1))
+    weight = agent.policy.linear_layers[-1].bias if depends else agent.log_std
+    (grad,) = torch.autograd.grad(now.log_probs.sum() + now.entropy.sum(), weight)
+    assert (grad[-3:] != 0).tolist() == [False, True, False]
+    with torch.no_grad():
+        drawn = mean + noise[0] * torch.tensor([-2.0, -1.0, 0.5]).exp()
+        np.testing.assert_allclose(make_actor(agent, noise).act(obs.numpy()), drawn, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("spec", [BOX, CHOICE], ids=["box", "choice"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_what_acts_is_the_agent(spec, options):
@@ -115,3 +142,18 @@ def test_a_policy_comes_back(tmp_path, options):
     obs = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(policy.value(obs), again.values(torch.from_numpy(obs)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"log_std_min": -21.0}, "--log-std-min -21.0: a number from -20 to 2, or None is expected"),
+        ({"log_std_max": math.nan}, "--log-std-max nan: a number from -20 to 2, or None is expected"),
+        ({"log_std_min": 0.5, "log_std_max": -0.5}, "--log-std-max -0.5: a number above --log-std-min is expected"),
+        ({"log_std_max": -0.5}, "--log-std-init 0.0: a number from -20 to -0.5 is expected"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(ConfigError) as caught:
+        Config(**flags)
+    assert str(caught.value) == message

@@ -40,6 +40,7 @@ DEFAULTS = {
     "--normalize-observations": False,
     "--normalize-rewards": False,
     "--target-kl": None,
+    "--desired-kl": None,
     "--clip-coef": 0.2,
     "--anneal-clip-coef": False,
     "--clip-vloss": False,
@@ -52,8 +53,13 @@ DEFAULTS = {
     "--hidden-sizes": (64, 64),
     "--shared-trunk": False,
     "--layer-norm": False,
+    "--recurrent": "none",
+    "--recurrent-size": 64,
+    "--sequence-length": 16,
     "--log-std-init": 0.0,
     "--state-dependent-std": False,
+    "--log-std-min": None,
+    "--log-std-max": None,
     "--init-from": None,
     "--ortho-init": False,
     "--capture-video": False,
@@ -77,6 +83,9 @@ OTHER = {
     "--hidden-sizes": (["8", "16", "4"], (8, 16, 4)),
     "--stop-at-return": (["-150.5"], -150.5),
     "--target-kl": (["0.02"], 0.02),
+    "--desired-kl": (["0.02"], 0.02),
+    "--log-std-min": (["-5"], -5.0),
+    "--log-std-max": (["0.5"], 0.5),
     "--run-dir": (["runs/a"], "runs/a"),
     "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
     "--action-bounds": (["squash"], "squash"),
@@ -85,6 +94,8 @@ OTHER = {
 }
 NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
 """What a switch cannot do without."""
+WITHOUT = {"--desired-kl": "anneal_lr"}
+"""Which switch has to be off for a flag."""
 SWITCHES = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 
 
@@ -143,9 +154,10 @@ def test_every_flag_takes_a_value(flag):
     spellings = [[flag, *words], ["--" + field(flag), *words]]
     if len(words) == 1:
         spellings.append([f"{flag}={words[0]}"])
+    off = [WITHOUT[flag]] if flag in WITHOUT else []
     for args in spellings:
-        config = parse_flags(Config, args)
-        assert config == dataclasses.replace(Config(), **{field(flag): value}) != Config()
+        config = parse_flags(Config, [*args, *("--no-" + name.replace("_", "-") for name in off)])
+        assert config == dataclasses.replace(Config(), **dict.fromkeys(off, False), **{field(flag): value}) != Config()
         assert type(getattr(config, field(flag))) is type(value)
 
 

@@ -1,5 +1,6 @@
 """Encoders and action masks against Gymnasium's flattening, published sizes and torch.distributions."""
 
+import json
 import sys
 
 import gymnasium
@@ -11,12 +12,13 @@ from torch.distributions import Categorical as Reference
 
 from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
+from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
 from fabric_ppo.update import PPOLoss, _blank_rows
 from tests.nested_envs import OBSERVATION
-from tests.runs import run_ranks
+from tests.runs import ROOT, command, run, run_ranks
 
 NESTED, MASKED, IN_INFO = (f"tests.nested_envs:{name}-v0" for name in ("Nested", "Masked", "MaskInInfo"))
 TINY = {"num_steps": 32, "total_timesteps": 192, "update_epochs": 2, "test_episodes": 2, "hidden_sizes": (16,)}
@@ -171,6 +173,16 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
+def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
+    """Also where it is a Box."""
+    parts = {"action_mask": spaces.Box(0, 1, (3,), np.int8), "speed": spaces.Box(-1, 1, (2,))}
+    encoder = Encoder(observation_spec(spaces.Dict(parts)), "tests.nested_envs:Linear", num_choices=3)
+    obs = {"action_mask": np.array([0, 1, 1], np.int8), "speed": np.array([0.5, -1], np.float32)}
+    features = encoder(packed(spaces.Dict(parts), [obs]), torch.float32)
+    assert features.shape == (1, 4 + 3)
+    assert features[0, 4:].tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -232,18 +244,25 @@ def test_a_mask_of_another_size_is_refused():
         masked_agent(size=5)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "wrapper", "backend"),
-    [
-        (MASKED, None, "sync"),
-        (MASKED, None, "async"),
-        (IN_INFO, "fabric_ppo.envs.masks:action_mask_from_info", "sync"),
-    ],
-)
-def test_no_impossible_action_is_ever_taken(tmp_path, env_id, wrapper, backend):
+FROM_INFO = "fabric_ppo.envs.masks:action_mask_from_info"
+LARGE = {"num_envs": 64, "num_steps": 128, "update_epochs": 2, "per_rank_batch_size": 1024, "hidden_sizes": 32}
+
+
+@pytest.mark.parametrize(("env_id", "wrapper"), [(MASKED, []), (IN_INFO, ["--env-wrapper", FROM_INFO])])
+def test_no_impossible_action_is_taken_in_a_hundred_thousand_steps(tmp_path, env_id, wrapper):
     """The environment raises at one; the policy of chance, among what is possible, earns 10 an episode."""
+    flags = [f"{flag(name)}={value}" for name, value in LARGE.items()]
+    flags += ["--env-id", env_id, *wrapper, "--total-timesteps=106496", "--learning-rate=3e-3", "--num-threads=1"]
+    done = run(command("torch", 0, *flags, "--run-dir", str(tmp_path / "run")), ROOT)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["env_steps"] == 106496
+    assert summary["test"]["return_mean"] > 14
+
+
+def test_no_impossible_action_is_taken_by_workers(tmp_path):
     flags = {"num_envs": 4, "num_steps": 64, "total_timesteps": 8192, "update_epochs": 4, "test_episodes": 10}
-    flags |= {"env_id": env_id, "env_wrapper": wrapper, "env_backend": backend, "run_dir": str(tmp_path / "run")}
+    flags |= {"env_id": MASKED, "env_backend": "async", "run_dir": str(tmp_path / "run")}
     policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
     assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
 
@@ -260,8 +279,6 @@ def test_the_environment_of_the_masks_does_raise():
 
 
 def result(script, world_size, run_dir, **flags):
-    from fabric_ppo.config import SCRIPT_CONFIGS
-
     config = SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(run_dir))
     assert run_ranks(script, [config] * world_size) == [""] * world_size
     return (run_dir / "policy.safetensors").read_bytes()
@@ -275,6 +292,23 @@ def test_the_architectures_learn_the_same(tmp_path, env_id):
     assert policies[0] == policies[1] == policies[2]
     two = [result(script, 2, tmp_path / f"{script}2", **flags | {"num_envs": 1}) for script in ("torch", "fabric")]
     assert two[0] == two[1]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "encoder"), [("Choices", "auto"), ("Bits", "auto"), ("Images", "impala"), ("ImagesFirst", "nature")]
+)
+def test_every_kind_of_observation_in_every_script(tmp_path, env_id, encoder):
+    """The same bits from all three, also when resumed; the policy plays its test again."""
+    flags = {"env_id": f"tests.nested_envs:{env_id}-v0", "encoder": encoder, "num_envs": 2, "anneal_lr": False}
+    flags |= {"num_steps": 8, "total_timesteps": 48, "seed": 3}
+    whole = result("torch", 1, tmp_path / "torch", **flags)
+    assert result("fabric", 1, tmp_path / "fabric", **flags) == whole
+    for script, size in (("torch", 1), ("decoupled", 2)):
+        result(script, size, tmp_path / f"{script} parts", **flags | {"total_timesteps": 32})
+        assert result(script, size, tmp_path / f"{script} parts", **flags, resume=True) == whole
+    told = json.loads((tmp_path / "decoupled parts" / "summary.json").read_text())
+    assert told["exact_resume"] is True
+    assert evaluate(load_agent(tmp_path / "torch"), 2, seed=3).returns == told["test"]["returns"]
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

@@ -476,7 +476,7 @@ def test_what_gymnasium_cannot_make_or_no_agent_can_take_is_refused(open_envs):
     """The test at the end is played in Gymnasium's environment."""
     with pytest.raises(ConfigError, match=r"^--env-id phys2d/CartPole-v1: cannot be made .*jax.*$"):
         open_envs("phys2d/CartPole-v1", 2)
-    with pytest.raises(ConfigError, match=r"^--env-id Blackjack-v1: observation space .* is not supported.*$"):
+    with pytest.raises(ConfigError, match=r"^--env-id Blackjack-v1: nested .* need --env-backend sync or async$"):
         open_envs("Blackjack-v1", 2)
 
 

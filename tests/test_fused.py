@@ -90,6 +90,20 @@ def test_equals_autograd(action, hidden_sizes, activation, clip_vloss, ent_coef)
     assert grad.count_nonzero() > grad.numel() / 2
 
 
+@pytest.mark.parametrize("bounds", [(-0.5, None), (None, 0.2), (-0.5, 0.2), (-0.7, 0.4)], ids=str)
+@pytest.mark.parametrize("ent_coef", [0.0, 0.03])
+def test_a_bounded_deviation(bounds, ent_coef):
+    """Its entries run from -0.7 to 0.4; at a bound a gradient passes, beyond it none does."""
+    agent = make_agent(ACTIONS["matrix"])
+    least, most = bounds
+    agent.architecture = dataclasses.replace(agent.architecture, log_std_min=least, log_std_max=most)
+    free = agent.log_std.detach().clone()
+    beyond = (free < (-9 if least is None else least)) | (free > (9 if most is None else most))
+    _, grad = compare(agent, make_rows(agent, 33), dataclasses.replace(CONFIG, ent_coef=ent_coef))
+    assert ((FlatWeights(agent).views(grad)["log_std"] == 0) == beyond).all()
+    assert beyond.any() == (bounds != (-0.7, 0.4))
+
+
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
 def test_any_observation(observation, action):

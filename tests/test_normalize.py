@@ -1,14 +1,20 @@
+import json
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 import yaml
+from gymnasium import spaces
 from gymnasium.wrappers import NormalizeReward
 
-from fabric_ppo.config import TorchConfig
-from fabric_ppo.evaluate import load_agent
+from fabric_ppo.agent import make_agent
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, TorchConfig
+from fabric_ppo.evaluate import evaluate, load_agent
+from fabric_ppo.launch import ConfigError
 from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.seeding import episode_seed
+from fabric_ppo.spaces import Packer, env_spec
 from tests.runs import run_ranks
 from tests.toy_envs import encode, toy_env
 
@@ -72,21 +78,126 @@ def config(tmp_path, name, **flags):
 
 
 @pytest.mark.parametrize("share_data", [False, True])
-def test_three_ranks_know_what_all_of_them_saw(tmp_path, share_data):
-    """The toy's observations are known in advance: the statistics follow from the seeds."""
+def test_three_ranks_know_what_all_of_them_saw(tmp_path, monkeypatch, share_data):
+    """The toy's observations are known in advance: the statistics follow from the seeds.
+
+    And from what each environment has written down itself, all of it at once: those of rewards too.
+    """
+    monkeypatch.setenv("RECORD_DIR", str(tmp_path))
     flags = {"num_envs": 2, "total_timesteps": 84, "normalize_observations": True, "normalize_rewards": True}
-    settings = config(tmp_path, "run", env_id=toy_env(length=5), share_data=share_data, **flags)
+    flags |= {"env_id": toy_env(length=5), "env_wrapper": "tests.toy_envs:recorded", "gamma": 0.9}
+    settings = config(tmp_path, "run", share_data=share_data, **flags)
     assert run_ranks("torch", [settings] * 3) == [""] * 3
     seen = [
         encode("float32", episode_seed(42, env, step // 5, 6), step % 5).flatten()
         for env in range(6)
         for step in range(14)
     ]
-    moments = load_agent(tmp_path / "run")._agent.obs_moments
-    mean, std = moments.mean_and_std()
-    assert moments.count.item() == 84
-    np.testing.assert_allclose(mean, np.mean(seen, 0, np.float64), rtol=1e-12)
-    np.testing.assert_allclose(std, np.sqrt(np.var(np.array(seen, np.float64), 0) + 1e-8), rtol=1e-9)
+    agent = load_agent(tmp_path / "run")._agent
+    obs, returns = recordings(tmp_path, {episode_seed(42, env, k, 6) for env in range(6) for k in range(3)}, 0.9)
+    assert sorted(map(tuple, obs)) == sorted(map(tuple, np.array(seen, np.float64)))
+    for moments, data in ((agent.obs_moments, obs), (agent.reward_scale, returns)):
+        mean, std = moments.mean_and_std()
+        assert moments.count.item() == len(data) == 84
+        np.testing.assert_allclose(mean, np.mean(data, 0), rtol=1e-12)
+        np.testing.assert_allclose(std, np.sqrt(np.var(data, 0) + 1e-8), rtol=1e-9)
+    assert np.std(returns) > 10
+
+
+def recordings(folder, seeds, gamma):
+    """Observations `[n, size]` and discounted returns so far `[n, 1]`, of the episodes that training began."""
+    obs, returns = [], []
+    for path in folder.glob("*.jsonl"):
+        so_far = 0.0
+        for line in path.read_text().splitlines():
+            seed, seen, reward, ended = json.loads(line)
+            if seed in seeds:
+                so_far = gamma * so_far + reward
+                obs.append(np.ravel(seen))
+                returns.append([so_far])
+                so_far = 0.0 if ended else so_far
+    return np.array(obs), np.array(returns)
+
+
+MIXED = "tests.nested_envs:Mixed-v0"
+
+
+def seen_by(env_id, count):
+    """A space, and what is seen in an episode after the other."""
+    env, obs = gymnasium.make(env_id), []
+    while len(obs) < count:
+        now, ended = env.reset(seed=len(obs))[0], False
+        while not ended and len(obs) < count:
+            obs.append(now)
+            mask = now.get("action_mask", np.ones(3, np.int8))
+            now, _, ended, *_ = env.step(int(mask.argmax()))
+    return env, obs
+
+
+@pytest.mark.parametrize(
+    ("env_id", "encoder"), [("tests.nested_envs:Nested-v0", "flatten"), (MIXED, "flatten"), (MIXED, "impala")]
+)
+def test_the_boxes_of_nested_observations_are_normalised(env_id, encoder):
+    """Each part as Gymnasium flattens it; Boxes less their mean over their deviation, choices and masks as they are."""
+    env, obs = seen_by(env_id, 40)
+    spec = env_spec(env_id, env.observation_space, env.action_space)
+    agent = make_agent(spec, Config(env_id=env_id, encoder=encoder, normalize_observations=True))
+    packed = torch.from_numpy(np.stack([Packer(spec.observation)(each) for each in obs]))
+    agent.absorb(agent.obs_moments.sums(agent.encoder.boxes(packed, torch.float64)))
+    expected = []
+    for path, part in spec.observation.parts:
+        space, values = env.observation_space, obs
+        for key in path:
+            space, values = space[key], [each[key] for each in values]
+        flat = np.stack([spaces.flatten(space, each) for each in values]).astype(np.float64)
+        if path == ("camera",):
+            if encoder == "impala":
+                continue
+            flat = flat / 255
+        if part.kind == "box" and path != ("action_mask",):
+            flat = ((flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-8)).clip(-10, 10)
+        expected.append((path == ("action_mask",), flat))
+    expected = np.concatenate([flat for _, flat in sorted(expected, key=lambda pair: pair[0])], 1)
+    with torch.no_grad():
+        got = agent.encode(packed)
+        own = got.shape[1] - expected.shape[1]  # the network's features, of the first part
+        assert own == (256 if encoder == "impala" else 0)
+        np.testing.assert_allclose(got[:, own:], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(agent.features(agent.prepare(packed)), got)
+    assert agent.obs_moments.count.item() == 40
+
+
+@pytest.mark.parametrize(("env_id", "encoder"), [("tests.nested_envs:Nested-v0", "auto"), (MIXED, "impala")])
+def test_the_architectures_normalise_nested_observations_alike(tmp_path, env_id, encoder):
+    flags = {"env_id": env_id, "encoder": encoder, "normalize_observations": True, "num_envs": 2, "anneal_lr": False}
+    flags |= {"num_steps": 8, "per_rank_batch_size": 8, "update_epochs": 2, "test_episodes": 1, "num_threads": 1}
+
+    def result(script, world_size, name, total=48, **more):
+        settings = SCRIPT_CONFIGS[script](**flags | more, total_timesteps=total, run_dir=str(tmp_path / name))
+        assert run_ranks(script, [settings] * world_size) == [""] * world_size
+        return (tmp_path / name / "policy.safetensors").read_bytes()
+
+    whole = result("torch", 1, "torch")
+    assert result("fabric", 1, "fabric") == whole
+    assert result("decoupled", 2, "decoupled") == whole
+    ahead = result("decoupled", 2, "overlap", overlap=True)
+    for name, size, expected, more in (("torch", 1, whole, {}), ("decoupled", 2, ahead, {"overlap": True})):
+        result(name, size, f"{name} part", 32, **more)
+        assert result(name, size, f"{name} part", resume=True, **more) == expected
+    policy = load_agent(tmp_path / "torch")
+    assert policy._agent.obs_moments.count.item() == 48
+    assert np.isfinite(evaluate(policy, 2, 0).returns).all()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "encoder"),
+    [("FrozenLake-v1", "auto"), ("tests.nested_envs:Images-v0", "auto"), ("CartPole-v1", "tests.nested_envs:Linear")],
+)
+def test_where_there_is_nothing_to_normalise_it_is_refused(env_id, encoder):
+    env = gymnasium.make(env_id)
+    spec = env_spec(env_id, env.observation_space, env.action_space)
+    with pytest.raises(ConfigError, match=r"^--normalize-observations: a Box is expected among the observations, "):
+        make_agent(spec, Config(env_id=env_id, encoder=encoder, normalize_observations=True))
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -36,12 +36,15 @@ OTHER = {
     "hidden_sizes": (8,),
     "stop_at_return": 3.0,
     "target_kl": 0.1,
+    "desired_kl": 0.1,
+    "log_std_min": -5.0,
+    "log_std_max": 1.0,
     "exp_name": "other",
     "log_dir": "elsewhere",
 }
 PLACE = ("run_dir", "resume", "config")
 """Flags that say where a run lies; they are no part of it."""
-BASE = {"env_backend": "async", "cuda": True, "player_on_gpu": True}
+BASE = {"env_backend": "async", "cuda": True, "player_on_gpu": True, "anneal_lr": False}
 """So that each switch can be turned alone."""
 
 

@@ -7,8 +7,10 @@ of the step and the action. Fixed ids are at the end of this file: `Toy-v0` wher
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -206,14 +208,42 @@ class BrokenConstructor(gymnasium.Env[Any, Any]):
         raise ToyError("told to raise in the constructor")
 
 
-class DictObservations(gymnasium.Env[Any, Any]):
-    """Has an observation space that is not supported."""
+class TextInDict(gymnasium.Env[Any, Any]):
+    """Has an observation space of which a part is not supported."""
 
-    observation_space = spaces.Dict({"a": spaces.Discrete(2)})
+    observation_space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Text(4)})
     action_space = spaces.Discrete(2)
 
     def __init__(self, render_mode: str | None = None) -> None:
         pass
+
+
+class Recorded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Writes each step's seed, observation before it, reward and end as a line into a file of `RECORD_DIR`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._file = Path(os.environ["RECORD_DIR"], f"{os.getpid()}-{id(self)}.jsonl")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See `gymnasium.Env.reset`."""
+        self._seed = seed
+        self._seen, info = self.env.reset(seed=seed, options=options)
+        return self._seen, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See `gymnasium.Env.step`."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        line = [self._seed, np.asarray(self._seen).tolist(), float(reward), terminated or truncated]
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._seen = obs
+        return obs, reward, terminated, truncated, info
+
+
+def recorded(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """For `--env-wrapper`."""
+    return Recorded(env)
 
 
 def toy_env(**options: Any) -> str:
@@ -255,4 +285,4 @@ for _name, _options in _FIXED.items():
 gymnasium.register("Endless-v0", entry_point=f"{MODULE}:Endless", max_episode_steps=20)
 gymnasium.register("NoArguments-v0", entry_point=f"{MODULE}:NoArguments")
 gymnasium.register("BrokenConstructor-v0", entry_point=f"{MODULE}:BrokenConstructor")
-gymnasium.register("DictObservations-v0", entry_point=f"{MODULE}:DictObservations")
+gymnasium.register("TextInDict-v0", entry_point=f"{MODULE}:TextInDict")
