@@ -168,7 +168,8 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     hidden = agent.value[0](torch.tanh(obs @ layer.weight.T + layer.bias))
     torch.testing.assert_close(agent.values(obs), agent.value[2](hidden.relu()).squeeze(-1))
     assert not torch.equal(layer.weight, begun.encoder._leaves[0].network.layer.weight)
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 2
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--own-code"]) == 0
 
 
 @pytest.mark.parametrize(

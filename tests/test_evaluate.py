@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fabric_ppo import evaluate as evaluation
 from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.envs import EnvironmentFault
 from fabric_ppo.evaluate import Policy, evaluate, load_agent
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.policy_file import POLICY_FILE, save_policy
@@ -355,6 +356,15 @@ def test_the_summary_of_a_result():
     got = json.loads(json.dumps(result.to_dict()))
     assert got.pop("returns") == [1.0, 2.0, 6.0]
     assert got == pytest.approx({"episodes": 3, "return_mean": 3, "return_std": (14 / 3) ** 0.5, "length_mean": 2})
+
+
+@pytest.mark.parametrize("fault", ["nan_obs", "inf_obs", "nan_reward", "inf_reward"])
+def test_what_is_not_finite_is_no_result(fault):
+    """NaN is no JSON, and a policy makes something of any observation."""
+    env_id = toy_env(length=5, fault=fault, at=2, only_seed=evaluation_seed(SEED, 1))
+    where = f"^test episode 1, seed {evaluation_seed(SEED, 1)}: step returned .* not finite"
+    with pytest.raises(EnvironmentFault, match=where):
+        evaluate(Recorder(env_id), 3, SEED)
 
 
 def test_an_environment_that_fails_is_named():
