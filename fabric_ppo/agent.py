@@ -18,7 +18,7 @@ from fabric_ppo.launch import ConfigError
 from fabric_ppo.memory import Memory, Recurrent, orthogonal_memory
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
-from fabric_ppo.policy_file import policy_path, read_policy
+from fabric_ppo.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.seeding import init_seed
 from fabric_ppo.spaces import EnvSpec
 
@@ -319,6 +319,10 @@ def _start_from(agent: Agent, run_dir: str) -> None:
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise ConfigError(f"--init-from {run_dir}: its {what} are {theirs}; this run's, {ours}, are expected")
+    try:
+        require_weights(weights, agent.state_dict())
+    except ValueError as error:
+        raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({error})") from None
     agent.load_state_dict(weights)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import FAILED, ConfigError
 
 USAGE = """usage: fabric-ppo COMMAND ...
 
@@ -128,29 +128,37 @@ def _evaluate(args: list[str]) -> int:
     parser.add_argument("--gif", metavar="FILE", help="record the first episode as a moving picture")
     parser.add_argument("--render", choices=["human"], help="watch")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of the most probable ones")
+    parser.add_argument("--own-code", action="store_true", help="import the modules that the policy's file names")
     given = parser.parse_args(args)
     if given.episodes < 1:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
     from fabric_ppo.config import resolve_env_id
-    from fabric_ppo.evaluate import evaluate, load_agent
+    from fabric_ppo.envs.base import EnvironmentFault
+    from fabric_ppo.evaluate import evaluate, load_agent, own_modules
     from fabric_ppo.video import recorded_gif
 
-    policy = load_agent(given.run_dir, own_code=True)
+    policy = load_agent(given.run_dir, own_code=given.own_code)
+    if (modules := own_modules(policy.spec)) and not given.own_code:
+        raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
     resolve_env_id(policy.spec.env_id)  # imports the module that registers it
     run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
     video_dir = str(run_dir / "test_videos") if given.video else ""
-    with recorded_gif(given.gif, video_dir) as gif_dir:
-        result = evaluate(
-            policy,
-            given.episodes,
-            given.seed,
-            video_dir=gif_dir,
-            render_mode=given.render,
-            stochastic=given.stochastic,
-        ).to_dict()
+    try:
+        with recorded_gif(given.gif, video_dir) as gif_dir:
+            result = evaluate(
+                policy,
+                given.episodes,
+                given.seed,
+                video_dir=gif_dir,
+                render_mode=given.render,
+                stochastic=given.stochastic,
+            ).to_dict()
+    except EnvironmentFault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
     if given.json:
         print(json.dumps(result))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.envs.base import EnvironmentFault, make_gymnasium_env, record, renew_world
+from fabric_ppo.envs.base import EnvironmentFault, all_finite, make_gymnasium_env, record, renew_world
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.networks import ROWS_AT_A_TIME
-from fabric_ppo.policy_file import policy_path, read_policy
+from fabric_ppo.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 from fabric_ppo.spaces import ActionConverter, EnvSpec, Packer
 
@@ -139,7 +140,10 @@ def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
         spec = EnvSpec.from_json(metadata["env_spec"])
         architecture = Architecture.from_json(metadata["agent"])
         if ":" in architecture.encoder and not own_code:
-            raise ConfigError(f"its encoder is {architecture.encoder}: load_agent(..., own_code=True) imports that")
+            how = "load_agent(..., own_code=True), or evaluate --own-code,"
+            raise ConfigError(f"its encoder is {architecture.encoder}: {how} imports that")
+        with torch.device("cpu" if ":" in architecture.encoder else "meta"):  # a size that is a lie takes no memory
+            require_weights(weights, Agent(spec, architecture).state_dict())
         agent = Agent(spec, architecture)
         for parameter in agent.parameters():  # running statistics keep their own precision
             parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
@@ -148,6 +152,12 @@ def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a policy of this program ({reason})") from None
+
+
+def own_modules(spec: EnvSpec) -> list[str]:
+    """The modules that an environment and its wrapper come from, but for Gymnasium's and this program's."""
+    modules = [spec.env_id.rpartition(":")[0], spec.wrapper.partition(":")[0]]
+    return [each for each in modules if each.partition(".")[0] not in ("", "gymnasium", "fabric_ppo")]
 
 
 def evaluate(
@@ -181,13 +191,13 @@ def evaluate(
             at = [(slot.episode, result.lengths[slot.episode]) for slot in playing]
             noise = _noise(policy, seed, at) if stochastic else None
             memory = np.stack([slot.memory for slot in playing])
-            actions = policy.act(np.stack([policy.pack(slot.obs) for slot in playing]), noise, memory)
+            actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
             for slot, after in zip(playing, memory, strict=True):
                 slot.memory = after
             ended = []
             for slot, action in zip(playing, actions, strict=True):
-                slot.obs, reward, terminated, truncated = slot.step(action)
-                result.returns[slot.episode] += float(reward)
+                reward, terminated, truncated = slot.step(action)
+                result.returns[slot.episode] += reward
                 result.lengths[slot.episode] += 1
                 if (terminated or truncated) and not slot.start(seed, waiting):
                     ended.append(slot)
@@ -203,16 +213,21 @@ class _Slot:
         env = make_gymnasium_env(spec.env_id, spec.wrapper, "rgb_array" if video_dir else render_mode)
         self.env = record(env, video_dir, lambda number: number == 0) if video_dir else env
         stack.callback(self.env.close)
+        self._pack = policy.pack
         self.episode = -1
         self.obs: Any = None
 
-    def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool]:
-        """Observation, reward, terminated, truncated."""
+    def step(self, action: NDArray[Any]) -> tuple[float, bool, bool]:
+        """Reward, terminated, truncated; `obs` is what follows."""
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action.item() if action.ndim == 0 else action)
+            reward = float(reward)
         except Exception as error:
-            raise EnvironmentFault(f"test episode {self.episode}, seed {self.seed}: step raised {error}") from error
-        return obs, float(reward), terminated, truncated
+            raise self._fault(f"step raised {error}") from error
+        if not math.isfinite(reward):
+            raise self._fault(f"step returned reward {reward}, which is not finite")
+        self.obs = self._checked(obs, "step")
+        return reward, terminated, truncated
 
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
         """Start the next episode that waits, if one does."""
@@ -223,10 +238,23 @@ class _Slot:
         renew_world(self.env)
         self.seed = evaluation_seed(seed, episode)
         try:
-            self.obs, _ = self.env.reset(seed=self.seed)
+            obs, _ = self.env.reset(seed=self.seed)
         except Exception as error:
-            raise EnvironmentFault(f"test episode {episode}, seed {self.seed}: reset raised {error}") from error
+            raise self._fault(f"reset raised {error}") from error
+        self.obs = self._checked(obs, "reset")
         return True
+
+    def _checked(self, obs: Any, call: str) -> Any:
+        try:
+            obs = self._pack(obs)
+        except ValueError as error:
+            raise self._fault(f"{call} returned {error}") from None
+        if np.asarray(obs).dtype.kind == "f" and not all_finite(obs):
+            raise self._fault(f"{call} returned an observation that is not finite: {obs}")
+        return obs
+
+    def _fault(self, what: str) -> EnvironmentFault:
+        return EnvironmentFault(f"test episode {self.episode}, seed {self.seed}: {what}")
 
 
 def _noise(policy: Policy, seed: int, at: list[tuple[int, int]]) -> NDArray[np.float64]:

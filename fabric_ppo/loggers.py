@@ -94,9 +94,12 @@ def cut_back(run_dir: Path, updates: int, env_steps: int) -> None:
         write_atomically(lines, b"".join(_lines_until(lines.read_bytes(), updates)))
     events = sorted(run_dir.glob("events.out.tfevents.*"))
     if events:
-        write_atomically(events[0], b"".join(_scalars_until(events, env_steps)))
-        for path in events[1:]:
-            path.unlink()
+        # TensorBoard reads files by name, which holds the time: this one comes first also where the clock went back
+        whole = run_dir / "events.out.tfevents.0"
+        write_atomically(whole, b"".join(_scalars_until(events, env_steps)))
+        for path in events:
+            if path != whole:
+                path.unlink()
 
 
 def _lines_until(content: bytes, updates: int) -> Iterator[bytes]:

@@ -45,6 +45,22 @@ def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]
         return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """See that a file's weights have the names and shapes of an agent's, and are finite.
+
+    Raises:
+        ValueError: they do not fit; says which.
+    """
+    if odd := sorted(weights.keys() ^ expected.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
+    for name, tensor in weights.items():
+        like = expected[name]
+        if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point():
+            raise ValueError(f"{name} has another type or shape")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
 def save_policy(agent: Agent, run_dir: Path) -> None:
     """Write `policy.safetensors`: the weights without prefix, and what rebuilds the agent around them, as JSON."""
     from safetensors.torch import save

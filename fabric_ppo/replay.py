@@ -14,6 +14,8 @@ Array = NDArray[Any]
 LOG_BYTES = 64 * 2**20
 """Memory for actions: 16 million steps each of four environments with discrete actions. An episode that outgrows it
 cannot be rebuilt, and starts anew when its run is resumed."""
+_CHUNK_BYTES = 2**16
+"""Smaller pieces are put together: each costs some hundred bytes of its own, and there could be millions."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class ActionLog:
             limit: bytes.
         """
         self.numbers = numbers.astype(np.int64)
-        self._limit = limit
+        self._limit, self._most_merged = limit, min(_CHUNK_BYTES, limit // 16) // 2
         self._steps = len(actions)
         self._starts = np.where(lengths < 0, -1, self._steps - lengths)
         self._oldest = 0
@@ -136,10 +138,12 @@ class ActionLog:
         return cls(np.array(numbers), lengths, together)
 
     def append(self, actions: Array, ended: Array) -> None:
-        """T more steps: actions `[T, N, ...]`, and where an episode ended, `[T, N]`. Keeps `actions`."""
+        """T more steps: actions `[T, N, ...]`, and where an episode ended, `[T, N]`. May keep `actions`."""
         steps = len(actions)
-        self._chunks.append(actions)
         self._bytes += actions.nbytes
+        while self._chunks and self._chunks[-1].nbytes <= actions.nbytes <= self._most_merged:
+            actions = np.concatenate([self._chunks.pop(), actions])  # as in a binary counter: each byte moves seldom
+        self._chunks.append(actions)
         has_ended = ended.any(0)
         last_end = steps - 1 - ended[::-1].argmax(0)
         self.numbers = self.numbers + ended.sum(0)

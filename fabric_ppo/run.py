@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
 from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
-from fabric_ppo.evaluate import Policy, TestResult, evaluate
+from fabric_ppo.evaluate import Policy, TestResult, evaluate, own_modules
 from fabric_ppo.launch import ConfigError, StoppedBySignal, is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.policy_file import save_policy
@@ -142,6 +142,7 @@ class Run(contextlib.ExitStack):
         dir: its folder; a run that cannot start leaves none.
         video_dir: where training videos go; empty for none (EnvPool's environments cannot be recorded).
         env_steps: transitions so far, over all ranks.
+        agent_config: what the agent is made with: a run that goes on no longer needs what `--init-from` names.
     """
 
     def __init__(self, config: Config, script: str, ranks: Ranks, run_dir: Path) -> None:
@@ -174,6 +175,7 @@ class Run(contextlib.ExitStack):
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
         prepare_process(config, ranks)
         self._resumed_from = self._find_checkpoint() if config.resume else None
+        self.agent_config = config if self._resumed_from is None else replace(config, init_from=None)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from; takes what was logged after it out of the folder."""
@@ -386,7 +388,7 @@ class Run(contextlib.ExitStack):
         report = self._exchange(rollout, stats)
         if len(report.moments):
             self._agent.absorb(report.moments)
-            self._guard.keep()
+            self._guard.check(stats, self._updates)  # sums can overflow
         adapt_learning_rate(self._optimizer, self._config, report.metrics["Info/approx_kl"])
         self._updates += 1
         self.env_steps += report.env_steps
@@ -529,7 +531,8 @@ class Run(contextlib.ExitStack):
         print(f"curves  tensorboard --logdir {self.dir}")
         if self._config.capture_video:
             print("videos ", ", ".join(filter(None, [self.video_dir, str(self.dir / "test_videos")])))
-        print(f"again   python -m fabric_ppo evaluate {self.dir}", flush=True)
+        has_own = ":" in self._config.encoder or own_modules(self._agent.spec)
+        print(f"again   python -m fabric_ppo evaluate {self.dir}{' --own-code' if has_own else ''}", flush=True)
 
 
 @dataclass(frozen=True)

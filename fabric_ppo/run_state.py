@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ from fabric_ppo.profile import timed
 from fabric_ppo.replay import Array, LogView, PastEpisode, Trail
 from fabric_ppo.spaces import ActionConverter, SpaceSpec
 
+_LIBRARIES = ("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid", "envpool")
+_CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
 _SECONDS_BETWEEN = 60.0
 _LOCK_SECONDS = 5
 
@@ -299,7 +303,9 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock.close
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return lock.close  # a file system without locks
             if attempt < _LOCK_SECONDS:
                 time.sleep(1)
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")
@@ -307,9 +313,14 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
 
 def surroundings() -> dict[str, Any]:
     """What the last bits of a run depend on besides its flags."""
-    versions = {"torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
+    versions = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return versions | {"processor": processor, "threads": torch.get_num_threads(), "ranks": read_launch().world_size}
+    return versions | {
+        "fabric_ppo": _CODE,
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "ranks": read_launch().world_size,
+    }
 
 
 def find_checkpoint(run_dir: Path, ranks: Ranks) -> Checkpoint | None:
@@ -352,7 +363,8 @@ def require_same_run(config: Config, script: str, world_size: int, values: Mappi
     """
     if values["script"] != script:
         raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}")
-    before, now = dict(values["config"]), config.to_dict()
+    # what the run was not asked, for its version had no such flag, is the flag's default
+    before, now = type(config)().to_dict() | dict(values["config"]), config.to_dict()
     if now["total_timesteps"] < before["total_timesteps"]:
         raise ConfigError(
             f"--total-timesteps {now['total_timesteps']}: the run had {before['total_timesteps']}; "

@@ -311,21 +311,18 @@ class Guard:
         """Keep the weights as they are now.
 
         Raises:
-            TrainingError: a loss, gradient or weight is not finite; the weights are those before this update.
+            TrainingError: a loss, gradient or weight is not finite; the weights are those that were kept.
         """
         logged = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
         what = [name for name in logged if not math.isfinite(getattr(stats, name))]
         weights = self._agent.state_dict()
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-            what.append("weights")
+        broken = {name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())}
+        if broken:
+            what.append("weights" if broken & dict(self._agent.named_parameters()).keys() else "running statistics")
         if what:
             for name, tensor in weights.items():
                 tensor.copy_(self.kept[name])
-            raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite; lower --learning-rate?")
-        self.keep()
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Keep the weights as they are now, unchecked."""
-        for name, tensor in self._agent.state_dict().items():
+            hint = "" if what == ["running statistics"] else "; lower --learning-rate?"
+            raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite{hint}")
+        for name, tensor in weights.items():
             self.kept[name].copy_(tensor)

@@ -62,12 +62,12 @@ LONGEST_CHAIN = 5
 PHASES = ("start-up", "resume", "rollout", "update", "exchange", "checkpoint", "between", "end")
 """What a rank was doing; `exchange` is agreeing on an update, `between` logging, or waiting for other ranks."""
 WRITES = PHASES.index("checkpoint")
-ENV_FLAGS = {
-    "CartPole-v1": ("--num-steps", 192),
-    "LunarLander-v3": ("--num-steps", 96),
-    "Pendulum-v1": ("--num-steps", 128),
-    "HalfCheetah-v5": ("--num-steps", 48),
+NESTED, MASKED, IMAGES = (f"tests.nested_envs:{name}-v0" for name in ("Nested", "Masked", "Images"))
+NUM_STEPS = {
+    **{"CartPole-v1": 192, "LunarLander-v3": 96, "Pendulum-v1": 128, "HalfCheetah-v5": 48, "Hopper-v5": 96},
+    **{"BipedalWalker-v3": 64, NESTED: 32, MASKED: 128, IMAGES: 32},
 }
+"""Of a rollout: what makes a run of UPDATES last a second or two."""
 COMMON = ("--num-envs", "2", "--update-epochs", "1", "--per-rank-batch-size", "32", "--test-episodes", "2")
 COMMON += ("--checkpoint-every", "2", "--keep-checkpoints", str(KEPT), "--num-threads", "1", "--timeout", "30")
 
@@ -100,15 +100,16 @@ class Row:
 
     def args(self, run_dir: Path, backend: str) -> list[str]:
         """The script's command line."""
-        name, num_steps = ENV_FLAGS[self.env_id]
+        num_steps = NUM_STEPS[self.env_id]
         with_envs = 1 if self.script == "decoupled" else self.ranks
-        total = UPDATES * int(num_steps) * 2 * with_envs
-        size = (name, str(num_steps), "--total-timesteps", str(total))
+        size = ("--num-steps", str(num_steps), "--total-timesteps", str(UPDATES * num_steps * 2 * with_envs))
         place = ("--run-dir", str(run_dir), "--resume", "--env-id", self.env_id, "--env-backend", backend)
         return [*COMMON, *size, *place, *self.flags]
 
 
 SHARE, OVERLAP = "--share-data", "--overlap"
+NORMALIZED = ("--normalize-observations", "--normalize-rewards")
+EVALUATED = ("--eval-every", "3", "--eval-episodes", "2")
 ROWS = (
     Row("torch-1-cartpole", "torch", 1, "CartPole-v1"),
     Row("torch-1-lander", "torch", 1, "LunarLander-v3", backends=("sync", "async")),
@@ -128,6 +129,14 @@ ROWS = (
     Row("decoupled-2-share-cheetah", "decoupled", 3, "HalfCheetah-v5", (SHARE,)),
     Row("decoupled-2-share-overlap-pendulum", "decoupled", 3, "Pendulum-v1", (SHARE, OVERLAP), ("async",)),
     Row("decoupled-2-overlap-cartpole", "decoupled", 3, "CartPole-v1", (OVERLAP,), ("sync", "async")),
+    Row("torch-1-normalized-evaluated-hopper", "torch", 1, "Hopper-v5", (*NORMALIZED, *EVALUATED), ("sync", "async")),
+    Row("torch-2-share-normalized-cheetah", "torch", 2, "HalfCheetah-v5", (SHARE, *NORMALIZED)),
+    Row("torch-1-walker", "torch", 1, "BipedalWalker-v3"),
+    Row("fabric-1-nested", "fabric", 1, NESTED, backends=("sync", "async")),
+    Row("fabric-2-share-evaluated-masked", "fabric", 2, MASKED, (SHARE, *EVALUATED)),
+    Row("fabric-1-images", "fabric", 1, IMAGES),
+    Row("decoupled-1-overlap-normalized-evaluated", "decoupled", 2, "Pendulum-v1", (OVERLAP, *NORMALIZED, *EVALUATED)),
+    Row("decoupled-2-share-masked", "decoupled", 3, MASKED, (SHARE,), ("async",)),
     Row("launched-torch-1-cartpole", "torch", 1, "CartPole-v1", launched=True),
     Row("launched-torch-2-lander", "torch", 2, "LunarLander-v3", launched=True),
     Row("launched-fabric-2-share-cheetah", "fabric", 2, "HalfCheetah-v5", (SHARE,), launched=True),

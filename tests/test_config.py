@@ -80,6 +80,7 @@ OTHER = {
     "--env-backend": (["async"], "async"),
     "--timestep-unit": (["iteration"], "iteration"),
     "--activation-function": (["tanh"], "tanh"),
+    "--recurrent": (["gru"], "gru"),
     "--hidden-sizes": (["8", "16", "4"], (8, 16, 4)),
     "--stop-at-return": (["-150.5"], -150.5),
     "--target-kl": (["0.02"], 0.02),

@@ -170,7 +170,8 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     hidden = agent.value[0](torch.tanh(obs @ layer.weight.T + layer.bias))
     torch.testing.assert_close(agent.values(obs), agent.value[2](hidden.relu()).squeeze(-1))
     assert not torch.equal(layer.weight, begun.encoder._leaves[0].network.layer.weight)
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 2
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--own-code"]) == 0
 
 
 def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
@@ -219,7 +220,7 @@ def test_impossible_actions_have_probability_zero_everywhere():
     logits = agent.policy(plain)
     expected = Reference(logits=logits.masked_fill(~mask, -torch.inf))
     noise = agent.distribution.noise(torch.rand(200, 6))
-    drawn, greedy = agent.act(obs, noise), agent.act(obs, None)
+    drawn, greedy = agent.act(obs, noise)[0], agent.act(obs, None)[0]
     assert mask.gather(1, drawn.unsqueeze(1)).all()
     assert torch.equal(greedy, expected.probs.argmax(-1))
     now = agent(obs, drawn)
@@ -234,7 +235,7 @@ def test_each_part_of_an_action_has_its_part_of_the_mask():
     space, agent = masked_agent(spaces.MultiDiscrete([2, 4]))
     sample = {"action_mask": np.array([0, 1, 0, 0, 1, 0], np.int8), "observation": np.zeros(3, np.float32)}
     obs = packed(space, [sample] * 50)
-    drawn = agent.act(obs, agent.distribution.noise(torch.rand(50, 6)))
+    drawn, _ = agent.act(obs, agent.distribution.noise(torch.rand(50, 6)))
     assert drawn.unique(dim=0).tolist() == [[1, 2]]
     torch.testing.assert_close(agent(obs, drawn).log_probs, torch.zeros(50))
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fabric_ppo import evaluate as evaluation
 from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.envs import EnvironmentFault
 from fabric_ppo.evaluate import Policy, evaluate, load_agent
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.policy_file import POLICY_FILE, save_policy
@@ -117,6 +118,10 @@ def test_the_file_is_the_state_dict_and_what_rebuilds_the_agent(tmp_path, dtype)
         "shared_trunk": False,
         "layer_norm": False,
         "state_dependent_std": False,
+        "log_std_min": None,
+        "log_std_max": None,
+        "recurrent": "none",
+        "recurrent_size": 0,
     }
     obs = some_obs(gymnasium.make("Pendulum-v1").observation_space, 8)
     np.testing.assert_array_equal(load_agent(tmp_path).value(obs), Policy(agent).value(obs))
@@ -291,10 +296,10 @@ class BoundedPolicy(Policy):
 
     calls = 0
 
-    def act(self, obs, noise=None):
+    def act(self, obs, noise=None, memory=None):
         self.calls += 1
         assert self.calls < 1000
-        return super().act(obs, noise)
+        return super().act(obs, noise, memory)
 
 
 def test_continuous_actions_are_clipped_as_the_environment_wants():
@@ -325,9 +330,10 @@ class Recorder:
         self.spec = SimpleNamespace(env_id=env_id, wrapper="")
         self.noise_size = 3
         self.pack = np.asarray
+        self.new_memory = lambda: np.zeros(0)
         self.seen = []
 
-    def act(self, obs, noise):
+    def act(self, obs, noise, memory):
         self.seen += [decode("float32", row) for row in obs]
         assert len(self.seen) < 1000
         return np.zeros(len(obs), np.int64)
@@ -355,6 +361,15 @@ def test_the_summary_of_a_result():
     got = json.loads(json.dumps(result.to_dict()))
     assert got.pop("returns") == [1.0, 2.0, 6.0]
     assert got == pytest.approx({"episodes": 3, "return_mean": 3, "return_std": (14 / 3) ** 0.5, "length_mean": 2})
+
+
+@pytest.mark.parametrize("fault", ["nan_obs", "inf_obs", "nan_reward", "inf_reward"])
+def test_what_is_not_finite_is_no_result(fault):
+    """NaN is no JSON, and a policy makes something of any observation."""
+    env_id = toy_env(length=5, fault=fault, at=2, only_seed=evaluation_seed(SEED, 1))
+    where = f"^test episode 1, seed {evaluation_seed(SEED, 1)}: step returned .* not finite"
+    with pytest.raises(EnvironmentFault, match=where):
+        evaluate(Recorder(env_id), 3, SEED)
 
 
 def test_an_environment_that_fails_is_named():

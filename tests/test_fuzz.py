@@ -32,14 +32,18 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save
 
+from fabric_ppo import cli
+from fabric_ppo.agent import make_agent
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
 from fabric_ppo.envs.base import make_gymnasium_env
 from fabric_ppo.evaluate import load_agent
 from fabric_ppo.launch import ConfigError, StoppedBySignal
 from fabric_ppo.policy_file import POLICY_FILE
+from fabric_ppo.spaces import env_spec
 from fabric_ppo.update import TrainingError
 from tests.runs import ROOT, SCRIPTS, clean_environment
 
@@ -617,6 +621,86 @@ def test_a_damaged_policy_is_loaded_or_refused(runs, folder, env_id, data):
         load_file(folder, POLICY_FILE, found)
     except ConfigError as error:
         assert_is_one_line(error)
+
+
+def begin_from(folder: Path, env_id: str, name: str, content: bytes) -> Any:
+    """The agent that `--init-from` such a file gives; None where it is refused as it should be."""
+    path = folder / "first" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    source = path if name.endswith(".ckpt") else path.parent
+    env = make_gymnasium_env(env_id)
+    config = tiny_config(folder / "begun", env_id, 1, "--init-from", str(source))
+    spec = env_spec(env_id, env.observation_space, env.action_space, config.action_bounds)
+    try:
+        return make_agent(spec, config)
+    except ConfigError as error:
+        assert_is_one_line(error)
+        assert f"--init-from {source}: " in str(error)  # noqa: PT017
+        return None
+
+
+@examples(DAMAGED_FILES // 5)
+@given(st.sampled_from(ENVS), st.sampled_from([POLICY_FILE, "x.ckpt"]), st.data())
+def test_a_start_from_a_damaged_or_hostile_file_is_finite_or_refused(runs, contents, folder, env_id, name, data):
+    content = contents[env_id] if name == "x.ckpt" else (runs[env_id] / POLICY_FILE).read_bytes()
+    assert begin_from(folder, env_id, name, content) is not None
+    kind = hostile if name == "x.ckpt" and data.draw(st.booleans()) else damaged
+    agent = begin_from(folder, env_id, name, data.draw(kind(content)))
+    if agent is not None:
+        assert all(tensor.isfinite().all() for tensor in agent.state_dict().values())
+
+
+def a_policy(run_dir: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """A policy's metadata and weights."""
+    with safe_open(run_dir / POLICY_FILE, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("what", ["less", "more", "shape", "type", "nan", "inf"])
+def test_weights_that_do_not_fit_are_refused(runs, folder, what):
+    """As a policy, and as the start of a training."""
+    metadata, weights = a_policy(runs["CartPole-v1"])
+    name, bias = "value.0.bias", weights["value.0.bias"]
+    changes = {"shape": torch.zeros(7), "type": bias.long(), "nan": bias * math.nan, "inf": bias + math.inf}
+    weights = {**weights, name: changes[what]} if what in changes else weights
+    if what == "less":
+        del weights[name]
+    if what == "more":
+        weights["other"] = bias.clone()
+    content = save(weights, metadata)
+    assert begin_from(folder, "CartPole-v1", POLICY_FILE, content) is None
+    with pytest.raises(ConfigError) as error:
+        load_file(folder, POLICY_FILE, content)
+    assert_is_one_line(error.value)
+
+
+def test_a_file_that_claims_a_size_takes_no_memory(runs, folder):
+    """A layer of forty million million weights is refused before it is made."""
+    metadata, weights = a_policy(runs["CartPole-v1"])
+    agent = json.loads(metadata["agent"]) | {"hidden_sizes": [10**13]}
+    with pytest.raises(ConfigError, match="has another type or shape"):
+        load_file(folder, POLICY_FILE, save(weights, metadata | {"agent": json.dumps(agent)}))
+
+
+@pytest.mark.parametrize("where", ["env_id", "wrapper", "encoder"])
+def test_evaluate_imports_nothing_that_a_file_names(runs, folder, where, tmp_path, monkeypatch, capsys):
+    """Unless that is asked for."""
+    (tmp_path / "trap.py").write_text("open('executed', 'w').close()")
+    metadata, weights = a_policy(runs["CartPole-v1"])
+    key = "agent" if where == "encoder" else "env_spec"
+    values = json.loads(metadata[key]) | {where: "trap:Trap-v0"}
+    (tmp_path / POLICY_FILE).write_bytes(save(weights, metadata | {key: json.dumps(values)}))
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("trap", None)
+    assert cli.main(["evaluate", ".", "--episodes", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "trap" in line
+    assert "--own-code" in line
+    assert not Path("executed").exists()
+    assert cli.main(["evaluate", ".", "--episodes", "1", "--own-code"]) == 2
+    assert Path("executed").exists()
 
 
 @pytest.mark.parametrize("place", ["--run-dir", "--log-dir"])

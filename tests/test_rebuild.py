@@ -377,11 +377,38 @@ class HalfStateful(Stateful):
         return {"place": self.place}
 
 
-gymnasium.register("HalfStateful-v0", HalfStateful, max_episode_steps=20)
+class OtherState(Stateful):
+    """Has methods of these names that are something else, as MuJoCo's environments have a `set_state`."""
+
+    def get_state(self, name):
+        return name
+
+    def set_state(self, qpos, qvel):
+        pass
 
 
-def test_a_state_that_is_not_bytes_is_no_state(open_envs):
-    _, envs = open_envs("HalfStateful-v0", 2)
+class Unsettable(Stateful):
+    """Gives a state that it does not take back."""
+
+    def set_state(self, state):
+        raise KeyError("which\nkey")
+
+
+for kind in (HalfStateful, OtherState, Unsettable):
+    gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=20)
+
+
+def test_a_state_that_is_not_taken_back_begins_a_new_episode(open_envs):
+    _, envs = open_envs("Unsettable-v0", 2)
+    past = PastEpisode(3, np.zeros(1, np.int64), np.zeros(2, np.float32), 0.0, 1, state=b"12345678")
+    failed, obs = rebuild(envs, [past, past])
+    assert failed == ["set_state raised KeyError: 'which\\nkey'"] * 2
+    assert (obs != past.obs).any(1).all()
+
+
+@pytest.mark.parametrize("env_id", ["HalfStateful-v0", "OtherState-v0"])
+def test_what_is_not_bytes_is_no_state(open_envs, env_id):
+    _, envs = open_envs(env_id, 2)
     envs.reset(np.zeros((2, 2), np.float32))
     assert envs.states() == []
     assert envs.states() == []

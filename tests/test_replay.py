@@ -103,6 +103,7 @@ def test_memory_is_bounded_and_what_outgrew_it_is_said_to_be_lost(seed, num_envs
         del given_away
         assert sum(size for ref, size in kept if ref() is not None) <= limit
         view = log.view()
+        assert sum(chunk.nbytes for chunk in view._chunks) <= limit
         assert view.numbers.tolist() == lists.numbers
         for env, episode in enumerate(lists.episodes):
             if view.lengths[env] == -1:
@@ -122,6 +123,17 @@ def test_what_belongs_to_no_episode_in_progress_is_let_go():
         log.append(actions, np.array([[False, False], [True, False], [False, False], [False, step % 5 == 0]]))
         del actions
         assert sum(ref() is not None for ref in refs) <= 6
+
+
+def test_many_small_pieces_are_few():
+    """An endless episode, a step at a time: a piece of a few bytes has an overhead of a hundred."""
+    log = ActionLog.empty(2, (), np.uint8)
+    actions = np.random.default_rng(0).integers(0, 250, (5000, 1, 2)).astype(np.uint8)
+    for step in actions:
+        log.append(step, np.zeros((1, 2), bool))
+    view = log.view()
+    np.testing.assert_array_equal(view.actions(), actions[:, 0])
+    assert len(view._chunks) < 30
 
 
 @settings(max_examples=50, deadline=None)

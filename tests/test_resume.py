@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fabric_ppo import checkpoint as checkpoint_module
 from fabric_ppo import run as run_module
@@ -251,6 +252,35 @@ def test_a_run_that_reached_its_goal_stays_there(tmp_path, monkeypatch):
     for resumes in (1, 2):
         finish("torch", 1, tmp_path / "run", updates=40, resume=True, **flags)
         assert_same_run(tmp_path / "run", expected, resumes)
+
+
+def test_tensorboard_reads_in_order_also_where_the_clock_went_back(tmp_path, monkeypatch, undisturbed):
+    """It takes files by name, which holds the time at which they were begun, and drops what a lower step follows."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, "torch", "log", 4, 0)
+        train("torch", 1, tmp_path / "run")
+    (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    events.rename(events.with_name("events.out.tfevents.9999999999.ahead"))
+    finish("torch", 1, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", undisturbed("torch", 1), resumes=1)
+    read = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("Loss/policy_loss")
+    assert [event.step for event in read] == [32 * update for update in range(1, NUM_UPDATES + 1)]
+
+
+@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("decoupled", 2)])
+def test_a_run_that_goes_on_does_not_need_what_it_was_begun_from(tmp_path, monkeypatch, undisturbed, script, size):
+    """The other run may have dropped that checkpoint, or be gone."""
+    shutil.copytree(undisturbed("torch", 1), tmp_path / "first")
+    flags = {"init_from": str(tmp_path / "first"), "seed": 7}
+    expected = finish(script, size, tmp_path / "expected", **flags)
+    with monkeypatch.context() as patch:
+        interrupt(patch, script, "log", 4, 0)
+        train(script, size, tmp_path / "run", **flags)
+    shutil.rmtree(tmp_path / "first")
+    finish(script, size, tmp_path / "run", resume=True, **flags)
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+    said = train(script, size, tmp_path / "new", **flags)
+    assert f"ConfigError: --init-from {tmp_path / 'first'}: " in said[0]
 
 
 def test_videos_go_on(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -124,6 +125,16 @@ def test_a_run_is_not_made_shorter():
         require_same_run(replace(before, total_timesteps=1999), "fabric", 2, stored(before, "fabric"))
 
 
+def test_a_flag_that_is_younger_than_the_run_had_its_default():
+    """A run goes on after an update of this program that brings new flags."""
+    before = stored(Config(), "fabric")
+    for name in ("target_kl", "shared_trunk", "hidden_sizes", "eval_every"):
+        del before["config"][name]
+    require_same_run(Config(), "fabric", 2, before)
+    with pytest.raises(ConfigError, match=r"^--resume: --shared-trunk True \(the run has False\): the run's own "):
+        require_same_run(Config(shared_trunk=True), "fabric", 2, before)
+
+
 @pytest.mark.parametrize("script", list(SCRIPT_CONFIGS))
 def test_another_script_is_refused(script):
     config = SCRIPT_CONFIGS[script]()
@@ -223,6 +234,15 @@ def test_threads_may_differ_but_it_is_no_exact_resume(tmp_path, capfd):
     assert summary(tmp_path / "run")["exact_resume"] is False
 
 
+def test_after_a_change_of_the_program_it_is_no_exact_resume(tmp_path, monkeypatch, capfd):
+    finish("torch", 1, tmp_path / "run", updates=2, anneal_lr=False)
+    monkeypatch.setattr(run_state, "_CODE", "changed")
+    monkeypatch.setattr(np, "__version__", "99.0")
+    finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False, resume=True)
+    assert "resumed with another numpy, fabric_ppo: the last bits of the result will differ" in capfd.readouterr().err
+    assert summary(tmp_path / "run")["exact_resume"] is False
+
+
 # environments that cannot be brought back
 
 
@@ -283,6 +303,16 @@ def test_only_one_process_trains_in_a_folder(tmp_path, monkeypatch):
         os.kill(first.pid, signal.SIGKILL)
         first.join()
     finish("torch", 1, tmp_path / "run", resume=True)
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    """As NFS and Lustre are mounted at times."""
+
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_state.fcntl, "lockf", lockf)
+    run_state.lock_folder(tmp_path)()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd):

@@ -23,7 +23,7 @@ from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.envs import EnvironmentFault, make_envs
 from fabric_ppo.envs.async_envs import AsyncEnvs
 from fabric_ppo.launch import NOT_ALL_WRITTEN
-from fabric_ppo.seeding import episode_seed
+from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.resuming import (
     assert_same_run,
     checkpoints,
@@ -346,6 +346,44 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, script
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     finish(script, size, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected"), resumes=1)
+
+
+def test_an_evaluation_that_is_not_finite_leaves_a_run_that_goes_on(tmp_path):
+    """A NaN in a checkpoint would have it refused, and with it the run."""
+    seed = 3
+    bad_seed = evaluation_seed(seed ^ 2**31, 1)
+    flags = {"env_id": toy_env(length=4, fault="nan_reward", at=2, only_seed=bad_seed), "seed": seed, "eval_every": 3}
+    (said,) = train("torch", 1, tmp_path / "run", **flags)
+    assert f"EnvironmentFault: test episode 1, seed {bad_seed}: step returned reward nan" in said
+    assert [line["update"] for line in metrics(tmp_path / "run")] == [1, 2]
+    assert intact(tmp_path / "run") == [2]
+    (said,) = train("torch", 1, tmp_path / "run", resume=True, **flags)
+    assert "EnvironmentFault: test episode 1" in said
+
+
+class Huge(gymnasium.Env):
+    """Numbers that are finite, but whose squares are not."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2), {}
+
+    def step(self, action):
+        return np.full(2, 1e200), 1.0, False, False, {}
+
+
+gymnasium.register("Huge-v0", Huge, max_episode_steps=9)
+
+
+@pytest.mark.parametrize(("script", "size"), [("torch", 2), ("decoupled", 2)])
+def test_running_statistics_that_overflow_are_not_saved(tmp_path, script, size):
+    """They are renewed after the update, whose weights are finite."""
+    said = train(script, size, tmp_path / "run", env_id="Huge-v0", normalize_observations=True)
+    assert "TrainingError: update 1: running statistics not finite\n" in said[0]
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    assert metrics(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])

@@ -62,7 +62,7 @@ def make_rows(agent, count):
     obs = torch.randn(count, 5)
     with torch.no_grad():
         noise = agent.distribution.noise(torch.rand(count, agent.distribution.noise_size, dtype=torch.float64))
-        actions = agent.act(obs, noise).to(agent.distribution.action_dtype)
+        actions = agent.act(obs, noise)[0].to(agent.distribution.action_dtype)
         log_probs, values = agent.log_probs(obs, actions), agent.values(obs)
     advantages, returns = torch.randn(2, count, dtype=torch.float64)
     return Rows(obs, actions, log_probs, values, advantages, returns, torch.ones(count, dtype=torch.float64))

@@ -283,7 +283,13 @@ class Episodes:
 
     def state(self) -> bytes:
         """What the environment's own `get_state` gives; empty if it has none, or one that gives something else."""
-        state = self._env.unwrapped.get_state() if self._offers_state else b""  # type: ignore[attr-defined]
+        if not self._offers_state:
+            return b""
+        try:
+            state = self._env.unwrapped.get_state()  # type: ignore[attr-defined]
+        except Exception:  # a method of that name that is something else
+            state = None
+        self._offers_state = isinstance(state, bytes) and state != b""
         return state if isinstance(state, bytes) else b""
 
     def rebuild(self, past: PastEpisode) -> tuple[Array, str]:
@@ -319,7 +325,10 @@ class Episodes:
         return ""
 
     def _set_state(self, past: PastEpisode) -> str:
-        self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+        try:
+            self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+        except Exception as error:
+            return f"set_state raised {_summary(error)}".splitlines()[0]
         self._steps = past.length
         env: Any = self._env
         while env is not env.unwrapped:
