@@ -109,6 +109,7 @@ class Row:
 
 SHARE, OVERLAP = "--share-data", "--overlap"
 NORMALIZED = ("--normalize-observations", "--normalize-rewards")
+LSTM = ("--recurrent", "lstm", "--recurrent-size", "16", "--sequence-length", "8")
 EVALUATED = ("--eval-every", "3", "--eval-episodes", "2")
 ROWS = (
     Row("torch-1-cartpole", "torch", 1, "CartPole-v1"),
@@ -137,6 +138,9 @@ ROWS = (
     Row("fabric-1-images", "fabric", 1, IMAGES),
     Row("decoupled-1-overlap-normalized-evaluated", "decoupled", 2, "Pendulum-v1", (OVERLAP, *NORMALIZED, *EVALUATED)),
     Row("decoupled-2-share-masked", "decoupled", 3, MASKED, (SHARE,), ("async",)),
+    Row("torch-2-lstm-lander", "torch", 2, "LunarLander-v3", LSTM, ("sync", "async")),
+    Row("fabric-2-share-lstm-pendulum", "fabric", 2, "Pendulum-v1", (SHARE, *LSTM)),
+    Row("decoupled-2-overlap-lstm-cartpole", "decoupled", 3, "CartPole-v1", (OVERLAP, *LSTM)),
     Row("launched-torch-1-cartpole", "torch", 1, "CartPole-v1", launched=True),
     Row("launched-torch-2-lander", "torch", 2, "LunarLander-v3", launched=True),
     Row("launched-fabric-2-share-cheetah", "fabric", 2, "HalfCheetah-v5", (SHARE,), launched=True),
