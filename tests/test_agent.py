@@ -134,6 +134,24 @@ def test_the_architectures_learn_the_same_and_go_on_exactly(tmp_path, env_id, op
     assert result("torch", 1, "parts", anneal_lr=False, resume=True) == whole
 
 
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "tests.nested_envs:Masked-v0"])
+def test_two_ranks_learn_the_same_in_torch_and_fabric(tmp_path, env_id):
+    """Trunk and layer norm under DDP, from a trained policy on, which every rank reads."""
+    start = config_of(tmp_path, "torch", "start", env_id=env_id, **OPTIONS["all"])
+    assert run_ranks("torch", [start]) == [""]
+    policies = []
+    for script, init_from in (("torch", "start"), ("fabric", "start"), ("fabric", None)):
+        flags = OPTIONS["all"] | {"init_from": init_from and str(tmp_path / init_from)}
+        config = config_of(tmp_path, script, f"{script} {init_from}", env_id=env_id, **flags)
+        assert run_ranks(script, [config] * 2) == ["", ""]
+        policies.append((tmp_path / f"{script} {init_from}" / "policy.safetensors").read_bytes())
+    assert policies[0] == policies[1] != policies[2]
+
+
+def config_of(tmp_path, script, name, **flags):
+    return SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(tmp_path / name))
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_policy_comes_back(tmp_path, options):
     config = Config(env_id="Pendulum-v1", **TINY, **options, run_dir=str(tmp_path / "run"))
