@@ -158,7 +158,7 @@ class Config:
     log_std_max: float | None = None
     """Bound it above. None: 2 with --state-dependent-std, else no bound."""
     init_from: str | None = None
-    """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
+    """Run folder or checkpoint whose policy the training starts with; every rank with environments reads it."""
     ortho_init: bool = False
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
 

@@ -1,6 +1,7 @@
 """Ways to build the networks: a shared trunk, layer norm, a deviation that depends on the state."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.distributions import Normal
 
 from fabric_ppo import Config, ConfigError, load_agent, train
 from fabric_ppo.acting import make_actor
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.config import SCRIPT_CONFIGS
 from fabric_ppo.networks import MLP
 from fabric_ppo.spaces import env_spec
@@ -148,6 +149,23 @@ def test_two_ranks_learn_the_same_in_torch_and_fabric(tmp_path, env_id):
     assert policies[0] == policies[1] != policies[2]
 
 
+@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("decoupled", 2)])
+def test_a_resumed_run_needs_its_start_no_more(tmp_path, script, size):
+    """The policy that a run started with may be gone."""
+    flags = {"env_id": "Pendulum-v1", "anneal_lr": False, "init_from": str(tmp_path / "start")}
+    assert run_ranks("torch", [config_of(tmp_path, "torch", "start", **flags | {"init_from": None})]) == [""]
+
+    def result(name, **more):
+        assert run_ranks(script, [config_of(tmp_path, script, name, **flags | more)] * size) == [""] * size
+        return (tmp_path / name / "policy.safetensors").read_bytes()
+
+    whole = result("whole")
+    assert result("new", init_from=None) != whole
+    result("parts", total_timesteps=64)
+    shutil.rmtree(tmp_path / "start")
+    assert result("parts", resume=True) == whole
+
+
 def config_of(tmp_path, script, name, **flags):
     return SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(tmp_path / name))
 
@@ -156,7 +174,8 @@ def config_of(tmp_path, script, name, **flags):
 def test_a_policy_comes_back(tmp_path, options):
     config = Config(env_id="Pendulum-v1", **TINY, **options, run_dir=str(tmp_path / "run"))
     policy = load_agent(train(config))
-    again = make_agent(policy.spec, Config(env_id="Pendulum-v1", **options, init_from=str(tmp_path / "run")))
+    again = make_agent(policy.spec, Config(env_id="Pendulum-v1", **options))
+    start_from(again, str(tmp_path / "run"))
     obs = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(policy.value(obs), again.values(torch.from_numpy(obs)), rtol=1e-6)
