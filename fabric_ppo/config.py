@@ -160,7 +160,8 @@ class Config:
     init_from: str | None = None
     """Run folder or checkpoint whose policy the training starts with; every rank with environments reads it."""
     ortho_init: bool = False
-    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
+    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head), but for an
+    encoder of your own."""
 
     capture_video: bool = False
     """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""

@@ -24,7 +24,7 @@ class Linear(torch.nn.Module):
 
     def __init__(self, space):
         super().__init__()
-        self.layer = torch.nn.Linear(space.size, 4)
+        self.layer = torch.nn.Linear(space.size, 4, bias=False)
 
     def forward(self, obs):
         return self.layer(obs.flatten(1).to(self.layer.weight.dtype))

@@ -148,6 +148,15 @@ class Two(torch.nn.Module):
 
 def fails(space): raise KeyError("no")
 def nothing(space): return torch.nn.Linear(1, 1)
+
+class Wide(Two):
+    def __init__(self, space):
+        super().__init__(space)
+        self.num_features = 3
+
+class Narrow(Two):
+    def forward(self, obs):
+        return self.layer(obs[:, :1])
 """
 
 
@@ -173,6 +182,20 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
+def test_an_encoder_of_ones_own_in_every_script(tmp_path):
+    """Its class makes its weights, also with --ortho-init; all scripts train them, also when resumed."""
+    flags = {"encoder": "tests.nested_envs:Linear", "ortho_init": True, "anneal_lr": False, "shared_trunk": True}
+    spec = env_spec("CartPole-v1", spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
+    kept, other = (make_agent(spec, Config(**flags | {"ortho_init": ortho})).encoder for ortho in (True, False))
+    assert torch.equal(kept._leaves[0].network.layer.weight, other._leaves[0].network.layer.weight)
+    whole = result("torch", 1, tmp_path / "torch", **flags)
+    assert result("fabric", 1, tmp_path / "fabric", **flags) == whole
+    result("decoupled", 2, tmp_path / "decoupled", **flags | {"total_timesteps": 128})
+    assert result("decoupled", 2, tmp_path / "decoupled", **flags, resume=True) == whole
+    layer = load_agent(tmp_path / "torch", own_code=True)._agent.encoder._leaves[0].network.layer
+    assert not torch.equal(layer.weight, kept._leaves[0].network.layer.weight)
+
+
 def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
     """Also where it is a Box."""
     parts = {"action_mask": spaces.Box(0, 1, (3,), np.int8), "speed": spaces.Box(-1, 1, (2,))}
@@ -190,6 +213,8 @@ def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
         ("my_encoders:missing", "cannot be imported .*"),
         ("my_encoders:fails", "it raised KeyError: 'no'"),
         ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),
+        ("my_encoders:Wide", r"it makes \[2, 2\] of \[2, 4\]; \[2, num_features\], here 3, is expected"),
+        ("my_encoders:Narrow", r"with \[2, 4\] it raised RuntimeError: .*"),
     ],
 )
 def test_what_is_no_encoder_is_refused(tmp_path, mine, name, message):
