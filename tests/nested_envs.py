@@ -133,7 +133,7 @@ class Guess(gymnasium.Env):
     def step(self, action):
         reward = float(action == self.seen.flat[0])
         self.left -= 1
-        return self._observe(), reward, self.left == 0, False, {}
+        return self._observe(), reward, False, self.left == 0, {}
 
 
 class Mixed(gymnasium.Env):

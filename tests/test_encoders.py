@@ -14,6 +14,7 @@ from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
+from fabric_ppo.envs.masks import action_mask_from_info
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
 from fabric_ppo.update import PPOLoss, _blank_rows
@@ -290,6 +291,26 @@ def test_no_impossible_action_is_taken_by_workers(tmp_path):
     flags |= {"env_id": MASKED, "env_backend": "async", "run_dir": str(tmp_path / "run")}
     policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
     assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_mask_may_be_missing_only_where_an_episode_has_ended(ended):
+    class Once(gymnasium.Env):
+        observation_space, action_space = spaces.Discrete(3), spaces.MultiDiscrete([2, 3])
+
+        def reset(self, *, seed=None, options=None):
+            return 0, {"action_mask": np.array([0, 1, 1, 0, 1], bool)}
+
+        def step(self, action):
+            return 1, 0.0, ended, False, {}
+
+    env = action_mask_from_info(Once())
+    assert env.reset()[0]["action_mask"].tolist() == [0, 1, 1, 0, 1]
+    if not ended:
+        with pytest.raises(KeyError, match="info has no action_mask"):
+            env.step([1, 0])
+        return
+    assert env.observation_space.contains(env.step([1, 0])[0])
 
 
 def test_the_environment_of_the_masks_does_raise():
