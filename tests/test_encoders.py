@@ -14,6 +14,7 @@ from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
+from fabric_ppo.envs.base import _random_action
 from fabric_ppo.envs.masks import action_mask_from_info
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
@@ -291,6 +292,25 @@ def test_no_impossible_action_is_taken_by_workers(tmp_path):
     flags |= {"env_id": MASKED, "env_backend": "async", "run_dir": str(tmp_path / "run")}
     policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
     assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "possible"),
+    [
+        (spaces.Discrete(4, start=3), [0, 1, 0, 255], [4, 6]),
+        (spaces.MultiDiscrete([2, 3], start=[5, 0]), [1, 0, 0, 1, 1], [[5, 1], [5, 2]]),
+        (spaces.MultiDiscrete([[2], [2]]), [0, 1, 1, 1], [[[1], [0]], [[1], [1]]]),
+        (spaces.MultiBinary([1, 2]), [0, 1], [[[0, 0]], [[0, 1]]]),
+    ],
+)
+def test_the_trial_of_an_environment_keeps_to_its_masks(space, mask, possible):
+    """All that is possible is tried, in the form that the environment takes, and nothing else."""
+    env = gymnasium.Env()
+    env.action_space = space
+    space.seed(0)
+    drawn = [_random_action(env, {"action_mask": np.array(mask, np.uint8)}) for _ in range(50)]
+    assert all(space.contains(each) for each in drawn)
+    assert sorted({str(np.asarray(each).tolist()) for each in drawn}) == [str(each) for each in possible]
 
 
 @pytest.mark.parametrize("ended", [False, True])
