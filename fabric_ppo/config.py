@@ -167,7 +167,7 @@ class Config:
     """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""
     eval_every: int = 0
     """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their own; best.ckpt is
-    then the best by these. 0: none."""
+    then the best by these. Other ranks wait for it, no longer than --timeout. 0: none."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     test_episodes: int = 10
