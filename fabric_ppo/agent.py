@@ -293,13 +293,11 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     elif agent.distribution.num_free:
         with torch.no_grad():
             agent.policy.linear_layers[-1].bias[agent.distribution.num_free :] += config.log_std_init
-    if config.init_from is not None:
-        _start_from(agent, config.init_from)
     return agent
 
 
-def _start_from(agent: Agent, run_dir: str) -> None:
-    """Take over the weights and running statistics of a trained policy.
+def start_from(agent: Agent, run_dir: str) -> None:
+    """Take over the weights and running statistics of a trained policy (`--init-from`).
 
     Raises:
         ConfigError: it cannot be read, or is the policy of another kind of agent.

@@ -165,15 +165,16 @@ class Config:
     log_std_max: float | None = None
     """Bound it above. None: 2 with --state-dependent-std, else no bound."""
     init_from: str | None = None
-    """Run folder or checkpoint whose policy the training starts with; every rank reads it."""
+    """Run folder or checkpoint whose policy the training starts with; every rank with environments reads it."""
     ortho_init: bool = False
-    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head)."""
+    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head), but for an
+    encoder of your own."""
 
     capture_video: bool = False
     """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""
     eval_every: int = 0
     """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their own; best.ckpt is
-    then the best by these. 0: none."""
+    then the best by these. Other ranks wait for it, no longer than --timeout. 0: none."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     test_episodes: int = 10

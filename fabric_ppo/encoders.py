@@ -158,7 +158,7 @@ class OwnNetwork(nn.Module):
         """Make the module.
 
         Raises:
-            ConfigError: that fails, or it is no module or does not say `num_features`.
+            ConfigError: that fails, or it is no module, or does not say `num_features` or gives other than that.
         """
         super().__init__()
         make = named_function(name, "encoder")
@@ -170,6 +170,22 @@ class OwnNetwork(nn.Module):
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
             raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
         self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
+        self._try(space, name)
+
+    @torch.no_grad()
+    def _try(self, space: SpaceSpec, name: str) -> None:
+        """Encode two blank observations, and leave no trace."""
+        self.eval()
+        blank = torch.from_numpy(np.zeros((2, *space.shape), space.dtype))
+        try:
+            shape = tuple(self(blank, torch.get_default_dtype()).shape)
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigError(f"--encoder {name}: with {list(blank.shape)} it raised {reason}") from error
+        if shape != (2, self.num_features):
+            says = f"it makes {list(shape)} of {list(blank.shape)}"
+            raise ConfigError(f"--encoder {name}: {says}; [2, num_features], here {self.num_features}, is expected")
+        self.train()
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode `obs [B, ...]`."""
@@ -231,9 +247,10 @@ def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
 
 
 def orthogonal_init(network: nn.Module) -> None:
-    """Orthogonal weights of gain sqrt(2), zero biases."""
+    """Orthogonal weights of gain sqrt(2), zero biases; an encoder of one's own stays as its class made it."""
+    own = {each for owner in network.modules() if isinstance(owner, OwnNetwork) for each in owner.modules()}
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if module not in own and isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.orthogonal_(module.weight, math.sqrt(2))
             assert module.bias is not None
             nn.init.zeros_(module.bias)

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from fabric_ppo import profile
-from fabric_ppo.agent import Agent
+from fabric_ppo.agent import Agent, start_from
 from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
 from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import Ranks, prepare_process
@@ -212,7 +212,9 @@ class Run(contextlib.ExitStack):
         return log
 
     def restore(self, agent: Agent, optimizer: HasState, buffer: RolloutBuffer) -> None:
-        """Start the environments; where `--resume` found a checkpoint, bring everything back to it; make the folder.
+        """Start the environments, with the policy of `--init-from` if one is named, and make the folder.
+
+        Where `--resume` found a checkpoint, bring everything back to it instead.
 
         Args:
             agent: what is trained, the plain module.
@@ -220,7 +222,7 @@ class Run(contextlib.ExitStack):
             buffer: of this rank's environments.
 
         Raises:
-            ConfigError: the checkpoint does not fit, or the folder cannot be made.
+            ConfigError: the checkpoint or the policy does not fit, or the folder cannot be made.
         """
         self._agent, self._optimizer = agent, optimizer
         self._constants: dict[str, Any] = {
@@ -232,6 +234,8 @@ class Run(contextlib.ExitStack):
             "agent": agent.architecture.to_json(),
         }
         if self._resumed_from is None:
+            if self._config.init_from is not None:
+                start_from(agent, self._config.init_from)
             buffer.start()
             self._log = ActionLog.empty(buffer.num_envs * self._ranks.size, buffer.actions.shape[2:], buffer.log_dtype)
         else:

@@ -1,6 +1,7 @@
 """Ways to build the networks: a shared trunk, layer norm, a deviation that depends on the state."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.distributions import Normal
 
 from fabric_ppo import Config, ConfigError, load_agent, train
 from fabric_ppo.acting import make_actor
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.config import SCRIPT_CONFIGS
 from fabric_ppo.networks import MLP
 from fabric_ppo.spaces import env_spec
@@ -134,11 +135,47 @@ def test_the_architectures_learn_the_same_and_go_on_exactly(tmp_path, env_id, op
     assert result("torch", 1, "parts", anneal_lr=False, resume=True) == whole
 
 
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "tests.nested_envs:Masked-v0"])
+def test_two_ranks_learn_the_same_in_torch_and_fabric(tmp_path, env_id):
+    """Trunk and layer norm under DDP, from a trained policy on, which every rank reads."""
+    start = config_of(tmp_path, "torch", "start", env_id=env_id, **OPTIONS["all"])
+    assert run_ranks("torch", [start]) == [""]
+    policies = []
+    for script, init_from in (("torch", "start"), ("fabric", "start"), ("fabric", None)):
+        flags = OPTIONS["all"] | {"init_from": init_from and str(tmp_path / init_from)}
+        config = config_of(tmp_path, script, f"{script} {init_from}", env_id=env_id, **flags)
+        assert run_ranks(script, [config] * 2) == ["", ""]
+        policies.append((tmp_path / f"{script} {init_from}" / "policy.safetensors").read_bytes())
+    assert policies[0] == policies[1] != policies[2]
+
+
+@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("decoupled", 2)])
+def test_a_resumed_run_needs_its_start_no_more(tmp_path, script, size):
+    """The policy that a run started with may be gone. Trainers have got it from their player."""
+    flags = {"env_id": "Pendulum-v1", "anneal_lr": False, "init_from": str(tmp_path / "start")}
+    assert run_ranks("torch", [config_of(tmp_path, "torch", "start", **flags | {"init_from": None})]) == [""]
+
+    def result(name, script=script, size=size, **more):
+        assert run_ranks(script, [config_of(tmp_path, script, name, **flags | more)] * size) == [""] * size
+        return (tmp_path / name / "policy.safetensors").read_bytes()
+
+    whole = result("whole")
+    assert result("fabric", "fabric", 1) == whole != result("new", init_from=None)
+    result("parts", total_timesteps=64)
+    shutil.rmtree(tmp_path / "start")
+    assert result("parts", resume=True) == whole
+
+
+def config_of(tmp_path, script, name, **flags):
+    return SCRIPT_CONFIGS[script](**TINY | flags, run_dir=str(tmp_path / name))
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_policy_comes_back(tmp_path, options):
     config = Config(env_id="Pendulum-v1", **TINY, **options, run_dir=str(tmp_path / "run"))
     policy = load_agent(train(config))
-    again = make_agent(policy.spec, Config(env_id="Pendulum-v1", **options, init_from=str(tmp_path / "run")))
+    again = make_agent(policy.spec, Config(env_id="Pendulum-v1", **options))
+    start_from(again, str(tmp_path / "run"))
     obs = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(policy.value(obs), again.values(torch.from_numpy(obs)), rtol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from fabric_ppo import Config, ConfigError, load_agent, train
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import env_spec
 from tests.runs import command, run
@@ -63,8 +63,8 @@ def test_train_says_what_cannot_work(tmp_path):
 def test_a_training_starts_with_a_trained_policy(tmp_path):
     first = train(Config(**TINY, normalize_observations=True, run_dir=str(tmp_path / "first")))
     spec = load_agent(first).spec
-    config = Config(**TINY, normalize_observations=True, init_from=str(first), seed=7)
-    trained, other = make_agent(spec, config), make_agent(spec, Config(**TINY, normalize_observations=True, seed=7))
+    trained, other = (make_agent(spec, Config(**TINY, normalize_observations=True, seed=7)) for _ in range(2))
+    start_from(trained, str(first))
     obs = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     values = trained.values(torch.from_numpy(obs)).detach().numpy()
     assert np.array_equal(values, load_agent(first).value(obs))

@@ -14,6 +14,8 @@ from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
+from fabric_ppo.envs.base import _random_action
+from fabric_ppo.envs.masks import action_mask_from_info
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
 from fabric_ppo.update import PPOLoss, _blank_rows
@@ -148,6 +150,15 @@ class Two(torch.nn.Module):
 
 def fails(space): raise KeyError("no")
 def nothing(space): return torch.nn.Linear(1, 1)
+
+class Wide(Two):
+    def __init__(self, space):
+        super().__init__(space)
+        self.num_features = 3
+
+class Narrow(Two):
+    def forward(self, obs):
+        return self.layer(obs[:, :1])
 """
 
 
@@ -174,6 +185,20 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--own-code"]) == 0
 
 
+def test_an_encoder_of_ones_own_in_every_script(tmp_path):
+    """Its class makes its weights, also with --ortho-init; all scripts train them, also when resumed."""
+    flags = {"encoder": "tests.nested_envs:Linear", "ortho_init": True, "anneal_lr": False, "shared_trunk": True}
+    spec = env_spec("CartPole-v1", spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
+    kept, other = (make_agent(spec, Config(**flags | {"ortho_init": ortho})).encoder for ortho in (True, False))
+    assert torch.equal(kept._leaves[0].network.layer.weight, other._leaves[0].network.layer.weight)
+    whole = result("torch", 1, tmp_path / "torch", **flags)
+    assert result("fabric", 1, tmp_path / "fabric", **flags) == whole
+    result("decoupled", 2, tmp_path / "decoupled", **flags | {"total_timesteps": 128})
+    assert result("decoupled", 2, tmp_path / "decoupled", **flags, resume=True) == whole
+    layer = load_agent(tmp_path / "torch", own_code=True)._agent.encoder._leaves[0].network.layer
+    assert not torch.equal(layer.weight, kept._leaves[0].network.layer.weight)
+
+
 def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
     """Also where it is a Box."""
     parts = {"action_mask": spaces.Box(0, 1, (3,), np.int8), "speed": spaces.Box(-1, 1, (2,))}
@@ -191,6 +216,8 @@ def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
         ("my_encoders:missing", "cannot be imported .*"),
         ("my_encoders:fails", "it raised KeyError: 'no'"),
         ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),
+        ("my_encoders:Wide", r"it makes \[2, 2\] of \[2, 4\]; \[2, num_features\], here 3, is expected"),
+        ("my_encoders:Narrow", r"with \[2, 4\] it raised RuntimeError: .*"),
     ],
 )
 def test_what_is_no_encoder_is_refused(tmp_path, mine, name, message):
@@ -266,6 +293,45 @@ def test_no_impossible_action_is_taken_by_workers(tmp_path):
     flags |= {"env_id": MASKED, "env_backend": "async", "run_dir": str(tmp_path / "run")}
     policy = load_agent(train(Config(**flags, learning_rate=3e-3)))
     assert evaluate(policy, 20, 0).to_dict()["return_mean"] > 14
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "possible"),
+    [
+        (spaces.Discrete(4, start=3), [0, 1, 0, 255], [4, 6]),
+        (spaces.MultiDiscrete([2, 3], start=[5, 0]), [1, 0, 0, 1, 1], [[5, 1], [5, 2]]),
+        (spaces.MultiDiscrete([[2], [2]]), [0, 1, 1, 1], [[[1], [0]], [[1], [1]]]),
+        (spaces.MultiBinary([1, 2]), [0, 1], [[[0, 0]], [[0, 1]]]),
+    ],
+)
+def test_the_trial_of_an_environment_keeps_to_its_masks(space, mask, possible):
+    """All that is possible is tried, in the form that the environment takes, and nothing else."""
+    env = gymnasium.Env()
+    env.action_space = space
+    space.seed(0)
+    drawn = [_random_action(env, {"action_mask": np.array(mask, np.uint8)}) for _ in range(50)]
+    assert all(space.contains(each) for each in drawn)
+    assert sorted({str(np.asarray(each).tolist()) for each in drawn}) == [str(each) for each in possible]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_mask_may_be_missing_only_where_an_episode_has_ended(ended):
+    class Once(gymnasium.Env):
+        observation_space, action_space = spaces.Discrete(3), spaces.MultiDiscrete([2, 3])
+
+        def reset(self, *, seed=None, options=None):
+            return 0, {"action_mask": np.array([0, 1, 1, 0, 1], bool)}
+
+        def step(self, action):
+            return 1, 0.0, ended, False, {}
+
+    env = action_mask_from_info(Once())
+    assert env.reset()[0]["action_mask"].tolist() == [0, 1, 1, 0, 1]
+    if not ended:
+        with pytest.raises(KeyError, match="info has no action_mask"):
+            env.step([1, 0])
+        return
+    assert env.observation_space.contains(env.step([1, 0])[0])
 
 
 def test_the_environment_of_the_masks_does_raise():

@@ -10,11 +10,13 @@ from gymnasium.wrappers import NormalizeReward
 
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, TorchConfig
+from fabric_ppo.distributed import Ranks
 from fabric_ppo.evaluate import evaluate, load_agent
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import Packer, env_spec
+from fabric_ppo.update import _is_too_far
 from tests.runs import run_ranks
 from tests.toy_envs import encode, toy_env
 
@@ -241,6 +243,14 @@ def test_epochs_end_early_on_all_ranks_alike(tmp_path, share_data):
     assert run_ranks("torch", [settings] * 2) == [""] * 2
     summary = yaml.safe_load((tmp_path / "run/summary.json").read_text())
     assert summary["gradient_steps"] == 2 * 6  # an epoch for each update
+
+
+@pytest.mark.parametrize(("here", "there", "ends"), [(0.02, 0.0, False), (0.0, 0.02, False), (0.031, 0.0, True)])
+def test_what_counts_is_the_mean_over_ranks(here, there, ends):
+    """Both ranks see the same, whichever has moved further: beyond 1.5 times the target of 0.01 in the mean."""
+    for own, other in ((here, there), (there, here)):
+        ranks = Ranks(0, 2, lambda tensor, other=other: torch.stack([tensor, torch.tensor(other)]))
+        assert _is_too_far(torch.tensor(own), Config(target_kl=0.01), ranks) is ends
 
 
 def test_a_target_that_is_not_reached_changes_nothing(tmp_path):

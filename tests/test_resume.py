@@ -33,6 +33,7 @@ SHARED = {"share_data": True}
 OVERLAP = {"overlap": True}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 EARLY_END = {"target_kl": 1e-4}
+EVALUATED = {"eval_every": 1, "eval_episodes": 1}
 ADAPTED = {"desired_kl": 2e-3, "anneal_lr": False}
 
 
@@ -73,7 +74,7 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("torch", 1, PENDULUM | ASYNC, "update", 0),
         ("torch", 2, SHARED, "update", 1),
         ("torch", 2, PENDULUM | ASYNC | NORMALIZED, "log", 0),
-        ("torch", 1, ADAPTED, "log", 0),
+        ("torch", 1, ADAPTED | EVALUATED, "log", 0),
         ("fabric", 2, PENDULUM | EARLY_END, "log", 1),
         ("fabric", 2, PENDULUM | ADAPTED, "log", 1),
         ("fabric", 2, SHARED | ASYNC, "collect", 0),
@@ -82,7 +83,7 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("decoupled", 3, SHARED | OVERLAP | ASYNC, "log", 0),
         ("decoupled", 3, PENDULUM | SHARED | NORMALIZED | EARLY_END, "update", 2),
         ("decoupled", 2, ADAPTED, "collect", 0),
-        ("decoupled", 3, PENDULUM | OVERLAP | ADAPTED, "update", 2),
+        ("decoupled", 3, PENDULUM | OVERLAP | ADAPTED | EVALUATED, "update", 2),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, undisturbed, script, size, flags, point, rank):

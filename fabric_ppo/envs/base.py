@@ -231,13 +231,18 @@ def _trial(env: gymnasium.Env[Any, Any], seed: int) -> list[tuple[bytes, float]]
 
 def _random_action(env: gymnasium.Env[Any, Any], obs: Any) -> Any:
     """A random one of those that the observation's mask allows, if it has one."""
-    space = env.action_space
-    if not isinstance(obs, dict) or ACTION_MASK[0] not in obs:
-        return space.sample()
-    mask: Any = np.asarray(obs[ACTION_MASK[0]], np.int8)
-    if isinstance(space, gymnasium.spaces.MultiDiscrete):
-        mask = tuple(np.split(mask, np.cumsum(space.nvec)[:-1]))
-    return space.sample(mask=mask) if hasattr(space, "nvec") or hasattr(space, "n") else space.sample()
+    space: Any = env.action_space
+    action = space.sample()
+    if not isinstance(obs, dict) or ACTION_MASK[0] not in obs or isinstance(space, gymnasium.spaces.Box):
+        return action
+    mask = np.ravel(obs[ACTION_MASK[0]]) != 0
+    if isinstance(space, gymnasium.spaces.MultiBinary):
+        return action * mask.reshape(space.shape)
+    sizes = np.ravel(space.nvec if isinstance(space, gymnasium.spaces.MultiDiscrete) else space.n)
+    possible = [np.flatnonzero(part) for part in np.split(mask, np.cumsum(sizes)[:-1])]
+    chosen = [space.np_random.choice(each) if len(each) else 0 for each in possible]
+    drawn = np.reshape(chosen, np.shape(space.start)) + space.start
+    return drawn.astype(space.dtype) if drawn.ndim else int(drawn)
 
 
 def renew_world(env: gymnasium.Env[Any, Any]) -> None:

@@ -10,7 +10,10 @@ from gymnasium import spaces
 
 
 def action_mask_from_info(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Make of each observation a Dict with it and `info["action_mask"]`; for `--env-wrapper`."""
+    """Make of each observation a Dict with it and `info["action_mask"]`; for `--env-wrapper`.
+
+    Where an episode has ended there is nothing to mask, and need not be a mask.
+    """
     return _MaskedObservation(env)
 
 
@@ -24,14 +27,16 @@ class _MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
             size = int(actions.nvec.sum())
         else:
             raise TypeError(f"actions are {type(actions).__name__}; masks are for Discrete and MultiDiscrete")
+        self._size = size
         self.observation_space = spaces.Dict(
             {"action_mask": spaces.MultiBinary(size), "observation": env.observation_space}
         )
 
-    def _with_mask(self, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" not in info:
+    def _with_mask(self, obs: Any, info: dict[str, Any], has_ended: bool = False) -> dict[str, Any]:
+        mask = info.get("action_mask", np.ones(self._size, np.int8) if has_ended else None)
+        if mask is None:
             raise KeyError("info has no action_mask")
-        return {"action_mask": np.asarray(info["action_mask"], np.int8).reshape(-1), "observation": obs}
+        return {"action_mask": np.asarray(mask, np.int8).reshape(-1), "observation": obs}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See `gymnasium.Env.reset`."""
@@ -41,4 +46,4 @@ class _MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """See `gymnasium.Env.step`."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(obs, info), reward, terminated, truncated, info
+        return self._with_mask(obs, info, terminated or truncated), reward, terminated, truncated, info
