@@ -33,6 +33,7 @@ SHARED = {"share_data": True}
 OVERLAP = {"overlap": True}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 EARLY_END = {"target_kl": 1e-4}
+EVALUATED = {"eval_every": 2, "eval_episodes": 2}
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +79,10 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("decoupled", 2, PENDULUM | OVERLAP | NORMALIZED, "collect", 0),
         ("decoupled", 3, SHARED | OVERLAP | ASYNC, "log", 0),
         ("decoupled", 3, PENDULUM | SHARED | NORMALIZED | EARLY_END, "update", 2),
+        ("torch", 1, {"env_id": "HalfCheetah-v5"} | NORMALIZED, "log", 0),
+        ("fabric", 2, {"env_id": "LunarLander-v3"}, "update", 1),
+        ("decoupled", 2, {"env_id": "tests.nested_envs:Masked-v0"} | EVALUATED, "collect", 0),
+        ("fabric", 2, {"env_id": "tests.nested_envs:Nested-v0"} | ASYNC | EVALUATED, "log", 1),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, undisturbed, script, size, flags, point, rank):
