@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fabric_ppo.launch import STOPPED_BY_SIGNAL, StoppedBySignal, tell
+from fabric_ppo.launch import STOPPED_BY_SIGNAL, StoppedBySignal, is_rank_zero
 
 GRACE_SECONDS = 4.0
 """How long an update may go on after a signal; then the state from before it is saved."""
@@ -132,7 +132,8 @@ def _tell_unraisable(swallowed: sys.UnraisableHookArgs) -> None:
 
 
 def _exit(status: int, message: str) -> NoReturn:
-    tell(message)
+    if is_rank_zero():
+        os.write(2, f"{message}\n".encode())  # sys.stderr may be somebody else's while flags are read
     sys.stdout.flush()
     os._exit(status)
 

@@ -84,6 +84,10 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("decoupled", 3, PENDULUM | SHARED | NORMALIZED | EARLY_END, "update", 2),
         ("decoupled", 2, ADAPTED, "collect", 0),
         ("decoupled", 3, PENDULUM | OVERLAP | ADAPTED | EVALUATED, "update", 2),
+        ("torch", 1, {"env_id": "HalfCheetah-v5"} | NORMALIZED, "log", 0),
+        ("fabric", 2, {"env_id": "LunarLander-v3"}, "update", 1),
+        ("decoupled", 2, {"env_id": "tests.nested_envs:Masked-v0"} | EVALUATED, "collect", 0),
+        ("fabric", 2, {"env_id": "tests.nested_envs:Nested-v0"} | ASYNC | EVALUATED, "log", 1),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, undisturbed, script, size, flags, point, rank):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -170,9 +171,16 @@ def signal_itself(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
-def test_before_anything_runs_it_ends_at_once(tmp_path, start, monkeypatch):
+def signal_itself_unseen():
+    """As while flags are read, when what is said goes elsewhere."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        signal_itself()
+
+
+@pytest.mark.parametrize("act", [signal_itself, signal_itself_unseen])
+def test_before_anything_runs_it_ends_at_once(tmp_path, start, monkeypatch, act):
     """While the heavy imports go on there is nothing to clean up."""
-    monkeypatch.setattr(signals, "guard", signal_itself)
+    monkeypatch.setattr(signals, "guard", act)
     (rank,) = start("torch", 1)
     assert statuses([rank]) == [STOPPED_BY_SIGNAL]
     assert said(tmp_path, 0) == "stopped by SIGTERM before the training began\n"
