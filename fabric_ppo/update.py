@@ -286,13 +286,14 @@ class Guard:
         logged = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
         what = [name for name in logged if not math.isfinite(getattr(stats, name))]
         weights = self._agent.state_dict()
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        if not bool(torch.cat([tensor.flatten() for tensor in weights.values()]).isfinite().all()):
             what.append("weights")
         if what:
             for name, tensor in weights.items():
                 tensor.copy_(self.kept[name])
             raise TrainingError(f"update {update + 1}: {', '.join(what)} not finite; lower --learning-rate?")
-        self.keep()
+        for name, tensor in weights.items():
+            self.kept[name].copy_(tensor)
 
     @torch.no_grad()
     def keep(self) -> None:
