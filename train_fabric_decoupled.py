@@ -13,7 +13,6 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
@@ -23,7 +22,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import ALONE, join_process_group, prepare_process
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.lightning_module import PPOModule
+from fabric_ppo.lightning_module import PPOModule, ScalarsLogger
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.roles import (
     FIRST_TRAINER,
@@ -70,7 +69,7 @@ def main(config: DecoupledConfig) -> Summary | None:
 def player(config: DecoupledConfig, world: TorchCollective, placement: Placement) -> Summary:
     """Collect rollouts, send them to the trainers and act with the weights that come back; log, test, save."""
     run_dir = new_run_dir(config, "fabric_decoupled")
-    logger = TensorBoardLogger(run_dir, name="", version="")
+    logger = ScalarsLogger(run_dir, name="", version="")
     devices = [placement.device] if config.player_on_gpu else 1
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, loggers=logger)
 
