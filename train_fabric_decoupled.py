@@ -113,7 +113,8 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     """Optimise on what the player sends; DDP among the trainers averages the gradients."""
     ranks = ranks_of(trainers, placement.computes_on)
     devices = trainer_devices(config, ranks.size)
-    strategy = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    ddp = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    strategy = ddp if ranks.size > 1 else "auto"  # alone there is nothing to average, but DDP would take its time
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
     fabric.launch()
 
