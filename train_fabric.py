@@ -10,7 +10,6 @@ if __name__ == "__main__":
     CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once
 
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from fabric_ppo.agent import make_agent
@@ -18,7 +17,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import Ranks, one_process_unless_launched
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import run_script
-from fabric_ppo.lightning_module import PPOModule
+from fabric_ppo.lightning_module import PPOModule, ScalarsLogger
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
@@ -30,7 +29,7 @@ def main(config: Config) -> Summary:
     """Train, test, and leave a run folder."""
     run_dir = new_run_dir(config, "fabric")
     one_process_unless_launched()
-    logger = TensorBoardLogger(run_dir, name="", version="")
+    logger = ScalarsLogger(run_dir, name="", version="")
     fabric = Fabric(loggers=logger)
     ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
 

@@ -14,7 +14,6 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
@@ -24,7 +23,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import ALONE, join_process_group, prepare_process
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.lightning_module import PPOModule
+from fabric_ppo.lightning_module import PPOModule, ScalarsLogger
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.roles import (
     FIRST_TRAINER,
@@ -71,7 +70,7 @@ def main(config: DecoupledConfig) -> Summary | None:
 def player(config: DecoupledConfig, world: TorchCollective, placement: Placement) -> Summary:
     """Collect rollouts, send them to the trainers and act with the weights that come back; log, test, save."""
     run_dir = new_run_dir(config, "fabric_decoupled")
-    logger = TensorBoardLogger(run_dir, name="", version="")
+    logger = ScalarsLogger(run_dir, name="", version="")
     devices = [placement.device] if config.player_on_gpu else 1
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, loggers=logger)
 
@@ -116,7 +115,8 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     """Optimise on what the player sends; DDP among the trainers averages the gradients."""
     ranks = ranks_of(trainers, placement.computes_on)
     devices = trainer_devices(config, ranks.size)
-    strategy = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    ddp = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    strategy = ddp if ranks.size > 1 else "auto"  # alone there is nothing to average, but DDP would take its time
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
     fabric.launch()
 

@@ -20,7 +20,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import Ranks, join_process_group
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.loggers import markdown_table
+from fabric_ppo.loggers import add_scalars, markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
@@ -68,8 +68,7 @@ def main(config: TorchConfig) -> Summary:
         @run.logging
         def log_dict(metrics: dict[str, float], step: int) -> None:
             if writer is not None:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, step)
+                add_scalars(writer, metrics, step)
 
         if writer is not None:
             writer.add_text("hyperparameters", markdown_table(config.to_dict()))

@@ -123,6 +123,8 @@ def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict
     runs = []
     for number in range(1, rounds + 1):
         for each in able:
+            if each.most_rounds is not None and number > each.most_rounds:
+                continue
             runs.append(run_once(workload, each, chosen[each.row], number))
             tell(runs[-1], f"{workload.name} round {number}")
     return runs, trials, skipped

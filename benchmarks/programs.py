@@ -121,6 +121,11 @@ def decoupled_overlap(work: Work, seed: int, folder: Path) -> list[str]:
     return [*decoupled(work, seed, folder), "--overlap"]
 
 
+def decoupled_overlap_envpool(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_fabric_decoupled.py --overlap` with EnvPool's environments."""
+    return [*decoupled_overlap(work, seed, folder), "--env-backend", "envpool"]
+
+
 def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
     values = {
         "env-id": work.env_id,
@@ -227,6 +232,7 @@ PROGRAMS = {
     "fabric": Program(fabric),
     "decoupled": Program(decoupled),
     "decoupled-overlap": Program(decoupled_overlap),
+    "decoupled-overlap-envpool": Program(decoupled_overlap_envpool, packages=(*OURS, "envpool"), needs="envpool"),
     "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
     "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
     "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),

@@ -1,12 +1,17 @@
-"""The agent and its loss as a LightningModule."""
+"""What Lightning is given: the agent and its loss as a LightningModule, and a logger for Fabric."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule
 
 from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
+from fabric_ppo.loggers import add_scalars
 from fabric_ppo.loss import MinibatchLoss
 from fabric_ppo.optimizer import ClippedAdam
 from fabric_ppo.update import PPOLoss, make_optimizer
@@ -36,3 +41,12 @@ class PPOModule(LightningModule):
     def configure_optimizers(self) -> ClippedAdam:
         """Adam, which clips gradients first."""
         return make_optimizer(self, self.config)
+
+
+class ScalarsLogger(TensorBoardLogger):
+    """Fabric's TensorBoard logger, which writes what it is told at once as one event."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override]
+        """See `loggers.add_scalars`."""
+        add_scalars(self.experiment, metrics, step)

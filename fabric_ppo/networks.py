@@ -16,6 +16,9 @@ Array = NDArray[Any]
 
 ROWS_AT_A_TIME = 8
 """Few rows round differently from many: batches that act are padded to a multiple of this."""
+_MANY_ROWS = 1024
+"""Rows from which the transposed product is the faster one for a narrow gradient of weights: a fifth of the time for
+8 inputs and 64 outputs. It rounds differently."""
 _SMALL = 2**15
 """Weights of a layer up to which its product with eight rows is left to one thread by OpenBLAS, which NumPy calls."""
 
@@ -146,7 +149,11 @@ class ClosedForm:
         grad, buffers = grad_out, self._buffers(len(grad_out))
         for index in range(len(self._layers) - 1, -1, -1):
             value = values[index]
-            torch.mm(grad.t(), value, out=grads[2 * index])
+            weight_grad = grads[2 * index]
+            if len(value) >= _MANY_ROWS and 2 * weight_grad.shape[1] <= weight_grad.shape[0]:
+                weight_grad.copy_(torch.mm(value.t(), grad).t())
+            else:
+                torch.mm(grad.t(), value, out=weight_grad)
             torch.sum(grad, 0, out=grads[2 * index + 1])
             if index > 0:
                 # the derivative of the activation, from its own output

@@ -429,7 +429,7 @@ class Run(contextlib.ExitStack):
         return {"step": self.env_steps, "update": self._updates} | metrics
 
     def _snapshot(self, trail: Trail, in_flight: dict[str, torch.Tensor]) -> Snapshot:
-        weights, optimizer = copies(self._agent.state_dict()), copies(optimizer_tensors(self._optimizer))
+        weights, optimizer = copies(self._guard.kept), copies(optimizer_tensors(self._optimizer))
         values = self._constants | {
             "update": self._updates,
             "env_steps": self.env_steps,

@@ -316,8 +316,8 @@ class Guard:
         logged = ("policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm")
         what = [name for name in logged if not math.isfinite(getattr(stats, name))]
         weights = self._agent.state_dict()
-        broken = {name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())}
-        if broken:
+        if not bool(torch.cat([tensor.flatten() for tensor in weights.values()]).isfinite().all()):
+            broken = {name for name, tensor in weights.items() if not bool(tensor.isfinite().all())}
             what.append("weights" if broken & dict(self._agent.named_parameters()).keys() else "running statistics")
         if what:
             for name, tensor in weights.items():

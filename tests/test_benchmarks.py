@@ -201,6 +201,14 @@ def test_the_quickest_good_setting_is_taken_and_bad_runs_are_told(monkeypatch):
     assert skipped == {}
 
 
+def test_a_slow_row_runs_in_the_first_rounds_only(monkeypatch):
+    monkeypatch.setitem(compare.PROGRAMS, "torch", Program(told))
+    monkeypatch.setitem(compare.PROGRAMS, "sbx", Program(told))
+    ours, theirs = workload().contenders
+    runs, _, _ = compare.compare(replace(workload(), contenders=(ours, replace(theirs, most_rounds=1))), rounds=3)
+    assert [(each.row, each.round) for each in runs] == [("ours", 1), ("theirs", 1), ("ours", 2), ("ours", 3)]
+
+
 def test_a_preset_that_is_missing_is_told():
     first = ALL["p4"].contenders[0]
     assert PROGRAMS[first.program].why_not(first.work) == "configs/none.yaml: no such file"

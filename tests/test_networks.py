@@ -8,7 +8,7 @@ from torch import nn
 
 from fabric_ppo.networks import MLP, FlatWeights
 
-SHAPES = pytest.mark.parametrize("hidden_sizes", [(), (3,), (4, 5), (6, 2, 3)], ids=str)
+SHAPES = pytest.mark.parametrize("hidden_sizes", [(16, 4), (), (3,), (4, 5), (6, 2, 3)], ids=str)
 ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "tanh"])
 
 
@@ -69,7 +69,7 @@ def test_layer_values(hidden_sizes, activation):
 
 @SHAPES
 @ACTIVATIONS
-@pytest.mark.parametrize("rows", [0, 9])
+@pytest.mark.parametrize("rows", [0, 9, 1024])
 def test_backward_into(hidden_sizes, activation, rows):
     network = make(hidden_sizes, activation)
     features, grad_out = (torch.randn(rows, size, dtype=torch.float64) for size in (5, 2))
