@@ -105,6 +105,22 @@ def test_channels_may_come_first_or_last(name):
     torch.testing.assert_close(first(images.movedim(-1, 1), torch.float32), last(images, torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layout_in_memory_changes_neither_features_nor_gradients(dtype):
+    """Training and acting compute in different layouts: both are the layers, one after the other."""
+    torch.manual_seed(0)
+    encoder = image_encoder((4, 84, 84), "nature").to(dtype)
+    leaf, images = encoder._leaves[0], torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    expected = leaf.head(leaf.layers(images.to(dtype) / 255).flatten(1)).relu()
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(encoder.parameters()))
+    got = encoder(images, dtype)
+    grads = torch.autograd.grad(got.square().sum(), list(encoder.parameters()))
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(encoder(images, dtype), expected)
+
+
 @pytest.mark.parametrize(("shape", "has_weights"), [((84, 84, 4), True), ((7, 7, 3), False), ((35, 84, 3), False)])
 def test_auto_takes_a_network_for_images_that_are_large_enough(shape, has_weights):
     assert image_encoder(shape, "auto").has_weights is has_weights
