@@ -38,7 +38,7 @@ _AT_MOST: dict[str, float] = {
     **{"hidden_sizes": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
-ENCODERS = ("auto", "flatten", "nature", "impala")
+ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
     *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
@@ -131,8 +131,9 @@ class Config:
     activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
     encoder: str = "auto"
-    """Network that policy and value share for images of bytes: nature, impala, flatten (none), or auto, which is nature
-    from 36 x 36 on. Or a class of your own for all Box observations, `module:Class`."""
+    """Network that policy and value share for images of bytes: nature, impala, small (a third of nature's work),
+    flatten (none), or auto, which is nature from 36 x 36 on. Or a class of your own for all Box observations,
+    `module:Class`."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
     shared_trunk: bool = False

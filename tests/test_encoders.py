@@ -90,12 +90,15 @@ def test_networks_have_their_published_sizes():
     nature = image_encoder((84, 84, 4), "nature")
     sizes = (8 * 8 * 4 * 32 + 32) + (4 * 4 * 32 * 64 + 64) + (3 * 3 * 64 * 64 + 64) + (3136 * 512 + 512)
     assert sum(each.numel() for each in nature.parameters()) == sizes
+    small = image_encoder((84, 84, 4), "small")  # 84 x 84 x 4 -> 20 x 20 x 16 -> 9 x 9 x 32 = 2592 -> 256
+    sizes = (8 * 8 * 4 * 16 + 16) + (4 * 4 * 16 * 32 + 32) + (2592 * 256 + 256)
+    assert sum(each.numel() for each in small.parameters()) == sizes
     impala = image_encoder((72, 96, 3), "impala")
     blocks = sum(9 * n * m + m + 4 * (9 * m * m + m) for n, m in ((3, 16), (16, 32), (32, 32)))
     assert sum(each.numel() for each in impala.parameters()) == blocks + 9 * 12 * 32 * 256 + 256
 
 
-@pytest.mark.parametrize("name", ["nature", "impala"])
+@pytest.mark.parametrize("name", ["nature", "impala", "small"])
 def test_channels_may_come_first_or_last(name):
     torch.manual_seed(0)
     last = image_encoder((40, 36, 3), name)
@@ -190,7 +193,7 @@ def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "auto, flatten, nature, impala or module:Class is expected"),
+        ("resnet", "auto, flatten, nature, impala, small or module:Class is expected"),
         ("my_encoders:missing", "cannot be imported .*"),
         ("my_encoders:fails", "it raised KeyError: 'no'"),
         ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),
