@@ -38,6 +38,8 @@ _AT_MOST: dict[str, float] = {
     **{"hidden_sizes": 2**16, "num_threads": 2**12},
 }
 """What no machine can do, and libraries answer with a crash."""
+ATARI = "atari"
+"""A value of --env-preset, and in an EnvSpec what stands in the place of a wrapper."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
@@ -72,6 +74,9 @@ class Config:
     """Seconds that an async worker may take for one step or reset."""
     env_wrapper: str | None = None
     """Function `module:name` from environment to environment that each one goes through (not with envpool)."""
+    env_preset: str | None = None
+    """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and for what is learnt
+    rewards by their sign and a lost life as an end. Tests and logged returns are of full games and raw rewards."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """How continuous actions meet their bounds: cut off there (clip), with -1 .. 1 stretched over the bounds first
     (rescale), or by way of tanh (squash)."""
@@ -221,8 +226,11 @@ class Config:
             if self.env_backend == "envpool":
                 raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
             named_function(self.env_wrapper, "env_wrapper")
+        _require(self, "env_preset", self.env_preset in (None, ATARI), ATARI)
+        if self.env_preset and self.env_wrapper:
+            raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
-        object.__setattr__(self, "env_id", resolve(self.env_id))
+        object.__setattr__(self, "env_id", resolve(self.env_id, self.env_preset or ""))
 
     def num_updates(self, num_ranks: int) -> int:
         """Updates of a run whose `num_ranks` ranks have environments, rounded down.
@@ -409,16 +417,52 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def register_atari(env_id: str, preset: str = "") -> None:
+    """Have ale-py tell Gymnasium its games, of which `env_id` is one.
+
+    Raises:
+        ConfigError: ale-py cannot be imported, or OpenCV, which the preset needs.
+    """
+    try:
+        ale = importlib.import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no greeting
+        if preset == ATARI:
+            importlib.import_module("cv2")
+    except ImportError as error:
+        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({_first_line(error)})"
+        raise ConfigError(f"--env-id {env_id}: {reason}") from None
+
+
+def _resolve_atari_id(env_id: str) -> str:
+    """The Atari game that runs, EnvPool's short ids included.
+
+    Raises:
+        ConfigError: it is none, or ale-py is missing.
+    """
+    import gymnasium
+
+    register_atari(env_id, ATARI)
+    full_id = f"ALE/{env_id}" if f"ALE/{env_id}" in gymnasium.registry else env_id
+    resolved = resolve_env_id(full_id)
+    if gymnasium.spec(resolved).entry_point != "ale_py.env:AtariEnv":
+        raise ConfigError(f"--env-id {resolved}: not an Atari game; with --env-preset atari one is expected")
+    return resolved
+
+
 @lru_cache
-def resolve_env_id(env_id: str) -> str:
+def resolve_env_id(env_id: str, preset: str = "") -> str:
     """The id that runs: `env_id` itself, or its successor where Gymnasium has retired it (told once).
 
     Raises:
-        ConfigError: no such environment; names the nearest known ids.
+        ConfigError: no such environment (names the nearest known ids), or none for the preset.
     """
     import gymnasium
     from gymnasium.envs import registration
 
+    if preset == ATARI:
+        return _resolve_atari_id(env_id)
+    if env_id.startswith("ALE/"):
+        register_atari(env_id)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own `module:Env-v0` is looked for where they are
     module, colon, plain_id = env_id.rpartition(":")
@@ -445,7 +489,7 @@ def resolve_env_id(env_id: str) -> str:
 
 
 @lru_cache
-def resolve_envpool_id(env_id: str) -> str:
+def resolve_envpool_id(env_id: str, preset: str = "") -> str:
     """The id that runs in EnvPool's environments, and in Gymnasium's for the test; see `resolve_env_id`.
 
     Raises:
@@ -460,16 +504,23 @@ def resolve_envpool_id(env_id: str) -> str:
         ) from None
     known = envpool.list_all_envs()
     try:
-        resolved = resolve_env_id(env_id)
+        resolved = resolve_env_id(env_id, preset)
     except ConfigError:
         if env_id in known:
             raise ConfigError(
                 f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
             ) from None
         raise
-    if resolved not in known:
-        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; --env-backend sync or async is expected")
+    if envpool_id(resolved, preset) not in known:
+        hint = "--env-preset atari, or " if resolved.startswith("ALE/") and not preset else ""
+        hint += "--env-backend sync or async is expected"
+        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; {hint}")
     return resolved
+
+
+def envpool_id(env_id: str, preset: str) -> str:
+    """EnvPool's own id of an environment."""
+    return env_id.removeprefix("ALE/") if preset == ATARI else env_id
 
 
 def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:

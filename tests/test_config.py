@@ -21,6 +21,7 @@ DEFAULTS = {
     "--env-backend": "sync",
     "--env-timeout": 60.0,
     "--env-wrapper": None,
+    "--env-preset": None,
     "--action-bounds": "rescale",
     "--restart-envs": False,
     "--num-envs": 2,
@@ -79,12 +80,17 @@ OTHER = {
     "--target-kl": (["0.02"], 0.02),
     "--run-dir": (["runs/a"], "runs/a"),
     "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--env-preset": (["atari"], "atari"),
     "--action-bounds": (["squash"], "squash"),
     "--encoder": (["impala"], "impala"),
     "--init-from": (["runs/a"], "runs/a"),
 }
-NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
-"""What a switch cannot do without."""
+NEEDED = {
+    "--resume": {"run_dir": "runs/a"},
+    "--restart-envs": {"env_backend": "async"},
+    "--env-preset": {"env_id": "ALE/Pong-v5"},
+}
+"""What a flag cannot do without."""
 SWITCHES = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 
 
@@ -143,9 +149,10 @@ def test_every_flag_takes_a_value(flag):
     spellings = [[flag, *words], ["--" + field(flag), *words]]
     if len(words) == 1:
         spellings.append([f"{flag}={words[0]}"])
+    needed = NEEDED.get(flag, {})
     for args in spellings:
-        config = parse_flags(Config, args)
-        assert config == dataclasses.replace(Config(), **{field(flag): value}) != Config()
+        config = parse_flags(Config, [*args, *(f"--{name}={value}" for name, value in needed.items())])
+        assert config == dataclasses.replace(Config(), **needed, **{field(flag): value}) != Config()
         assert type(getattr(config, field(flag))) is type(value)
 
 
