@@ -134,7 +134,7 @@ def _evaluate(args: list[str]) -> int:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
-    from fabric_ppo.config import resolve_env_id
+    from fabric_ppo.config import ATARI, resolve_env_id
     from fabric_ppo.envs.base import EnvironmentFault
     from fabric_ppo.evaluate import evaluate, load_agent, own_modules
     from fabric_ppo.video import recorded_gif
@@ -142,7 +142,7 @@ def _evaluate(args: list[str]) -> int:
     policy = load_agent(given.run_dir, own_code=given.own_code)
     if (modules := own_modules(policy.spec)) and not given.own_code:
         raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
-    resolve_env_id(policy.spec.env_id)  # imports the module that registers it
+    resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")  # imports the module that registers it
     run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
     video_dir = str(run_dir / "test_videos") if given.video else ""

@@ -42,7 +42,9 @@ LEARNING_RATES = (1e-5, 1e-2)
 """Least and greatest that `--desired-kl` sets."""
 LOG_STD = (-20.0, 2.0)
 """What the log standard deviation starts within, and where the network gives it stays within."""
-ENCODERS = ("auto", "flatten", "nature", "impala")
+ATARI = "atari"
+"""A value of --env-preset, and in an EnvSpec what stands in the place of a wrapper."""
+ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
     *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
@@ -77,6 +79,9 @@ class Config:
     env_wrapper: str | None = None
     """Function `module:name` from environment to environment that each one goes through (not with envpool); several,
     the innermost first, with commas between them."""
+    env_preset: str | None = None
+    """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and for what is learnt
+    rewards by their sign and a lost life as an end. Tests and logged returns are of full games and raw rewards."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """How continuous actions meet their bounds: cut off there (clip), with -1 .. 1 stretched over the bounds first
     (rescale), or by way of tanh (squash)."""
@@ -141,8 +146,9 @@ class Config:
     activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
     encoder: str = "auto"
-    """Network that policy and value share for images of bytes: nature, impala, flatten (none), or auto, which is nature
-    from 36 x 36 on. Or a class of your own for all Box observations, `module:Class`."""
+    """Network that policy and value share for images of bytes: nature, impala, small (a third of nature's work),
+    flatten (none), or auto, which is nature from 36 x 36 on. Or a class of your own for all Box observations,
+    `module:Class`."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
     shared_trunk: bool = False
@@ -246,8 +252,11 @@ class Config:
                 raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
             for each in self.env_wrapper.split(","):
                 named_function(each, "env_wrapper")
+        _require(self, "env_preset", self.env_preset in (None, ATARI), ATARI)
+        if self.env_preset and self.env_wrapper:
+            raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
         resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
-        object.__setattr__(self, "env_id", resolve(self.env_id))
+        object.__setattr__(self, "env_id", resolve(self.env_id, self.env_preset or ""))
 
     def _check_sequences(self) -> None:
         """Raise a ConfigError where rollouts or minibatches cannot be cut into whole sequences."""
@@ -480,16 +489,52 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def register_atari(env_id: str, preset: str = "") -> None:
+    """Have ale-py tell Gymnasium its games, of which `env_id` is one.
+
+    Raises:
+        ConfigError: ale-py cannot be imported, or OpenCV, which the preset needs.
+    """
+    try:
+        ale = importlib.import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no greeting
+        if preset == ATARI:
+            importlib.import_module("cv2")
+    except ImportError as error:
+        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({_first_line(error)})"
+        raise ConfigError(f"--env-id {env_id}: {reason}") from None
+
+
+def _resolve_atari_id(env_id: str) -> str:
+    """The Atari game that runs, EnvPool's short ids included.
+
+    Raises:
+        ConfigError: it is none, or ale-py is missing.
+    """
+    import gymnasium
+
+    register_atari(env_id, ATARI)
+    full_id = f"ALE/{env_id}" if f"ALE/{env_id}" in gymnasium.registry else env_id
+    resolved = resolve_env_id(full_id)
+    if gymnasium.spec(resolved).entry_point != "ale_py.env:AtariEnv":
+        raise ConfigError(f"--env-id {resolved}: not an Atari game; with --env-preset atari one is expected")
+    return resolved
+
+
 @lru_cache
-def resolve_env_id(env_id: str) -> str:
+def resolve_env_id(env_id: str, preset: str = "") -> str:
     """The id that runs: `env_id` itself, or its successor where Gymnasium has retired it (told once).
 
     Raises:
-        ConfigError: no such environment; names the nearest known ids.
+        ConfigError: no such environment (names the nearest known ids), or none for the preset.
     """
     import gymnasium
     from gymnasium.envs import registration
 
+    if preset == ATARI:
+        return _resolve_atari_id(env_id)
+    if env_id.startswith("ALE/"):
+        register_atari(env_id)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own `module:Env-v0` is looked for where they are
     module, colon, plain_id = env_id.rpartition(":")
@@ -516,7 +561,7 @@ def resolve_env_id(env_id: str) -> str:
 
 
 @lru_cache
-def resolve_envpool_id(env_id: str) -> str:
+def resolve_envpool_id(env_id: str, preset: str = "") -> str:
     """The id that runs in EnvPool's environments, and in Gymnasium's for the test; see `resolve_env_id`.
 
     Raises:
@@ -531,16 +576,23 @@ def resolve_envpool_id(env_id: str) -> str:
         ) from None
     known = envpool.list_all_envs()
     try:
-        resolved = resolve_env_id(env_id)
+        resolved = resolve_env_id(env_id, preset)
     except ConfigError:
         if env_id in known:
             raise ConfigError(
                 f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
             ) from None
         raise
-    if resolved not in known:
-        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; --env-backend sync or async is expected")
+    if envpool_id(resolved, preset) not in known:
+        hint = "--env-preset atari, or " if resolved.startswith("ALE/") and not preset else ""
+        hint += "--env-backend sync or async is expected"
+        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; {hint}")
     return resolved
+
+
+def envpool_id(env_id: str, preset: str) -> str:
+    """EnvPool's own id of an environment."""
+    return env_id.removeprefix("ALE/") if preset == ATARI else env_id
 
 
 def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:

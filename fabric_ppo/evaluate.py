@@ -155,8 +155,9 @@ def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
 
 
 def own_modules(spec: EnvSpec) -> list[str]:
-    """The modules that an environment and its wrapper come from, but for Gymnasium's and this program's."""
-    modules = [spec.env_id.rpartition(":")[0], spec.wrapper.partition(":")[0]]
+    """The modules that an environment and its wrappers come from, but for Gymnasium's and this program's."""
+    wrappers = [each.partition(":")[0] for each in spec.wrapper.split(",") if ":" in each]
+    modules = [spec.env_id.rpartition(":")[0], *wrappers]
     return [each for each in modules if each.partition(".")[0] not in ("", "gymnasium", "fabric_ppo")]
 
 

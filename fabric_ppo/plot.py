@@ -26,8 +26,8 @@ def plot_runs(run_dirs: list[Path], out: Path) -> None:
     _save(figure, out)
 
 
-def draw(out: Path, curves: list[np.ndarray], title: str, goal: float) -> None:
-    """Draw curves `[2, points]` of several seeds, transitions and returns, with their mean and a goal, into `out`.
+def draw(out: Path, curves: list[np.ndarray], title: str, goal: float | None) -> None:
+    """Draw curves `[2, points]` of several seeds, transitions and returns, with their mean and any goal, into `out`.
 
     Raises:
         ConfigError: as `plot_runs`.
@@ -38,7 +38,8 @@ def draw(out: Path, curves: list[np.ndarray], title: str, goal: float) -> None:
     shared = np.linspace(max(each[0][0] for each in curves), min(each[0][-1] for each in curves), 200)
     mean = np.mean([np.interp(shared, *each) for each in curves], axis=0)
     axes.plot(shared, mean, linewidth=2, color="tab:blue", label=f"mean of {len(curves)}")
-    axes.axhline(goal, linewidth=1, linestyle="--", color="tab:gray", label="goal")
+    if goal is not None:
+        axes.axhline(goal, linewidth=1, linestyle="--", color="tab:gray", label="goal")
     axes.set_title(title)
     axes.legend(fontsize="small")
     _save(figure, out)

@@ -42,8 +42,8 @@ class Rollout:
         actions: `[T, N, ...]` as drawn, before `spaces.ActionConverter`.
         log_probs, values: of the agent that acted (of a later one after `revalue`), `[T, N]`.
         importance: probability of the action under that agent over the one under the agent that acted, `[T, N]`.
-        rewards: `[T, N]`, scaled where the agent does that.
-        terminated, truncated: `[T, N]` bool.
+        rewards: `[T, N]`, scaled where the agent does that; of Atari games their signs.
+        terminated, truncated: `[T, N]` bool; a life lost in an Atari game counts as terminated.
         valid: `[T, N]` bool, false where a row is no transition.
         next_values: `[T, N]`, V of the true successor (of the final observation where the episode was truncated).
         episodes: those that ended, ordered by (t, env).
@@ -105,6 +105,7 @@ class RolloutBuffer:
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
         self.memory = torch.zeros(t + 1, n, agent.memory_size, dtype=agent.dtype).numpy()
         self.begins = np.zeros((t + 1, n), np.bool_)
+        self.lost_life = np.zeros((t, n), np.bool_)
         self.finals: list[tuple[int, FinalObs]] = []
         self.returns = np.zeros(n, np.float64)
         self.discounted = np.zeros(n, np.float64)
@@ -133,6 +134,11 @@ class RolloutBuffer:
         """Start the first episodes, unless that has happened."""
         if not self._started:
             self.start()
+
+    def rewards_to_learn(self) -> Tensor:
+        """Rewards as the loss takes them, before scaling, `[T, N]`."""
+        rewards = torch.from_numpy(self.rewards)
+        return rewards.sign() if self.envs.spec.is_atari else rewards
 
     def trail(self) -> Trail:
         """What the rollout that has just been collected leaves behind."""
@@ -178,6 +184,8 @@ def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, no
         staged[:] = seen
         actions = buffer.actions[t] = act(buffer.staged_obs)[:n]
         buffer.finals += [(t, final) for final in step(to_env_actions(actions), *into)]
+        if envs.lost_life is not None:
+            buffer.lost_life[t] = envs.lost_life
         seen = into[0]
         if isinstance(actor, RecurrentActor):
             _remember(buffer, actor, t)
@@ -221,7 +229,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: fl
     values, next_values = _value(agent, buffer, memory)
     episodes = _ended_episodes(buffer)
     moments = _moments(agent, buffer)
-    rewards = torch.from_numpy(buffer.rewards)
+    rewards = buffer.rewards_to_learn()
     return Rollout(
         obs=_prepared(agent, buffer),
         actions=torch.from_numpy(buffer.actions),
@@ -229,7 +237,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: fl
         importance=torch.ones_like(log_probs),
         values=values,
         rewards=rewards if agent.reward_scale is None else agent.reward_scale.scaled(rewards),
-        terminated=torch.from_numpy(buffer.terminated),
+        terminated=torch.from_numpy(buffer.terminated | buffer.lost_life),
         truncated=torch.from_numpy(buffer.truncated),
         valid=torch.from_numpy(buffer.valid),
         next_values=next_values,
@@ -303,9 +311,9 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
         seen = torch.from_numpy(buffer.obs[: buffer.num_steps])[valid]
         sums.append(agent.obs_moments.sums(agent.encoder.boxes(seen, torch.float64)))
     if agent.reward_scale is not None:
-        ended = torch.from_numpy(buffer.terminated | buffer.truncated)
+        ended = torch.from_numpy(buffer.terminated | buffer.lost_life | buffer.truncated)
         carried = torch.from_numpy(buffer.discounted)
-        so_far, carried = agent.reward_scale.discounted(torch.from_numpy(buffer.rewards), ended, carried)
+        so_far, carried = agent.reward_scale.discounted(buffer.rewards_to_learn(), ended, carried)
         buffer.discounted = carried.numpy()
         sums.append(agent.reward_scale.sums(so_far[valid].unsqueeze(-1)))
     return torch.cat(sums)

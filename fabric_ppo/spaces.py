@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.config import ATARI
 from fabric_ppo.launch import ConfigError
 
 if TYPE_CHECKING:
@@ -58,12 +59,20 @@ class SpaceSpec:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """An environment's id, its two spaces, and what it is wrapped in (`module:function`; empty for nothing)."""
+    """An environment's id, its two spaces, and what it is wrapped in.
+
+    `wrapper` is `module:function`, or `ATARI` for that preset, or empty.
+    """
 
     env_id: str
     observation: SpaceSpec
     action: SpaceSpec
     wrapper: str = ""
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether rewards count by their sign, and lost lives as ends, for what is learnt."""
+        return self.wrapper == ATARI
 
     def to_json(self) -> str:
         """Strict JSON; `from_json` gives back an equal value."""

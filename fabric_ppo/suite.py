@@ -34,11 +34,11 @@ _CURVE_POINTS = 100
 
 @dataclass(frozen=True)
 class Row:
-    """A preset of `configs/`, what others have published for its environment, and what we want of it."""
+    """A preset of `configs/`, what others have published for its environment, and a goal if there is one."""
 
     preset: str
     published: str
-    goal: float
+    goal: float | None
 
 
 SUITES = {
@@ -62,6 +62,7 @@ SUITES = {
         Row("swimmer", "SB3 zoo 282 +- 10 (v3)", 280),
     ),
     "minigrid": (Row("minigrid-empty", "-", 0.9),),
+    "atari": (Row("pong", "CleanRL 20.4, SB3 zoo 21.0 (10 M)", None),),
 }
 ROWS = {row.preset: row for rows in SUITES.values() for row in rows}
 
@@ -233,7 +234,7 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
     for row, runs in groups:
         scores = [run.test_return for run in runs]
         low, high = interval(scores)
-        form = ".1f" if abs(row.goal) > 10 else ".3f"
+        form = ".1f" if row.goal is None or abs(row.goal) > 10 else ".3f"
         cells = [
             f"{runs[0].env_id}",
             f"{round(np.median([run.transitions for run in runs])):,}",
@@ -241,7 +242,7 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
             f"{np.mean(scores):{form}} +- {np.std(scores):{form}}",
             f"{interquartile_mean(scores):{form}} [{low:{form}}, {high:{form}}]",
             f"{min(scores):{form}}",
-            f"{row.goal:g}, {'reached' if np.mean(scores) >= row.goal else 'missed'}",
+            "-" if row.goal is None else f"{row.goal:g}, {'reached' if np.mean(scores) >= row.goal else 'missed'}",
             row.published,
             f"{np.median([run.minutes for run in runs]):.1f}",
         ]

@@ -21,6 +21,7 @@ DEFAULTS = {
     "--env-backend": "sync",
     "--env-timeout": 60.0,
     "--env-wrapper": None,
+    "--env-preset": None,
     "--action-bounds": "rescale",
     "--restart-envs": False,
     "--num-envs": 2,
@@ -89,12 +90,17 @@ OTHER = {
     "--log-std-max": (["0.5"], 0.5),
     "--run-dir": (["runs/a"], "runs/a"),
     "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--env-preset": (["atari"], "atari"),
     "--action-bounds": (["squash"], "squash"),
     "--encoder": (["impala"], "impala"),
     "--init-from": (["runs/a"], "runs/a"),
 }
-NEEDED = {"--resume": {"run_dir": "runs/a"}, "--restart-envs": {"env_backend": "async"}}
-"""What a switch cannot do without."""
+NEEDED = {
+    "--resume": {"run_dir": "runs/a"},
+    "--restart-envs": {"env_backend": "async"},
+    "--env-preset": {"env_id": "ALE/Pong-v5"},
+}
+"""What a flag cannot do without."""
 WITHOUT = {"--desired-kl": "anneal_lr"}
 """Which switch has to be off for a flag."""
 SWITCHES = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
@@ -155,10 +161,15 @@ def test_every_flag_takes_a_value(flag):
     spellings = [[flag, *words], ["--" + field(flag), *words]]
     if len(words) == 1:
         spellings.append([f"{flag}={words[0]}"])
-    off = [WITHOUT[flag]] if flag in WITHOUT else []
+    off, needed = [WITHOUT[flag]] if flag in WITHOUT else [], NEEDED.get(flag, {})
+    more = [
+        *("--no-" + name.replace("_", "-") for name in off),
+        *(f"--{name}={value}" for name, value in needed.items()),
+    ]
+    others = dict.fromkeys(off, False) | needed
     for args in spellings:
-        config = parse_flags(Config, [*args, *("--no-" + name.replace("_", "-") for name in off)])
-        assert config == dataclasses.replace(Config(), **dict.fromkeys(off, False), **{field(flag): value}) != Config()
+        config = parse_flags(Config, [*args, *more])
+        assert config == dataclasses.replace(Config(), **others, **{field(flag): value}) != Config()
         assert type(getattr(config, field(flag))) is type(value)
 
 

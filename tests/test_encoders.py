@@ -94,12 +94,15 @@ def test_networks_have_their_published_sizes():
     nature = image_encoder((84, 84, 4), "nature")
     sizes = (8 * 8 * 4 * 32 + 32) + (4 * 4 * 32 * 64 + 64) + (3 * 3 * 64 * 64 + 64) + (3136 * 512 + 512)
     assert sum(each.numel() for each in nature.parameters()) == sizes
+    small = image_encoder((84, 84, 4), "small")  # 84 x 84 x 4 -> 20 x 20 x 16 -> 9 x 9 x 32 = 2592 -> 256
+    sizes = (8 * 8 * 4 * 16 + 16) + (4 * 4 * 16 * 32 + 32) + (2592 * 256 + 256)
+    assert sum(each.numel() for each in small.parameters()) == sizes
     impala = image_encoder((72, 96, 3), "impala")
     blocks = sum(9 * n * m + m + 4 * (9 * m * m + m) for n, m in ((3, 16), (16, 32), (32, 32)))
     assert sum(each.numel() for each in impala.parameters()) == blocks + 9 * 12 * 32 * 256 + 256
 
 
-@pytest.mark.parametrize("name", ["nature", "impala"])
+@pytest.mark.parametrize("name", ["nature", "impala", "small"])
 def test_channels_may_come_first_or_last(name):
     torch.manual_seed(0)
     last = image_encoder((40, 36, 3), name)
@@ -107,6 +110,22 @@ def test_channels_may_come_first_or_last(name):
     first.load_state_dict(last.state_dict())
     images = torch.randint(0, 256, (5, 40, 36, 3), dtype=torch.uint8)
     torch.testing.assert_close(first(images.movedim(-1, 1), torch.float32), last(images, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layout_in_memory_changes_neither_features_nor_gradients(dtype):
+    """Training and acting compute in different layouts: both are the layers, one after the other."""
+    torch.manual_seed(0)
+    encoder = image_encoder((4, 84, 84), "nature").to(dtype)
+    leaf, images = encoder._leaves[0], torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    expected = leaf.head(leaf.layers(images.to(dtype) / 255).flatten(1)).relu()
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(encoder.parameters()))
+    got = encoder(images, dtype)
+    grads = torch.autograd.grad(got.square().sum(), list(encoder.parameters()))
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(encoder(images, dtype), expected)
 
 
 @pytest.mark.parametrize(("shape", "has_weights"), [((84, 84, 4), True), ((7, 7, 3), False), ((35, 84, 3), False)])
@@ -212,7 +231,7 @@ def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "auto, flatten, nature, impala or module:Class is expected"),
+        ("resnet", "auto, flatten, nature, impala, small or module:Class is expected"),
         ("my_encoders:missing", "cannot be imported .*"),
         ("my_encoders:fails", "it raised KeyError: 'no'"),
         ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),

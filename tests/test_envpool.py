@@ -500,7 +500,7 @@ def test_other_spaces_than_gymnasiums_are_refused(monkeypatch, open_envs, what, 
         return dataclasses.replace(given, **{what: dataclasses.replace(getattr(given, what), **changes)})
 
     env_spec, twin = envpool_envs.env_spec, gymnasiums("MountainCarContinuous-v0")
-    monkeypatch.setattr(envpool_envs, "make_gymnasium_env", lambda _: twin)
+    monkeypatch.setattr(envpool_envs, "make_gymnasium_env", lambda *_: twin)
     monkeypatch.setattr(envpool_envs, "env_spec", other_env_spec)
     if not is_refused:
         assert open_envs("MountainCarContinuous-v0", 2).spec.action.dtype == "float32"

@@ -29,6 +29,7 @@ OTHER = {
     "env_id": "Pendulum-v1",
     "env_backend": "async",
     "env_wrapper": "gymnasium.wrappers:FlattenObservation",
+    "env_preset": "atari",
     "action_bounds": "squash",
     "encoder": "impala",
     "init_from": "elsewhere",
@@ -70,6 +71,7 @@ def changed(script: str, name: str) -> tuple[Config, Config]:
     kind = SCRIPT_CONFIGS[script]
     base = {key: value for key, value in BASE.items() if key in {field.name for field in fields(kind)}}
     base |= {"player_on_gpu": False} if name == "cuda" and script == "decoupled" else {}
+    base |= {"env_id": "ALE/Pong-v5"} if name == "env_preset" else {}
     config = kind(**base)
     value = getattr(config, name)
     if name == "env_backend":

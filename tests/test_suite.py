@@ -95,5 +95,16 @@ def test_what_cannot_work_is_refused(tiny, words, capsys):
 
 def test_suites_and_presets_are_found_by_name_once():
     assert suite.presets_of(["cartpole", "classic"])[:2] == ["cartpole", "acrobot"]
-    with pytest.raises(ConfigError, match=r"^benchmark atari: one of classic, box2d, mujoco, minigrid, cartpole"):
-        suite.presets_of(["atari"])
+    with pytest.raises(ConfigError, match=r"^benchmark doom: one of classic, box2d, mujoco, minigrid, atari, cartpole"):
+        suite.presets_of(["doom"])
+
+
+@pytest.mark.parametrize(("preset", "goal"), [("cartpole", "500, missed"), ("pong", "-")])
+def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
+    out = tmp_path / "page.md"
+    curve = [(1.0, -21.0), (100.0, -5.0)]
+    suite._remember(out, suite.Result(preset, "Some-v0", 1, 100, -5.0, 1.0, 2.0, "2026-01-01", "Python", curve))
+    suite.write_page(out)
+    row = next(line for line in out.read_text().splitlines() if line.startswith("| Some-v0"))
+    assert row.split(" | ")[6] == goal
+    assert ("<!-- goal -->" in (tmp_path / "page" / f"{preset}.svg").read_text()) is (goal != "-")

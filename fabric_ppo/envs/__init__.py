@@ -32,7 +32,7 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         restart=config.restart_envs,
         num_threads=config.num_threads or cores_per_rank(),
         action_bounds=config.action_bounds,
-        env_wrapper=config.env_wrapper or "",
+        env_wrapper=config.env_wrapper or config.env_preset or "",
     )
     if config.env_backend == "envpool":
         from fabric_ppo.envs.envpool_envs import EnvPoolEnvs

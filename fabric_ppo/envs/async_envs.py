@@ -60,6 +60,7 @@ class AsyncEnvs(VectorEnvs):
         self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._buffers = _allocate(self._context, self.spec, self.num_envs)
         self._arrays = _views(self._buffers, self.spec, self.num_envs)
+        self.lost_life = self._arrays["lost_life"] if self.spec.is_atari else None
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         self._is_waiting = True  # for an answer that may never come
@@ -224,6 +225,7 @@ def _fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
         "rewards": ("float32", ()),
         "terminated": ("bool", ()),
         "truncated": ("bool", ()),
+        "lost_life": ("bool", ()),
     }
 
 
@@ -276,6 +278,7 @@ def _rows(buffers: dict[str, Any], spec: EnvSpec, num_envs: int) -> dict[str, Ar
 def _step(env: Episodes, arrays: dict[str, Array]) -> Array:
     action = arrays["actions"].item() if env.spec.action.shape == () else arrays["actions"].copy()
     obs, arrays["rewards"][0], arrays["terminated"][0], arrays["truncated"][0] = env.step(action)
+    arrays["lost_life"][0] = env.lost_life
     if arrays["terminated"][0] or arrays["truncated"][0]:
         arrays["final_obs"][...] = obs
         obs = env.reset()

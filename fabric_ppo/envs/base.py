@@ -19,7 +19,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.config import named_function
+from fabric_ppo.config import ATARI, named_function, register_atari
+from fabric_ppo.envs import atari
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
@@ -56,7 +57,8 @@ class EnvSettings:
         restart: replace a worker process that died or hangs.
         num_threads: how many threads a backend that has its own may start.
         action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
-        env_wrapper: what each environment is wrapped in, `module:function`, several with commas; empty for nothing.
+        env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or `ATARI`; empty for
+            nothing.
     """
 
     env_id: str
@@ -89,12 +91,14 @@ class VectorEnvs(ABC):
         num_envs: N.
         restarts: worker processes that had to be replaced so far.
         rebuilds_episodes: whether `rebuild` can bring an episode back; otherwise a resumed run starts new ones.
+        lost_life: `[N]`, where the last step cost a life, though the game may go on; None if that is not of interest.
     """
 
     spec: EnvSpec
     num_envs: int
     restarts: int = 0
     rebuilds_episodes: bool = True
+    lost_life: Array | None = None
 
     @abstractmethod
     def reset(self, obs: Array) -> None:
@@ -150,14 +154,18 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
     """
     if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    if wrapper == ATARI or env_id.startswith("ALE/"):
+        register_atari(env_id)
+    if wrapper == ATARI:
+        options |= atari.MAKE_OPTIONS
     try:
-        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(env_id, disable_env_checker=True, **rendering)
+        env = gymnasium.make(env_id, disable_env_checker=True, **options)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
     for each in filter(None, wrapper.split(",")):
-        env = _wrapped(env, each)
+        env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     return env
@@ -255,7 +263,12 @@ def renew_world(env: gymnasium.Env[Any, Any]) -> None:
 
 
 class Episodes:
-    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`."""
+    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`.
+
+    Attributes:
+        spec: its spaces.
+        lost_life: whether the last step cost a life in an Atari game.
+    """
 
     def __init__(self, settings: EnvSettings, index: int) -> None:
         """Make local environment `index`."""
@@ -269,6 +282,9 @@ class Episodes:
         self._pack = Packer(self.spec.observation) if self.spec.observation.parts else None
         self._shape = self.spec.observation.shape
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
+        self._counts_lives = self.spec.is_atari
+        self._lives = 0
+        self.lost_life = False
         self._episode = -1
         self._steps = 0
         self._episode_seed = 0
@@ -281,9 +297,11 @@ class Episodes:
         self._episode_seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
         try:
             renew_world(self._env)
-            obs, _ = self._env.reset(seed=self._episode_seed)
+            obs, info = self._env.reset(seed=self._episode_seed)
         except Exception as error:
             raise self._fault(f"reset raised {_summary(error)}", error) from error
+        if self._counts_lives:
+            self._lives = info["lives"]
         return self._checked(obs, "reset")
 
     def state(self) -> bytes:
@@ -346,12 +364,14 @@ class Episodes:
         """Observation, reward, terminated, truncated; the caller calls `reset` when the episode ended."""
         self._steps += 1
         try:
-            obs, reward, terminated, truncated, _ = self._env.step(action)
+            obs, reward, terminated, truncated, info = self._env.step(action)
             reward = float(reward)
         except Exception as error:
             raise self._fault(f"step raised {_summary(error)}", error) from error
         if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
             raise self._fault(f"step returned reward {reward}, which is not finite as float32")
+        if self._counts_lives:
+            self.lost_life, self._lives = info["lives"] < self._lives, info["lives"]
         return self._checked(obs, "step"), reward, terminated, truncated
 
     def _checked(self, obs: Any, call: str) -> Array:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fabric_ppo.config import envpool_id
+from fabric_ppo.envs.atari import envpool_options
 from fabric_ppo.envs.base import (
     Array,
     EnvironmentFault,
@@ -41,31 +43,39 @@ class EnvPoolEnvs(VectorEnvs):
             ConfigError: EnvPool or Gymnasium, in whose environment of that id the agent is tested, cannot make it, or
                 their spaces differ or are not supported.
         """
-        twin = make_gymnasium_env(settings.env_id)
+        twin = make_gymnasium_env(settings.env_id, settings.env_wrapper)
         self.spec = settings.spec_of(twin)
+        self._options = envpool_options(twin) if self.spec.is_atari else {}
         if self.spec.observation.parts:
             twin.close()
             raise ConfigError(f"--env-id {settings.env_id}: nested observations need --env-backend sync or async")
         twin.close()
         self.num_envs = settings.num_envs
         self._settings = settings
-        self._pool, spec = _make_pool(settings, [0] * settings.num_envs)
+        self._pool, spec = _make_pool(settings, [0] * settings.num_envs, self._options)
         self._step: Any = _step_of(self._pool)
         _require_same_spaces(spec, self.spec)
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
         self._ended = np.zeros(settings.num_envs, np.bool_)
+        if self.spec.is_atari:
+            self.lost_life, self._lives = self._ended.copy(), np.zeros(settings.num_envs, np.int32)
 
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
-        obs[:], _ = self._pool.reset()
+        obs[:], info = self._pool.reset()
         self._ended[:] = False
+        if self.lost_life is not None:
+            self._lives[:] = info["lives"]
 
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
         """See `VectorEnvs.step`."""
         np.logical_not(self._ended, out=valid)
-        obs[:], rewards[:], terminated[:], truncated[:] = self._step(actions)
+        obs[:], rewards[:], terminated[:], truncated[:], *lives = self._step(actions)
+        if self.lost_life is not None:
+            np.less(lives[0], self._lives, out=self.lost_life)
+            self._lives[:] = lives[0]
         np.logical_or(terminated, truncated, out=self._ended)
         if not all_finite(rewards):
             raise self._fault("reward", rewards)
@@ -75,7 +85,7 @@ class EnvPoolEnvs(VectorEnvs):
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
         """See `VectorEnvs.rebuild`: all begin anew, with seeds of their own."""
-        self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past])
+        self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past], self._options)
         self._step = _step_of(self._pool)
         self.reset(obs)
         return ["EnvPool cannot bring an episode back"] * self.num_envs
@@ -90,7 +100,7 @@ class EnvPoolEnvs(VectorEnvs):
         self._pool = self._step = None  # its threads end with it; its own `close` leaves them running
 
 
-def _make_pool(settings: EnvSettings, episodes: Sequence[int]) -> tuple[Any, EnvSpec]:
+def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str, Any]) -> tuple[Any, EnvSpec]:
     """EnvPool's environments, seeded for the given one of their episodes, and their spaces."""
     import envpool
 
@@ -102,37 +112,45 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int]) -> tuple[Any, Env
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's, about bounds that EnvPool gives with too many digits
             pool: Any = envpool.make_gymnasium(
-                settings.env_id,
+                envpool_id(settings.env_id, settings.env_wrapper),
                 num_envs=settings.num_envs,
                 num_threads=min(settings.num_threads, settings.num_envs),
                 seed=seeds,
+                **options,
             )
             spaces = pool.observation_space, pool.action_space
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--env-id {settings.env_id}: EnvPool cannot make it ({reason})") from error
-    return pool, env_spec(settings.env_id, *spaces, settings.action_bounds)
+    return pool, env_spec(settings.env_id, *spaces, settings.action_bounds, settings.env_wrapper)
 
 
 def _step_of(pool: Any) -> Callable[[Array], tuple[Array, ...]]:
-    """What steps a pool: actions -> observations, rewards, terminated, truncated.
+    """What steps a pool: actions -> observations, rewards, terminated, truncated, and of Atari games the lives left.
 
     EnvPool's own `step` takes as long to sort its arrays into dictionaries as some dozen CartPoles take to step, so
     its compiled part is called instead, where it takes and gives what this is written for.
     """
     takes, gives = list(getattr(pool, "_action_keys", [])), list(getattr(pool, "_state_keys", []))
     if takes != ["env_id", "players.env_id", "action"] or not {"obs", "reward", "done", "trunc"} <= set(gives):
-        return lambda actions: pool.step(actions)[:4]
+        return lambda actions: _by_name(*pool.step(actions))
     ids, dtype = pool.all_env_ids, pool.spec.action_array_spec["action"].dtype
     at_obs, at_reward, at_done, at_trunc = (gives.index(name) for name in ("obs", "reward", "done", "trunc"))
+    at_lives = [gives.index(name) for name in ("info:lives",) if name in gives]
 
     def step(actions: Array) -> tuple[Array, ...]:
         pool._send([ids, ids, np.ascontiguousarray(actions, dtype)])
         state = pool._recv()
         truncated = state[at_trunc]
-        return state[at_obs], state[at_reward], state[at_done] & ~truncated, truncated
+        lives = [state[index] for index in at_lives]
+        return state[at_obs], state[at_reward], state[at_done] & ~truncated, truncated, *lives
 
     return step
+
+
+def _by_name(*step: Any) -> tuple[Array, ...]:
+    *arrays, info = step
+    return *arrays, *[info[name] for name in ("lives",) if name in info]
 
 
 def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:

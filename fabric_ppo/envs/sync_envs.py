@@ -22,6 +22,7 @@ class SyncEnvs(VectorEnvs):
         self._envs = [Episodes(settings, index) for index in range(settings.num_envs)]
         self.spec = self._envs[0].spec
         self.num_envs = settings.num_envs
+        self.lost_life = np.zeros(self.num_envs, np.bool_) if self.spec.is_atari else None
 
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
@@ -41,6 +42,8 @@ class SyncEnvs(VectorEnvs):
                 finals.append(FinalObs(index, np.array(next_obs)))  # the environment may reuse its memory
                 next_obs = env.reset()
             obs[index] = next_obs
+        if self.lost_life is not None:
+            self.lost_life[:] = [env.lost_life for env in self._envs]
         valid[:] = True
         return finals
 

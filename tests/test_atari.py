@@ -1,0 +1,263 @@
+"""`--env-preset atari`, held against Gymnasium's own wrappers in a plain loop, and against ALE's count of lives."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+from fabric_ppo import cli, load_agent
+from fabric_ppo.agent import make_agent
+from fabric_ppo.config import Config, resolve_env_id, resolve_envpool_id
+from fabric_ppo.envs import envpool_envs, make_envs
+from fabric_ppo.launch import ConfigError
+from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.seeding import episode_seed, evaluation_seed
+from tests.resuming import assert_same_run, die, finish, on_call, train
+from tests.runs import SCRIPTS
+
+pytest.importorskip("ale_py", reason="the extra atari")
+
+SEED = 5
+HAS_ENVPOOL = sys.version_info >= (3, 11)
+BACKENDS = ["sync", "async", *(["envpool"] if HAS_ENVPOOL else [])]
+needs_envpool = pytest.mark.skipif(not HAS_ENVPOOL, reason="EnvPool needs Python 3.11")
+
+
+@pytest.fixture
+def open_envs():
+    opened = []
+
+    def open_(env_id, num_envs, backend="sync", **flags):
+        config = Config(env_id=env_id, env_preset="atari", env_backend=backend, num_envs=num_envs, seed=SEED, **flags)
+        opened.append(make_envs(config, 0, 1))
+        return config, opened[-1]
+
+    yield open_
+    for envs in opened:
+        envs.close()
+    assert not multiprocessing.active_children()
+
+
+def step_all(envs, actions):
+    """Observations, rewards, terminated, truncated and lost lives after each of `actions [T, N]`."""
+    n, obs_space = envs.num_envs, envs.spec.observation
+    for each in actions:
+        obs = np.zeros((n, *obs_space.shape), obs_space.dtype)
+        flags = [np.zeros(n, np.bool_) for _ in range(3)]
+        rewards = np.zeros(n, np.float32)
+        finals = envs.step(each, obs, rewards, *flags)
+        yield obs, rewards, flags[0], flags[1], envs.lost_life.copy(), finals
+
+
+def by_hand(env_id, **options):
+    """Gymnasium's preprocessing of the full game, as its documentation has it."""
+    env = gymnasium.make(env_id, frameskip=1, **options)
+    env = AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False)
+    return FrameStackObservation(env, 4)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_it_is_gymnasiums_preprocessing_over_several_games(open_envs, backend):
+    """Breakout, which loses five lives in a few hundred steps."""
+    _, envs = open_envs("ALE/Breakout-v5", 2, backend)
+    twins = [by_hand("ALE/Breakout-v5") for _ in range(2)]
+    episodes, lives = [0, 0], [5, 5]
+    obs = np.zeros((2, 4, 84, 84), np.uint8)
+    envs.reset(obs)
+    for i, twin in enumerate(twins):
+        np.testing.assert_array_equal(obs[i], twin.reset(seed=episode_seed(SEED, i, 0, 2))[0])
+    actions = np.random.default_rng(0).integers(0, 4, (320, 2))
+    for each, got in zip(actions, step_all(envs, actions), strict=True):
+        final_obs = {final.env: final.obs for final in got[5]}
+        for i, twin in enumerate(twins):
+            obs, reward, terminated, truncated, info = twin.step(each[i])
+            assert [column[i] for column in got[1:5]] == [reward, terminated, truncated, info["lives"] < lives[i]]
+            lives[i] = info["lives"]
+            if terminated:
+                np.testing.assert_array_equal(final_obs[i], obs)
+                episodes[i] += 1
+                obs, info = twin.reset(seed=episode_seed(SEED, i, episodes[i], 2))
+                lives[i] = info["lives"]
+            np.testing.assert_array_equal(got[0][i], obs)
+    assert min(episodes) >= 1
+
+
+@needs_envpool
+def test_envpools_own_preprocessing_is_the_same(monkeypatch, open_envs):
+    """Without sticky actions a game depends on nothing but its number of no-ops: some number gives the same game."""
+    options = envpool_envs.envpool_options
+    monkeypatch.setattr(envpool_envs, "envpool_options", lambda env: options(env) | {"repeat_action_probability": 0.0})
+    _, envs = open_envs("ALE/Breakout-v5", 1, "envpool")
+    first = np.zeros((1, 4, 84, 84), np.uint8)
+    envs.reset(first)
+    actions = np.random.default_rng(1).integers(0, 4, (320, 1))
+    played = list(step_all(envs, actions))
+    length = next(t for t, got in enumerate(played) if got[2][0]) + 1
+    twin = by_hand("ALE/Breakout-v5", repeat_action_probability=0.0)
+    twin.reset(seed=0)
+    assert any(is_same_game(twin, number, first, actions[:length], played[:length]) for number in range(1, 31))
+
+
+def is_same_game(twin, noops, first, actions, played):
+    twin.unwrapped._np_random = SimpleNamespace(integers=lambda *_: noops)
+    obs, info = twin.reset()
+    if not np.array_equal(obs, first[0]):
+        return False
+    for (action,), got in zip(actions, played, strict=True):
+        lives = info["lives"]
+        obs, *flags, info = twin.step(action)
+        if not np.array_equal(obs, got[0][0]) or [column[0] for column in got[1:5]] != [*flags, info["lives"] < lives]:
+            return False
+    return True
+
+
+@needs_envpool
+def test_envpool_has_the_games_own_sticky_actions(open_envs):
+    """The chance is the id's: 0.25 for v5 (arXiv 1709.06009)."""
+    _, envs = open_envs("ALE/Pong-v5", 1, "envpool")
+    assert envs._pool.spec.config.repeat_action_probability == pytest.approx(0.25)
+    assert not envs._pool.spec.config.use_fire_reset
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_learnt_and_what_is_logged(open_envs, backend):
+    """Signs of rewards and lives that end, against full games and their points: Space Invaders' are 5 to 30."""
+    config, envs = open_envs("ALE/SpaceInvaders-v5", 2, backend, num_steps=500)
+    agent = make_agent(envs.spec, config)
+    buffer = RolloutBuffer(envs, agent, config.num_steps, 0)
+    rollout = collect(envs, agent, buffer, SEED, 0)
+    raw = buffer.rewards.copy()
+    assert set(np.unique(raw)) - {0, 1}
+    np.testing.assert_array_equal(rollout.rewards, np.sign(raw))
+    assert rollout.obs.dtype is torch.uint8
+    games = [episode for episode in rollout.episodes if episode.length == episode.t + 1]
+    assert games
+    assert len(rollout.episodes) == buffer.terminated.sum() + buffer.truncated.sum()
+    for game in games:
+        assert game.ret == raw[: game.length, game.env].sum()
+        ends = rollout.terminated[: game.length, game.env].numpy()
+        assert ends[-1]
+        assert ends.sum() in (2, 3), "three lives, of which a game may take the last two at once"
+    assert not rollout.trail.ended[rollout.terminated.numpy() & ~buffer.terminated].any()
+
+
+def test_scaled_rewards_are_scaled_signs_up_to_the_life_that_ends(open_envs):
+    """What `--normalize-rewards` sums are discounted signs since the last lost life."""
+    config, envs = open_envs("ALE/SpaceInvaders-v5", 1, num_steps=400, normalize_rewards=True)
+    agent = make_agent(envs.spec, config)
+    buffer = RolloutBuffer(envs, agent, config.num_steps, 0)
+    rollout = collect(envs, agent, buffer, SEED, 0)
+    total, seen = 0.0, []
+    for reward, ended in zip(np.sign(buffer.rewards[:, 0]), rollout.terminated[:, 0], strict=True):
+        total = config.gamma * total + reward
+        seen.append(total)
+        total = 0.0 if ended else total
+    assert rollout.terminated.sum() > buffer.terminated.sum()
+    expected = agent.reward_scale.sums(torch.tensor(seen, dtype=torch.float64)[:, None])
+    torch.testing.assert_close(rollout.moments, expected, rtol=1e-6, atol=1e-6)
+
+
+# runs
+
+PONG = {"env_id": "ALE/Pong-v5", "env_preset": "atari", "encoder": "small", "hidden_sizes": (16,)}
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "backend"), [("torch", 1, "async"), ("fabric", 1, "sync"), ("decoupled", 2, "sync")]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, script, size, backend):
+    flags = PONG | {"env_backend": backend, "num_steps": 8}
+    expected = finish(script, size, tmp_path / "left_alone", **flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS[script], "collect", on_call(4, 0, die, SCRIPTS[script].collect))
+        assert train(script, size, tmp_path / "run", **flags)[0] == "exit code 9"
+    finish(script, size, tmp_path / "run", resume=True, **flags)
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run in three updates."""
+    return finish("torch", 1, tmp_path_factory.mktemp("atari") / "run", updates=3, **PONG)
+
+
+def test_a_policy_is_tried_in_full_games_with_the_same_preprocessing(run_dir, capsys):
+    """No flag says so: the policy's file does."""
+    policy = load_agent(run_dir)
+    env, returns = by_hand("ALE/Pong-v5"), []
+    obs, _ = env.reset(seed=evaluation_seed(0, 0))
+    ended = False
+    while not ended:
+        obs, reward, terminated, truncated, _ = env.step(policy.act(obs).item())
+        ended = terminated or truncated
+        returns.append(reward)
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["returns"], said["length_mean"]) == ([sum(returns)], len(returns))
+
+
+@needs_envpool
+def test_envpool_runs_to_the_end(tmp_path):
+    run = finish("torch", 1, tmp_path / "run", updates=2, **PONG, env_backend="envpool")
+    assert load_agent(run).spec.is_atari
+
+
+# what cannot work
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"env_preset": "mario"}, "--env-preset mario: atari is expected"),
+        ({}, "--env-id CartPole-v1: not an Atari game; with --env-preset atari one is expected"),
+        ({"env_id": "ALE/Pung-v5"}, r"--env-id ALE/Pung-v5: .*Pong.*"),
+        (
+            {"env_id": "ALE/Pong-v5", "env_wrapper": "gymnasium.wrappers:FlattenObservation"},
+            "--env-preset: cannot be had with --env-wrapper, one of the two is expected",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(flags, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        Config(**{"env_preset": "atari"} | flags)
+
+
+@needs_envpool
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"env_id": "ALE/Pong-v5"},
+            "EnvPool does not have it; --env-preset atari, or --env-backend sync or async is expected",
+        ),
+        (
+            {"env_id": "PongNoFrameskip-v4", "env_preset": "atari"},
+            "EnvPool does not have it; --env-backend sync or async is expected",
+        ),
+    ],
+)
+def test_what_envpool_does_not_have_is_refused(flags, message):
+    with pytest.raises(ConfigError, match=f"^--env-id {flags['env_id']}: {message}$"):
+        Config(env_backend="envpool", **flags)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_envpools_short_id_is_the_games(backend):
+    assert Config(env_id="Pong-v5", env_preset="atari", env_backend=backend).env_id == "ALE/Pong-v5"
+
+
+@pytest.mark.parametrize(("module", "preset"), [("ale_py", "atari"), ("cv2", "atari"), ("ale_py", None)])
+def test_without_the_packages_the_error_says_how_to_get_them(monkeypatch, module, preset):
+    monkeypatch.setitem(sys.modules, module, None)
+    for each in (resolve_env_id, resolve_envpool_id):
+        each.cache_clear()
+    with pytest.raises(ConfigError, match=r"^--env-id ALE/Pong-v5: needs .*pip install 'fabric-ppo\[atari\]' \(.*\)$"):
+        Config(env_id="ALE/Pong-v5", env_preset=preset)
