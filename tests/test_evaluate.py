@@ -117,6 +117,8 @@ def test_the_file_is_the_state_dict_and_what_rebuilds_the_agent(tmp_path, dtype)
         "shared_trunk": False,
         "layer_norm": False,
         "state_dependent_std": False,
+        "log_std_min": None,
+        "log_std_max": None,
     }
     obs = some_obs(gymnasium.make("Pendulum-v1").observation_space, 8)
     np.testing.assert_array_equal(load_agent(tmp_path).value(obs), Policy(agent).value(obs))
