@@ -82,7 +82,7 @@ class Batch:
         if self.num_shares > 1:
             orders = [order[part] for order in orders for part in parts]
         index = torch.from_numpy(np.concatenate(orders)).to(self.rows.weights.device)
-        rows = Rows(*(column[index] for column in self.rows))
+        rows = Rows(*(column.index_select(0, index) for column in self.rows))
         scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
         return Minibatches(rows._replace(weights=rows.weights * scale), sizes * len(epochs))
 
