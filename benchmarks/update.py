@@ -22,6 +22,7 @@ from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE
 from fabric_ppo.loss import MinibatchLoss
+from fabric_ppo.networks import MANY_ROWS
 from fabric_ppo.spaces import EnvSpec, SpaceSpec
 from fabric_ppo.update import PPOLoss, autograd_loss, compile_loss, make_optimizer, ppo_update
 
@@ -66,7 +67,11 @@ def products_of(config: Config, minibatches: int) -> Callable[[], object]:
             weight = layer.weight.detach()
             outputs, inputs = weight.shape
             value, grad = torch.randn(rows, inputs), torch.randn(rows, outputs)
-            products += [(value, weight.t(), torch.empty(rows, outputs)), (grad.t(), value, torch.empty_like(weight))]
+            products += [(value, weight.t(), torch.empty(rows, outputs))]
+            if rows >= MANY_ROWS and 2 * inputs <= outputs:  # the quick way round, as in `networks.ClosedForm`
+                products += [(value.t(), grad, torch.empty(inputs, outputs))]
+            else:
+                products += [(grad.t(), value, torch.empty_like(weight))]
             products += [(grad, weight, torch.empty(rows, inputs))] if number > 0 else []
 
     def run() -> None:

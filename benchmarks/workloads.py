@@ -57,6 +57,7 @@ class Setting:
 AS_IT_COMES = Setting("as it comes")
 ONE_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"),))
 ONE_XLA_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"), ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")))
+OUR_ONE_THREAD = Setting("one thread", flags=("--num-threads", "1"))
 SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
 
 
@@ -177,7 +178,7 @@ def throughput() -> Workload:
     ahead = replace(work, ranks=2, decoupled=True)
     contenders = (
         Contender("train_torch.py", "torch", work),
-        Contender("train_torch.py --env-backend envpool", "torch-envpool", work),
+        Contender("train_torch.py --env-backend envpool", "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
         Contender("train_torch.py, two ranks", "torch", two),
         Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
         Contender("train_fabric_decoupled.py --overlap --env-backend envpool", "decoupled-overlap-envpool", ahead),

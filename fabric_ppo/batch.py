@@ -126,10 +126,10 @@ class Minibatches:
 def take(rows: Rows, index: Tensor, together: int) -> Rows:
     """The rows (with `together` > 1, the sequences of so many rows) of an index on the CPU."""
     index = index.to(rows.weights.device)
-    sequences = rows.sequences[index] if len(rows.sequences) else NO_MEMORY
+    sequences = rows.sequences.index_select(0, index) if len(rows.sequences) else NO_MEMORY
     if together > 1:
         index = (index.unsqueeze(-1) * together + torch.arange(together, device=index.device)).flatten()
-    return Rows(*(column[index] for column in rows[:-1]))._replace(sequences=sequences)
+    return Rows(*(column.index_select(0, index) for column in rows[:-1]))._replace(sequences=sequences)
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:

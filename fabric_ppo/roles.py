@@ -235,9 +235,11 @@ class Exchange:
         for trainer, packet in enumerate(self._batches):
             packet.fields["goes_on"].fill_(batch is not None)
             if batch is not None:
-                part = take(batch.rows, self._part(batch.update, trainer), self._together)
+                rows = batch.rows
+                if not self._config.share_data:
+                    rows = take(rows, self._part(batch.update, trainer), self._together)
                 for name in self._columns:
-                    column = getattr(part, name)
+                    column = getattr(rows, name)
                     packet.fields[name][: len(column)].copy_(column)
         if self._config.share_data:
             self._world.broadcast(self._batches[0].bytes, PLAYER)
@@ -246,9 +248,7 @@ class Exchange:
             self._world.scatter(nothing, [nothing, *(packet.bytes for packet in self._batches)], PLAYER)
 
     def _part(self, update: int, trainer: int) -> Tensor:
-        """The rows (or sequences) that a trainer gets, in canonical order: all, or its part of a permutation."""
-        if self._config.share_data:
-            return torch.arange(self._units)
+        """The rows (or sequences) that a trainer gets, in canonical order: its part of a permutation."""
         order = minibatch_order(self._config.seed, update, 0, self._units, Stream.SPLIT)
         start, stop = cut(self._units, trainer, self._num_trainers)
         return torch.from_numpy(order[start:stop]).sort().values
