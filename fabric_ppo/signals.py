@@ -20,6 +20,7 @@ from fabric_ppo.launch import STOPPED_BY_SIGNAL, StoppedBySignal, is_rank_zero
 GRACE_SECONDS = 4.0
 """How long an update may go on after a signal; then the state from before it is saved."""
 _AFTER_RANK_ZERO = 2.0
+_TEARDOWN_SECONDS = 3.0  # for what is closed after an update that ended in time: an environment may take for ever
 _SAME_CTRL_C = 1.0
 _INTERRUPTED_TWICE = 130
 _STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -114,15 +115,19 @@ class StopSignals:
                 threading.Thread(target=self._end_late_update, daemon=True).start()
 
     def _end_late_update(self) -> None:
-        """Save the state from before an update that goes on for too long, and end."""
+        """Save the state from before an update that goes on for too long, and end; or end what does not close."""
         time.sleep(GRACE_SECONDS)
         if self._save is None:
             time.sleep(_AFTER_RANK_ZERO)
         with self._lock:
-            if self._phase == "stopping":
-                return
-            said = self._save() if self._save is not None else ""
-            _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name}{said}")
+            if self._phase != "stopping":
+                self._save_and_exit()
+        time.sleep(_TEARDOWN_SECONDS)
+        self._save_and_exit()
+
+    def _save_and_exit(self) -> NoReturn:
+        said = self._save() if self._save is not None else ""
+        _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name}{said}")
 
 
 def _tell_unraisable(swallowed: sys.UnraisableHookArgs) -> None:

@@ -12,6 +12,8 @@ import sys
 import time
 from dataclasses import replace
 
+import gymnasium
+import numpy as np
 import pytest
 
 from fabric_ppo import run as run_module
@@ -150,6 +152,40 @@ def test_an_update_that_takes_too_long_is_given_up(tmp_path, monkeypatch, start,
     assert not any("Traceback" in said(tmp_path, rank) for rank in range(size))
     finish(script, size, tmp_path / "run", UPDATES, resume=True)
     assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected", UPDATES), resumes=1)
+
+
+class Clinging(gymnasium.Env):
+    """Takes for ever to close."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.is_used = True
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    def close(self):
+        if hasattr(self, "is_used"):
+            time.sleep(600)
+
+
+gymnasium.register("Clinging-v0", Clinging, max_episode_steps=20)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_an_environment_that_does_not_close_is_not_waited_for(tmp_path, monkeypatch, start, backend):
+    for name, seconds in (("GRACE_SECONDS", 1.0), ("_TEARDOWN_SECONDS", 0.5)):
+        monkeypatch.setattr(f"fabric_ppo.signals.{name}", seconds)
+    slowly(monkeypatch, "torch")
+    (rank,) = start("torch", 1, env_id="Clinging-v0", env_backend=backend)
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+    os.kill(rank.pid, signal.SIGTERM)
+    assert statuses([rank], 5.0) == [STOPPED_BY_SIGNAL]
+    assert re.search(STOPPED, said(tmp_path, 0))
+    assert checkpoints(tmp_path / "run")[0] == logged(tmp_path / "run")
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch, start):
