@@ -6,7 +6,9 @@ repeated, and run in parts.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,22 +16,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fabric_ppo.checkpoint import write_atomically
-from fabric_ppo.config import Config, load_yaml
+from fabric_ppo.config import TorchConfig, flag, load_yaml
 from fabric_ppo.launch import ConfigError, die_with_parent
 from fabric_ppo.plot import curve, draw
 
 TEST_EPISODES = 100
 _RESAMPLES = 50_000
-_CURVE_POINTS = 100
+_CURVE_POINTS = 60
+_PACKAGES = ("torch", "gymnasium", "box2d", "mujoco", "minigrid", "envpool")
+_FREE = ("seed", "test_episodes", "num_threads", "log_dir")
+"""Flags that a run has besides those of its preset."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,20 @@ class Row:
     preset: str
     published: str
     goal: float | None
+    every: float | None = None
+    """What each single run is to reach."""
 
 
 SUITES = {
     "classic": (
-        Row("cartpole", "SB3 zoo 500; CleanRL 490.0 +- 6.1 (500k)", 500),
+        Row("cartpole", "SB3 zoo 500; CleanRL 490.0 +- 6.1 (500k)", 500, every=500),
         Row("acrobot", "SB3 zoo -73.5 +- 18.2 (1 M)", -74),
         Row("mountaincar", "SB3 zoo -110.4 +- 19.5", -110),
         Row("mountaincar-continuous", "SB3 zoo 88.3 +- 2.6 (20k)", 90),
         Row("pendulum", "SB3 zoo -172 +- 104 (100k)", -165),
     ),
     "box2d": (
-        Row("lunarlander", "SB3 zoo 242 +- 32 (v2)", 260),
+        Row("lunarlander", "SB3 zoo 242 +- 32 (v2)", 260, every=200),
         Row("lunarlander-continuous", "SB3 zoo 271 +- 32 (v2)", 275),
         Row("bipedalwalker", "SB3 zoo 213 +- 129 (5 M)", 280),
     ),
@@ -61,7 +68,11 @@ SUITES = {
         Row("ant", "SB3 zoo 1327 +- 452 (v3)", 1800),
         Row("swimmer", "SB3 zoo 282 +- 10 (v3)", 280),
     ),
-    "minigrid": (Row("minigrid-empty", "-", 0.9),),
+    "minigrid": (
+        Row("minigrid-empty", "-", 0.9),
+        Row("minigrid-memory", "-", 0.9),
+        Row("minigrid-memory-mlp", "-", None),
+    ),
     "atari": (Row("pong", "CleanRL 20.4, SB3 zoo 21.0 (10 M)", None),),
 }
 ROWS = {row.preset: row for rows in SUITES.values() for row in rows}
@@ -80,22 +91,25 @@ class Result:
     minutes: float
     date: str
     made_with: str
+    flags: dict[str, Any]
+    """Of its preset."""
     curve: list[tuple[float, float]] = field(repr=False)
 
 
-def interquartile_mean(scores: Sequence[float]) -> float:
-    """Mean of what is left without the lowest and the highest quarter, each rounded down (arXiv 2108.13264, 4.3)."""
-    cut = len(scores) // 4
-    return float(np.mean(np.sort(scores)[cut : len(scores) - cut]))
+def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
+    """Mean over the last axis without its lowest and its highest quarter, each rounded down (arXiv 2108.13264, 4.3)."""
+    ordered: NDArray[np.float64] = np.sort(np.asarray(scores, np.float64))
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(-1))
 
 
 def interval(
-    scores: Sequence[float], statistic: Callable[[Sequence[float]], float] = interquartile_mean
+    scores: Sequence[float], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] = interquartile_mean
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a statistic over runs (arXiv 2108.13264, 4.1), always the same draws."""
     rng = np.random.default_rng(0)
-    drawn: NDArray[Any] = rng.choice(np.asarray(scores, float), (_RESAMPLES, len(scores)))
-    low, high = np.percentile([statistic(each) for each in drawn], [2.5, 97.5])
+    drawn = rng.choice(np.asarray(scores, np.float64), (_RESAMPLES, len(scores)))
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -136,11 +150,18 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
     pool = ThreadPoolExecutor(jobs)
     try:
         for (preset, seed, run_dir), status in zip(todo, pool.map(lambda job: _train(*job), todo), strict=True):
-            if status == 0:
+            if changed := _changed_flags(preset, run_dir) if status == 0 else []:
+                failed += 1
+                print(
+                    f"{preset}, seed {seed}: {', '.join(map(flag, changed))} changed since it was trained; without "
+                    f"{run_dir} it is trained anew",
+                    file=sys.stderr,
+                )
+            elif status == 0:
                 result = _result(preset, run_dir)
                 print(f"{preset}, seed {seed}: {result.test_return:.1f}, {result.minutes:.1f} min", flush=True)
                 _remember(out, result)
-                write_page(out)
+                write_page(out, preset)
             else:
                 failed += 1
                 print(f"{preset}, seed {seed}: ended with status {status}, see {run_dir}/output.txt", file=sys.stderr)
@@ -167,10 +188,19 @@ def _flags(preset: str, seed: str) -> list[str]:
     return ["--config", str(path), "--seed", seed, "--test-episodes", str(TEST_EPISODES)]
 
 
+def _changed_flags(preset: str, run_dir: Path) -> list[str]:
+    """Flags of a run that are no longer what its preset says."""
+    then, now = (
+        TorchConfig(**load_yaml(str(path), TorchConfig)).to_dict()
+        for path in (run_dir / "config.yaml", preset_path(preset))
+    )
+    return [name for name in now if name not in _FREE and then[name] != now[name]]
+
+
 def _result(preset: str, run_dir: Path) -> Result:
     summary = json.loads((run_dir / "summary.json").read_text())
     steps, returns = curve(run_dir)
-    at = np.unique(np.linspace(0, len(steps) - 1, min(_CURVE_POINTS, len(steps))).astype(int))
+    parts = np.array_split(np.stack([steps, returns]), min(_CURVE_POINTS, len(steps) or 1), axis=1)
     return Result(
         preset=preset,
         env_id=summary["env_id"],
@@ -180,11 +210,23 @@ def _result(preset: str, run_dir: Path) -> Result:
         test_std=summary["test"]["return_std"],
         minutes=summary["wall_seconds"] / 60,
         date=time.strftime("%Y-%m-%d", time.localtime((run_dir / "summary.json").stat().st_mtime)),
-        made_with=", ".join(
-            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in ("torch", "gymnasium"))]
-        ),
-        curve=[(float(steps[k]), round(float(returns[k]), 3)) for k in at],
+        made_with=made_with(),
+        flags=load_yaml(str(preset_path(preset)), TorchConfig),
+        curve=[(round(float(part[0].mean())), round(float(part[1].mean()), 3)) for part in parts if part.size],
     )
+
+
+def made_with() -> str:
+    """This machine, and the versions of what runs here."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    words = [f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"]
+    words.append(f"Python {platform.python_version()}")
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            words.append(f"{name} {version(name)}")
+    return ", ".join(words)
 
 
 def _folder(out: Path) -> Path:
@@ -206,14 +248,14 @@ def _remember(out: Path, result: Result) -> None:
     write_atomically(_folder(out) / "results.json", f"[\n{lines}\n]\n".encode())
 
 
-def write_page(out: Path) -> None:
-    """Write the table and the curves of all results that are known."""
+def write_page(out: Path, preset: str) -> None:
+    """Write the page of all results that are known, and draw the curves of a preset anew."""
     results = _known(out)
     groups = [(row, [each for each in results if each.preset == name]) for name, row in ROWS.items()]
     groups = [(row, runs) for row, runs in groups if runs]
-    for row, runs in groups:
-        curves = [np.array(run.curve).T for run in runs]
-        draw(_folder(out) / f"{row.preset}.svg", curves, title=runs[0].env_id, goal=row.goal)
+    (runs,) = (runs for row, runs in groups if row.preset == preset)
+    curves = [np.array(run.curve).T for run in runs]
+    draw(_folder(out) / f"{preset}.svg", curves, title=_title(runs[0]), goal=ROWS[preset].goal)
     write_atomically(out, "\n".join(_page(groups, _folder(out).name)).encode())
 
 
@@ -232,34 +274,63 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     for row, runs in groups:
-        scores = [run.test_return for run in runs]
-        low, high = interval(scores)
-        form = ".1f" if row.goal is None or abs(row.goal) > 10 else ".3f"
-        cells = [
-            f"{runs[0].env_id}",
-            f"{round(np.median([run.transitions for run in runs])):,}",
-            f"{len(runs)}",
-            f"{np.mean(scores):{form}} +- {np.std(scores):{form}}",
-            f"{interquartile_mean(scores):{form}} [{low:{form}}, {high:{form}}]",
-            f"{min(scores):{form}}",
-            "-" if row.goal is None else f"{row.goal:g}, {'reached' if np.mean(scores) >= row.goal else 'missed'}",
-            row.published,
-            f"{np.median([run.minutes for run in runs]):.1f}",
-        ]
-        yield f"| {' | '.join(cells)} |"
-    yield "\nMinutes are of the wall clock, with other runs on the other cores.\n"
+        yield f"| {' | '.join(_cells(row, runs))} |"
+    yield "\nMinutes are of the wall clock, with other work on the machine.\n"
+    missed = [_title(runs[0]) for row, runs in groups if not _reached(row, runs)]
+    yield f"Goals missed: {', '.join(missed) or 'none'}."
+    yield f"Not run: {', '.join(name for name in ROWS if name not in {row.preset for row, _ in groups}) or 'none'}.\n"
     for row, runs in groups:
-        dates = sorted({run.date for run in runs})
-        yield f"## {runs[0].env_id}\n"
-        yield "```sh"
-        yield f"python train_torch.py --config configs/{row.preset}.yaml --seed 1 --test-episodes {TEST_EPISODES}"
-        yield "```\n"
-        yield f"Seeds {', '.join(str(run.seed) for run in runs)}; {' to '.join(dates[:1] + dates[1:][-1:])}; "
-        yield f"{'; '.join(sorted({run.made_with for run in runs}))}.\n"
-        yield f"![Learning curves of {runs[0].env_id}]({folder}/{row.preset}.svg)\n"
+        yield from _section(row, runs, folder)
+
+
+def _reached(row: Row, runs: list[Result]) -> bool:
+    scores = [run.test_return for run in runs]
+    return row.goal is None or bool(np.mean(scores) >= row.goal) and (row.every is None or min(scores) >= row.every)
+
+
+def _form(runs: list[Result]) -> str:
+    """How their scores are printed."""
+    return ".1f" if max(abs(run.test_return) for run in runs) > 10 else ".3f"
+
+
+def _title(run: Result) -> str:
+    """The environment, and what tells its presets apart."""
+    recurrent = run.flags.get("recurrent", "none")
+    return run.env_id if recurrent == "none" else f"{run.env_id} ({recurrent})"
+
+
+def _cells(row: Row, runs: list[Result]) -> Iterator[str]:
+    """A row of the table."""
+    scores = [run.test_return for run in runs]
+    low, high = interval(scores)
+    form = _form(runs)
+    yield _title(runs[0])
+    yield f"{round(np.median([run.transitions for run in runs])):,}"
+    yield f"{len(runs)}"
+    yield f"{np.mean(scores):{form}} +- {np.std(scores):{form}}"
+    yield f"{interquartile_mean(scores):{form}} [{low:{form}}, {high:{form}}]"
+    yield f"{min(scores):{form}}"
+    every = "" if row.every is None else f", each run {row.every:g}"
+    yield "-" if row.goal is None else f"{row.goal:g}{every}: {'reached' if _reached(row, runs) else 'missed'}"
+    yield row.published
+    yield f"{np.median([run.minutes for run in runs]):.1f}"
+
+
+def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
+    """How an environment's runs were made, and their curves."""
+    dates = sorted({run.date for run in runs})
+    scores = ", ".join(f"{run.test_return:{_form(runs)}}" for run in runs)
+    yield f"## {_title(runs[0])}\n"
+    yield "```sh"
+    yield f"python -m fabric_ppo benchmark {row.preset} --seeds {max(run.seed for run in runs)}"
+    yield f"python train_torch.py --config configs/{row.preset}.yaml --test-episodes {TEST_EPISODES} --seed 1"
+    yield "```\n"
+    yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
+    yield f"Scores by seed: {scores}.\n"
+    yield f"![Learning curves of {_title(runs[0])}]({folder}/{row.preset}.svg)\n"
 
 
 def check_presets(presets: Sequence[str]) -> None:
     """Raise a ConfigError for a preset whose flags cannot work here."""
     for preset in presets:
-        Config(**load_yaml(str(preset_path(preset)), Config))
+        TorchConfig(**load_yaml(str(preset_path(preset)), TorchConfig))

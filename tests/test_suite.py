@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
     """For many runs the bootstrap's percentiles are mean +- 1.96 s / sqrt n."""
     scores = np.random.default_rng(1).normal(50, 10, 100)
     half = 1.96 * np.std(scores) / math.sqrt(len(scores))
-    assert suite.interval(scores, np.mean) == pytest.approx((np.mean(scores) - half, np.mean(scores) + half), rel=0.005)
+    assert suite.interval(scores, lambda rows: rows.mean(-1)) == pytest.approx(
+        (np.mean(scores) - half, np.mean(scores) + half), rel=0.005
+    )
     assert suite.interval([7.0] * 5) == (7, 7)
 
 
@@ -77,6 +80,56 @@ def test_a_suite_is_run_in_parts_and_nothing_twice(tiny, capsys):
     assert f"| 2 | {np.mean(scores[:2]):.1f} +- {np.std(scores[:2]):.1f} |" in page
     assert (tiny / "results" / "acrobot.svg").is_file()
     assert capsys.readouterr().out.count("cartpole, seed 1:") == 2
+
+
+def test_a_run_of_other_flags_than_its_preset_has_now_is_no_result(tiny, capsys):
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    page = (tiny / "results.md").read_text()
+    (tiny / "configs" / "cartpole.yaml").write_text(TINY.replace("512", "1024") + "gamma: 0.9\n")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 1
+    said = capsys.readouterr().err
+    assert "cartpole, seed 1: --total-timesteps, --gamma changed since it was trained" in said
+    assert (tiny / "results.md").read_text() == page
+
+
+def test_results_are_of_the_presets_as_they_are():
+    results = Path(__file__).parents[1] / "docs" / "results" / "results.json"
+    for each in json.loads(results.read_text()):
+        now = load_yaml(str(suite.preset_path(each["preset"])), Config)
+        assert each["flags"] == json.loads(json.dumps(now)), each["preset"]
+
+
+def test_a_curve_is_of_means_over_stretches_of_the_training(tmp_path, monkeypatch):
+    lines = [json.dumps({"step": 10 * k, "Rewards/rew_avg": k**2}) for k in range(1, 121)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    summary = {"env_id": "E", "seed": 1, "env_steps": 1200, "wall_seconds": 90.0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"test": {"return_mean": 1.0, "return_std": 0.0}}))
+    result = suite._result("cartpole", tmp_path)
+    assert len(result.curve) == 60
+    assert result.curve[:2] == [(15, 2.5), (35, 12.5)]
+    assert (result.minutes, result.transitions) == (1.5, 1200)
+
+
+def made(preset, *scores):
+    return [
+        suite.Result(preset, preset, seed, 512, score, 0.0, 1.0, "2026-01-01", "this machine", {}, [(1.0, 0.0)])
+        for seed, score in enumerate(scores, 1)
+    ]
+
+
+def test_the_page_says_what_was_reached_and_what_was_not(tmp_path):
+    """LunarLander's goal has two parts: a mean of 260, and 200 in each run."""
+    out = tmp_path / "results.md"
+    for result in made("lunarlander", 300, 199, 290) + made("acrobot", -75, -72) + made("pendulum", -166):
+        suite._remember(out, result)
+    suite.write_page(out, "pendulum")
+    page = out.read_text()
+    assert "| 260, each run 200: missed |" in page
+    assert "| -74: reached |" in page
+    assert "Goals missed: pendulum, lunarlander." in page
+    assert "Not run: cartpole, mountaincar, " in page
+    assert "python -m fabric_ppo benchmark lunarlander --seeds 3\n" in page
+    assert "this machine" in page
 
 
 def test_a_run_that_fails_is_named(tiny, capsys):
