@@ -285,7 +285,7 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
 
 def _reached(row: Row, runs: list[Result]) -> bool:
     scores = [run.test_return for run in runs]
-    return row.goal is None or bool(np.mean(scores) >= row.goal) and (row.every is None or min(scores) >= row.every)
+    return row.goal is None or (bool(np.mean(scores) >= row.goal) and (row.every is None or min(scores) >= row.every))
 
 
 def _form(runs: list[Result]) -> str:
