@@ -156,8 +156,8 @@ def test_suites_and_presets_are_found_by_name_once():
 def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
     out = tmp_path / "page.md"
     curve = [(1.0, -21.0), (100.0, -5.0)]
-    suite._remember(out, suite.Result(preset, "Some-v0", 1, 100, -5.0, 1.0, 2.0, "2026-01-01", "Python", curve))
-    suite.write_page(out)
+    suite._remember(out, suite.Result(preset, "Some-v0", 1, 100, -5.0, 1.0, 2.0, "2026-01-01", "Python", {}, curve))
+    suite.write_page(out, preset)
     row = next(line for line in out.read_text().splitlines() if line.startswith("| Some-v0"))
     assert row.split(" | ")[6] == goal
     assert ("<!-- goal -->" in (tmp_path / "page" / f"{preset}.svg").read_text()) is (goal != "-")
