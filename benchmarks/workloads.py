@@ -65,7 +65,7 @@ SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
 class Contender:
     """A row of the table. Of several settings, the one that is quickest on a part of the work is taken.
 
-    With `most_rounds` it runs in the first rounds only: once is enough to see that a program takes fifty times as long.
+    With `most_rounds` it runs in the first rounds only: for programs that take many times as long.
     """
 
     row: str
