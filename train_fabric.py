@@ -35,7 +35,7 @@ def main(config: Config) -> Summary:
 
     with Run(config, "fabric", ranks, run_dir) as run:
         envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
-        agent = make_agent(envs.spec, run.agent_config)
+        agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         ppo, optimizer = fabric.setup(module, module.configure_optimizers())
         reduce_in_shared_memory(ppo, ranks, config.timeout)

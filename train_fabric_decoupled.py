@@ -9,7 +9,6 @@ from fabric_ppo.config import DecoupledConfig, parse_args
 if __name__ == "__main__":
     CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once
 
-from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -77,7 +76,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
     with Run(config, "fabric_decoupled", ALONE, run_dir) as run:
         envs = run.closing(make_envs(config, 0, 1, run.video_dir))
         send_spec(world, envs.spec, placement.packets_on)
-        agent = make_agent(envs.spec, run.agent_config)
+        agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         fabric.setup_module(module)
         exchange = Exchange(world, agent, module, config, placement.packets_on)
@@ -120,8 +119,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
     fabric.launch()
 
-    spec = receive_spec(world, placement.packets_on)
-    agent = make_agent(spec, replace(config, init_from=None))  # its weights come from the player
+    agent = make_agent(receive_spec(world, placement.packets_on), config)
     module = PPOModule(agent, config)
     ppo, optimizer = fabric.setup(module, module.configure_optimizers())
     reduce_in_shared_memory(ppo, ranks, config.timeout)

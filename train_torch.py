@@ -47,7 +47,7 @@ def main(config: TorchConfig) -> Summary:
 
     with Run(config, "torch", ranks, run_dir) as run:
         envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
-        agent = make_agent(envs.spec, run.agent_config)
+        agent = make_agent(envs.spec, config)
         ppo: nn.Module = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)
         if launch.world_size > 1:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,6 @@ class Run(contextlib.ExitStack):
         dir: its folder; a run that cannot start leaves none.
         video_dir: where training videos go; empty for none (EnvPool's environments cannot be recorded).
         env_steps: transitions so far, over all ranks.
-        agent_config: what the agent is made with: a run that goes on no longer needs what `--init-from` names.
     """
 
     def __init__(self, config: Config, script: str, ranks: Ranks, run_dir: Path) -> None:
@@ -175,7 +174,6 @@ class Run(contextlib.ExitStack):
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
         prepare_process(config, ranks)
         self._resumed_from = self._find_checkpoint() if config.resume else None
-        self.agent_config = config if self._resumed_from is None else replace(config, init_from=None)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from; takes what was logged after it out of the folder."""

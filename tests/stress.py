@@ -7,7 +7,8 @@ python -m tests.stress --list
 A row is a script with some flags. Its runs are killed and resumed in chains; a chain ends with a run that nobody
 kills. Policy, metrics, TensorBoard's scalars and summary must then be those of the uninterrupted run, bit for bit but
 for what tells the time. Most rows fork their ranks off this process, which skips seconds of imports; a process
-between stands for the launcher. Others go through the real launchers.
+between stands for the launcher. Others go through the real launchers. A new row is a line in ROWS, and for an
+environment that is new here an entry in NUM_STEPS.
 
 Moments are uniform over a run's length, or, for a third, in the middle of writing a file: there rank 0 kills itself
 in the n-th call that touches one. Nothing of this is in the product: the functions are replaced in the forks only.
