@@ -161,15 +161,16 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
     )
     weights, together = rollout.valid.to(rollout.values.dtype), config.rows_together
     columns = [rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns, weights]
-    sequences = _sequences(rollout, together)
+    sequences = [_sequences(rollout, together)] if rollout.memory.shape[-1] else []
     shared = config.share_data and ranks.size > 1
     if shared:
-        *columns, sequences = ranks.gather_all([each.to(device) for each in (*columns, sequences)])
+        gathered = ranks.gather_all([each.to(device) for each in (*columns, *sequences)])
         # [W, T, N, ...] -> [T, W * N, ...]: by t, then by global environment id
-        columns = [each.swapaxes(0, 1).flatten(1, 2) for each in columns]
-        sequences = sequences.swapaxes(0, 1).flatten(1, 2)
+        of_all = [each.swapaxes(0, 1).flatten(1, 2) for each in gathered]
+        columns, sequences = of_all[: len(columns)], of_all[len(columns) :]
     rows = Rows(*(_flat(each, together).to(device) for each in columns))
-    rows = rows._replace(sequences=sequences.flatten(0, 1).to(device))
+    if sequences:
+        rows = rows._replace(sequences=sequences[0].flatten(0, 1).to(device))
     rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
     if not shared:
         # the surrogate is linear in the advantage, so what the importance weighs it may weigh there
@@ -187,9 +188,7 @@ def _flat(column: Tensor, together: int) -> Tensor:
 
 
 def _sequences(rollout: Rollout, together: int) -> Tensor:
-    """`Memory.along`'s `sequences`, `[T / L, N, memory_size + L]`; without entries where nothing is remembered."""
-    if rollout.memory.shape[-1] == 0:
-        return NO_MEMORY
+    """`Memory.along`'s `sequences`, `[T / L, N, memory_size + L]`."""
     begins = rollout.begins.view(-1, together, rollout.begins.shape[1]).swapaxes(1, 2).to(rollout.memory.dtype)
     begins[..., 0] = 0  # what a sequence begins with is forgotten already where an episode begins with it
     return torch.cat([rollout.memory[::together], begins], dim=-1)

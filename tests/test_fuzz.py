@@ -36,7 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fabric_ppo import cli
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
 from fabric_ppo.envs.base import make_gymnasium_env
@@ -632,8 +632,10 @@ def begin_from(folder: Path, env_id: str, name: str, content: bytes) -> Any:
     env = make_gymnasium_env(env_id)
     config = tiny_config(folder / "begun", env_id, 1, "--init-from", str(source))
     spec = env_spec(env_id, env.observation_space, env.action_space, config.action_bounds)
+    agent = make_agent(spec, config)
     try:
-        return make_agent(spec, config)
+        start_from(agent, str(source))
+        return agent
     except ConfigError as error:
         assert_is_one_line(error)
         assert f"--init-from {source}: " in str(error)  # noqa: PT017

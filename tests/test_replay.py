@@ -172,8 +172,8 @@ def test_the_trail_of_all_ranks_is_in_order_of_global_id(num_ranks, shape):
     actions, obs = rng.random((num_ranks, steps, n, *shape)), rng.random((num_ranks, n, 5))
     ended = rng.random((num_ranks, steps, n)) < 0.5
     returns, lengths = rng.random((num_ranks, n)), rng.integers(0, 99, (num_ranks, n))
-    discounted = rng.random((num_ranks, n))
-    trail = Trail.of_ranks(actions, ended, obs, returns, lengths, discounted)
+    discounted, memory = rng.random((num_ranks, n)), rng.random((num_ranks, n, len(shape)))
+    trail = Trail.of_ranks(actions, ended, obs, returns, lengths, discounted, memory)
     assert trail.actions.shape == (steps, num_ranks * n, *shape)
     for rank in range(num_ranks):
         for env in range(n):
@@ -184,3 +184,4 @@ def test_the_trail_of_all_ranks_is_in_order_of_global_id(num_ranks, shape):
             np.testing.assert_array_equal(trail.obs[i], obs[rank, env])
             assert (trail.returns[i], trail.lengths[i]) == (returns[rank, env], lengths[rank, env])
             assert trail.discounted[i] == discounted[rank, env]
+            np.testing.assert_array_equal(trail.memory[i], memory[rank, env])

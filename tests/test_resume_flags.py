@@ -39,6 +39,7 @@ OTHER = {
     "stop_at_return": 3.0,
     "target_kl": 0.1,
     "desired_kl": 0.1,
+    "recurrent": "gru",
     "log_std_min": -5.0,
     "log_std_max": 1.0,
     "exp_name": "other",
