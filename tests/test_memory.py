@@ -209,6 +209,18 @@ def test_gradients_flow_back_through_a_sequence_and_no_further():
     envs.close()
 
 
+def test_a_minibatch_waits_for_no_device():
+    """On the meta device, where tensors have no data, looking at a value fails."""
+    config = recurrent_config(env_id=toy_env(length=4))
+    envs, agent = make_recurrent(config)
+    (rollout,) = collected(config, envs, agent, 1)
+    envs.close()
+    loss = PPOLoss(agent, config).to("meta")
+    for rows in make_batch(rollout, config, ALONE, 0, torch.device("meta")).minibatches(range(1), 6):
+        loss(rows).loss.backward()
+    assert loss.weights.flat.grad.is_meta
+
+
 def test_revaluing_remembers_with_the_later_weights():
     config = recurrent_config(env_id=toy_env(length=4, ends="truncated"))
     envs, agent = make_recurrent(config)
