@@ -259,7 +259,7 @@ class Drifting(gymnasium.Env):
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
-        return np.array([os.urandom(1)[0] / 255, 0], np.float32), 1.0, False, False, {}
+        return np.array([int.from_bytes(os.urandom(3), "little") / 2**24, 0], np.float32), 1.0, False, False, {}
 
 
 gymnasium.register("Drifting-v0", Drifting, max_episode_steps=30)
