@@ -46,11 +46,13 @@ class Row:
     goal: float | None
     every: float | None = None
     """What each single run is to reach."""
+    seeds: int = 5
+    """How many runs a verdict takes."""
 
 
 SUITES = {
     "classic": (
-        Row("cartpole", "SB3 zoo 500; CleanRL 490.0 +- 6.1 (500k)", 500, every=500),
+        Row("cartpole", "SB3 zoo 500; CleanRL 490.0 +- 6.1 (500k)", 500, every=500, seeds=10),
         Row("acrobot", "SB3 zoo -73.5 +- 18.2 (1 M)", -74),
         Row("mountaincar", "SB3 zoo -110.4 +- 19.5", -110),
         Row("mountaincar-continuous", "SB3 zoo 88.3 +- 2.6 (20k)", 90),
@@ -277,7 +279,9 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
         yield f"| {' | '.join(_cells(row, runs))} |"
     yield "\nMinutes are of the wall clock, with other work on the machine.\n"
     missed = [_title(runs[0]) for row, runs in groups if not _reached(row, runs)]
+    few = [_title(runs[0]) for row, runs in groups if row.goal is not None and len(runs) < row.seeds]
     yield f"Goals missed: {', '.join(missed) or 'none'}."
+    yield f"Fewer runs than a verdict takes (CartPole {ROWS['cartpole'].seeds}, others 5): {', '.join(few) or 'none'}."
     yield f"Not run: {', '.join(name for name in ROWS if name not in {row.preset for row, _ in groups}) or 'none'}.\n"
     for row, runs in groups:
         yield from _section(row, runs, folder)
@@ -307,11 +311,12 @@ def _cells(row: Row, runs: list[Result]) -> Iterator[str]:
     yield _title(runs[0])
     yield f"{round(np.median([run.transitions for run in runs])):,}"
     yield f"{len(runs)}"
-    yield f"{np.mean(scores):{form}} +- {np.std(scores):{form}}"
-    yield f"{interquartile_mean(scores):{form}} [{low:{form}}, {high:{form}}]"
+    yield f"{np.mean(scores):{form}}" + (f" +- {np.std(scores):{form}}" if len(runs) > 1 else "")
+    yield f"{interquartile_mean(scores):{form}}" + (f" [{low:{form}}, {high:{form}}]" if len(runs) > 1 else "")
     yield f"{min(scores):{form}}"
     every = "" if row.every is None else f", each run {row.every:g}"
-    yield "-" if row.goal is None else f"{row.goal:g}{every}: {'reached' if _reached(row, runs) else 'missed'}"
+    verdict = ("reached" if _reached(row, runs) else "missed") + ("" if len(runs) >= row.seeds else " so far")
+    yield "-" if row.goal is None else f"{row.goal:g}{every}: {verdict}"
     yield row.published
     yield f"{np.median([run.minutes for run in runs]):.1f}"
 
