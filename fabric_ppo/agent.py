@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,6 +129,11 @@ class Agent(nn.Module):
         """Entries of what it remembers from step to step; 0: nothing."""
         return 0 if self.memory is None else self.memory.state_size
 
+    @property
+    def memory_dtype(self) -> type[np.floating[Any]]:
+        """What NumPy keeps that as."""
+        return np.float64 if self.dtype == torch.float64 else np.float32
+
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
         if not self.encoder.num_masks:
@@ -194,7 +200,7 @@ class Agent(nn.Module):
         if self.memory is None:
             return features, memory
         inputs, mask = self._split_mask(features)
-        memory = self.memory(inputs, memory)
+        memory = self.memory(inputs, memory.to(inputs.dtype))
         return torch.cat([self.memory.output(memory), mask], dim=-1), memory
 
     def _split_mask(self, features: Tensor) -> list[Tensor]:
@@ -256,7 +262,7 @@ class Agent(nn.Module):
         features = self.features(obs)
         if self.memory is not None:
             inputs, mask = self._split_mask(features)
-            features = torch.cat([self.memory.along(inputs, sequences), mask], dim=-1)
+            features = torch.cat([self.memory.along(inputs, sequences.to(inputs.dtype)), mask], dim=-1)
         log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
         return Evaluation(log_probs, entropy, self.state_values(features))
 

@@ -111,7 +111,7 @@ class Minibatches:
         """Cut `rows` into parts of `sizes`, multiples of `together`."""
         self.rows, self._sizes = rows, sizes
         self._sequences = [NO_MEMORY] * len(sizes)
-        if len(rows.sequences):
+        if rows.sequences.shape[1]:
             self._sequences = list(rows.sequences.split([size // together for size in sizes]))
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class Minibatches:
 def take(rows: Rows, index: Tensor, together: int) -> Rows:
     """The rows (with `together` > 1, the sequences of so many rows) of an index on the CPU."""
     index = index.to(rows.weights.device)
-    sequences = rows.sequences.index_select(0, index) if len(rows.sequences) else NO_MEMORY
+    sequences = rows.sequences.index_select(0, index) if rows.sequences.shape[1] else NO_MEMORY
     if together > 1:
         index = (index.unsqueeze(-1) * together + torch.arange(together, device=index.device)).flatten()
     return Rows(*(column.index_select(0, index) for column in rows[:-1]))._replace(sequences=sequences)

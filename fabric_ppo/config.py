@@ -298,7 +298,7 @@ class Config:
             )
         least = least if self.log_std_min is None else self.log_std_min
         most = most if self.log_std_max is None else self.log_std_max
-        _require(self, "log_std_max", least <= most, "a number above --log-std-min")
+        _require(self, "log_std_max", least <= most, "at least --log-std-min")
         _require(self, "log_std_init", least <= self.log_std_init <= most, f"a number from {least:g} to {most:g}")
 
     def num_updates(self, num_ranks: int) -> int:

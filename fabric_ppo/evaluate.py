@@ -63,7 +63,8 @@ class Policy:
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
         """What a recurrent agent remembers as an episode begins: zeros, `[memory_size]` or `[batch, memory_size]`."""
-        return torch.zeros(*([] if batch is None else [batch]), self.memory_size, dtype=self._agent.dtype).numpy()
+        shape = (self.memory_size,) if batch is None else (batch, self.memory_size)
+        return np.zeros(shape, self._agent.memory_dtype)
 
     def act(
         self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
@@ -76,7 +77,7 @@ class Policy:
             memory: what a recurrent agent remembers, from `new_memory`; renewed in place. None: an episode begins.
 
         Raises:
-            ValueError: `obs` has neither an observation's shape nor a batch's.
+            ValueError: `obs` has neither an observation's shape nor a batch's, or `memory` another.
         """
         batch, is_single = self._batch(obs)
         given = None
@@ -85,7 +86,7 @@ class Policy:
             padded[: len(noise)] = noise
             given = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
         with torch.inference_mode():
-            drawn, after = self._agent.act(batch, given, self._padded(memory, len(batch)))
+            drawn, after = self._agent.act(batch, given, self._padded(memory, batch, None if is_single else len(obs)))
             actions = self._to_env(drawn.cpu().numpy())
         if memory is not None:
             memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
@@ -98,14 +99,17 @@ class Policy:
         """
         batch, is_single = self._batch(obs)
         with torch.inference_mode():
-            values: NDArray[Any] = self._agent.values(batch, self._padded(memory, len(batch))).cpu().numpy()
+            padded = self._padded(memory, batch, None if is_single else len(obs))
+            values: NDArray[Any] = self._agent.values(batch, padded).cpu().numpy()
         return values[0] if is_single else values[: len(obs)]
 
-    def _padded(self, memory: NDArray[Any] | None, rows: int) -> torch.Tensor:
-        """`memory` with so many rows, on the agent's device."""
-        padded = self.new_memory(rows)
+    def _padded(self, memory: NDArray[Any] | None, batch: torch.Tensor, given: int | None) -> torch.Tensor:
+        """`memory` with as many rows as `batch`, on its device; `given` rows are expected, None: a single one."""
+        padded = self.new_memory(len(batch))
         if memory is not None:
-            padded[: len(np.atleast_2d(memory))] = memory
+            if memory.shape != (expected := self.new_memory(given).shape):
+                raise ValueError(f"memory has shape {memory.shape}: {expected}, from new_memory, is expected")
+            padded[: 1 if given is None else given] = memory
         return torch.from_numpy(padded).to(self._device)
 
     def _batch(self, obs: Any) -> tuple[torch.Tensor, bool]:

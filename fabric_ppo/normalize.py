@@ -76,7 +76,7 @@ class RewardScale(RunningMoments):
     def scaled(self, rewards: Tensor) -> Tensor:
         """Rewards over the deviation, within +-10."""
         _, std = self.mean_and_std()
-        return (rewards / std.to(rewards.dtype)).clamp_(-_BOUND, _BOUND)
+        return (rewards / std.to(rewards)).clamp_(-_BOUND, _BOUND)
 
     def discounted(self, rewards: Tensor, ended: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """Returns so far of the episodes in progress, discounted, `[T, N]`, and those to carry on, `[N]`.

@@ -181,7 +181,8 @@ class Exchange:
         spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
         units = self._units if config.share_data else -(-self._units // self._num_trainers)
         most = units * self._together
-        obs = agent.prepare(torch.from_numpy(np.zeros((1, *spec.observation.shape), spec.observation.dtype)))
+        obs = torch.from_numpy(np.zeros((1, *spec.observation.shape), spec.observation.dtype))
+        obs = agent.prepare(obs.to(agent.device))
         columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields[:-1]}
         columns["obs"] = (obs.dtype, (most, *obs.shape[1:]))
         columns["actions"] = (distribution.action_dtype, (most, *distribution.action_shape))

@@ -50,7 +50,7 @@ class Rollout:
         env_steps: transitions among the T * N rows.
         seconds: what collecting took.
         memory: `[T, N, memory_size]`, what a recurrent agent remembered before each step.
-        begins: `[T, N]` bool, where it had forgotten what was before, as an episode began.
+        begins: `[T, N]` bool, where it had forgotten what was before, as an episode began in this rollout.
         moments: what these rows add to the agent's running statistics (`Agent.absorb`); empty where it has none.
         env_restarts: worker processes that had to be replaced since the run began.
         trail: what its environments' episodes can be rebuilt from.
@@ -103,7 +103,7 @@ class RolloutBuffer:
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
         self.rewards = np.zeros((t, n), np.float32)
         self.terminated, self.truncated, self.valid = (np.zeros((t, n), np.bool_) for _ in range(3))
-        self.memory = torch.zeros(t + 1, n, agent.memory_size, dtype=agent.dtype).numpy()
+        self.memory = np.zeros((t + 1, n, agent.memory_size), agent.memory_dtype)
         self.begins = np.zeros((t + 1, n), np.bool_)
         self.lost_life = np.zeros((t, n), np.bool_)
         self.finals: list[tuple[int, FinalObs]] = []
@@ -183,25 +183,26 @@ def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, no
     for t, into in enumerate(outputs):
         staged[:] = seen
         actions = buffer.actions[t] = act(buffer.staged_obs)[:n]
-        buffer.finals += [(t, final) for final in step(to_env_actions(actions), *into)]
+        finals = step(to_env_actions(actions), *into)
+        buffer.finals += [(t, final) for final in finals]
         if envs.lost_life is not None:
             buffer.lost_life[t] = envs.lost_life
         seen = into[0]
         if isinstance(actor, RecurrentActor):
-            _remember(buffer, actor, t)
+            _remember(buffer, actor, t, [final.env for final in finals])
     return actor.params()[:, :n].flatten(0, 1)
 
 
-def _remember(buffer: RolloutBuffer, actor: RecurrentActor, t: int) -> None:
-    """Keep what is remembered after step `t`; nothing where an episode has begun.
+def _remember(buffer: RolloutBuffer, actor: RecurrentActor, t: int, ended: list[int]) -> None:
+    """Keep what is remembered after step `t`; nothing where an episode has begun, as in the environments that `ended`.
 
     A row that is no transition lies between two episodes: until then, memory leads to the final observation.
     """
     begins = buffer.begins[t + 1]
     np.logical_not(buffer.valid[t], out=begins)
-    begins[[final.env for step, final in buffer.finals if step == t]] = True
+    begins[ended] = True
     actor.forget(begins)
-    buffer.memory[t + 1] = actor.memory[: buffer.num_envs].cpu().numpy()
+    torch.from_numpy(buffer.memory[t + 1]).copy_(actor.memory[: buffer.num_envs])
 
 
 @contextlib.contextmanager
@@ -289,9 +290,10 @@ def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     if agent.memory is None:
         return memory
     now, device = [memory[0].to(agent.device)], agent.device
+    encode = agent.encoding() or (lambda obs: obs)
     steps = zip(torch.from_numpy(buffer.obs).to(device), torch.from_numpy(buffer.begins[1:]).to(device), strict=False)
     for obs, begins in steps:
-        _, after = agent.remember(agent.encode(obs), now[-1])
+        _, after = agent.remember(encode(obs), now[-1])
         now.append(after.masked_fill(begins.unsqueeze(-1), 0))
     return torch.stack(now).cpu()
 

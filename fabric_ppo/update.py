@@ -177,7 +177,7 @@ def _blank_rows(agent: Agent, count: int) -> Rows:
     obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
     actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
     numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:-1]]
-    return Rows(agent.prepare(obs).to(agent.device), actions.to(agent.device), *numbers)
+    return Rows(agent.prepare(obs.to(agent.device)), actions.to(agent.device), *numbers)
 
 
 def autograd_loss(agent: Callable[..., Evaluation], rows: Rows, config: Config) -> MinibatchLoss:

@@ -186,7 +186,7 @@ def test_a_policy_comes_back(tmp_path, options):
     [
         ({"log_std_min": -21.0}, "--log-std-min -21.0: a number from -20 to 2, or None is expected"),
         ({"log_std_max": math.nan}, "--log-std-max nan: a number from -20 to 2, or None is expected"),
-        ({"log_std_min": 0.5, "log_std_max": -0.5}, "--log-std-max -0.5: a number above --log-std-min is expected"),
+        ({"log_std_min": 0.5, "log_std_max": -0.5}, "--log-std-max -0.5: at least --log-std-min is expected"),
         ({"log_std_max": -0.5}, "--log-std-init 0.0: a number from -20 to -0.5 is expected"),
     ],
 )

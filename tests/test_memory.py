@@ -261,6 +261,21 @@ def test_shared_data_is_cut_as_on_one_rank(size):
             assert torch.equal(getattr(chunk, name), torch.cat([getattr(part, name) for part in parts])), name
 
 
+def test_a_share_without_sequences_takes_part():
+    """H7: four sequences in chunks of two for three ranks, the first of which never has one."""
+    config = recurrent_config(env_id=toy_env(length=4), num_envs=1, num_steps=12, per_rank_batch_size=3)
+    envs, agent = make_recurrent(config)
+    (rollout,) = collected(config, envs, agent, 1)
+    envs.close()
+    batch, loss = make_batch(rollout, config, ALONE, 0, CPU), PPOLoss(agent, config)
+    shares = [replace(batch, share=share, num_shares=3).minibatches(range(2), 3) for share in range(3)]
+    assert [len(share.rows.weights) for share in shares] == [0, 12, 12]
+    for share in shares:
+        assert len(share) == 4
+        for rows in share:
+            loss(rows).loss.backward()
+
+
 RECURRENT = {"recurrent": "lstm", "recurrent_size": 6, "sequence_length": 8, "per_rank_batch_size": 16}
 
 
@@ -344,6 +359,8 @@ def test_a_trained_agent_remembers(tmp_path):
         assert len(seen) == length
         np.testing.assert_allclose(batch_memory, np.stack([memory, memory]))
     assert Policy(agent).act(obs) == policy.act(obs, memory=policy.new_memory())
+    with pytest.raises(ValueError, match=r"memory has shape \(10,\): \(2, 10\), from new_memory, is expected"):
+        policy.act(np.stack([obs, obs]), memory=policy.new_memory())
 
 
 class Recall(gymnasium.Env):
