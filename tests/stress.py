@@ -581,6 +581,7 @@ class Stress:
         self.tally.runs += 1
         run = run_launched if self._row.launched else run_forked
         log = self._folder / f"{name}.log"
+        log.touch()  # a kill may come before the process has opened it
         ended = run(self._row, self._row.args(self._folder / name, self._rng.choice(self._row.backends)), log, aim)
         if not ended.wrong and OUR_TRACEBACK.search(log.read_text()):
             return Ended(ended.phase, ended.seconds, "a traceback")
