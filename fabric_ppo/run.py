@@ -305,7 +305,9 @@ class Run(contextlib.ExitStack):
         ):
             reason = "an episode does not follow from its seed and actions alone"
         if reason:
-            print(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", file=sys.stderr, flush=True)
+            # in one piece: other ranks may write at the same time
+            sys.stderr.write(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}\n")
+            sys.stderr.flush()
         flags = self._ranks.gather(torch.tensor([bool(reason), *map(bool, failed)]))
         self._is_exact = self._is_exact and not bool(flags.any())
         begun_anew = flags[:, 1:].flatten().cpu().numpy()

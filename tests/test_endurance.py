@@ -20,7 +20,7 @@ def resident_bytes() -> int:
 
 
 def test_memory_does_not_grow(tmp_path, monkeypatch):
-    """Resident memory after 200 updates and after 2,000 differs by less than 5 %."""
+    """Resident memory after 2,000 updates is less than 5 % above that after 200."""
     finish_update, seen = Run.finish_update, tmp_path / "seen"
 
     def watched(self, *args, **kwargs):
@@ -37,7 +37,7 @@ def test_memory_does_not_grow(tmp_path, monkeypatch):
     )
     assert run_ranks("torch", [config]) == [""]
     early, late = map(int, seen.read_text().split())
-    assert abs(late - early) < 0.05 * early
+    assert late - early < 0.05 * early  # less is fine: the process was forked from one that had run other tests
 
 
 def ranks_of(launcher: int) -> list[int]:
