@@ -38,7 +38,7 @@ from fabric_ppo.roles import (
     send_spec,
     trainer_devices,
 )
-from fabric_ppo.rollout import RolloutBuffer, collect, revalue
+from fabric_ppo.rollout import Rollout, RolloutBuffer, collect, revalue
 from fabric_ppo.run import Run, Summary, new_run_dir
 from fabric_ppo.shared_memory import reduce_in_shared_memory
 from fabric_ppo.signals import signals
@@ -86,23 +86,31 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         exchange.start(run.first_update)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
         log_dict = run.logging(fabric.log_dict)
-        waiting, ahead = Stopwatch(), None
+        waiting, ahead, sent = Stopwatch(), None, None
+
+        def send(ahead: Rollout | None, update: int) -> Rollout:
+            """Send what was collected ahead, as the newest policy sees it, or what that collects now."""
+            rollout = (
+                collect(envs, agent, buffer, config.seed, update) if ahead is None else revalue(agent, buffer, ahead)
+            )
+            exchange.send(make_batch(rollout, config, ALONE, update, placement.packets_on))
+            return rollout
+
         if config.overlap and 0 < run.first_update < run.num_updates:
             with run.weights_in_flight():
                 ahead = collect(envs, agent, buffer, config.seed, run.first_update)
         for update in run.updates():
             lag = 0 if ahead is None else 1
-            rollout = (
-                collect(envs, agent, buffer, config.seed, update) if ahead is None else revalue(agent, buffer, ahead)
-            )
-            exchange.send(make_batch(rollout, config, ALONE, update, placement.packets_on))
+            rollout = sent or send(ahead, update)
             goes_ahead = config.overlap and update + 1 < run.num_updates
             ahead = collect(envs, agent, buffer, config.seed, update + 1) if goes_ahead else None
             with waiting:
                 stats, trainer_idle = exchange.receive_reply()
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
             now = begin_update(module, exchange, config, update, run.num_updates)  # on this side what is logged only
-            metrics = run.finish_update(rollout, stats, now.learning_rate, own)
+            report = run.agree(rollout, stats)
+            sent = send(ahead, update + 1) if ahead and run.goes_on else None  # the trainers need not wait for the rest
+            metrics = run.report(report, now.learning_rate, own)
             log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)

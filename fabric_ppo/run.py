@@ -379,17 +379,18 @@ class Run(contextlib.ExitStack):
     def finish_update(
         self, rollout: Rollout, stats: Stats, learning_rate: float, extra: dict[str, float] | None = None
     ) -> dict[str, float]:
-        """Agree with the other ranks on what happened (one collective), show it, and decide whether to stop.
+        """`agree` and then `report`; returns the update's scalars."""
+        return self.report(self.agree(rollout, stats), learning_rate, extra)
 
-        Returns:
-            The update's scalars, true over all ranks, the same on each.
+    def agree(self, rollout: Rollout, stats: Stats) -> Report:
+        """Agree with the other ranks on what happened in an update (one collective), and on whether the run goes on.
 
         Raises:
             TrainingError: something is not finite; the agent has the weights from before this update.
         """
         in_flight = copies(self._guard.kept) if getattr(self._config, "overlap", False) else {}
         self._guard.check(stats, self._updates)
-        report = self._exchange(rollout, stats)
+        report = self._exchange(rollout, stats, in_flight)
         if len(report.moments):
             self._agent.absorb(report.moments)
             self._guard.check(stats, self._updates)  # sums can overflow
@@ -399,6 +400,21 @@ class Run(contextlib.ExitStack):
         self._gradient_steps += stats.gradient_steps
         self._window.extend(episode.ret for episode in report.episodes)
         self._is_over, self._is_stopping = self._has_reached_goal(), report.is_asked_to_stop
+        return report
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another update follows the one agreed on."""
+        return self._updates < self.num_updates and not (self._is_over or self._is_stopping)
+
+    def report(self, report: Report, learning_rate: float, extra: dict[str, float] | None = None) -> dict[str, float]:
+        """Show what was agreed on, evaluate if that is due, and keep what the run could go on from.
+
+        Other ranks may train on meanwhile: it looks at nothing but the agent, the optimizer and what it is given.
+
+        Returns:
+            The update's scalars, true over all ranks, the same on each.
+        """
         now = time.perf_counter()
         speed = report.env_steps / (now - self._update_started)
         self._update_started = now
@@ -412,7 +428,7 @@ class Run(contextlib.ExitStack):
         if self._leads:
             self._writes.do("metrics.jsonl", self._lines.write, self._line(metrics))
             self._log.append(report.trail.actions, report.trail.ended)
-            self._checkpoints.keep(self._snapshot(report.trail, in_flight))
+            self._checkpoints.keep(self._snapshot(report.trail, report.in_flight))
         self._progress.update(self.env_steps, self._return_mean(), speed)
         return metrics
 
@@ -455,7 +471,7 @@ class Run(contextlib.ExitStack):
         return self._wall_before + time.perf_counter() - self._wall_started
 
     @timed("report")
-    def _exchange(self, rollout: Rollout, stats: Stats) -> _Report:
+    def _exchange(self, rollout: Rollout, stats: Stats, in_flight: dict[str, torch.Tensor]) -> Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
         scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.env_steps)]
         last = rollout.episodes[-RETURN_WINDOW:]
@@ -470,7 +486,7 @@ class Run(contextlib.ExitStack):
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
         flat = torch.tensor([*scalars, *stats.value_moments, *sums, *told], dtype=torch.float64)
         trail, (episodes, flat, moments) = gather_trail(rollout.trail, (episodes, flat, rollout.moments), self._ranks)
-        return _report(flat, episodes, trail, moments.sum(0))
+        return _report(flat, episodes, trail, moments.sum(0), in_flight)
 
     def finish(self, agent: Agent) -> Summary:
         """Test the agent and write what remains of the run; rank 0 does so, the others return what they know.
@@ -540,8 +556,11 @@ class Run(contextlib.ExitStack):
 
 
 @dataclass(frozen=True)
-class _Report:
-    """An update as all ranks together saw it; `episodes` are the last ones of all ranks, in order."""
+class Report:
+    """An update as all ranks together saw it.
+
+    `episodes` are the last ones of all ranks, in order; `in_flight` with `--overlap` the weights from before it.
+    """
 
     metrics: dict[str, float]
     episodes: list[Episode]
@@ -550,9 +569,16 @@ class _Report:
     is_asked_to_stop: bool
     trail: Trail
     moments: torch.Tensor
+    in_flight: dict[str, torch.Tensor]
 
 
-def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail, moments: torch.Tensor) -> _Report:
+def _report(
+    scalars: torch.Tensor,
+    episodes: torch.Tensor,
+    trail: Trail,
+    moments: torch.Tensor,
+    in_flight: dict[str, torch.Tensor],
+) -> Report:
     """Merge what the ranks sent: `scalars [W, K]`, `episodes [W, RETURN_WINDOW, 4]`."""
     policy, value, entropy, kl, clipped, norm, *_ = scalars.mean(0).tolist()
     *_, steps, n, r, r2, d, d2, count, returns, lengths, asked, restarts, _ = scalars.sum(0).tolist()
@@ -574,4 +600,4 @@ def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail, moments
         metrics |= {"Rewards/rew_avg": returns / count, "Game/ep_len_avg": lengths / count}
     rows = [row for rank, sent in enumerate(episodes) for row in sent[: int(scalars[rank, -1])].tolist()]
     ended = sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows)
-    return _Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments)
+    return Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments, in_flight)

@@ -257,7 +257,7 @@ def prepare_for_forks(rows: list[Row]) -> None:
     Run._find_checkpoint = in_phase("resume", Run._find_checkpoint)
     restore, restore_anew = in_phase("resume", Run.restore), Run.restore
     Run.restore = lambda run, *args: (restore if run._resumed_from is not None else restore_anew)(run, *args)
-    Run.finish_update = in_phase("exchange", Run.finish_update, "between")
+    Run.agree = in_phase("exchange", Run.agree, "between")
     Run.finish = in_phase("end", Run.finish, "end")
     Checkpoints.save = in_phase("checkpoint", Checkpoints.save)
     checkpoint_module.open = fatal_open

@@ -61,7 +61,7 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
     owner, name = {
         "collect": (SCRIPTS[script], "collect"),
         "update": (SCRIPTS[script], "ppo_update"),
-        "log": (Run, "finish_update"),
+        "log": (Run, "agree"),
         "keep": (run_module.Checkpoints, "keep"),
         "rename": (checkpoint_module.os, "replace"),
     }[point]
