@@ -266,10 +266,10 @@ def _page(groups: list[tuple[Row, list[Result]]], folder: str) -> Iterator[str]:
     yield (
         f"Each run trains with a preset of [configs](../configs) and then plays {TEST_EPISODES} greedy episodes, with "
         "seeds that training cannot draw, with its final policy: no run is picked, and no policy along the way. Its "
-        "score is the mean return of these. Presets were chosen by runs with seed 1, which is among those shown. The "
-        "interval is the 95 % percentile bootstrap of the interquartile mean over runs, as in rliable (arXiv "
-        "2108.13264). Published figures are from the programs' own pages, of one agent or three, partly of older "
-        "versions of the environments.\n"
+        "score is the mean return of these. Presets were chosen by runs with one or two of the seeds shown, mostly "
+        "with seed 1. The interval is the 95 % percentile bootstrap of the interquartile mean over runs, as in rliable "
+        "(arXiv 2108.13264). Published figures are from the programs' own pages, of one agent or three, partly of "
+        "older versions of the environments.\n"
     )
     yield (
         "| environment | transitions | runs | mean +- deviation over runs | interquartile mean | worst run | goal | "
