@@ -109,8 +109,10 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
             now = begin_update(module, exchange, config, update, run.num_updates)  # on this side what is logged only
             report = run.agree(rollout, stats)
-            sent = send(ahead, update + 1) if ahead and run.goes_on else None  # the trainers need not wait for the rest
-            metrics = run.report(report, now.learning_rate, own)
+            try:  # the trainers need not wait for the report, and are missed only after it
+                sent = send(ahead, update + 1) if ahead and run.goes_on else None
+            finally:
+                metrics = run.report(report, now.learning_rate, own)
             log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +390,7 @@ class Run(contextlib.ExitStack):
         """
         in_flight = copies(self._guard.kept) if getattr(self._config, "overlap", False) else {}
         self._guard.check(stats, self._updates)
-        report = self._exchange(rollout, stats, in_flight)
+        report = replace(self._exchange(rollout, stats), in_flight=in_flight)
         if len(report.moments):
             self._agent.absorb(report.moments)
             self._guard.check(stats, self._updates)  # sums can overflow
@@ -471,7 +471,7 @@ class Run(contextlib.ExitStack):
         return self._wall_before + time.perf_counter() - self._wall_started
 
     @timed("report")
-    def _exchange(self, rollout: Rollout, stats: Stats, in_flight: dict[str, torch.Tensor]) -> Report:
+    def _exchange(self, rollout: Rollout, stats: Stats) -> Report:
         means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
         scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.env_steps)]
         last = rollout.episodes[-RETURN_WINDOW:]
@@ -486,7 +486,7 @@ class Run(contextlib.ExitStack):
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
         flat = torch.tensor([*scalars, *stats.value_moments, *sums, *told], dtype=torch.float64)
         trail, (episodes, flat, moments) = gather_trail(rollout.trail, (episodes, flat, rollout.moments), self._ranks)
-        return _report(flat, episodes, trail, moments.sum(0), in_flight)
+        return _report(flat, episodes, trail, moments.sum(0))
 
     def finish(self, agent: Agent) -> Summary:
         """Test the agent and write what remains of the run; rank 0 does so, the others return what they know.
@@ -569,16 +569,10 @@ class Report:
     is_asked_to_stop: bool
     trail: Trail
     moments: torch.Tensor
-    in_flight: dict[str, torch.Tensor]
+    in_flight: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def _report(
-    scalars: torch.Tensor,
-    episodes: torch.Tensor,
-    trail: Trail,
-    moments: torch.Tensor,
-    in_flight: dict[str, torch.Tensor],
-) -> Report:
+def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail, moments: torch.Tensor) -> Report:
     """Merge what the ranks sent: `scalars [W, K]`, `episodes [W, RETURN_WINDOW, 4]`."""
     policy, value, entropy, kl, clipped, norm, *_ = scalars.mean(0).tolist()
     *_, steps, n, r, r2, d, d2, count, returns, lengths, asked, restarts, _ = scalars.sum(0).tolist()
@@ -600,4 +594,4 @@ def _report(
         metrics |= {"Rewards/rew_avg": returns / count, "Game/ep_len_avg": lengths / count}
     rows = [row for rank, sent in enumerate(episodes) for row in sent[: int(scalars[rank, -1])].tolist()]
     ended = sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows)
-    return Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments, in_flight)
+    return Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments)

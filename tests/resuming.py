@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS
-from tests.runs import run_ranks
+from tests.runs import SCRIPTS, run_ranks
 
 NUM_UPDATES = 6
 TINY = {
@@ -110,3 +110,13 @@ def assert_same_run(run_dir: Path, expected: Path, resumes: int, is_exact: bool 
         for key in (*TIMES, "exact_resume"):
             del each[key]
     assert ours == theirs
+
+
+def assert_a_killed_run_goes_on(tmp_path: Path, monkeypatch, script: str, size: int, flags) -> None:
+    """H4, for a run whose rank 0 is killed as it begins its fourth rollout."""
+    expected = finish(script, size, tmp_path / "left_alone", **flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS[script], "collect", on_call(4, 0, die, SCRIPTS[script].collect))
+        assert train(script, size, tmp_path / "run", **flags)[0] == "exit code 9"
+    finish(script, size, tmp_path / "run", resume=True, **flags)
+    assert_same_run(tmp_path / "run", expected, resumes=1)

@@ -20,8 +20,7 @@ from fabric_ppo.envs import envpool_envs, make_envs
 from fabric_ppo.launch import ConfigError
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.seeding import episode_seed, evaluation_seed
-from tests.resuming import assert_same_run, die, finish, on_call, train
-from tests.runs import SCRIPTS
+from tests.resuming import assert_a_killed_run_goes_on, finish
 
 pytest.importorskip("ale_py", reason="the extra atari")
 
@@ -174,13 +173,7 @@ PONG = {"env_id": "ALE/Pong-v5", "env_preset": "atari", "encoder": "small", "hid
     ("script", "size", "backend"), [("torch", 1, "async"), ("fabric", 1, "sync"), ("decoupled", 2, "sync")]
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, script, size, backend):
-    flags = PONG | {"env_backend": backend, "num_steps": 8}
-    expected = finish(script, size, tmp_path / "left_alone", **flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(SCRIPTS[script], "collect", on_call(4, 0, die, SCRIPTS[script].collect))
-        assert train(script, size, tmp_path / "run", **flags)[0] == "exit code 9"
-    finish(script, size, tmp_path / "run", resume=True, **flags)
-    assert_same_run(tmp_path / "run", expected, resumes=1)
+    assert_a_killed_run_goes_on(tmp_path, monkeypatch, script, size, PONG | {"env_backend": backend, "num_steps": 8})
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from fabric_ppo.memory import Memory
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.seeding import evaluation_seed
 from fabric_ppo.update import PPOLoss, autograd_loss
-from tests.resuming import assert_same_run, die, finish, on_call, summary
+from tests.resuming import assert_a_killed_run_goes_on, finish, summary
 from tests.resuming import train as train_ranks
-from tests.runs import SCRIPTS, run_ranks
+from tests.runs import run_ranks
 from tests.test_batch import on_ranks
 from tests.toy_envs import decode, encode, toy_env
 
@@ -309,13 +309,7 @@ def test_trainers_end_where_coupled_ranks_do(tmp_path, num_trainers):
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, script, size, flags):
     """H4: what the agent remembered is part of the checkpoint."""
-    flags = RECURRENT | flags
-    expected = finish(script, size, tmp_path / "undisturbed", **flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(SCRIPTS[script], "collect", on_call(4, 0, die, SCRIPTS[script].collect))
-        assert train_ranks(script, size, tmp_path / "run", **flags)[0] == "exit code 9"
-    finish(script, size, tmp_path / "run", resume=True, **flags)
-    assert_same_run(tmp_path / "run", expected, resumes=1)
+    assert_a_killed_run_goes_on(tmp_path, monkeypatch, script, size, RECURRENT | flags)
 
 
 @pytest.mark.parametrize("before", [1, 2])

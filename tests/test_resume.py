@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fabric_ppo import checkpoint as checkpoint_module
 from fabric_ppo import run as run_module
 from fabric_ppo.checkpoint import Checkpoint
+from fabric_ppo.roles import Exchange
 from fabric_ppo.run import Run
 from tests.resuming import (
     NUM_UPDATES,
@@ -343,3 +344,33 @@ def test_trainers_may_change_with_shared_data(tmp_path, capfd):
     finish("decoupled", 3, tmp_path / "run", updates=3, per_rank_batch_size=6, resume=True, **flags)
     assert "the last bits of the result will differ" in capfd.readouterr().err
     assert summary(tmp_path / "run")["exact_resume"] is False
+
+
+def test_an_update_counts_though_what_follows_cannot_be_sent(tmp_path, monkeypatch):
+    """With --overlap the next rows go out before an update is reported: if that fails, it is kept all the same."""
+
+    def fail():
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(Exchange, "send", on_call(4, 0, fail, Exchange.send))
+    said = train("decoupled", 2, tmp_path / "run", **OVERLAP)
+    assert "gone" in said[0]
+    assert checkpoints(tmp_path / "run")[0] == 3
+
+
+@pytest.mark.parametrize("flags", [{}, OVERLAP], ids=str)
+def test_trainers_get_nothing_after_the_goal(tmp_path, monkeypatch, flags):
+    """A run that ends early has sent as many batches as it made updates, and then the end."""
+    sent = tmp_path / "sent"
+    send = Exchange.send
+
+    def counted(exchange, batch):
+        with sent.open("a") as file:
+            file.write("end\n" if batch is None else f"{batch.update}\n")
+        send(exchange, batch)
+
+    monkeypatch.setattr(Exchange, "send", counted)
+    run = finish("decoupled", 2, tmp_path / "run", updates=12, num_steps=128, num_envs=4, stop_at_return=1.0, **flags)
+    updates = summary(run)["updates"]
+    assert 0 < updates < 12
+    assert sent.read_text().split() == [*map(str, range(updates)), "end"]
