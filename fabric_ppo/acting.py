@@ -72,14 +72,16 @@ class ArrayActor(Actor):
     def __init__(self, agent: Agent, noise: Tensor) -> None:
         """See `Actor`."""
         super().__init__(agent, noise if agent.log_std is None else noise * agent.bounded(agent.log_std).exp())
-        self._policy, self._scaled_noise = agent.policy.frozen(), self._noise.numpy()
+        self._prepare, self._scaled_noise = agent.preparing(), self._noise.numpy()
+        self._layers = [network.frozen() for network in (agent.trunk, agent.policy) if network is not None]
         self._is_categorical = isinstance(agent.distribution, Categorical)
         self._outputs: list[Array] = []
 
     def act(self, obs: Array) -> Array:
         """See `Actor`."""
-        encode = self._encode
-        out = self._policy(obs if encode is None else encode(torch.from_numpy(obs)).numpy())
+        out = obs if self._prepare is None else self._prepare(torch.from_numpy(obs)).numpy()
+        for layers in self._layers:
+            out = layers(out)
         perturbed = out + self._scaled_noise[len(self._outputs)]
         self._outputs.append(out)
         if self._is_categorical:
@@ -93,6 +95,7 @@ class ArrayActor(Actor):
 
 def make_actor(agent: Agent, noise: Tensor) -> Actor:
     """The fastest one for this agent, which is not recurrent."""
-    fits = agent.policy.is_small and agent.distribution.sample_is_perturbed_mode and not agent.encoder.num_masks
+    fits = agent.policy.is_small and (agent.trunk is None or agent.trunk.is_small)
+    fits = fits and agent.distribution.sample_is_perturbed_mode and not agent.encoder.num_masks
     fits = fits and not agent.architecture.state_dependent_std  # whose noise is not scaled beforehand
     return (ArrayActor if fits else Actor)(agent, noise)

@@ -168,13 +168,13 @@ class Agent(nn.Module):
 
     def encoding(self) -> Callable[[Tensor], Tensor] | None:
         """`encode` while the agent stays as it is; None where that changes nothing."""
-        inputs = self._inputs()
+        prepare = self.preparing()
         if self.trunk is None:
-            return inputs
-        return lambda obs: self._through_trunk(obs if inputs is None else inputs(obs))
+            return prepare
+        return lambda obs: self._through_trunk(obs if prepare is None else prepare(obs))
 
-    def _inputs(self) -> Callable[[Tensor], Tensor] | None:
-        """Observations as the first layer sees them; None where they already are."""
+    def preparing(self) -> Callable[[Tensor], Tensor] | None:
+        """Observations as the first perceptron sees them, while the agent stays as it is; None where they already are."""
         encode = None if self.encoder.is_identity(self.dtype) else self.encoder
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
         if encode is None:
@@ -215,20 +215,24 @@ class Agent(nn.Module):
         if self.obs_moments is None:
             return obs
         if not self.encoder.has_weights:
-            inputs = self._inputs()
-            assert inputs is not None
-            return inputs(obs)
+            prepare = self.preparing()
+            assert prepare is not None
+            return prepare(obs)
         boxes = self.obs_moments.normalizer(self.dtype)(self.encoder.boxes(obs, self.dtype))
         return torch.cat([boxes.contiguous().view(torch.uint8), obs], dim=-1)
 
     def features(self, prepared: Tensor) -> Tensor:
         """What `prepare` gave as `encode` has it, `[B, n]`."""
+        return self._through_trunk(self.inputs(prepared))
+
+    def inputs(self, prepared: Tensor) -> Tensor:
+        """What `prepare` gave as the first perceptron sees it, `[B, n]`."""
         if self.obs_moments is not None and self.encoder.has_weights:
             end = self.encoder.num_boxes * self.dtype.itemsize
             boxes = prepared[:, :end].clone(memory_format=torch.contiguous_format).view(self.dtype)
-            return self._through_trunk(self.encoder(prepared[:, end:], self.dtype, lambda _: boxes))
+            return self.encoder(prepared[:, end:], self.dtype, lambda _: boxes)  # type: ignore[no-any-return]
         is_encoded = self.obs_moments is not None or self.encoder.is_identity(self.dtype)
-        return self._through_trunk(prepared if is_encoded else self.encoder(prepared, self.dtype))
+        return prepared if is_encoded else self.encoder(prepared, self.dtype)
 
     def absorb(self, sums: Tensor) -> None:
         """Renew the running statistics with what all ranks saw in a rollout, the sum of their `Rollout.moments`."""
@@ -252,7 +256,12 @@ class Agent(nn.Module):
 
     def log_probs(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
         """Log-probabilities of `actions`, `[B]`; for `memory` see `remember`."""
-        return self.distribution.log_prob(self.policy_params(self.remember(self.encode(obs), memory)[0]), actions)
+        return self.log_probs_and_values(obs, actions, memory)[0]
+
+    def log_probs_and_values(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of `actions` and state values, each `[B]`; for `memory` see `remember`."""
+        features = self.remember(self.encode(obs), memory)[0]
+        return self.distribution.log_prob(self.policy_params(features), actions), self.state_values(features)
 
     def forward(self, obs: Tensor, actions: Tensor, sequences: Tensor = NO_MEMORY) -> Evaluation:
         """Log-probabilities, entropy and values of a minibatch of observations from `prepare`.

@@ -1,4 +1,4 @@
-"""The loss of an agent made of two perceptrons with its gradient in closed form, as one node of the autograd graph.
+"""The loss of an agent made of perceptrons with its gradient in closed form, as one node of the autograd graph.
 
 At PPO's usual sizes a gradient step does little arithmetic and much bookkeeping: autograd visits some hundred small
 operations. Here they are written out, a fraction of the work. What they compute is `loss.ppo_loss` and its
@@ -24,7 +24,7 @@ from fabric_ppo.networks import FlatWeights
 def can_fuse(agent: Agent, device_type: str) -> bool:
     """Whether `FusedLoss` knows this agent's parts, at the precision in force."""
     known = isinstance(agent.distribution, (Categorical, DiagonalGaussian))
-    known = known and not (agent.encoder.has_weights or agent.encoder.num_masks or agent.trunk is not None)
+    known = known and not (agent.encoder.has_weights or agent.encoder.num_masks)
     known = (
         known and agent.memory is None and not (agent.policy.has_layer_norm or agent.architecture.state_dependent_std)
     )
@@ -45,6 +45,7 @@ class FusedLoss:
         """
         self._agent, self._weights, self._config = agent, weights, config
         self._policy, self._value = agent.policy.closed_form(), agent.value.closed_form()
+        self._trunk = None if agent.trunk is None else agent.trunk.closed_form()
         self._differentiate = self._categorical if agent.log_std is None else self._gaussian
 
     def __call__(self, rows: Rows) -> MinibatchLoss:
@@ -55,8 +56,9 @@ class FusedLoss:
 
     def _evaluate(self, rows: Rows) -> tuple[MinibatchLoss, Tensor]:
         """The loss and its gradient, which lies in memory that the next call overwrites."""
-        agent = self._agent
-        features = agent.features(rows.obs)
+        features = self._agent.inputs(rows.obs)
+        trunk_values = [] if self._trunk is None else self._trunk.layer_values(features)
+        features = trunk_values[-1] if trunk_values else features
         policy_values = self._policy.layer_values(features)
         value_values = self._value.layer_values(features)
         grad, parts = self._weights.gradient()
@@ -67,8 +69,11 @@ class FusedLoss:
         if self._config.ent_coef:
             objective.add_(entropy, alpha=self._config.ent_coef)
         loss = torch.dot(rows.weights, objective).neg_()
-        self._policy.backward_into(parts["policy"], policy_values, grad_policy)
-        self._value.backward_into(parts["value"], value_values, grad_value.unsqueeze(-1))
+        grad_policy = self._policy.backward_into(parts["policy"], policy_values, grad_policy)
+        grad_value = self._value.backward_into(parts["value"], value_values, grad_value.unsqueeze(-1))
+        if self._trunk is not None:
+            grad_trunk = self._policy.grad_features(grad_policy).add_(self._value.grad_features(grad_value))
+            self._trunk.backward_into(parts["trunk"], trunk_values, grad_trunk)
         return MinibatchLoss(loss, log_probs, entropy, values), grad
 
     def _subtract_value_loss(self, objective: Tensor, values: Tensor, rows: Rows) -> Tensor:

@@ -61,6 +61,7 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(n, m), *([nn.LayerNorm(m)] if layer_norm else []), module()]
         super().__init__(*layers, *([nn.Linear(widths[-1], outputs)] if outputs else []))
         self.activation = activation
+        self.num_hidden = len(hidden_sizes)
         self.has_layer_norm = layer_norm
         self._linears = tuple(layer for layer in self if isinstance(layer, nn.Linear))
 
@@ -87,21 +88,20 @@ class MLP(nn.Sequential):
         NumPy starts a small product in half the time that PyTorch takes. By eights, rows round the same way however
         many there are, and wherever they stand.
         """
-        *hidden, last = [
-            (np.ascontiguousarray(layer.weight.detach().t().numpy()), layer.bias.detach().numpy())
-            for layer in self._linears
+        layers = [
+            (np.ascontiguousarray(layer.weight.detach().t().numpy()), layer.bias.detach().numpy(), k < self.num_hidden)
+            for k, layer in enumerate(self._linears)
         ]
         is_tanh = self.activation == "tanh"
 
         def forward(features: Array) -> Array:
             values = features.reshape(-1, ROWS_AT_A_TIME, features.shape[-1])
-            for weight, bias in hidden:
+            for weight, bias, is_hidden in layers:
                 values = np.matmul(values, weight)
                 values += bias
-                np.tanh(values, out=values) if is_tanh else np.maximum(values, 0, out=values)
-            out = np.matmul(values, last[0])
-            out += last[1]
-            return out.reshape(len(features), -1)  # type: ignore[no-any-return]
+                if is_hidden:
+                    np.tanh(values, out=values) if is_tanh else np.maximum(values, 0, out=values)
+            return values.reshape(len(features), -1)  # type: ignore[no-any-return]
 
         return forward
 
@@ -120,7 +120,7 @@ class ClosedForm:
     def __init__(self, network: MLP) -> None:
         """Look up the weights of `network`."""
         linears = network.linear_layers
-        self._tanh = network.activation == "tanh"
+        self._tanh, self._num_hidden = network.activation == "tanh", network.num_hidden
         self._layers = [(layer.bias.detach(), layer.weight.detach(), layer.weight.detach().t()) for layer in linears]
         weight = self._layers[0][1]
         self._memory = weight.new_empty(0)
@@ -131,7 +131,7 @@ class ClosedForm:
     def _buffers(self, rows: int) -> list[tuple[Tensor, Tensor]]:
         """For each hidden layer memory for its values and for their gradients, both `[rows, width]`."""
         if rows not in self._between:
-            widths = [weight.shape[0] for _, weight, _ in self._layers[:-1]]
+            widths = [weight.shape[0] for _, weight, _ in self._layers[: self._num_hidden]]
             if self._memory.numel() < 2 * rows * sum(widths):
                 self._memory = self._memory.new_empty(2 * rows * sum(widths))
                 self._between = {}
@@ -141,7 +141,7 @@ class ClosedForm:
         return self._between[rows]
 
     def layer_values(self, features: Tensor) -> list[Tensor]:
-        """Inputs of every layer, and then the outputs, which are new memory; without gradients."""
+        """Inputs of every layer, and then the outputs, new memory unless all layers are hidden; without gradients."""
         values = [features]
         for (bias, _, weight), (value, _) in zip(self._layers, self._buffers(len(features)), strict=False):
             if not self._tanh:
@@ -153,16 +153,22 @@ class ClosedForm:
             else:
                 torch.addmm(bias, values[-1], weight, out=value).tanh_()
             values.append(value)
-        bias, _, weight = self._layers[-1]
-        return [*values, torch.addmm(bias, values[-1], weight)]
+        for bias, _, weight in self._layers[self._num_hidden :]:
+            values.append(torch.addmm(bias, values[-1], weight))
+        return values
 
-    def backward_into(self, grads: Sequence[Tensor], values: list[Tensor], grad_out: Tensor) -> None:
+    def backward_into(self, grads: Sequence[Tensor], values: list[Tensor], grad_out: Tensor) -> Tensor:
         """Backpropagate `grad_out [B, outputs]`; write the gradient of each of `MLP.weights` into `grads`.
 
         `values` are those of `layer_values`. Neither they nor `grad_out` are changed.
+
+        Returns:
+            The gradient with respect to the first layer's sums, for `grad_features`; the next pass overwrites it.
         """
         grad, buffers = grad_out, self._buffers(len(grad_out))
         for index in range(len(self._layers) - 1, -1, -1):
+            if index < self._num_hidden:
+                grad = self._through_activation(grad, values[index + 1], buffers[index][1])
             value = values[index]
             weight_grad = grads[2 * index]
             if len(value) >= MANY_ROWS and 2 * weight_grad.shape[1] <= weight_grad.shape[0]:
@@ -171,12 +177,18 @@ class ClosedForm:
                 torch.mm(grad.t(), value, out=weight_grad)
             torch.sum(grad, 0, out=grads[2 * index + 1])
             if index > 0:
-                # the derivative of the activation, from its own output
                 grad = torch.mm(grad, self._layers[index][1], out=buffers[index - 1][1])
-                if self._tanh:
-                    torch.ops.aten.tanh_backward.grad_input(grad, value, grad_input=grad)
-                else:
-                    torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
+        return grad
+
+    def grad_features(self, grad_sums: Tensor) -> Tensor:
+        """The gradient with respect to the features, `[B, inputs]`, from what `backward_into` returned."""
+        return torch.mm(grad_sums, self._layers[0][1])
+
+    def _through_activation(self, grad: Tensor, value: Tensor, into: Tensor) -> Tensor:
+        """The gradient before an activation, whose derivative follows from its own output `value`."""
+        if self._tanh:
+            return torch.ops.aten.tanh_backward.grad_input(grad, value, grad_input=into)  # type: ignore[no-any-return]
+        return torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=into)  # type: ignore[no-any-return]
 
 
 class FlatWeights(nn.Module):

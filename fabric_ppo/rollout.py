@@ -253,6 +253,7 @@ def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: fl
     )
 
 
+@timed("values")
 @torch.no_grad()
 def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
     """A rollout as a later policy sees it: its log-probabilities and values, and how it weighs the actions taken.
@@ -265,19 +266,19 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         buffer: still holding the rollout.
         rollout: as collected.
     """
-    memory = _remembered(agent, buffer)
-    columns = torch.from_numpy(buffer.obs[: buffer.num_steps]), rollout.actions, memory[: buffer.num_steps]
-    rows = (each.flatten(0, 1) for each in columns)
-    log_probs = _in_passes(agent.log_probs, *rows, agent=agent).view(rollout.log_probs.shape)
-    values, next_values = _value(agent, buffer, memory)
+    memory, obs = _remembered(agent, buffer), torch.from_numpy(buffer.obs)
+    rows = (each.flatten(0, 1) for each in (obs[:-1], rollout.actions, memory[:-1]))
+    both = _in_passes(lambda *rows: torch.stack(agent.log_probs_and_values(*rows), -1), *rows, agent=agent)
+    log_probs, values = both.view(*rollout.values.shape, 2).unbind(-1)
+    last = _in_passes(agent.values, obs[-1], memory[-1], agent=agent)
     return replace(
         rollout,
         obs=_prepared(agent, buffer),
-        memory=memory[: buffer.num_steps],
+        memory=memory[:-1],
         log_probs=log_probs,
         importance=(log_probs - rollout.log_probs).exp(),
         values=values,
-        next_values=next_values,
+        next_values=_next_values(agent, buffer, memory, torch.cat([values[1:], last.unsqueeze(0)])),
     )
 
 
@@ -324,18 +325,22 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
 @timed("values")
 def _value(agent: Agent, buffer: RolloutBuffer, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Values of the buffer's observations and of their true successors, each `[T, N]`; `memory` is from before each."""
-    t, n = buffer.num_steps, buffer.num_envs
-    obs = torch.from_numpy(buffer.obs)
-    values = _in_passes(agent.values, obs.flatten(0, 1), memory.flatten(0, 1), agent=agent).view(t + 1, n)
-    next_values = values[1:].clone()
+    obs = torch.from_numpy(buffer.obs).flatten(0, 1)
+    values = _in_passes(agent.values, obs, memory.flatten(0, 1), agent=agent).view(buffer.num_steps + 1, -1)
+    return values[:-1], _next_values(agent, buffer, memory, values[1:].clone())
+
+
+def _next_values(agent: Agent, buffer: RolloutBuffer, memory: Tensor, values: Tensor) -> Tensor:
+    """`values [T, N]` of what came next, in place with that of the final observation where an episode was cut."""
     if cut := [(step, final) for step, final in buffer.finals if buffer.truncated[step, final.env]]:
         final_obs = torch.from_numpy(np.stack([final.obs for _, final in cut]).astype(buffer.obs.dtype, copy=False))
         at = torch.tensor([(step, final.env) for step, final in cut]).unbind(1)
         after = memory[at]
         if agent.memory is not None:
-            after = agent.remember(agent.encode(obs[at].to(agent.device)), after.to(agent.device))[1]
-        next_values[at] = _in_passes(agent.values, final_obs, after, agent=agent)
-    return values[:t], next_values
+            obs = torch.from_numpy(buffer.obs)[at].to(agent.device)
+            after = agent.remember(agent.encode(obs), after.to(agent.device))[1]
+        values[at] = _in_passes(agent.values, final_obs, after, agent=agent)
+    return values
 
 
 def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:

@@ -19,9 +19,10 @@ OBSERVATIONS = {
 STEPS, ROWS = 4, 16
 
 
-def make_agent(observation, action, normalize=False, hidden_sizes=(16, 8), activation="tanh"):
+def make_agent(observation, action, normalize=False, hidden_sizes=(16, 8), shared_trunk=False):
     torch.manual_seed(0)
-    agent = Agent(EnvSpec("Toy-v0", observation, action), Architecture(activation, hidden_sizes, normalize))
+    architecture = Architecture("tanh", hidden_sizes, normalize, shared_trunk=shared_trunk)
+    agent = Agent(EnvSpec("Toy-v0", observation, action), architecture)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.uniform_(-0.7, 0.7)
@@ -40,12 +41,13 @@ def observe(space, rows, seed=1):
 
 
 @pytest.mark.parametrize("kind", [Actor, ArrayActor])
+@pytest.mark.parametrize("shared_trunk", [False, True], ids=["apart", "trunk"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
 @pytest.mark.parametrize("action", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("observation", OBSERVATIONS.values(), ids=OBSERVATIONS)
 @torch.no_grad()
-def test_actions_are_samples_with_the_noise_given(kind, normalize, action, observation):
-    agent = make_agent(observation, action, normalize)
+def test_actions_are_samples_with_the_noise_given(kind, normalize, action, observation, shared_trunk):
+    agent = make_agent(observation, action, normalize, shared_trunk=shared_trunk)
     distribution = agent.distribution
     noise = distribution.noise(torch.rand(STEPS, ROWS, distribution.noise_size))
     actor = kind(agent, noise)
@@ -89,6 +91,10 @@ def test_small_networks_act_in_numpy():
     assert type(make_actor(small.double(), noise.double())) is ArrayActor
     assert type(make_actor(small.bfloat16(), noise.bfloat16())) is Actor
     wide = make_agent(OBSERVATIONS["float32"], SPACES["categorical"], hidden_sizes=(256, 256))
+    assert type(make_actor(wide, noise)) is Actor
+    trunk = make_agent(OBSERVATIONS["float32"], SPACES["categorical"], shared_trunk=True)
+    assert type(make_actor(trunk, noise)) is ArrayActor
+    wide = make_agent(OBSERVATIONS["float32"], SPACES["categorical"], hidden_sizes=(256, 256), shared_trunk=True)
     assert type(make_actor(wide, noise)) is Actor
     own = make_agent(OBSERVATIONS["float32"], SPACES["categorical"])
     own.distribution.sample_is_perturbed_mode = False

@@ -19,6 +19,7 @@ from fabric_ppo.roles import Placement, place
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.update import losses_of
 from tests.runs import command, run, run_ranks
+from tests.toy_envs import toy_env
 
 TINY = {"num_steps": 24, "update_epochs": 2, "per_rank_batch_size": 11, "test_episodes": 1, "num_threads": 1}
 
@@ -112,6 +113,24 @@ def test_revaluing_a_rollout(env_id):
     inside = ~(rollout.terminated | rollout.truncated)[:-1]
     torch.testing.assert_close(later.next_values[:-1][inside], values[1:][inside])
     assert (rollout.importance == 1).all()
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("ends", ["terminated", "truncated", "both"])
+def test_the_same_policy_sees_a_rollout_as_it_was_collected(ends, shared_trunk):
+    """Inside episodes, where they end and where the rollout does."""
+    config = Config(env_id=toy_env(length=5, ends=ends), num_envs=3, num_steps=32, shared_trunk=shared_trunk)
+    envs = make_envs(config, 0, 1)
+    agent = make_agent(envs.spec, config)
+    buffer = RolloutBuffer(envs, agent, config.num_steps, 0)
+    rollout = collect(envs, agent, buffer, config.seed, 0)
+    envs.close()
+    again = revalue(agent, buffer, rollout)
+    assert rollout.truncated.any() == (ends != "terminated")
+    for name in ("log_probs", "importance", "values", "next_values"):
+        torch.testing.assert_close(
+            getattr(again, name), getattr(rollout, name), msg=lambda text, name=name: name + text
+        )
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])

@@ -30,10 +30,11 @@ ACTIONS = {
 CONFIG = Config(clip_coef=0.2, vf_coef=0.7, ent_coef=0.03)
 
 
-def make_agent(action, hidden_sizes=(6, 4), activation="tanh", observation=BOX):
+def make_agent(action, hidden_sizes=(6, 4), activation="tanh", observation=BOX, shared_trunk=False):
     """A float64 agent; the widths of policy and value are the same, the weights are not."""
     torch.manual_seed(3)
-    agent = Agent(EnvSpec("Test-v0", observation, action), Architecture(activation, hidden_sizes)).double()
+    architecture = Architecture(activation, hidden_sizes, shared_trunk=shared_trunk)
+    agent = Agent(EnvSpec("Test-v0", observation, action), architecture).double()
     if agent.log_std is not None:
         agent.log_std.data = torch.linspace(-0.7, 0.4, agent.log_std.numel(), dtype=torch.float64)
     return agent
@@ -77,10 +78,14 @@ def compare(agent, rows, config):
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
 @pytest.mark.parametrize("clip_vloss", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("hidden_sizes", [(), (8,), (6, 4), (5, 3, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("hidden_sizes", "shared_trunk"),
+    [((), False), ((8,), False), ((6, 4), False), ((5, 3, 4), False), ((8,), True), ((6, 4), True), ((5, 3, 4), True)],
+    ids=str,
+)
 @pytest.mark.parametrize("action", ACTIONS)
-def test_equals_autograd(action, hidden_sizes, activation, clip_vloss, ent_coef):
-    agent = make_agent(ACTIONS[action], hidden_sizes, activation)
+def test_equals_autograd(action, hidden_sizes, shared_trunk, activation, clip_vloss, ent_coef):
+    agent = make_agent(ACTIONS[action], hidden_sizes, activation, shared_trunk=shared_trunk)
     config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss, ent_coef=ent_coef)
     rows = make_rows(agent, 64)
     loss, grad = compare(agent, rows, config)
@@ -104,17 +109,19 @@ def test_a_bounded_deviation(bounds, ent_coef):
     assert beyond.any() == (bounds != (-0.7, 0.4))
 
 
+@pytest.mark.parametrize("shared_trunk", [False, True])
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
-def test_any_observation(observation, action):
-    agent = make_agent(ACTIONS[action], observation=OBSERVATIONS[observation])
+def test_any_observation(observation, action, shared_trunk):
+    agent = make_agent(ACTIONS[action], observation=OBSERVATIONS[observation], shared_trunk=shared_trunk)
     compare(agent, make_rows(agent, 33), CONFIG)
 
 
+@pytest.mark.parametrize("shared_trunk", [False, True])
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("clip_vloss", [False, True])
-def test_no_rows(action, clip_vloss):
-    agent = make_agent(ACTIONS[action])
+def test_no_rows(action, clip_vloss, shared_trunk):
+    agent = make_agent(ACTIONS[action], shared_trunk=shared_trunk)
     loss, grad = compare(agent, make_rows(agent, 0), dataclasses.replace(CONFIG, clip_vloss=clip_vloss))
     assert loss.loss.item() == 0
     assert (grad == 0).all()
@@ -148,11 +155,12 @@ def test_first_minibatch_has_its_whole_gradient(action):
     torch.testing.assert_close(grad, torch.cat([each.flatten() for each in expected]), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("shared_trunk", [False, True])
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
 @pytest.mark.parametrize("clip_vloss", [False, True])
-def test_gradient_is_the_slope(action, clip_vloss):
+def test_gradient_is_the_slope(action, clip_vloss, shared_trunk):
     """Finite differences of the loss along random directions, without autograd."""
-    agent = make_agent(ACTIONS[action])
+    agent = make_agent(ACTIONS[action], shared_trunk=shared_trunk)
     rows, weights = make_rows(agent, 40), FlatWeights(agent)
     config = dataclasses.replace(CONFIG, clip_vloss=clip_vloss)
     loss = FusedLoss(agent, weights, config)
@@ -209,9 +217,10 @@ def test_only_the_loss_has_a_gradient():
     assert not any(each.requires_grad for each in now)
 
 
-def test_what_was_handed_out_stays():
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_what_was_handed_out_stays(shared_trunk):
     """Minibatches of any size, one after the other, larger and smaller: each answer is its own memory."""
-    agent = make_agent(ACTIONS["7 choices"])
+    agent = make_agent(ACTIONS["7 choices"], shared_trunk=shared_trunk)
     weights = FlatWeights(agent)
     loss_of, rows = FusedLoss(agent, weights, CONFIG), make_rows(agent, 40)
     answers = []
@@ -240,6 +249,11 @@ def test_what_can_be_fused():
     choices = SpaceSpec("multi_discrete", (2,), "int64", (2, 3), (0, 0))
     bits = SpaceSpec("multi_binary", (2,), "int8")
     assert all(can_fuse(make_agent(action), "cpu") for action in ACTIONS.values())
+    assert can_fuse(make_agent(ACTIONS["matrix"], shared_trunk=True), "cpu")
+    normed = Agent(
+        EnvSpec("Test-v0", BOX, ACTIONS["scalar"]), Architecture("tanh", (6,), shared_trunk=True, layer_norm=True)
+    )
+    assert not can_fuse(normed, "cpu")
     assert not any(can_fuse(make_agent(action), "cpu") for action in (choices, bits))
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_fuse(make_agent(ACTIONS["scalar"]), "cpu")

@@ -101,6 +101,30 @@ def test_tanh_is_exact_to_rounding(dtype):
         assert got.abs().max() <= 1
 
 
+@ACTIVATIONS
+@pytest.mark.parametrize("hidden_sizes", [(7,), (6, 4)], ids=str)
+def test_hidden_layers_alone(hidden_sizes, activation):
+    """A trunk: values, gradients of weights and of features, and the same in NumPy."""
+    torch.manual_seed(0)
+    network = MLP(5, hidden_sizes, 0, activation).double()
+    features = torch.randn(16, 5, dtype=torch.float64, requires_grad=True)
+    out = plain(network)(features)
+    grad_out = torch.randn_like(out)
+    *expected, expected_features = torch.autograd.grad(out, [*network.weights, features], grad_out)
+    with torch.no_grad():
+        closed_form = network.closed_form()
+        values = closed_form.layer_values(features)
+        kept = [each.clone() for each in (*values, grad_out)]
+        got = [torch.full_like(weight, torch.nan) for weight in network.weights]
+        got_features = closed_form.grad_features(closed_form.backward_into(got, values, grad_out))
+        in_numpy = network.frozen()(features.detach().numpy())
+    torch.testing.assert_close(values[-1], out, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.from_numpy(in_numpy), out.detach(), rtol=1e-13, atol=1e-14)
+    for a, b in zip((*got, got_features), (*expected, expected_features), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (*values, grad_out), strict=True))
+
+
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
