@@ -98,12 +98,12 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
 
         if config.overlap and 0 < run.first_update < run.num_updates:
             with run.weights_in_flight():
-                ahead = collect(envs, agent, buffer, config.seed, run.first_update)
+                ahead = collect(envs, agent, buffer, config.seed, run.first_update, with_values=False)
         for update in run.updates():
             lag = 0 if ahead is None else 1
             rollout = sent or send(ahead, update)
             goes_ahead = config.overlap and update + 1 < run.num_updates
-            ahead = collect(envs, agent, buffer, config.seed, update + 1) if goes_ahead else None
+            ahead = collect(envs, agent, buffer, config.seed, update + 1, with_values=False) if goes_ahead else None
             with waiting:
                 stats, trainer_idle = exchange.receive_reply()
             own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}

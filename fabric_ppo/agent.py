@@ -174,7 +174,7 @@ class Agent(nn.Module):
         return lambda obs: self._through_trunk(obs if prepare is None else prepare(obs))
 
     def preparing(self) -> Callable[[Tensor], Tensor] | None:
-        """Observations as the first perceptron sees them, while the agent stays as it is; None where they already are."""
+        """What makes of observations what the first perceptron sees, while the agent stays as it is; None: nothing."""
         encode = None if self.encoder.is_identity(self.dtype) else self.encoder
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
         if encode is None:

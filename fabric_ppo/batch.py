@@ -72,8 +72,9 @@ class Batch:
         """This rank's part of each minibatch of some epochs.
 
         In each epoch the rows (or sequences) are permuted, cut into chunks whose sizes differ by at most one, and each
-        chunk is split over the shares likewise. Weights are scaled by `num_shares / chunk`: the mean over ranks of a
-        dot product with them is the mean over the chunk, however the chunk was split.
+        chunk is split over the shares likewise; where that leaves all rows together they stay in order. Weights are
+        scaled by `num_shares / chunk`: the mean over ranks of a dot product with them is the mean over the chunk,
+        however the chunk was split.
         """
         together = self.together
         total = len(self.rows.weights) // together
@@ -86,10 +87,13 @@ class Batch:
             in_chunk = sum(size_of(cut(held // together, chunk, num_chunks)) for held in self.held) or stop - start
             scales.append((len(self.held) or self.num_shares) / max(in_chunk * together, 1))
         sizes = [(part.stop - part.start) * together for part in parts]
-        orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
-        if self.num_shares > 1:
-            orders = [order[part] for order in orders for part in parts]
-        rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), together)
+        if num_chunks == self.num_shares == 1:  # one sum of all, whatever their order
+            rows = Rows(*(torch.cat([column] * len(epochs)) for column in self.rows))
+        else:
+            orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
+            if self.num_shares > 1:
+                orders = [order[part] for order in orders for part in parts]
+            rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), together)
         scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
         return Minibatches(rows._replace(weights=rows.weights * scale), sizes * len(epochs), together)
 

@@ -101,7 +101,7 @@ class MLP(nn.Sequential):
                 values += bias
                 if is_hidden:
                     np.tanh(values, out=values) if is_tanh else np.maximum(values, 0, out=values)
-            return values.reshape(len(features), -1)  # type: ignore[no-any-return]
+            return values.reshape(len(features), -1)
 
         return forward
 

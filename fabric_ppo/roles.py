@@ -237,7 +237,7 @@ class Exchange:
             packet.fields["goes_on"].fill_(batch is not None)
             if batch is not None:
                 rows = batch.rows
-                if not self._config.share_data:
+                if not self._config.share_data and self._num_trainers > 1:
                     rows = take(rows, self._part(batch.update, trainer), self._together)
                 for name in self._columns:
                     column = getattr(rows, name)

@@ -148,7 +148,9 @@ class RolloutBuffer:
 
 
 @torch.no_grad()
-def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Rollout:
+def collect(
+    envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_values: bool = True
+) -> Rollout:
     """Step the environments T times and value what was seen.
 
     Per step the agent only picks actions; values follow in one pass, as the weights do not change meanwhile, and
@@ -160,13 +162,14 @@ def collect(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, seed: int, up
         buffer: where the rollout is kept; its last observation is where this rollout starts.
         seed: the run's seed.
         update: which rollout this is; with `seed` it names the action noise.
+        with_values: if not, values are NaN, until `revalue`.
     """
     started = time.perf_counter()
     noise = _noise(agent, buffer, seed, update)
     with _one_thread():
         params = _step_environments(envs, agent, buffer, noise)
     log_probs = agent.distribution.log_prob(params, torch.from_numpy(buffer.actions).flatten(0, 1))
-    return _rollout(agent, buffer, log_probs.view(buffer.num_steps, buffer.num_envs), started)
+    return _rollout(agent, buffer, log_probs.view(buffer.num_steps, buffer.num_envs), with_values, started)
 
 
 def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
@@ -225,9 +228,9 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
     return noise
 
 
-def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, started: float) -> Rollout:
+def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, with_values: bool, started: float) -> Rollout:
     memory = torch.from_numpy(buffer.memory)
-    values, next_values = _value(agent, buffer, memory)
+    values, next_values = _value(agent, buffer, memory) if with_values else 2 * (log_probs.new_full((), torch.nan),)
     episodes = _ended_episodes(buffer)
     moments = _moments(agent, buffer)
     rewards = buffer.rewards_to_learn()
@@ -266,19 +269,20 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         buffer: still holding the rollout.
         rollout: as collected.
     """
-    memory, obs = _remembered(agent, buffer), torch.from_numpy(buffer.obs)
-    rows = (each.flatten(0, 1) for each in (obs[:-1], rollout.actions, memory[:-1]))
+    memory, actions = _remembered(agent, buffer), torch.from_numpy(buffer.actions)
+    actions = torch.cat([actions, actions[-1:]])  # of the observation after the last step only the value counts
+    rows = (each.flatten(0, 1) for each in (torch.from_numpy(buffer.obs), actions, memory))
     both = _in_passes(lambda *rows: torch.stack(agent.log_probs_and_values(*rows), -1), *rows, agent=agent)
-    log_probs, values = both.view(*rollout.values.shape, 2).unbind(-1)
-    last = _in_passes(agent.values, obs[-1], memory[-1], agent=agent)
+    log_probs, values = both.view(buffer.num_steps + 1, buffer.num_envs, 2).unbind(-1)
+    log_probs = log_probs[:-1]
     return replace(
         rollout,
         obs=_prepared(agent, buffer),
         memory=memory[:-1],
         log_probs=log_probs,
         importance=(log_probs - rollout.log_probs).exp(),
-        values=values,
-        next_values=_next_values(agent, buffer, memory, torch.cat([values[1:], last.unsqueeze(0)])),
+        values=values[:-1],
+        next_values=_next_values(agent, buffer, memory, values[1:].clone()),
     )
 
 
@@ -344,7 +348,7 @@ def _next_values(agent: Agent, buffer: RolloutBuffer, memory: Tensor, values: Te
 
 
 def _in_passes(function: Callable[..., Tensor], *inputs: Tensor, agent: Agent) -> Tensor:
-    """`function` of `inputs [B, ...]`, a few thousand rows at a time on the agent's device; `[B]` on the CPU."""
+    """`function` of `inputs [B, ...]`, a few thousand rows at a time on the agent's device; `[B, ...]` on the CPU."""
     device = agent.device
     parts = zip(*(each.split(_ROWS_PER_PASS) for each in inputs), strict=True)
     return torch.cat([function(*(each.to(device) for each in part)).cpu() for part in parts])
