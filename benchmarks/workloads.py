@@ -58,6 +58,7 @@ AS_IT_COMES = Setting("as it comes")
 ONE_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"),))
 ONE_XLA_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"), ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")))
 OUR_ONE_THREAD = Setting("one thread", flags=("--num-threads", "1"))
+SHARED_TRUNK = Setting("as it comes", flags=("--shared-trunk",))
 SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
 
 
@@ -176,20 +177,24 @@ def throughput() -> Workload:
     work = Work("CartPole-v1", 524288, num_envs=32, num_steps=32, batch_size=1024, epochs=4)
     two = replace(work, num_envs=16, batch_size=512, ranks=2)
     ahead = replace(work, ranks=2, decoupled=True)
+    overlapped = "train_fabric_decoupled.py --overlap --env-backend envpool"
     contenders = (
         Contender("train_torch.py", "torch", work),
         Contender("train_torch.py --env-backend envpool", "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
         Contender("train_torch.py, two ranks", "torch", two),
         Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
-        Contender("train_fabric_decoupled.py --overlap --env-backend envpool", "decoupled-overlap-envpool", ahead),
-        Contender("Sample Factory", "sample-factory", work, (AS_IT_COMES, SERIAL)),
+        Contender(overlapped, "decoupled-overlap-envpool", ahead),
+        Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool", work, (SHARED_TRUNK,)),
+        Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool", ahead, (SHARED_TRUNK,)),
+        Contender("Sample Factory", "sample-factory", work),
+        Contender("Sample Factory, serial", "sample-factory", work, (SERIAL,)),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
     )
     note = (
         "32 environments, updates of 1024 transitions, four epochs of one minibatch. Sample Factory has two workers "
-        "with 16 environments each, no recurrence, no normalisation, and one network for policy and value. Its seconds "
-        "of training begin with its first update, and it collects while it learns, as --overlap does. EnvPool's rows "
-        "after an episode's end are not counted."
+        "with 16 environments each, no recurrence and no normalisation; policy and value share their hidden layers, as "
+        "with --shared-trunk. Its seconds of training begin with its first update, and it collects while it learns, as "
+        "--overlap does. EnvPool's rows after an episode's end are not counted."
     )
     return Workload("p5", "CartPole, throughput", work, contenders, note, tolerance=0.05)
 
