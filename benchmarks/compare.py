@@ -135,10 +135,10 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
+        first = info.read_text().split("\n\n")[0].splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+        if "model name" in told:
+            cpu = f"{told['model name']} (family {told.get('cpu family')}, model {told.get('model')})"
     load = os.getloadavg()[0]
     return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load_before": round(load, 2)}
 
@@ -149,6 +149,7 @@ def commands(workload: Workload, skipped: dict[str, str]) -> dict[str, str]:
     for each in workload.contenders:
         if each.row not in skipped:
             words = PROGRAMS[each.program].command(each.work, 1, Path("FOLDER"))
+            words += each.settings[0].flags if len(each.settings) == 1 else ()
             words = ["python" if word == sys.executable else word.removeprefix(f"{ROOT}/") for word in words]
             shown[each.row] = shlex.join(words)
     return shown

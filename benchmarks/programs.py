@@ -99,6 +99,11 @@ def torch_envpool(work: Work, seed: int, folder: Path) -> list[str]:
     return [*torch(work, seed, folder), "--env-backend", "envpool"]
 
 
+def torch_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same with hidden layers that policy and value share."""
+    return [*torch_envpool(work, seed, folder), "--shared-trunk"]
+
+
 def _fabric_run(script: str, ranks: int) -> list[str]:
     where = ["--accelerator=cpu", "--strategy=ddp", f"--devices={ranks}", f"--main-port={_free_port()}"]
     return [sys.executable, "-m", "lightning.fabric.cli", *where, str(ROOT / script)]
@@ -124,6 +129,11 @@ def decoupled_overlap(work: Work, seed: int, folder: Path) -> list[str]:
 def decoupled_overlap_envpool(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_fabric_decoupled.py --overlap` with EnvPool's environments."""
     return [*decoupled_overlap(work, seed, folder), "--env-backend", "envpool"]
+
+
+def decoupled_overlap_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same with hidden layers that policy and value share."""
+    return [*decoupled_overlap_envpool(work, seed, folder), "--shared-trunk"]
 
 
 def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
@@ -229,10 +239,14 @@ def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
 PROGRAMS = {
     "torch": Program(torch),
     "torch-envpool": Program(torch_envpool, packages=(*OURS, "envpool"), needs="envpool"),
+    "torch-envpool-trunk": Program(torch_envpool_trunk, packages=(*OURS, "envpool"), needs="envpool"),
     "fabric": Program(fabric),
     "decoupled": Program(decoupled),
     "decoupled-overlap": Program(decoupled_overlap),
     "decoupled-overlap-envpool": Program(decoupled_overlap_envpool, packages=(*OURS, "envpool"), needs="envpool"),
+    "decoupled-overlap-envpool-trunk": Program(
+        decoupled_overlap_envpool_trunk, packages=(*OURS, "envpool"), needs="envpool"
+    ),
     "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
     "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
     "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),

@@ -58,7 +58,6 @@ AS_IT_COMES = Setting("as it comes")
 ONE_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"),))
 ONE_XLA_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"), ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")))
 OUR_ONE_THREAD = Setting("one thread", flags=("--num-threads", "1"))
-SHARED_TRUNK = Setting("as it comes", flags=("--shared-trunk",))
 SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
 
 
@@ -184,8 +183,8 @@ def throughput() -> Workload:
         Contender("train_torch.py, two ranks", "torch", two),
         Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
         Contender(overlapped, "decoupled-overlap-envpool", ahead),
-        Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool", work, (SHARED_TRUNK,)),
-        Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool", ahead, (SHARED_TRUNK,)),
+        Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool-trunk", work),
+        Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool-trunk", ahead),
         Contender("Sample Factory", "sample-factory", work),
         Contender("Sample Factory, serial", "sample-factory", work, (SERIAL,)),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),

@@ -254,10 +254,6 @@ class Agent(nn.Module):
         """State values `[B]`; for `memory` see `remember`."""
         return self.state_values(self.remember(self.encode(obs), memory)[0])
 
-    def log_probs(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
-        """Log-probabilities of `actions`, `[B]`; for `memory` see `remember`."""
-        return self.log_probs_and_values(obs, actions, memory)[0]
-
     def log_probs_and_values(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
         """Log-probabilities of `actions` and state values, each `[B]`; for `memory` see `remember`."""
         features = self.remember(self.encode(obs), memory)[0]

@@ -230,7 +230,7 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 
 def _rollout(agent: Agent, buffer: RolloutBuffer, log_probs: Tensor, with_values: bool, started: float) -> Rollout:
     memory = torch.from_numpy(buffer.memory)
-    values, next_values = _value(agent, buffer, memory) if with_values else 2 * (log_probs.new_full((), torch.nan),)
+    values, next_values = _value(agent, buffer, memory) if with_values else 2 * (torch.full_like(log_probs, torch.nan),)
     episodes = _ended_episodes(buffer)
     moments = _moments(agent, buffer)
     rewards = buffer.rewards_to_learn()

@@ -122,12 +122,13 @@ def test_the_order_is_named_by_update_and_epoch():
     assert orders[1, 2] == order(1, 2)
 
 
+@pytest.mark.parametrize("size", [4, 23])
 @pytest.mark.parametrize("num_shares", [1, 2])
-def test_epochs_of_a_stretch_follow_each_other(num_shares):
+def test_epochs_of_a_stretch_follow_each_other(num_shares, size):
     """Several epochs at a time are the same minibatches as one after the other."""
     batch = Batch(numbered(23), num_shares - 1, num_shares, 42, 3)
-    together = batch.minibatches(range(1, 4), 4)
-    alone = [part for epoch in range(1, 4) for part in batch.minibatches(range(epoch, epoch + 1), 4)]
+    together = batch.minibatches(range(1, 4), size)
+    alone = [part for epoch in range(1, 4) for part in batch.minibatches(range(epoch, epoch + 1), size)]
     assert len(together) == len(alone)
     for got, want in zip(together, alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

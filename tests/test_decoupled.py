@@ -104,7 +104,7 @@ def test_revaluing_a_rollout(env_id):
     _, behaviour, proximal, rollout, later = collected_with_another_policy(env_id)
     obs, actions = rollout.obs.flatten(0, 1), rollout.actions.flatten(0, 1)
     with torch.no_grad():
-        old, new = (agent.log_probs(obs, actions).view(40, 3) for agent in (behaviour, proximal))
+        old, new = (agent.log_probs_and_values(obs, actions)[0].view(40, 3) for agent in (behaviour, proximal))
         values = proximal.values(obs).view(40, 3)
     torch.testing.assert_close(rollout.log_probs, old)
     torch.testing.assert_close(later.log_probs, new)
@@ -121,11 +121,12 @@ def test_the_same_policy_sees_a_rollout_as_it_was_collected(ends, shared_trunk):
     """Inside episodes, where they end and where the rollout does."""
     config = Config(env_id=toy_env(length=5, ends=ends), num_envs=3, num_steps=32, shared_trunk=shared_trunk)
     envs = make_envs(config, 0, 1)
-    agent = make_agent(envs.spec, config)
+    agent = make_agent(envs.spec, config).double()
     buffer = RolloutBuffer(envs, agent, config.num_steps, 0)
     rollout = collect(envs, agent, buffer, config.seed, 0)
     envs.close()
-    again = revalue(agent, buffer, rollout)
+    unknown = torch.full_like(rollout.values, torch.nan)
+    again = revalue(agent, buffer, replace(rollout, values=unknown, next_values=unknown))
     assert rollout.truncated.any() == (ends != "terminated")
     for name in ("log_probs", "importance", "values", "next_values"):
         torch.testing.assert_close(
@@ -143,7 +144,7 @@ def test_the_overlapped_objective_is_the_decoupled_objective(env_id):
     loss = losses_of(rows, policy(rows.obs, rows.actions), config).policy_loss
     plain = make_batch(replace(later, importance=torch.ones_like(later.importance)), config, ALONE, 0, rows.obs.device)
     with torch.no_grad():
-        now = policy.log_probs(rows.obs, rows.actions)
+        now = policy.log_probs_and_values(rows.obs, rows.actions)[0]
     r = (now - later.log_probs.flatten()).exp()
     advantages = plain.rows.advantages
     surrogate = torch.minimum(r * advantages, r.clamp(0.8, 1.2) * advantages)

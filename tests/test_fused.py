@@ -53,8 +53,7 @@ def make_rows(agent, count, spread=0.3):
     with torch.no_grad():
         noise = agent.distribution.noise(torch.rand(count, agent.distribution.noise_size, dtype=torch.float64))
         actions = agent.act(obs, noise)[0].to(agent.distribution.action_dtype)
-        log_probs = agent.log_probs(obs, actions)
-        values = agent.values(obs)
+        log_probs, values = agent.log_probs_and_values(obs, actions)
     off, moved, advantages, returns = torch.randn(4, count, dtype=torch.float64)
     weights = torch.rand(count, dtype=torch.float64) / max(count, 1)
     return Rows(obs, actions, log_probs + spread * off, values + spread * moved, advantages, returns, weights)
@@ -147,7 +146,7 @@ def test_first_minibatch_has_its_whole_gradient(action):
     agent = make_agent(ACTIONS[action])
     rows = make_rows(agent, 32, spread=0.0)
     config = dataclasses.replace(CONFIG, vf_coef=0.0, ent_coef=0.0)
-    log_probs = agent.log_probs(rows.obs, rows.actions)
+    log_probs = agent.log_probs_and_values(rows.obs, rows.actions)[0]
     surrogate = -(rows.weights * rows.advantages * log_probs).sum()
     gradients = torch.autograd.grad(surrogate, list(agent.parameters()), allow_unused=True)
     expected = [torch.zeros_like(p) if g is None else g for p, g in zip(agent.parameters(), gradients, strict=True)]

@@ -63,7 +63,7 @@ def make_rows(agent, count):
     with torch.no_grad():
         noise = agent.distribution.noise(torch.rand(count, agent.distribution.noise_size, dtype=torch.float64))
         actions = agent.act(obs, noise)[0].to(agent.distribution.action_dtype)
-        log_probs, values = agent.log_probs(obs, actions), agent.values(obs)
+        log_probs, values = agent.log_probs_and_values(obs, actions)
     advantages, returns = torch.randn(2, count, dtype=torch.float64)
     return Rows(obs, actions, log_probs, values, advantages, returns, torch.ones(count, dtype=torch.float64))
 
