@@ -88,11 +88,12 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         log_dict = run.logging(fabric.log_dict)
         waiting, ahead, sent = Stopwatch(), None, None
 
-        def send(ahead: Rollout | None, update: int) -> Rollout:
+        def send(collected: Rollout | None, update: int) -> Rollout:
             """Send what was collected ahead, as the newest policy sees it, or what that collects now."""
-            rollout = (
-                collect(envs, agent, buffer, config.seed, update) if ahead is None else revalue(agent, buffer, ahead)
-            )
+            if collected is None:
+                rollout = collect(envs, agent, buffer, config.seed, update)
+            else:
+                rollout = revalue(agent, buffer, collected)
             exchange.send(make_batch(rollout, config, ALONE, update, placement.packets_on))
             return rollout
 
@@ -106,13 +107,13 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             ahead = collect(envs, agent, buffer, config.seed, update + 1, with_values=False) if goes_ahead else None
             with waiting:
                 stats, trainer_idle = exchange.receive_reply()
-            own = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
+            idle = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
             now = begin_update(module, exchange, config, update, run.num_updates)  # on this side what is logged only
-            report = run.agree(rollout, stats)
+            report = run.agree(rollout, stats)  # of `rollout` only what is not in the buffer, where `ahead` lies by now
             try:  # the trainers need not wait for the report, and are missed only after it
                 sent = send(ahead, update + 1) if ahead and run.goes_on else None
             finally:
-                metrics = run.report(report, now.learning_rate, own)
+                metrics = run.report(report, now.learning_rate, idle)
             log_dict(metrics, run.env_steps)
         exchange.send(None)
         summary = run.finish(agent)

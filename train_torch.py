@@ -64,14 +64,14 @@ def main(config: TorchConfig) -> Summary:
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
         run.restore(agent, optimizer, buffer)
         writer = run.closing(SummaryWriter(run_dir)) if ranks.rank == 0 else None
+        if writer is not None:
+            writer.add_text("hyperparameters", markdown_table(config.to_dict()))
 
         @run.logging
         def log_dict(metrics: dict[str, float], step: int) -> None:
             if writer is not None:
                 add_scalars(writer, metrics, step)
 
-        if writer is not None:
-            writer.add_text("hyperparameters", markdown_table(config.to_dict()))
         for update in run.updates():
             now = begin_update(ppo, optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)

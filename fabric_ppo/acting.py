@@ -24,7 +24,7 @@ class Actor:
     def __init__(self, agent: Agent, noise: Tensor) -> None:
         """Act T times with `noise [T, B, noise_size]`; B is a multiple of `networks.ROWS_AT_A_TIME`."""
         self._agent, self._noise = agent, noise.to(agent.device)
-        self._encode = agent.encoding()
+        self._encode = agent.obs_to_features()
         self._params: list[Tensor] = []
 
     def act(self, obs: Array) -> Array:
@@ -72,7 +72,7 @@ class ArrayActor(Actor):
     def __init__(self, agent: Agent, noise: Tensor) -> None:
         """See `Actor`."""
         super().__init__(agent, noise if agent.log_std is None else noise * agent.bounded(agent.log_std).exp())
-        self._prepare, self._scaled_noise = agent.preparing(), self._noise.numpy()
+        self._prepare, self._scaled_noise = agent.obs_to_inputs(), self._noise.numpy()
         self._layers = [network.frozen() for network in (agent.trunk, agent.policy) if network is not None]
         self._is_categorical = isinstance(agent.distribution, Categorical)
         self._outputs: list[Array] = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fabric_ppo.config import LOG_STD, Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.encoders import Encoder, orthogonal_init
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, first_line
 from fabric_ppo.memory import Memory, Recurrent, orthogonal_memory
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments
@@ -163,17 +163,17 @@ class Agent(nn.Module):
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as policy and value (or the recurrent layer) see them, `[B, n]`; an action mask comes last."""
-        encode = self.encoding()
+        encode = self.obs_to_features()
         return obs if encode is None else encode(obs)
 
-    def encoding(self) -> Callable[[Tensor], Tensor] | None:
+    def obs_to_features(self) -> Callable[[Tensor], Tensor] | None:
         """`encode` while the agent stays as it is; None where that changes nothing."""
-        prepare = self.preparing()
+        prepare = self.obs_to_inputs()
         if self.trunk is None:
             return prepare
         return lambda obs: self._through_trunk(obs if prepare is None else prepare(obs))
 
-    def preparing(self) -> Callable[[Tensor], Tensor] | None:
+    def obs_to_inputs(self) -> Callable[[Tensor], Tensor] | None:
         """What makes of observations what the first perceptron sees, while the agent stays as it is; None: nothing."""
         encode = None if self.encoder.is_identity(self.dtype) else self.encoder
         normalize = None if self.obs_moments is None else self.obs_moments.normalizer(self.dtype)
@@ -215,7 +215,7 @@ class Agent(nn.Module):
         if self.obs_moments is None:
             return obs
         if not self.encoder.has_weights:
-            prepare = self.preparing()
+            prepare = self.obs_to_inputs()
             assert prepare is not None
             return prepare(obs)
         boxes = self.obs_moments.normalizer(self.dtype)(self.encoder.boxes(obs, self.dtype))
@@ -318,7 +318,7 @@ def start_from(agent: Agent, run_dir: str) -> None:
         metadata, weights = read_policy(path)
         spec, architecture = EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
     except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({reason})") from None
     pairs = {
         "observations": (spec.observation, agent.spec.observation),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.advantages import gae
-from fabric_ppo.agent import NO_MEMORY
+from fabric_ppo.agent import NO_MEMORY, Agent
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.profile import timed
@@ -134,6 +134,14 @@ def take(rows: Rows, index: Tensor, together: int) -> Rows:
     if together > 1:
         index = (index.unsqueeze(-1) * together + torch.arange(together, device=index.device)).flatten()
     return Rows(*(column.index_select(0, index) for column in rows[:-1]))._replace(sequences=sequences)
+
+
+def blank_rows(agent: Agent, count: int) -> Rows:
+    """Rows of the right shapes and types, and no transitions."""
+    obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
+    actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
+    numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:-1]]
+    return Rows(agent.prepare(obs.to(agent.device)), actions.to(agent.device), *numbers)
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:

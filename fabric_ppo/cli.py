@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
+from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags, require_precision
 from fabric_ppo.launch import FAILED, ConfigError
 
 USAGE = """usage: fabric-ppo COMMAND ...
@@ -67,6 +67,7 @@ def _train(args: list[str]) -> int:
         raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {script}")
     config.check_launch(launch.devices * launch.num_nodes, launch.devices)
+    require_precision(getattr(launch, "precision", None))
     if config.run_dir is not None and not config.resume and (Path(config.run_dir) / "config.yaml").exists():
         raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder or --resume is expected")
     sys.stdout.flush()

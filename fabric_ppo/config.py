@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fabric_ppo.launch import ConfigError, die_with_launcher, read_launch, tell
+from fabric_ppo.launch import ConfigError, die_with_launcher, first_line, read_launch, tell
 from fabric_ppo.signals import signals
 
 _POSITIVE_COUNTS = (
@@ -371,6 +371,12 @@ def require_cuda(num_devices: int) -> None:
         raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
 
 
+def require_precision(precision: str | None) -> None:
+    """Raise a ConfigError for a `--precision` of `fabric run` that leaves gradient steps out when they overflow."""
+    if precision in ("16", "16-mixed"):
+        raise ConfigError(f"--precision {precision}: 32-true, 64-true, bf16-mixed or bf16-true is expected")
+
+
 @dataclass(frozen=True)
 class DecoupledConfig(Config):
     """The flags of `train_fabric_decoupled.py`."""
@@ -416,10 +422,6 @@ C = TypeVar("C", bound=Config)
 def flag(name: str) -> str:
     """`num_envs` -> `--num-envs`."""
     return "--" + name.replace("_", "-")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
@@ -483,7 +485,7 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is the user's: it may raise anything
-        raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({_first_line(error)})") from None
+        raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({first_line(error)})") from None
     if not callable(found):
         raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
     return found  # type: ignore[no-any-return]
@@ -501,7 +503,7 @@ def register_atari(env_id: str, preset: str = "") -> None:
         if preset == ATARI:
             importlib.import_module("cv2")
     except ImportError as error:
-        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({_first_line(error)})"
+        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({first_line(error)})"
         raise ConfigError(f"--env-id {env_id}: {reason}") from None
 
 
@@ -546,7 +548,7 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
         namespace, name, version = registration.parse_env_id(plain_id)
     except Exception as error:  # the module is the user's: it may raise anything
         kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
-        raise ConfigError(f"--env-id {env_id}: {kind}{_first_line(error)}") from None
+        raise ConfigError(f"--env-id {env_id}: {kind}{first_line(error)}") from None
     newest = registration.find_highest_version(namespace, name)
     if version is not None and newest is not None and version < newest:
         successor = module + colon + registration.get_env_id(namespace, name, newest)
@@ -570,7 +572,7 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
     try:
         import envpool
     except ImportError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
         ) from None
@@ -606,7 +608,7 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except Exception as error:  # what PyYAML makes of a bad `!!int` alone has five types
-        reason = error.strerror if isinstance(error, OSError) else _first_line(error)
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
@@ -656,6 +658,7 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
     try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
         config.check_launch(launch.world_size, launch.local_world_size)
+        require_precision(os.environ.get("LT_PRECISION"))
         return config
     except ConfigError as error:
         tell(f"error: {error}")

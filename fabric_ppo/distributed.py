@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.config import Config, flag
-from fabric_ppo.launch import ConfigError, cores_per_rank
+from fabric_ppo.launch import ConfigError, cores_per_rank, first_line
 from fabric_ppo.signals import signals
 
 ALIGNMENT = 8
@@ -116,7 +116,7 @@ def join_process_group(backend: str, timeout: float) -> None:
         where = (
             f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"
         )
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"rendezvous at {where}: not all ranks met within {seconds:g} s ({reason})") from None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.envs.base import EnvironmentFault, all_finite, make_gymnasium_env, record, renew_world
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, first_line
 from fabric_ppo.networks import ROWS_AT_A_TIME
 from fabric_ppo.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
@@ -143,19 +143,23 @@ def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
         metadata, weights = read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
         architecture = Architecture.from_json(metadata["agent"])
-        if ":" in architecture.encoder and not own_code:
-            how = "load_agent(..., own_code=True), or evaluate --own-code,"
-            raise ConfigError(f"its encoder is {architecture.encoder}: {how} imports that")
-        with torch.device("cpu" if ":" in architecture.encoder else "meta"):  # a size that is a lie takes no memory
-            require_weights(weights, Agent(spec, architecture).state_dict())
-        agent = Agent(spec, architecture)
-        for parameter in agent.parameters():  # running statistics keep their own precision
-            parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
-        agent.load_state_dict(weights)
-        return Policy(agent)
+        if ":" not in architecture.encoder or own_code:
+            return Policy(_build(spec, architecture, weights))
     except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{path}: not a policy of this program ({reason})") from None
+        raise ConfigError(f"{path}: not a policy of this program ({first_line(error)})") from None
+    how = "load_agent(..., own_code=True), or evaluate --own-code,"
+    raise ConfigError(f"{path}: its encoder is {architecture.encoder}: {how} imports that")
+
+
+def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.Tensor]) -> Agent:
+    """The agent whose weights these are."""
+    with torch.device("cpu" if ":" in architecture.encoder else "meta"):  # a size that is a lie takes no memory
+        require_weights(weights, Agent(spec, architecture).state_dict())
+    agent = Agent(spec, architecture)
+    for parameter in agent.parameters():  # running statistics keep their own precision
+        parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
+    agent.load_state_dict(weights)
+    return agent
 
 
 def own_modules(spec: EnvSpec) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -47,6 +48,11 @@ class StoppedBySignal(BaseException):
 
 class NotAllWrittenError(Exception):
     """The run is done, but something could not be written; the message says what."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass(frozen=True)
@@ -155,11 +161,12 @@ def end_process(status: int) -> NoReturn:
 def _tell_failure(error: Exception | StoppedBySignal, was_asked_to_stop: bool) -> int:
     """Print what ended a run; the exit status."""
     if isinstance(error, ConfigError):
-        if not is_rank_zero():
-            # where all ranks fail alike, rank 0 has told it by now, and the launcher ends this one
-            time.sleep(_SECONDS_FOR_RANK_ZERO)
-            print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
         tell(f"error: {error}")
+        with contextlib.suppress(StoppedBySignal):
+            if not is_rank_zero():
+                # where all ranks fail alike, rank 0 tells it, and the launcher ends this one meanwhile
+                time.sleep(_SECONDS_FOR_RANK_ZERO)
+                print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
     if isinstance(error, (StoppedBySignal, NotAllWrittenError)):
         tell(str(error))
@@ -193,7 +200,7 @@ def _failure(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENTAL:
         return f"error: rank {rank}: {error}"
     if is_lost_contact(error):
-        return f"rank {rank} stops: it lost contact with another rank ({str(error).splitlines()[0]})"
+        return f"rank {rank} stops: it lost contact with another rank ({first_line(error)})"
     return "".join(traceback.format_exception(error)).rstrip()
 
 

@@ -25,6 +25,7 @@ class Writes:
     def __init__(self) -> None:
         """Nothing has failed yet."""
         self._failed: dict[str, str] = {}
+        Recorder.unwritten = ""
 
     def do(self, what: str, write: Callable[..., object], *args: Any) -> bool:
         """Call `write(*args)`; whether that worked."""

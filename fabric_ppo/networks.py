@@ -99,8 +99,10 @@ class MLP(nn.Sequential):
             for weight, bias, is_hidden in layers:
                 values = np.matmul(values, weight)
                 values += bias
-                if is_hidden:
-                    np.tanh(values, out=values) if is_tanh else np.maximum(values, 0, out=values)
+                if is_hidden and is_tanh:
+                    np.tanh(values, out=values)
+                elif is_hidden:
+                    np.maximum(values, 0, out=values)
             return values.reshape(len(features), -1)
 
         return forward
@@ -135,8 +137,9 @@ class ClosedForm:
             if self._memory.numel() < 2 * rows * sum(widths):
                 self._memory = self._memory.new_empty(2 * rows * sum(widths))
                 self._between = {}
-            parts = self._memory[: 2 * rows * sum(widths)].split([rows * width for width in widths for _ in "vg"])
-            views = [part.view(rows, -1 if rows else widths[k // 2]) for k, part in enumerate(parts)]
+            twice = [width for width in widths for _ in ("values", "gradients")]
+            parts = self._memory[: rows * sum(twice)].split([rows * width for width in twice])
+            views = [part.view(rows, width) for part, width in zip(parts, twice, strict=True)]
             self._between[rows] = list(zip(views[::2], views[1::2], strict=True))
         return self._between[rows]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, first_line
 
 _METRIC = "Rewards/rew_avg"
 
@@ -64,7 +64,7 @@ def _save(figure: Any, out: Path) -> None:
     try:
         figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"--out {out}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--out {out}: {first_line(error)}") from None
 
 
 def curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:

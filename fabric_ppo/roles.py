@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fabric_ppo import profile
 from fabric_ppo.agent import Agent
-from fabric_ppo.batch import Batch, Rows, cut, size_of, take
+from fabric_ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALIGNMENT, ALONE, Ranks
 from fabric_ppo.profile import timed
@@ -167,7 +166,7 @@ class Exchange:
         Args:
             world: all processes.
             agent: gives the rows' shapes.
-            weights: what trains; its one parameter and its buffers come back flat.
+            weights: what trains; its one parameter comes back flat.
             config: the run's configuration.
             device: where packets lie: the CPU with gloo, the process's GPU with nccl.
         """
@@ -177,27 +176,21 @@ class Exchange:
         self._together = config.rows_together
         self._units = config.num_steps * config.num_envs // self._together
         self._trainers = ALONE
-        self._weights = [*weights.parameters(), *weights.buffers()]
-        spec, distribution, dtype = agent.spec, agent.distribution, agent.dtype
+        self._weights = list(weights.parameters())
         units = self._units if config.share_data else -(-self._units // self._num_trainers)
         most = units * self._together
-        obs = torch.from_numpy(np.zeros((1, *spec.observation.shape), spec.observation.dtype))
-        obs = agent.prepare(obs.to(agent.device))
-        columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {name: (dtype, (most,)) for name in Rows._fields[:-1]}
-        columns["obs"] = (obs.dtype, (most, *obs.shape[1:]))
-        columns["actions"] = (distribution.action_dtype, (most, *distribution.action_shape))
+        blank = blank_rows(agent, 1)._asdict()
+        columns = {name: (each.dtype, (most, *each.shape[1:])) for name, each in blank.items() if name != "sequences"}
         if agent.memory is not None:
-            columns["sequences"] = (dtype, (units, agent.memory_size + self._together))
+            columns["sequences"] = (agent.dtype, (units, agent.memory_size + self._together))
         self._columns = list(columns)
         fields = {"goes_on": (torch.bool, (1,))} | columns
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
         self._batches = [Packet(fields, device) for _ in range(count)]
-        values = sum(tensor.numel() for tensor in self._weights)
-        self._num_parameters = sum(tensor.numel() for tensor in weights.parameters())
-        moments = {name: (dtype, (self._num_parameters,)) for name in _MOMENTS}
+        vector = (agent.dtype, (sum(tensor.numel() for tensor in self._weights),))
         self._reply = Packet(
-            {"stats": (torch.float64, (_NUM_STATS,)), "weights": (dtype, (values,)), "step": (torch.float32, ())}
-            | moments,
+            {"stats": (torch.float64, (_NUM_STATS,)), "weights": vector, "step": (torch.float32, ())}
+            | dict.fromkeys(_MOMENTS, vector),
             device,
         )
 
@@ -206,7 +199,7 @@ class Exchange:
         return {"state": {0: {name: self._reply.fields[name] for name in ("step", *_MOMENTS)}}, "param_groups": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have `start` send this to the trainers."""
+        """Put this into the packet that `start` or `reply` sends."""
         for name, value in state_dict["state"][0].items():
             self._reply.fields[name].copy_(value)
 

@@ -295,7 +295,7 @@ def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     if agent.memory is None:
         return memory
     now, device = [memory[0].to(agent.device)], agent.device
-    encode = agent.encoding() or (lambda obs: obs)
+    encode = agent.obs_to_features() or (lambda obs: obs)
     steps = zip(torch.from_numpy(buffer.obs).to(device), torch.from_numpy(buffer.begins[1:]).to(device), strict=False)
     for obs, begins in steps:
         _, after = agent.remember(encode(obs), now[-1])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, own_modules
-from fabric_ppo.launch import ConfigError, StoppedBySignal, is_rank_zero, read_launch, tell
+from fabric_ppo.launch import ConfigError, StoppedBySignal, first_line, is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.profile import timed
@@ -38,6 +39,7 @@ from fabric_ppo.run_state import (
     action_arrays,
     copies,
     find_checkpoint,
+    from_rank_zero,
     gather_trail,
     load_optimizer,
     lock_folder,
@@ -159,7 +161,9 @@ class Run(contextlib.ExitStack):
         super().__init__()
         self._wall_started = time.perf_counter()
         self._config, self._script, self._ranks, self._leads = config, script, ranks, ranks.rank == 0
-        self.dir = run_dir
+        prepare_process(config, ranks)
+        named_by_rank_zero = Path(os.fsdecode(from_rank_zero(os.fsencode(run_dir), ranks)))
+        self.dir = run_dir = named_by_rank_zero if config.run_dir is None else run_dir
         records = config.capture_video and config.env_backend != "envpool"
         self.video_dir = str(run_dir / "train_videos") if records else ""
         self.num_updates = config.num_updates(ranks.size)
@@ -172,7 +176,6 @@ class Run(contextlib.ExitStack):
         self._eval_return: float | None = None
         self._writes = Writes()
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
-        prepare_process(config, ranks)
         self._resumed_from = self._find_checkpoint() if config.resume else None
 
     def _find_checkpoint(self) -> Checkpoint | None:
@@ -265,7 +268,7 @@ class Run(contextlib.ExitStack):
         except ConfigError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"--resume: the checkpoint in {self.dir} does not fit this run ({reason})") from None
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -376,11 +379,9 @@ class Run(contextlib.ExitStack):
             updates = f"{self.num_updates} updates of {per_update}"
             tell(f"--total-timesteps {config.total_timesteps} is rounded down to {counted}: {updates}")
 
-    def finish_update(
-        self, rollout: Rollout, stats: Stats, learning_rate: float, extra: dict[str, float] | None = None
-    ) -> dict[str, float]:
+    def finish_update(self, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
         """`agree` and then `report`; returns the update's scalars."""
-        return self.report(self.agree(rollout, stats), learning_rate, extra)
+        return self.report(self.agree(rollout, stats), learning_rate)
 
     def agree(self, rollout: Rollout, stats: Stats) -> Report:
         """Agree with the other ranks on what happened in an update (one collective), and on whether the run goes on.
@@ -472,21 +473,31 @@ class Run(contextlib.ExitStack):
 
     @timed("report")
     def _exchange(self, rollout: Rollout, stats: Stats) -> Report:
-        means = (stats.policy_loss, stats.value_loss, -stats.entropy, stats.approx_kl, stats.clip_fraction)
-        scalars = [*means, stats.grad_norm, rollout.seconds, stats.seconds, float(rollout.env_steps)]
         last = rollout.episodes[-RETURN_WINDOW:]
-        sums = [
-            float(len(rollout.episodes)),
+        told = _Told(
+            stats.policy_loss,
+            stats.value_loss,
+            -stats.entropy,
+            stats.approx_kl,
+            stats.clip_fraction,
+            stats.grad_norm,
+            rollout.seconds,
+            stats.seconds,
+            rollout.env_steps,
+            *stats.value_moments,
+            len(rollout.episodes),
             sum(e.ret for e in rollout.episodes),
             sum(e.length for e in rollout.episodes),
-        ]
-        told = [float(bool(signals.name)), float(rollout.env_restarts), float(len(last))]
+            bool(signals.name),
+            rollout.env_restarts,
+            len(last),
+        )
         episodes = torch.zeros(RETURN_WINDOW, 4, dtype=torch.float64)
         if last:
             episodes[: len(last)] = torch.tensor([(e.t, e.env, e.ret, e.length) for e in last], dtype=torch.float64)
-        flat = torch.tensor([*scalars, *stats.value_moments, *sums, *told], dtype=torch.float64)
-        trail, (episodes, flat, moments) = gather_trail(rollout.trail, (episodes, flat, rollout.moments), self._ranks)
-        return _report(flat, episodes, trail, moments.sum(0))
+        more = (torch.tensor(told, dtype=torch.float64), episodes, rollout.moments)
+        trail, (scalars, episodes, moments) = gather_trail(rollout.trail, more, self._ranks)
+        return _report(scalars, episodes, trail, moments.sum(0))
 
     def finish(self, agent: Agent) -> Summary:
         """Test the agent and write what remains of the run; rank 0 does so, the others return what they know.
@@ -572,26 +583,53 @@ class Report:
     in_flight: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class _Told(NamedTuple):
+    """The numbers that a rank tells of an update; `n` to `d2` are `Stats.value_moments`."""
+
+    policy_loss: float
+    value_loss: float
+    entropy_loss: float
+    approx_kl: float
+    clip_fraction: float
+    grad_norm: float
+    rollout_seconds: float
+    update_seconds: float
+    env_steps: float
+    n: float
+    r: float
+    r2: float
+    d: float
+    d2: float
+    num_episodes: float
+    returns: float
+    lengths: float
+    is_asked_to_stop: float
+    env_restarts: float
+    num_shown: float
+
+
 def _report(scalars: torch.Tensor, episodes: torch.Tensor, trail: Trail, moments: torch.Tensor) -> Report:
-    """Merge what the ranks sent: `scalars [W, K]`, `episodes [W, RETURN_WINDOW, 4]`."""
-    policy, value, entropy, kl, clipped, norm, *_ = scalars.mean(0).tolist()
-    *_, steps, n, r, r2, d, d2, count, returns, lengths, asked, restarts, _ = scalars.sum(0).tolist()
-    rollout_seconds, update_seconds = scalars[:, 6].max().item(), scalars[:, 7].max().item()
+    """Merge what the ranks sent: `scalars [W, ...]`, each a `_Told`, and `episodes [W, RETURN_WINDOW, 4]`."""
+    mean, total, most = (_Told(*of_all.tolist()) for of_all in (scalars.mean(0), scalars.sum(0), scalars.amax(0)))
     metrics = {
-        "Loss/policy_loss": policy,
-        "Loss/value_loss": value,
-        "Loss/entropy_loss": entropy,
-        "Info/approx_kl": kl,
-        "Info/clip_fraction": clipped,
-        "Info/grad_norm": norm,
-        "Time/rollout_seconds": rollout_seconds,
-        "Time/update_seconds": update_seconds,
+        "Loss/policy_loss": mean.policy_loss,
+        "Loss/value_loss": mean.value_loss,
+        "Loss/entropy_loss": mean.entropy_loss,
+        "Info/approx_kl": mean.approx_kl,
+        "Info/clip_fraction": mean.clip_fraction,
+        "Info/grad_norm": mean.grad_norm,
+        "Time/rollout_seconds": most.rollout_seconds,
+        "Time/update_seconds": most.update_seconds,
     }
-    variance = r2 / n - (r / n) ** 2
+    variance = total.r2 / total.n - (total.r / total.n) ** 2
     if variance > 0:
-        metrics["Info/explained_variance"] = 1 - (d2 / n - (d / n) ** 2) / variance
-    if count > 0:
-        metrics |= {"Rewards/rew_avg": returns / count, "Game/ep_len_avg": lengths / count}
-    rows = [row for rank, sent in enumerate(episodes) for row in sent[: int(scalars[rank, -1])].tolist()]
+        missed = total.d2 / total.n - (total.d / total.n) ** 2
+        metrics["Info/explained_variance"] = 1 - missed / variance
+    if total.num_episodes > 0:
+        metrics["Rewards/rew_avg"] = total.returns / total.num_episodes
+        metrics["Game/ep_len_avg"] = total.lengths / total.num_episodes
+    counts = (round(_Told(*of_rank).num_shown) for of_rank in scalars.tolist())
+    rows = [row for count, sent in zip(counts, episodes, strict=True) for row in sent[:count].tolist()]
     ended = sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows)
-    return Report(metrics, ended, round(steps), restarts, asked > 0, trail, moments)
+    is_asked_to_stop = total.is_asked_to_stop > 0
+    return Report(metrics, ended, round(total.env_steps), total.env_restarts, is_asked_to_stop, trail, moments)

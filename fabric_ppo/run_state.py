@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import platform
 import sys
@@ -28,7 +29,6 @@ from fabric_ppo.replay import Array, LogView, PastEpisode, Trail
 from fabric_ppo.spaces import ActionConverter, SpaceSpec
 
 _LIBRARIES = ("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid", "envpool")
-_CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
 _SECONDS_BETWEEN = 60.0
 _LOCK_SECONDS = 5
 
@@ -210,10 +210,11 @@ def gather_trail(trail: Trail, more: Sequence[Tensor], ranks: Ranks) -> tuple[Tr
     """The trail of all ranks, and `more` of each rank, `[W, ...]`, in one collective (three with `states`)."""
     by_env = (trail.obs, trail.returns, trail.lengths, trail.discounted, trail.memory)
     arrays = (trail.actions, trail.ended, *by_env)
-    gathered = ranks.gather_all([*(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays), *more])
+    parts = [torch.from_numpy(np.ascontiguousarray(each)) for each in arrays]
+    *gathered, have_states = ranks.gather_all([*parts, *more, torch.tensor(bool(trail.states))])
     parts, others = gathered[: len(arrays)], gathered[len(arrays) :]
     together = Trail.of_ranks(*(part.cpu().numpy() for part in parts))
-    if trail.states:
+    if have_states.all():
         together = replace(together, states=_gather_bytes(trail.states, ranks))
     return together, [other.cpu() for other in others]
 
@@ -311,12 +312,18 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")
 
 
+@functools.cache
+def _digest_of_code() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def surroundings() -> dict[str, Any]:
     """What the last bits of a run depend on besides its flags."""
     versions = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return versions | {
-        "fabric_ppo": _CODE,
+        "fabric_ppo": _digest_of_code(),
         "processor": processor,
         "threads": torch.get_num_threads(),
         "ranks": read_launch().world_size,
@@ -338,18 +345,19 @@ def find_checkpoint(run_dir: Path, ranks: Ranks) -> Checkpoint | None:
                 tell(f"not used: {each}")
         except ConfigError as error:
             content = b"-" + str(error).encode()
-    content = _from_rank_zero(content, ranks)
+    content = from_rank_zero(content, ranks)
     if content[:1] == b"-":
         raise ConfigError(content[1:].decode())
     return Checkpoint.from_bytes(content[1:]) if len(content) > 1 else None
 
 
-def _from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
+def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
+    """What rank 0 calls this with (two collectives)."""
     if ranks.size == 1:
         return content
     size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
-    padded = torch.frombuffer(bytearray(content.ljust(size)), dtype=torch.uint8)
-    return bytes(ranks.gather(padded)[0].tolist())
+    padded = torch.frombuffer(bytearray(content[:size].ljust(size)), dtype=torch.uint8)
+    return bytes(ranks.gather(padded)[0].cpu().numpy())
 
 
 def require_same_run(config: Config, script: str, world_size: int, values: Mapping[str, Any]) -> None:

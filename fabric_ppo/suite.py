@@ -174,7 +174,8 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
 
 def _train(preset: str, seed: int, run_dir: Path) -> int:
     """Train and test one run, unless that has happened; its exit status."""
-    if (run_dir / "summary.json").is_file():
+    summary = run_dir / "summary.json"
+    if summary.is_file() and json.loads(summary.read_text())["test"]:
         return 0
     run_dir.mkdir(parents=True, exist_ok=True)
     script = preset_path(preset).parent.parent / "train_torch.py"

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agent import Agent, Evaluation
-from fabric_ppo.batch import Batch, Rows
+from fabric_ppo.batch import Batch, Rows, blank_rows
 from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import ALONE, Ranks
 from fabric_ppo.fused import FusedLoss, can_fuse
@@ -24,7 +23,7 @@ from fabric_ppo.networks import FlatWeights
 from fabric_ppo.optimizer import ClippedAdam
 from fabric_ppo.profile import timed
 
-_KL = 3  # its place in what `run_epochs` returns
+_KL = Losses._fields[1:].index("approx_kl")  # its place in what `run_epochs` returns
 _KL_MARGIN = 1.5
 _RATE_STEP = 1.5
 
@@ -154,7 +153,7 @@ class PPOLoss(nn.Module):
             return tuple(autograd_loss(self.weights, Rows(*rows), self._config))
 
         self._compiled = torch.compile(columns, dynamic=True)
-        loss = self(_blank_rows(agent, self._config.per_rank_batch_size)).loss
+        loss = self(blank_rows(agent, self._config.per_rank_batch_size)).loss
         torch.autograd.grad(loss, self.weights.flat)  # the backward pass is compiled when it is first needed
 
 
@@ -170,14 +169,6 @@ def compile_loss(module: nn.Module, ranks: Ranks, config: Config) -> None:
             each.compile_loss()
     if ranks.rank == 0:
         print(f"--compile took {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-
-
-def _blank_rows(agent: Agent, count: int) -> Rows:
-    """Rows of the right shapes and types, and no transitions."""
-    obs = torch.from_numpy(np.zeros((count, *agent.spec.observation.shape), agent.spec.observation.dtype))
-    actions = torch.zeros(count, *agent.distribution.action_shape, dtype=agent.distribution.action_dtype)
-    numbers = [torch.zeros(count, dtype=agent.dtype, device=agent.device) for _ in Rows._fields[2:-1]]
-    return Rows(agent.prepare(obs.to(agent.device)), actions.to(agent.device), *numbers)
 
 
 def autograd_loss(agent: Callable[..., Evaluation], rows: Rows, config: Config) -> MinibatchLoss:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from fabric_ppo import cli
 from fabric_ppo.config import Config, TorchConfig, parse_args, parse_flags, resolve_env_id
 from fabric_ppo.launch import ConfigError, Launch, is_rank_zero, read_launch
 
@@ -350,6 +351,16 @@ def test_the_command_line_ends_with_status_2_and_one_line(args, capsys):
     assert said.out == ""
     assert said.err.startswith(f"error: {args[0]}")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("precision", ["16", "16-mixed"])
+def test_a_precision_that_leaves_steps_out_is_refused(precision, capsys, monkeypatch):
+    assert cli.main(["train", "fabric", "--devices", "2", "--precision", precision]) == 2
+    monkeypatch.setenv("LT_PRECISION", precision)
+    with pytest.raises(SystemExit):
+        parse_args(Config, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: --precision {precision}: 32-true, 64-true, bf16-mixed or bf16-true is expected"] * 2
 
 
 def test_only_rank_0_says_what_is_wrong(capsys, monkeypatch):

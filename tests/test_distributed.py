@@ -4,12 +4,15 @@ import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE, Ranks, prepare_process, require_same_config, useful_threads
 from fabric_ppo.launch import ConfigError
+from fabric_ppo.replay import Trail
+from fabric_ppo.run_state import gather_trail
 
 
 def on_ranks(size, function):
@@ -70,6 +73,21 @@ def test_gather(size):
     results, _ = on_ranks(size, lambda ranks: ranks.gather(torch.tensor([ranks.rank, 10.0])))
     expected = torch.tensor([[rank, 10.0] for rank in range(size)])
     assert all(torch.equal(result, expected) for result in results)
+
+
+def test_states_that_some_ranks_lack_are_left_out():
+    """By all ranks alike: none waits for a collective that another does not take part in."""
+
+    def trail(rank):
+        zeros = np.zeros((1, 2))
+        states = [b"a", b"b"] if rank == 0 else []
+        return Trail(zeros, zeros > 0, zeros[0], zeros[0], zeros[0], zeros[0], zeros.T, states)
+
+    results, calls = on_ranks(2, lambda ranks: gather_trail(trail(ranks.rank), [], ranks)[0].states)
+    assert results == [(), ()]
+    assert calls == [1, 1]
+    results, calls = on_ranks(2, lambda ranks: gather_trail(trail(0), [], ranks)[0].states)
+    assert results == [[b"a", b"b", b"a", b"b"]] * 2
 
 
 def checked(size, configs):

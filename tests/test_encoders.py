@@ -12,13 +12,14 @@ from torch.distributions import Categorical as Reference
 
 from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
+from fabric_ppo.batch import blank_rows
 from fabric_ppo.config import SCRIPT_CONFIGS, flag
 from fabric_ppo.encoders import Encoder
 from fabric_ppo.envs.base import _random_action
 from fabric_ppo.envs.masks import action_mask_from_info
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
-from fabric_ppo.update import PPOLoss, _blank_rows
+from fabric_ppo.update import PPOLoss
 from tests.nested_envs import OBSERVATION
 from tests.runs import ROOT, command, run, run_ranks
 
@@ -191,7 +192,7 @@ def mine(tmp_path, monkeypatch):
 
 def test_an_encoder_of_ones_own_is_trained_and_loaded_again(tmp_path, mine):
     config = Config(**TINY, encoder="my_encoders:Two", run_dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"its encoder is my_encoders:Two: load_agent\(\.\.\., own_code=True\)"):
+    with pytest.raises(ConfigError, match=r"safetensors: its encoder is my_encoders:Two: load_agent\(\.\.\., own_code"):
         load_agent(train(config))
     agent = load_agent(tmp_path / "run", own_code=True)._agent
     begun = make_agent(agent.spec, config)
@@ -420,6 +421,6 @@ def test_what_cannot_be_fused_goes_by_autograd():
     _, agent = masked_agent()
     config = Config(per_rank_batch_size=8)
     loss = PPOLoss(agent, config)
-    value = loss(_blank_rows(agent, 8)).loss
+    value = loss(blank_rows(agent, 8)).loss
     value.backward()
     assert loss.weights.flat.grad is not None

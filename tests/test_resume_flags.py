@@ -18,8 +18,8 @@ import pytest
 import train_torch
 from fabric_ppo import run_state
 from fabric_ppo.checkpoint import Checkpoint
-from fabric_ppo.config import MAY_DIFFER, SCRIPT_CONFIGS, Config, flag
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.config import MAY_DIFFER, SCRIPT_CONFIGS, Config
+from fabric_ppo.errors import ConfigError, flag
 from fabric_ppo.run_state import require_same_run
 from tests.resuming import TINY, assert_same_run, config_of, finish, metrics, newest_checkpoint, summary, train
 from tests.runs import ROOT, SCRIPTS, clean_environment
@@ -239,7 +239,7 @@ def test_threads_may_differ_but_it_is_no_exact_resume(tmp_path, capfd):
 
 def test_after_a_change_of_the_program_it_is_no_exact_resume(tmp_path, monkeypatch, capfd):
     finish("torch", 1, tmp_path / "run", updates=2, anneal_lr=False)
-    monkeypatch.setattr(run_state, "_CODE", "changed")
+    monkeypatch.setattr(run_state, "_digest_of_code", lambda: "changed")
     monkeypatch.setattr(np, "__version__", "99.0")
     finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False, resume=True)
     assert "resumed with another numpy, fabric_ppo: the last bits of the result will differ" in capfd.readouterr().err

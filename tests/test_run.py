@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import train_torch
 from fabric_ppo import run as run_module
 from fabric_ppo.config import Config, TorchConfig
 from fabric_ppo.envs import EnvironmentFault
-from tests.runs import ROOT, clean_environment
+from tests.runs import ROOT, clean_environment, run_ranks
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -21,6 +22,18 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path, 
     names = [run_module.new_run_dir(config, "torch").name for _ in range(3)]
     first = "2026-01-02_03-04-05_CartPole-v1_default_42"
     assert names == [first, f"{first}_2", f"{first}_3"]
+
+
+def test_all_ranks_have_rank_zeros_folder(tmp_path, monkeypatch):
+    """Also where a second begins between their starts."""
+    monkeypatch.setattr(run_module.time, "strftime", lambda _: f"second_{os.environ['RANK']}")
+    config = Config(
+        log_dir=str(tmp_path), profile=True, num_steps=8, num_envs=1, total_timesteps=16, test_episodes=1, num_threads=1
+    )
+    assert run_ranks("fabric", [config] * 2) == ["", ""]
+    (folder,) = tmp_path.glob("fabric_logs/*")
+    assert folder.name.startswith("second_0")
+    assert len(list(folder.glob("trace_rank_?.json"))) == 2
 
 
 def test_a_folder_that_stays_empty_goes_with_its_process(tmp_path):

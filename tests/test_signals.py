@@ -287,6 +287,27 @@ def test_a_launcher_that_is_asked_to_stop(tmp_path):
     )
 
 
+def test_a_launcher_that_ends_a_rank_of_many_that_fail_alike():
+    """Rank 0 tells what is wrong with the input; the others have nothing to add when they are ended for it."""
+    code = """
+import os
+os.environ |= {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+from fabric_ppo.launch import ConfigError, run_script
+from fabric_ppo.signals import signals
+signals.install()
+def main(config):
+    print("fails", flush=True)
+    raise ConfigError("--flag: wrong")
+run_script(main, None)
+"""
+    rank = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert rank.stdout.readline() == "fails\n"
+    time.sleep(0.2)
+    rank.terminate()
+    assert rank.communicate(timeout=30)[1] == ""
+    assert rank.returncode == 2
+
+
 def test_what_python_swallows_is_not_told_as_a_failure():
     """A signal that comes while an object is being deleted; another error there is told as ever."""
     code = """

@@ -82,6 +82,16 @@ def test_a_suite_is_run_in_parts_and_nothing_twice(tiny, capsys):
     assert capsys.readouterr().out.count("cartpole, seed 1:") == 2
 
 
+def test_a_run_that_was_killed_in_its_test_is_tested(tiny):
+    """What it trained is on record by then."""
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    path = tiny / "logs" / "cartpole" / "seed_1" / "summary.json"
+    expected = json.loads(path.read_text())
+    path.write_text(json.dumps(expected | {"test": {}}))
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    assert json.loads(path.read_text())["test"] == expected["test"]
+
+
 def test_a_run_of_other_flags_than_its_preset_has_now_is_no_result(tiny, capsys):
     assert bench(tiny, "cartpole", "--seeds", "1") == 0
     page = (tiny / "results.md").read_text()

@@ -169,6 +169,75 @@ def test_a_worker_whose_episode_cannot_be_rebuilt_stops_the_run(monkeypatch):
         envs.close()
 
 
+class Frail(gymnasium.Env):
+    """Its process dies as it makes one, unless that is the test's own, as often as there are files to be eaten."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    deaths = Path()
+
+    def __init__(self):
+        if multiprocessing.parent_process() is not None:
+            for death in Frail.deaths.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    death.unlink()
+                    os._exit(7)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(2, self.steps / 100, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Frail-v0", Frail)
+
+
+@pytest.fixture
+def frail(tmp_path, monkeypatch):
+    """Environments of two workers that are replaced, made with so many deaths to come; the folder of deaths."""
+    monkeypatch.setattr(Frail, "deaths", tmp_path)
+
+    def make(deaths):
+        for number in range(deaths):
+            (tmp_path / str(number)).touch()
+        return make_envs(config_of("torch", 1, "unused", env_id="Frail-v0", restart_envs=True, **ASYNC), 0, 1)
+
+    return make
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_worker_that_dies_as_it_starts_is_replaced(frail, deaths):
+    envs = frail(deaths)
+    try:
+        envs.reset(np.zeros((2, 2), np.float32))
+        assert [obs.tolist() for obs in stepped(envs, 2)] == [
+            np.full((2, 2), np.float32(k / 100)).tolist() for k in (1, 2)
+        ]
+    finally:
+        envs.close()
+    assert envs.restarts == deaths
+
+
+def test_a_replacement_that_dies_is_replaced_too(frail, tmp_path):
+    """As often as any worker; the episode goes on where it was."""
+    envs = frail(0)
+    try:
+        envs.reset(np.zeros((2, 2), np.float32))
+        stepped(envs, 3)
+        for number in range(2):
+            (tmp_path / str(number)).touch()
+        strike(signal.SIGKILL)()
+        (obs,) = stepped(envs, 1)
+        assert obs.tolist() == np.full((2, 2), np.float32(0.04)).tolist()
+    finally:
+        envs.close()
+    assert envs.restarts == 3
+    assert not multiprocessing.active_children()
+
+
 # disks
 
 

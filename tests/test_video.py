@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.config import Config
 from fabric_ppo.envs import make_envs
 from fabric_ppo.evaluate import Policy, evaluate
+from fabric_ppo.launch import NotAllWrittenError
+from fabric_ppo.loggers import Writes
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from fabric_ppo.spaces import env_spec
@@ -119,6 +124,20 @@ def test_recording_changes_nothing_else(backend, tmp_path):
     seen = [play("CartPole-v1", backend, video_dir, 40) for video_dir in ("", str(tmp_path / "videos"))]
     np.testing.assert_array_equal(*seen)
     assert videos(tmp_path / "videos")
+
+
+def test_a_video_that_cannot_be_written_is_told_in_the_end(backend, tmp_path, monkeypatch):
+    """Also where a worker would have written it; the next run knows nothing of it."""
+
+    def stop_recording(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writes = Writes()
+    monkeypatch.setattr(gymnasium.wrappers.RecordVideo, "stop_recording", stop_recording)
+    play(toy_env(length=LENGTH), backend, str(tmp_path / "videos"), LENGTH)
+    with pytest.raises(NotAllWrittenError, match=r"a video in .* \(No space left"):
+        writes.raise_if_incomplete()
+    Writes().raise_if_incomplete()
 
 
 def test_without_a_folder_nothing_is_rendered(backend, rendered):

@@ -19,10 +19,11 @@ from fabric_ppo.envs.base import (
     EnvSettings,
     Episodes,
     FinalObs,
+    Recorder,
     VectorEnvs,
     make_gymnasium_env,
 )
-from fabric_ppo.launch import ConfigError, die_with_parent
+from fabric_ppo.launch import ConfigError, die_with_parent, first_line
 from fabric_ppo.replay import ActionLog, PastEpisode
 from fabric_ppo.signals import ignore_in_child
 from fabric_ppo.spaces import EnvSpec
@@ -73,7 +74,7 @@ class AsyncEnvs(VectorEnvs):
             self._collect_answers(b"")
         except EnvironmentFault as fault:
             self.close()
-            raise ConfigError(str(fault).splitlines()[0]) from fault
+            raise ConfigError(first_line(fault)) from fault
 
     def _start_worker(self, index: int) -> None:
         ours, theirs = self._context.Pipe()
@@ -107,6 +108,7 @@ class AsyncEnvs(VectorEnvs):
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
         """See `VectorEnvs.rebuild`."""
+        self._is_waiting = True
         for index, episode in enumerate(past):
             self._send(index, _REBUILD + pickle.dumps(episode))
         failed = [self._answer(index, self._replay_seconds(episode)).decode() for index, episode in enumerate(past)]
@@ -144,22 +146,26 @@ class AsyncEnvs(VectorEnvs):
             self._pipes[index].send_bytes(command)
 
     def _collect_answers(self, command: bytes) -> list[bytes]:
-        """Wait for every worker; a lost one is replaced if that is wanted, and told to do the same."""
+        """Wait for every worker."""
         self._is_waiting = True
-        answers: list[bytes] = []
-        for index in range(self.num_envs):
-            replaced = 0
-            while len(answers) == index:
-                try:
-                    answers.append(self._answer(index, self._settings.timeout))
-                except _LostWorkerError as lost:
-                    if not self._settings.restart or replaced == _MOST_REPLACEMENTS:
-                        raise
-                    replaced += 1
-                    self._replace(index, str(lost))
-                    self._send(index, command)
+        answers = [self._answer_in_the_end(index, command) for index in range(self.num_envs)]
         self._is_waiting = False
         return answers
+
+    def _answer_in_the_end(self, index: int, command: bytes) -> bytes:
+        """A worker's answer; if it is lost and that is wanted, that of a replacement which was told the same."""
+        most = _MOST_REPLACEMENTS if self._settings.restart else 0
+        lost: _LostWorkerError | None = None
+        for _ in range(1 + most):
+            try:
+                if lost is not None:
+                    self._replace(index, str(lost))
+                    self._send(index, command)
+                return self._answer(index, self._settings.timeout)
+            except _LostWorkerError as error:
+                lost = error
+        assert lost is not None
+        raise lost
 
     def _answer(self, index: int, seconds: float) -> bytes:
         """What a worker says when it is done."""
@@ -211,8 +217,16 @@ class AsyncEnvs(VectorEnvs):
             if process.is_alive():
                 process.kill()
                 process.join()
+            elif not self._is_waiting:
+                self._note_unwritten(pipe)
             pipe.close()
         self._pipes, self._processes = [], []
+
+    def _note_unwritten(self, pipe: Connection) -> None:
+        """Take over what a worker that has closed says of a video that it could not write."""
+        with contextlib.suppress(OSError, EOFError):
+            if pipe.poll() and (answer := pipe.recv_bytes())[:1] == _DONE:
+                Recorder.unwritten = answer[1:].decode() or Recorder.unwritten
 
 
 def _fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -260,11 +274,14 @@ def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str
             elif command[:1] == _REBUILD:
                 arrays["obs"][...], why = env.rebuild(pickle.loads(command[1:]))
                 said = why.encode()
-            else:
-                arrays["obs"][...] = env.reset() if command == _RESET else _step(env, arrays)
+            elif command == _RESET:
+                arrays["obs"][...] = env.reset()
+            elif command == _STEP:
+                arrays["obs"][...] = _step(env, arrays)
             pipe.send_bytes(_DONE + said)
         env.close()
-    except EOFError:
+        pipe.send_bytes(_DONE + Recorder.unwritten.encode())
+    except (EOFError, BrokenPipeError):
         pass
     except (EnvironmentFault, ConfigError) as fault:
         pipe.send_bytes(_FAULT + str(fault).encode())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.config import ATARI, named_function, register_atari
 from fabric_ppo.envs import atari
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, first_line
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import ACTION_MASK, EnvSpec, Fit, Packer, env_spec
@@ -162,7 +162,7 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
     for each in filter(None, wrapper.split(",")):
         env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
@@ -194,7 +194,7 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         try:
             super().stop_recording()
         except OSError as error:
-            why = f"a video in {self.video_folder} ({error.strerror or str(error).splitlines()[0]})"
+            why = f"a video in {self.video_folder} ({error.strerror or first_line(error)})"
             if not Recorder.unwritten:
                 print(f"warning: {why} could not be written; the training goes on", file=sys.stderr, flush=True)
             Recorder.unwritten = why
@@ -320,7 +320,7 @@ class Episodes:
         try:
             why = self._replay(past)
         except EnvironmentFault as fault:
-            why = str(fault).splitlines()[0]
+            why = first_line(fault)
         if not why:
             return past.obs, ""
         self._episode = past.number

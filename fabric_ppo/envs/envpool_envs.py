@@ -20,7 +20,7 @@ from fabric_ppo.envs.base import (
     all_finite,
     make_gymnasium_env,
 )
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.launch import ConfigError, first_line
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
@@ -120,7 +120,7 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str
             )
             spaces = pool.observation_space, pool.action_space
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"--env-id {settings.env_id}: EnvPool cannot make it ({reason})") from error
     return pool, env_spec(settings.env_id, *spaces, settings.action_bounds, settings.env_wrapper)
 
