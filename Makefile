@@ -19,11 +19,11 @@ train: install
 test: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
-# Kills training some 150 times, resumes it and compares: about 20 minutes.
+# Kills training some 150 times, resumes it and compares: 5 to 20 minutes.
 stress: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m tests.stress $(STRESS_FLAGS)
 
-# Thousands of hostile command lines and files: about 15 minutes.
+# Thousands of hostile command lines and files: 6 to 15 minutes.
 fuzz: install
 	cd "$(CURDIR)" && FABRIC_PPO_FUZZ=1 "$(BIN)/python" -m pytest tests/test_fuzz.py -s $(FUZZ_FLAGS)
 

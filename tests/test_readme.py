@@ -452,6 +452,20 @@ def test_python_runs(folder, run_dir, monkeypatch):
         exec(compile(block.replace('"RUN_DIR"', repr(run_dir)), "README.md", "exec"), {})
 
 
+def test_the_environment_of_ones_own(folder):
+    """As the page says: its file, the command that trains in it, the one that evaluates."""
+    (block,) = (block for block in fences("python") if "gymnasium.register(" in block)
+    (folder / "my_envs.py").write_text(block)
+    text = PAGES[0].read_text()
+    (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", text)
+    (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", text))
+    done = run_here([*train.split(), *TINY, "--run-dir", "runs/own"], folder)
+    assert done.returncode == 0, done.stderr
+    done = run_here([*evaluate.replace("RUN_DIR", "runs/own").split(), "--episodes", "2", "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    assert '"episodes": 2' in done.stdout
+
+
 def test_tensorboard_finds_the_runs(folder, run_dir):
     """Instead of serving the curves, `--inspect` lists them."""
     (words,) = of_kind("tensorboard")
@@ -466,11 +480,13 @@ def test_the_job_file(tmp_path):
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=20)
     assert (checked.returncode, checked.stderr) == (0, "")
     options = re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.MULTILINE)
-    assert text.count("#SBATCH") == len(options)
+    assert text.count("#SBATCH") == len(options) + 1
+    assert "#SBATCH --requeue\n" in text
     nodes, cores = dict(options)["nodes"], dict(options)["cpus-per-task"]
     (line,) = (line for line in text.splitlines() if line.startswith("srun "))
     task = shlex.split(line)[-1]
     given = {"SLURM_NNODES": nodes, "SLURM_CPUS_PER_TASK": cores, "SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1"}
+    given["SLURM_JOB_ID"] = "7"
     assert set(re.findall(r"\$(\w+)", task)) == set(given)
     assert set(re.findall(r"^export (\w+)", text, re.MULTILINE)) - {"GLOO_SOCKET_IFNAME"} <= set(given)
     for name, value in given.items():
@@ -547,7 +563,7 @@ def reported_bytes(config: Config, folder: Path) -> int:
 
 @pytest.mark.parametrize(("env_id", "observation", "action"), [("LunarLander-v3", 32, 1), ("Pendulum-v1", 12, 4)])
 def test_the_report_is_as_its_formula_says(tmp_path, env_id, observation, action):
-    assert report_bytes(2048, 2, 32, 1) == 11664
+    assert report_bytes(2048, 2, 32, 1) == 11672
     t, m = 8, 4
     config = Config(
         env_id=env_id, num_steps=t, num_envs=m, total_timesteps=2 * 2 * t * m, num_threads=1, test_episodes=1
@@ -557,6 +573,6 @@ def test_the_report_is_as_its_formula_says(tmp_path, env_id, observation, action
 
 def report_bytes(t: int, m: int, o: int, a: int) -> int:
     """The formula of docs/cluster.md."""
-    assert "`T x M x (A + 1) + M x (O + 24) + 3360`" in PAGES[1].read_text()
-    assert "The report's 3360 bytes are 420 float64" in PAGES[1].read_text()
-    return t * m * (a + 1) + m * (o + 24) + 3360
+    assert "`T x M x (A + 1) + M x (O + 24) + 3368`" in PAGES[1].read_text()
+    assert "The report's 3368 bytes are 420 float64" in PAGES[1].read_text()
+    return t * m * (a + 1) + m * (o + 24) + 3368
