@@ -4,7 +4,8 @@ fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id
 python train_fabric.py                                   # one process, no launcher
 """
 
-from fabric_ppo.config import Config, parse_args
+from fabric_ppo.config import Config
+from fabric_ppo.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once

@@ -4,7 +4,8 @@ fabric run --devices=3 train_fabric_decoupled.py --num-envs 4
 fabric run --devices=3 train_fabric_decoupled.py --num-envs 4 --overlap
 """
 
-from fabric_ppo.config import DecoupledConfig, parse_args
+from fabric_ppo.config import DecoupledConfig
+from fabric_ppo.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once

@@ -4,7 +4,8 @@ torchrun --nproc_per_node=2 --standalone train_torch.py --env-id LunarLander-v3
 python train_torch.py                                    # one process, no launcher
 """
 
-from fabric_ppo.config import TorchConfig, parse_args
+from fabric_ppo.config import TorchConfig
+from fabric_ppo.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once

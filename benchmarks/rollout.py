@@ -22,7 +22,8 @@ from rich.table import Table
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import ConfigError, cores_per_rank
+from fabric_ppo.errors import ConfigError
+from fabric_ppo.launch import cores_per_rank
 from fabric_ppo.rollout import RolloutBuffer, collect
 
 ENV_IDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")

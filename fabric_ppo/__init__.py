@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabric_ppo.api import train
     from fabric_ppo.config import Config
+    from fabric_ppo.errors import ConfigError
     from fabric_ppo.evaluate import load_agent
-    from fabric_ppo.launch import ConfigError
 
 __version__ = "0.1.0"
 __all__ = ["Config", "ConfigError", "load_agent", "train"]

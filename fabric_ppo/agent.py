@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fabric_ppo.config import LOG_STD, Config
 from fabric_ppo.distributions import make_distribution
 from fabric_ppo.encoders import Encoder, orthogonal_init
-from fabric_ppo.launch import ConfigError, first_line
+from fabric_ppo.errors import ConfigError, first_line
 from fabric_ppo.memory import Memory, Recurrent, orthogonal_memory
 from fabric_ppo.networks import MLP, Activation
 from fabric_ppo.normalize import RewardScale, RunningMoments

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 
 _MAGIC = b"Fabric PPO checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -12,8 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags, require_precision
-from fabric_ppo.launch import FAILED, ConfigError
+from fabric_ppo.config import SCRIPT_CONFIGS, require_precision
+from fabric_ppo.errors import ConfigError
+from fabric_ppo.flags import parse_flags
+from fabric_ppo.launch import FAILED
 
 USAGE = """usage: fabric-ppo COMMAND ...
 
@@ -135,8 +137,8 @@ def _evaluate(args: list[str]) -> int:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
-    from fabric_ppo.config import ATARI, resolve_env_id
-    from fabric_ppo.envs.base import EnvironmentFault
+    from fabric_ppo.env_ids import ATARI, resolve_env_id
+    from fabric_ppo.errors import EnvironmentFault
     from fabric_ppo.evaluate import evaluate, load_agent, own_modules
     from fabric_ppo.video import recorded_gif
 

@@ -5,25 +5,19 @@ This module loads nothing heavy, so that `--help` and a wrong flag answer at onc
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import importlib
-import io
 import math
 import os
 import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fabric_ppo.launch import ConfigError, die_with_launcher, first_line, read_launch, tell
-from fabric_ppo.signals import signals
+from fabric_ppo.env_ids import ATARI, named_function, resolve_env_id, resolve_envpool_id
+from fabric_ppo.errors import ConfigError, flag
 
 _POSITIVE_COUNTS = (
     *("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs"),
@@ -42,8 +36,6 @@ LEARNING_RATES = (1e-5, 1e-2)
 """Least and greatest that `--desired-kl` sets."""
 LOG_STD = (-20.0, 2.0)
 """What the log standard deviation starts within, and where the network gives it stays within."""
-ATARI = "atari"
-"""A value of --env-preset, and in an EnvSpec what stands in the place of a wrapper."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
@@ -416,32 +408,26 @@ class DecoupledConfig(Config):
 
 
 SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config, "decoupled": DecoupledConfig}
-C = TypeVar("C", bound=Config)
-
-
-def flag(name: str) -> str:
-    """`num_envs` -> `--num-envs`."""
-    return "--" + name.replace("_", "-")
 
 
 def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
     if not holds:
-        raise ConfigError(f"{flag(name)} {_shown(getattr(config, name))}".rstrip() + f": {accepted} is expected")
+        raise ConfigError(f"{flag(name)} {shown(getattr(config, name))}".rstrip() + f": {accepted} is expected")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error; of what a YAML file nests, which can be endless, only that it is nested."""
     parts = value if isinstance(value, tuple) else (value,)
     nested = (list, tuple, dict, set)
     return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
 
 
-def _kinds(config_type: type[Config]) -> dict[str, Any]:
+def field_types(config_type: type[Config]) -> dict[str, Any]:
     """Field name -> its annotation, as a type."""
     return get_type_hints(config_type)
 
 
-def _accepted(kind: Any) -> str:
+def accepted_values(kind: Any) -> str:
     """In words, what a field of this type takes."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
@@ -451,7 +437,7 @@ def _accepted(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[alternatives[0]]
 
 
-def _has_type(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
     """Whether `value` is of the field type `kind`; bool is no number here."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
@@ -462,277 +448,10 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def _check_types(config: Config) -> None:
     """Hold every value against its field's annotation: a YAML file or a caller can hand in anything."""
-    for name, kind in _kinds(type(config)).items():
+    for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         if type(value) is list:
             object.__setattr__(config, name, value := tuple(value))
         elif type(value) is int and (kind is float or float in get_args(kind)):
             object.__setattr__(config, name, value := float(value))
-        _require(config, name, _has_type(value, kind), _accepted(kind))
-
-
-def named_function(name: str, of_flag: str) -> Callable[..., Any]:
-    """What a flag's `module:name` stands for; modules are looked for in the working directory too.
-
-    Raises:
-        ConfigError: there is no such thing, or it cannot be called.
-    """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ConfigError(f"{flag(of_flag)} {name}: module:name is expected")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's: it may raise anything
-        raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({first_line(error)})") from None
-    if not callable(found):
-        raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
-    return found  # type: ignore[no-any-return]
-
-
-def register_atari(env_id: str, preset: str = "") -> None:
-    """Have ale-py tell Gymnasium its games, of which `env_id` is one.
-
-    Raises:
-        ConfigError: ale-py cannot be imported, or OpenCV, which the preset needs.
-    """
-    try:
-        ale = importlib.import_module("ale_py")
-        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no greeting
-        if preset == ATARI:
-            importlib.import_module("cv2")
-    except ImportError as error:
-        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({first_line(error)})"
-        raise ConfigError(f"--env-id {env_id}: {reason}") from None
-
-
-def _resolve_atari_id(env_id: str) -> str:
-    """The Atari game that runs, EnvPool's short ids included.
-
-    Raises:
-        ConfigError: it is none, or ale-py is missing.
-    """
-    import gymnasium
-
-    register_atari(env_id, ATARI)
-    full_id = f"ALE/{env_id}" if f"ALE/{env_id}" in gymnasium.registry else env_id
-    resolved = resolve_env_id(full_id)
-    if gymnasium.spec(resolved).entry_point != "ale_py.env:AtariEnv":
-        raise ConfigError(f"--env-id {resolved}: not an Atari game; with --env-preset atari one is expected")
-    return resolved
-
-
-@lru_cache
-def resolve_env_id(env_id: str, preset: str = "") -> str:
-    """The id that runs: `env_id` itself, or its successor where Gymnasium has retired it (told once).
-
-    Raises:
-        ConfigError: no such environment (names the nearest known ids), or none for the preset.
-    """
-    import gymnasium
-    from gymnasium.envs import registration
-
-    if preset == ATARI:
-        return _resolve_atari_id(env_id)
-    if env_id.startswith("ALE/"):
-        register_atari(env_id)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the user's own `module:Env-v0` is looked for where they are
-    module, colon, plain_id = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)  # registers its environments
-        if plain_id in gymnasium.registry:
-            return env_id
-        namespace, name, version = registration.parse_env_id(plain_id)
-    except Exception as error:  # the module is the user's: it may raise anything
-        kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
-        raise ConfigError(f"--env-id {env_id}: {kind}{first_line(error)}") from None
-    newest = registration.find_highest_version(namespace, name)
-    if version is not None and newest is not None and version < newest:
-        successor = module + colon + registration.get_env_id(namespace, name, newest)
-        tell(f"{env_id} is retired in Gymnasium {gymnasium.__version__}: running its successor {successor}")
-        return successor
-    if version is None and newest is not None:
-        return module + colon + registration.get_env_id(namespace, name, newest)
-    known = {key.lower(): key for key in gymnasium.registry}
-    nearest = [known[key] for key in difflib.get_close_matches(plain_id.lower(), known, n=3, cutoff=0.4)]
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
-    raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
-
-
-@lru_cache
-def resolve_envpool_id(env_id: str, preset: str = "") -> str:
-    """The id that runs in EnvPool's environments, and in Gymnasium's for the test; see `resolve_env_id`.
-
-    Raises:
-        ConfigError: EnvPool cannot be imported, or EnvPool or Gymnasium has no such environment.
-    """
-    try:
-        import envpool
-    except ImportError as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
-        ) from None
-    known = envpool.list_all_envs()
-    try:
-        resolved = resolve_env_id(env_id, preset)
-    except ConfigError:
-        if env_id in known:
-            raise ConfigError(
-                f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
-            ) from None
-        raise
-    if envpool_id(resolved, preset) not in known:
-        hint = "--env-preset atari, or " if resolved.startswith("ALE/") and not preset else ""
-        hint += "--env-backend sync or async is expected"
-        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; {hint}")
-    return resolved
-
-
-def envpool_id(env_id: str, preset: str) -> str:
-    """EnvPool's own id of an environment."""
-    return env_id.removeprefix("ALE/") if preset == ATARI else env_id
-
-
-def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
-    """Read a file of flags for `config_type`; tell which belong to another script only, and drop them.
-
-    Raises:
-        ConfigError: unreadable file, or a key that no script has.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # what PyYAML makes of a bad `!!int` alone has five types
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
-    values = {key.replace("-", "_"): value for key, value in values.items()}
-    own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
-    every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
-    for key in values.keys() - every:
-        nearest = difflib.get_close_matches(key, every, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the flags"
-        raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
-    if foreign := sorted(values.keys() - own):
-        tell(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
-    kinds = _kinds(config_type)
-    return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
-
-
-def _from_yaml(name: str, value: Any, kind: Any) -> Any:
-    """A list as a tuple, and what YAML 1.1 takes for text since it has no point, such as 3e-4, as a number.
-
-    Raises:
-        ConfigError: it has another type than its flag.
-    """
-    is_number = kind is float or float in get_args(kind)
-    if isinstance(value, list):
-        value = tuple(value)
-    elif is_number and type(value) in (str, int):
-        with contextlib.suppress(ValueError, OverflowError):
-            value = float(value)
-    if not _has_type(value, kind):
-        raise ConfigError(f"{flag(name)} {_shown(value)}".rstrip() + f": {_accepted(kind)} is expected")
-    return value
-
-
-def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
-    """A script's command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0.
-
-    From here on the script also listens to signals, and ends with its launcher.
-    """
-    if args is None:
-        die_with_launcher()
-        signals.install()
-    try:
-        launch = read_launch()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # there is no telling which rank would be 0
-        raise SystemExit(2) from None
-    try:
-        config = parse_flags(config_type, sys.argv[1:] if args is None else args)
-        config.check_launch(launch.world_size, launch.local_world_size)
-        require_precision(os.environ.get("LT_PRECISION"))
-        return config
-    except ConfigError as error:
-        tell(f"error: {error}")
-        raise SystemExit(2) from None
-
-
-def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = None) -> C:
-    """Parse flags (see `parse_args`).
-
-    Raises:
-        ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
-        SystemExit: `--help` was asked for.
-    """
-    import tyro
-
-    given = _given_flags(config_type, args)
-    path = (given.get("config") or [""])[0]
-    # tyro would swallow a ConfigError raised while it builds the Config: it builds an unchecked one
-    unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})
-    default = unchecked(**(load_yaml(path, config_type) if path else {}))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            values = tyro.cli(unchecked, args=list(args), default=default, prog=prog)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_one_line(config_type, given, said.getvalue())) from None
-    return config_type(**vars(values))
-
-
-def _accept(config: Config) -> None:
-    """Stand in for `Config.__post_init__`."""
-
-
-def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, list[str]]:
-    """Field name -> its words on the command line; raises for words that are no flag's."""
-    kinds = _kinds(config_type)
-    known = {flag(name): name for name in kinds}
-    known |= {"--no-" + name.replace("_", "-"): name for name, kind in kinds.items() if kind is bool}
-    given: dict[str, list[str]] = {}
-    current, room = "", 0
-    for word in args:
-        if word in ("-h", "--help"):
-            continue
-        if not word.startswith("--"):
-            if room == 0:
-                raise ConfigError(
-                    f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip()
-                )
-            given[known[current]].append(word)
-            room -= 1
-            continue
-        current, _, value = word.partition("=")
-        current = current.replace("_", "-")
-        if current not in known:
-            nearest = difflib.get_close_matches(current, known, n=1)
-            raise ConfigError(
-                f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
-            )
-        kind = kinds[known[current]]
-        if kind is bool and value:
-            raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
-        room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
-        given[known[current]] = [value] if value else []
-    return given
-
-
-def _one_line(config_type: type[Config], given: dict[str, list[str]], said: str) -> str:
-    """What tyro says in a box, as one line: the flag, its value and the type that it wants."""
-    kinds = _kinds(config_type)
-    for found in re.findall(r"--[\w-]+", said):
-        name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
-        if name in given:
-            accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else _accepted(kinds[name])
-            return " ".join([found, *given[name]]) + f": {accepted} is expected"
-    return " ".join(re.sub(r"[^\x20-\x7e]+", " ", said).split()) or "the command line cannot be read; see --help"
+        _require(config, name, has_type(value, kind), accepted_values(kind))

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fabric_ppo.config import Config, flag
-from fabric_ppo.launch import ConfigError, cores_per_rank, first_line
+from fabric_ppo.config import Config
+from fabric_ppo.errors import ConfigError, first_line, flag
+from fabric_ppo.launch import cores_per_rank
 from fabric_ppo.signals import signals
 
 ALIGNMENT = 8

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.config import named_function
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.env_ids import named_function
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.spaces import ACTION_MASK, SpaceSpec
 
 _SMALLEST = {"nature": 36, "impala": 8, "small": 20}

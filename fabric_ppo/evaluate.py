@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.envs.base import EnvironmentFault, all_finite, make_gymnasium_env, record, renew_world
-from fabric_ppo.launch import ConfigError, first_line
+from fabric_ppo.envs.base import all_finite, make_gymnasium_env, record, renew_world
+from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.networks import ROWS_AT_A_TIME
 from fabric_ppo.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms

@@ -15,44 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from fabric_ppo.errors import (
+    ConfigError,
+    EnvironmentFault,
+    LostContactError,
+    NotAllWrittenError,
+    StoppedBySignal,
+    TrainingError,
+    first_line,
+)
+
 _SECONDS_FOR_RANK_ZERO = 2.0
-_LONGEST_LINE = 1500
 _PARENT = os.getppid()
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
 
 
 _ENVIRONMENTAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
-
-
-class ConfigError(ValueError):
-    """Something that the user can get wrong: one line that names it and says what would be right."""
-
-    def __init__(self, message: str) -> None:
-        """Take `message`, which may hold anything: escape what is not printable, shorten what is long."""
-        if len(message) > _LONGEST_LINE:
-            message = f"{message[: _LONGEST_LINE // 2]} ... {message[-_LONGEST_LINE // 2 :]}"
-        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
-
-
-class LostContactError(RuntimeError):
-    """Another rank has died or does not answer: it is that rank that has the story."""
-
-
-class StoppedBySignal(BaseException):
-    """A signal asked this run to stop, and everything that it needs to go on is saved.
-
-    No Exception: it comes up anywhere, also inside code that takes what it catches for an environment's fault.
-    """
-
-
-class NotAllWrittenError(Exception):
-    """The run is done, but something could not be written; the message says what."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line; its name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass(frozen=True)
@@ -191,9 +170,6 @@ def _quieten_libraries() -> None:
 
 def _failure(error: Exception) -> str:
     """What a failed rank prints: a known kind of failure in one line, a bug with its traceback."""
-    from fabric_ppo.envs.base import EnvironmentFault
-    from fabric_ppo.update import TrainingError
-
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):
         return f"error: rank {rank}: {error}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fabric_ppo.checkpoint import write_atomically
 from fabric_ppo.envs.base import Recorder
-from fabric_ppo.launch import NotAllWrittenError, tell
+from fabric_ppo.errors import NotAllWrittenError
+from fabric_ppo.launch import tell
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.launch import ConfigError, first_line
+from fabric_ppo.errors import ConfigError, first_line
 
 _METRIC = "Rewards/rew_avg"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fabric_ppo.checkpoint import Checkpoint, write_atomically
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 
 if TYPE_CHECKING:
     from fabric_ppo.agent import Agent

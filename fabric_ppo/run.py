@@ -24,8 +24,9 @@ from fabric_ppo.checkpoint import Checkpoint, drop_old, write_atomically
 from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
+from fabric_ppo.errors import ConfigError, StoppedBySignal, first_line
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, own_modules
-from fabric_ppo.launch import ConfigError, StoppedBySignal, first_line, is_rank_zero, read_launch, tell
+from fabric_ppo.launch import is_rank_zero, read_launch, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.profile import timed
@@ -474,6 +475,7 @@ class Run(contextlib.ExitStack):
     @timed("report")
     def _exchange(self, rollout: Rollout, stats: Stats) -> Report:
         last = rollout.episodes[-RETURN_WINDOW:]
+        n, r, r2, d, d2 = stats.value_moments
         told = _Told(
             stats.policy_loss,
             stats.value_loss,
@@ -484,7 +486,7 @@ class Run(contextlib.ExitStack):
             rollout.seconds,
             stats.seconds,
             rollout.env_steps,
-            *stats.value_moments,
+            *(n, r, r2, d, d2),
             len(rollout.episodes),
             sum(e.ret for e in rollout.episodes),
             sum(e.length for e in rollout.episodes),

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.checkpoint import Checkpoint, newest_intact, save_checkpoint
-from fabric_ppo.config import MAY_DIFFER, Config, flag
+from fabric_ppo.config import MAY_DIFFER, Config
 from fabric_ppo.distributed import Ranks
-from fabric_ppo.launch import ConfigError, read_launch, tell
+from fabric_ppo.errors import ConfigError, flag
+from fabric_ppo.launch import read_launch, tell
 from fabric_ppo.loggers import Writes
 from fabric_ppo.profile import timed
 from fabric_ppo.replay import Array, LogView, PastEpisode, Trail

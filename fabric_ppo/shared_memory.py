@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.distributed import Ranks
-from fabric_ppo.launch import LostContactError, read_launch
+from fabric_ppo.errors import LostContactError
+from fabric_ppo.launch import read_launch
 from fabric_ppo.profile import timed
 
 _FLAG_BYTES = 64  # a cache line for each flag, so that ranks do not invalidate each other's

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fabric_ppo.launch import STOPPED_BY_SIGNAL, StoppedBySignal, is_rank_zero
+from fabric_ppo.errors import StoppedBySignal
+from fabric_ppo.launch import STOPPED_BY_SIGNAL, is_rank_zero
 
 GRACE_SECONDS = 4.0
 """How long an update may go on after a signal; then the state from before it is saved."""

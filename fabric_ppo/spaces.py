@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.config import ATARI
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.env_ids import ATARI
+from fabric_ppo.errors import ConfigError
 
 if TYPE_CHECKING:
     import gymnasium

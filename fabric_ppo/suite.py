@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fabric_ppo.checkpoint import write_atomically
-from fabric_ppo.config import TorchConfig, flag, load_yaml
-from fabric_ppo.launch import ConfigError, die_with_parent
+from fabric_ppo.config import TorchConfig
+from fabric_ppo.errors import ConfigError, flag
+from fabric_ppo.flags import load_yaml
+from fabric_ppo.launch import die_with_parent
 from fabric_ppo.plot import curve, draw
 
 TEST_EPISODES = 100

@@ -17,6 +17,7 @@ from fabric_ppo.agent import Agent, Evaluation
 from fabric_ppo.batch import Batch, Rows, blank_rows
 from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import ALONE, Ranks
+from fabric_ppo.errors import TrainingError
 from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
 from fabric_ppo.networks import FlatWeights
@@ -26,10 +27,6 @@ from fabric_ppo.profile import timed
 _KL = Losses._fields[1:].index("approx_kl")  # its place in what `run_epochs` returns
 _KL_MARGIN = 1.5
 _RATE_STEP = 1.5
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: something is not finite."""
 
 
 @dataclass(frozen=True)

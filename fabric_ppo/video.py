@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 
 _FRAMES_PER_SECOND = 20
 _HEIGHT = 240

@@ -48,7 +48,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from fabric_ppo import checkpoint as checkpoint_module
 from fabric_ppo import launch
 from fabric_ppo.checkpoint import BEST, Checkpoint, newest_first
-from fabric_ppo.config import SCRIPT_CONFIGS, parse_flags
+from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.flags import parse_flags
 from fabric_ppo.run import Run
 from fabric_ppo.run_state import Checkpoints
 from fabric_ppo.signals import signals

@@ -15,9 +15,10 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from fabric_ppo import cli, load_agent
 from fabric_ppo.agent import make_agent
-from fabric_ppo.config import Config, resolve_env_id, resolve_envpool_id
+from fabric_ppo.config import Config
+from fabric_ppo.env_ids import resolve_env_id, resolve_envpool_id
 from fabric_ppo.envs import envpool_envs, make_envs
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.resuming import assert_a_killed_run_goes_on, finish

@@ -23,7 +23,7 @@ from fabric_ppo.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from tests.runs import in_fork
 
 MAGIC = b"Fabric PPO checkpoint 1\n"

@@ -7,8 +7,11 @@ import pytest
 import yaml
 
 from fabric_ppo import cli
-from fabric_ppo.config import Config, TorchConfig, parse_args, parse_flags, resolve_env_id
-from fabric_ppo.launch import ConfigError, Launch, is_rank_zero, read_launch
+from fabric_ppo.config import Config, TorchConfig
+from fabric_ppo.env_ids import resolve_env_id
+from fabric_ppo.errors import ConfigError
+from fabric_ppo.flags import parse_args, parse_flags
+from fabric_ppo.launch import Launch, is_rank_zero, read_launch
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 DEFAULTS = {

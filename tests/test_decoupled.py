@@ -14,7 +14,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALONE
 from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.roles import Placement, place
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.update import losses_of

@@ -10,7 +10,7 @@ import torch
 
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE, Ranks, prepare_process, require_same_config, useful_threads
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.replay import Trail
 from fabric_ppo.run_state import gather_trail
 

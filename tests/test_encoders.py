@@ -13,10 +13,11 @@ from torch.distributions import Categorical as Reference
 from fabric_ppo import Config, ConfigError, cli, load_agent, train
 from fabric_ppo.agent import make_agent
 from fabric_ppo.batch import blank_rows
-from fabric_ppo.config import SCRIPT_CONFIGS, flag
+from fabric_ppo.config import SCRIPT_CONFIGS
 from fabric_ppo.encoders import Encoder
 from fabric_ppo.envs.base import _random_action
 from fabric_ppo.envs.masks import action_mask_from_info
+from fabric_ppo.errors import flag
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import EnvSpec, Packer, env_spec
 from fabric_ppo.update import PPOLoss

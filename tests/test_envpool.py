@@ -16,10 +16,11 @@ from torch import nn
 
 from fabric_ppo.agent import make_agent
 from fabric_ppo.batch import Rows, make_batch
-from fabric_ppo.config import Config, DecoupledConfig, TorchConfig, resolve_envpool_id
+from fabric_ppo.config import Config, DecoupledConfig, TorchConfig
 from fabric_ppo.distributed import ALONE
+from fabric_ppo.env_ids import resolve_envpool_id
 from fabric_ppo.envs import EnvironmentFault, envpool_envs, make_envs
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.seeding import episode_seed

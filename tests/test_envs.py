@@ -18,7 +18,7 @@ import pytest
 
 from fabric_ppo.config import Config
 from fabric_ppo.envs import EnvironmentFault, make_envs
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import ActionConverter
 from tests.toy_envs import MODULE, OBSERVATIONS, decode, encode, toy_env, toy_reward

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from fabric_ppo import evaluate as evaluation
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.envs import EnvironmentFault
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.evaluate import Policy, evaluate, load_agent
-from fabric_ppo.launch import ConfigError
 from fabric_ppo.policy_file import POLICY_FILE, save_policy
 from fabric_ppo.seeding import Stream, episode_seed, evaluation_seed, uniforms
 from fabric_ppo.spaces import env_spec

@@ -38,13 +38,13 @@ from safetensors.torch import save
 from fabric_ppo import cli
 from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.checkpoint import Checkpoint, newest_first
-from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
+from fabric_ppo.config import SCRIPT_CONFIGS, Config
 from fabric_ppo.envs.base import make_gymnasium_env
+from fabric_ppo.errors import ConfigError, StoppedBySignal, TrainingError, flag
 from fabric_ppo.evaluate import load_agent
-from fabric_ppo.launch import ConfigError, StoppedBySignal
+from fabric_ppo.flags import parse_flags
 from fabric_ppo.policy_file import POLICY_FILE
 from fabric_ppo.spaces import env_spec
-from fabric_ppo.update import TrainingError
 from tests.runs import ROOT, SCRIPTS, clean_environment
 
 SHARE = float(os.environ.get("FABRIC_PPO_FUZZ", "0.04"))

@@ -19,8 +19,8 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.distributed import ALONE
 from fabric_ppo.envs import make_envs
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.evaluate import Policy, evaluate, load_agent
-from fabric_ppo.launch import ConfigError
 from fabric_ppo.memory import Memory
 from fabric_ppo.rollout import RolloutBuffer, collect, revalue
 from fabric_ppo.seeding import evaluation_seed

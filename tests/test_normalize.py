@@ -11,8 +11,8 @@ from gymnasium.wrappers import NormalizeReward
 from fabric_ppo.agent import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, TorchConfig
 from fabric_ppo.distributed import Ranks
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.evaluate import evaluate, load_agent
-from fabric_ppo.launch import ConfigError
 from fabric_ppo.normalize import RewardScale, RunningMoments
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import Packer, env_spec

@@ -27,9 +27,11 @@ import torch
 from fabric_ppo import cli
 from fabric_ppo.agent import make_agent
 from fabric_ppo.batch import make_batch
-from fabric_ppo.config import SCRIPT_CONFIGS, Config, flag, parse_flags
+from fabric_ppo.config import SCRIPT_CONFIGS, Config
 from fabric_ppo.distributed import Ranks
 from fabric_ppo.envs import make_envs
+from fabric_ppo.errors import flag
+from fabric_ppo.flags import parse_flags
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run
 from fabric_ppo.suite import SUITES

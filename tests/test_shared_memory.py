@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fabric_ppo.distributed import Ranks
-from fabric_ppo.launch import LostContactError
+from fabric_ppo.errors import LostContactError
 from fabric_ppo.shared_memory import SharedMemorySum
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fabric_ppo.launch import ConfigError
+from fabric_ppo.errors import ConfigError
 from fabric_ppo.spaces import SUPPORTED, ActionConverter, EnvSpec, SpaceSpec, env_spec
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)

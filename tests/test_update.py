@@ -16,6 +16,7 @@ from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.batch import Batch, Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributed import ALONE
+from fabric_ppo.errors import TrainingError
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.seeding import minibatch_order
 from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
@@ -23,7 +24,6 @@ from fabric_ppo.update import (
     Guard,
     PPOLoss,
     Stats,
-    TrainingError,
     autograd_loss,
     begin_update,
     compile_loss,

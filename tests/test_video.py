@@ -17,8 +17,8 @@ from fabric_ppo import cli
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.config import Config
 from fabric_ppo.envs import make_envs
+from fabric_ppo.errors import NotAllWrittenError
 from fabric_ppo.evaluate import Policy, evaluate
-from fabric_ppo.launch import NotAllWrittenError
 from fabric_ppo.loggers import Writes
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.seeding import episode_seed, evaluation_seed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fabric_ppo.config import Config
-from fabric_ppo.envs.base import EnvironmentFault, EnvSettings, FinalObs, VectorEnvs
+from fabric_ppo.envs.base import EnvSettings, FinalObs, VectorEnvs
+from fabric_ppo.errors import EnvironmentFault
 from fabric_ppo.launch import cores_per_rank
 
 __all__ = ["EnvSettings", "EnvironmentFault", "FinalObs", "VectorEnvs", "make_envs"]

@@ -13,17 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.envs.base import (
-    Array,
-    EnvironmentFault,
-    EnvSettings,
-    Episodes,
-    FinalObs,
-    Recorder,
-    VectorEnvs,
-    make_gymnasium_env,
-)
-from fabric_ppo.launch import ConfigError, die_with_parent, first_line
+from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, Recorder, VectorEnvs, make_gymnasium_env
+from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
+from fabric_ppo.launch import die_with_parent
 from fabric_ppo.replay import ActionLog, PastEpisode
 from fabric_ppo.signals import ignore_in_child
 from fabric_ppo.spaces import EnvSpec

@@ -19,9 +19,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.config import ATARI, named_function, register_atari
+from fabric_ppo.env_ids import ATARI, named_function, register_atari
 from fabric_ppo.envs import atari
-from fabric_ppo.launch import ConfigError, first_line
+from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import ACTION_MASK, EnvSpec, Fit, Packer, env_spec
@@ -29,10 +29,6 @@ from fabric_ppo.spaces import ACTION_MASK, EnvSpec, Fit, Packer, env_spec
 Array = NDArray[Any]
 _TRIAL_STEPS = 200
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
-
-
-class EnvironmentFault(RuntimeError):
-    """An environment raised, died or returned something that is not finite; the message names it and its episode."""
 
 
 class FinalObs(NamedTuple):

@@ -9,18 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.config import envpool_id
+from fabric_ppo.env_ids import envpool_id
 from fabric_ppo.envs.atari import envpool_options
-from fabric_ppo.envs.base import (
-    Array,
-    EnvironmentFault,
-    EnvSettings,
-    FinalObs,
-    VectorEnvs,
-    all_finite,
-    make_gymnasium_env,
-)
-from fabric_ppo.launch import ConfigError, first_line
+from fabric_ppo.envs.base import Array, EnvSettings, FinalObs, VectorEnvs, all_finite, make_gymnasium_env
+from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec

@@ -1,0 +1,170 @@
+"""From the command line and YAML files to a Config."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from fabric_ppo.config import (
+    SCRIPT_CONFIGS,
+    Config,
+    accepted_values,
+    field_types,
+    has_type,
+    require_precision,
+    shown,
+)
+from fabric_ppo.errors import ConfigError, first_line, flag
+from fabric_ppo.launch import die_with_launcher, read_launch, tell
+from fabric_ppo.signals import signals
+
+C = TypeVar("C", bound=Config)
+
+
+def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
+    """Read a file of flags for `config_type`; tell which belong to another script only, and drop them.
+
+    Raises:
+        ConfigError: unreadable file, or a key that no script has.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # what PyYAML makes of a bad `!!int` alone has five types
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
+    every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
+    for key in values.keys() - every:
+        nearest = difflib.get_close_matches(key, every, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the flags"
+        raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
+    if foreign := sorted(values.keys() - own):
+        tell(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
+    kinds = field_types(config_type)
+    return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
+
+
+def _from_yaml(name: str, value: Any, kind: Any) -> Any:
+    """A list as a tuple, and what YAML 1.1 takes for text since it has no point, such as 3e-4, as a number.
+
+    Raises:
+        ConfigError: it has another type than its flag.
+    """
+    is_number = kind is float or float in get_args(kind)
+    if isinstance(value, list):
+        value = tuple(value)
+    elif is_number and type(value) in (str, int):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    if not has_type(value, kind):
+        raise ConfigError(f"{flag(name)} {shown(value)}".rstrip() + f": {accepted_values(kind)} is expected")
+    return value
+
+
+def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
+    """A script's command line as a Config that fits the launch; otherwise exits, status 2, with one line from rank 0.
+
+    From here on the script also listens to signals, and ends with its launcher.
+    """
+    if args is None:
+        die_with_launcher()
+        signals.install()
+    try:
+        launch = read_launch()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # there is no telling which rank would be 0
+        raise SystemExit(2) from None
+    try:
+        config = parse_flags(config_type, sys.argv[1:] if args is None else args)
+        config.check_launch(launch.world_size, launch.local_world_size)
+        require_precision(os.environ.get("LT_PRECISION"))
+        return config
+    except ConfigError as error:
+        tell(f"error: {error}")
+        raise SystemExit(2) from None
+
+
+def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = None) -> C:
+    """Parse flags (see `parse_args`).
+
+    Raises:
+        ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
+        SystemExit: `--help` was asked for.
+    """
+    import tyro
+
+    given = _given_flags(config_type, args)
+    path = (given.get("config") or [""])[0]
+    # tyro would swallow a ConfigError raised while it builds the Config: it builds an unchecked one
+    unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})
+    default = unchecked(**(load_yaml(path, config_type) if path else {}))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            values = tyro.cli(unchecked, args=list(args), default=default, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(config_type, given, said.getvalue())) from None
+    return config_type(**vars(values))
+
+
+def _accept(config: Config) -> None:
+    """Stand in for `Config.__post_init__`."""
+
+
+def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, list[str]]:
+    """Field name -> its words on the command line; raises for words that are no flag's."""
+    kinds = field_types(config_type)
+    known = {flag(name): name for name in kinds}
+    known |= {"--no-" + name.replace("_", "-"): name for name, kind in kinds.items() if kind is bool}
+    given: dict[str, list[str]] = {}
+    current, room = "", 0
+    for word in args:
+        if word in ("-h", "--help"):
+            continue
+        if not word.startswith("--"):
+            if room == 0:
+                raise ConfigError(
+                    f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip()
+                )
+            given[known[current]].append(word)
+            room -= 1
+            continue
+        current, _, value = word.partition("=")
+        current = current.replace("_", "-")
+        if current not in known:
+            nearest = difflib.get_close_matches(current, known, n=1)
+            raise ConfigError(
+                f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
+            )
+        kind = kinds[known[current]]
+        if kind is bool and value:
+            raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
+        room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
+        given[known[current]] = [value] if value else []
+    return given
+
+
+def _one_line(config_type: type[Config], given: dict[str, list[str]], said: str) -> str:
+    """What tyro says in a box, as one line: the flag, its value and the type that it wants."""
+    kinds = field_types(config_type)
+    for found in re.findall(r"--[\w-]+", said):
+        name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name in given:
+            accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else accepted_values(kinds[name])
+            return " ".join([found, *given[name]]) + f": {accepted} is expected"
+    return " ".join(re.sub(r"[^\x20-\x7e]+", " ", said).split()) or "the command line cannot be read; see --help"
