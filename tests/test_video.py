@@ -17,6 +17,7 @@ from fabric_ppo import cli
 from fabric_ppo.agent import Agent, Architecture
 from fabric_ppo.config import Config
 from fabric_ppo.envs import make_envs
+from fabric_ppo.envs.base import record
 from fabric_ppo.errors import NotAllWrittenError
 from fabric_ppo.evaluate import Policy, evaluate
 from fabric_ppo.loggers import Writes
@@ -124,6 +125,41 @@ def test_recording_changes_nothing_else(backend, tmp_path):
     seen = [play("CartPole-v1", backend, video_dir, 40) for video_dir in ("", str(tmp_path / "videos"))]
     np.testing.assert_array_equal(*seen)
     assert videos(tmp_path / "videos")
+
+
+class Canvas(gymnasium.Env):
+    """Remembers in which steps it knew that it renders."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        self.render_mode, self.modes = "rgb_array", []
+
+    def reset(self, *, seed=None, options=None):
+        self.modes.append([])
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.modes[-1].append(self.render_mode)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        assert self.render_mode == "rgb_array"
+        return np.zeros((16, 16, 3), np.uint8)
+
+
+def test_only_an_episode_that_is_recorded_renders(tmp_path):
+    """Some environments do more in each step where they render."""
+    canvas = Canvas()
+    env = record(canvas, str(tmp_path), lambda number: number in (1, 2))
+    for _ in range(4):
+        env.reset()
+        for _ in range(3):
+            env.step(0)
+    env.close()
+    assert canvas.modes == [[None] * 3, ["rgb_array"] * 3, ["rgb_array"] * 3, [None] * 3]
+    assert videos(tmp_path) == ["rl-video-episode-1.mp4", "rl-video-episode-2.mp4"]
 
 
 def test_a_video_that_cannot_be_written_is_told_in_the_end(backend, tmp_path, monkeypatch):
