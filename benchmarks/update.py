@@ -91,7 +91,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 def measure(rows: int, given: argparse.Namespace) -> None:
     """Let them take turns and print a line for each."""
-    count = max(rows, ROWS_AT_LEAST)
+    count = max(2 * rows, ROWS_AT_LEAST)  # more than one minibatch: they are permuted
     flags = {"per_rank_batch_size": rows, "update_epochs": EPOCHS, "activation_function": given.activation}
     config = Config(**flags, learning_rate=1e-5, compile=given.compile)
     batch = make_batch(count)
