@@ -20,6 +20,9 @@ from fabric_ppo.distributions import Categorical, DiagonalGaussian
 from fabric_ppo.loss import MinibatchLoss
 from fabric_ppo.networks import FlatWeights
 
+_ROWS_AT_A_TIME = 4096
+"""What lies between layers of more rows on a CPU leaves its caches."""
+
 
 def can_fuse(agent: Agent, device_type: str) -> bool:
     """Whether `FusedLoss` knows this agent's parts, at the precision in force."""
@@ -55,7 +58,19 @@ class FusedLoss:
         return loss._replace(loss=_WithGradient.apply(self._weights.flat, loss.loss, grad))
 
     def _evaluate(self, rows: Rows) -> tuple[MinibatchLoss, Tensor]:
-        """The loss and its gradient, which lies in memory that the next call overwrites."""
+        """The loss and its gradient, which lies in memory that the next call overwrites; both are sums over rows."""
+        if len(rows.weights) <= _ROWS_AT_A_TIME or rows.weights.device.type != "cpu":
+            return self._evaluate_block(rows)
+        blocks = map(Rows, *(column.split(_ROWS_AT_A_TIME) for column in rows[:-1]))
+        seen, total = [], torch.zeros_like(self._weights.flat)
+        for block in blocks:
+            loss, grad = self._evaluate_block(block)
+            seen.append(loss)
+            total.add_(grad)
+        losses, *columns = zip(*seen, strict=True)
+        return MinibatchLoss(torch.stack(losses).sum(), *(torch.cat(column) for column in columns)), grad.copy_(total)
+
+    def _evaluate_block(self, rows: Rows) -> tuple[MinibatchLoss, Tensor]:
         features = self._agent.inputs(rows.obs)
         trunk_values = [] if self._trunk is None else self._trunk.layer_values(features)
         features = trunk_values[-1] if trunk_values else features

@@ -94,6 +94,15 @@ def test_equals_autograd(action, hidden_sizes, shared_trunk, activation, clip_vl
     assert grad.count_nonzero() > grad.numel() / 2
 
 
+@pytest.mark.parametrize("most", [1, 16, 63, 64])
+@pytest.mark.parametrize("action", ["7 choices", "matrix"])
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_many_rows_are_taken_in_blocks(action, most, shared_trunk, monkeypatch):
+    monkeypatch.setattr("fabric_ppo.fused._ROWS_AT_A_TIME", most)
+    agent = make_agent(ACTIONS[action], shared_trunk=shared_trunk)
+    compare(agent, make_rows(agent, 64), CONFIG)
+
+
 @pytest.mark.parametrize("bounds", [(-0.5, None), (None, 0.2), (-0.5, 0.2), (-0.7, 0.4)], ids=str)
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
 def test_a_bounded_deviation(bounds, ent_coef):
