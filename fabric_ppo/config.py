@@ -266,6 +266,11 @@ class Config:
             raise ConfigError("--compile: cannot be had with --recurrent")
 
     @property
+    def overlaps(self) -> bool:
+        """Whether rollouts are collected while updates are made."""
+        return False
+
+    @property
     def rows_together(self) -> int:
         """Rows that minibatches keep together: a sequence of a recurrent agent's, else one."""
         return 1 if self.recurrent == "none" else self.sequence_length
@@ -385,6 +390,11 @@ class DecoupledConfig(Config):
         super().__post_init__()
         if self.player_on_gpu and not self.cuda:
             raise ConfigError("--player-on-gpu: --cuda is needed too, which puts the trainers on GPUs")
+
+    @property
+    def overlaps(self) -> bool:
+        """With `--overlap`."""
+        return self.overlap
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
         """See `Config`: one process is the player, and each other one trains on at least one row."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -54,9 +54,17 @@ from fabric_ppo.run_state import (
 from fabric_ppo.signals import signals
 from fabric_ppo.update import Guard, Stats, adapt_learning_rate
 
+R = TypeVar("R", bound="Closable")
 RETURN_WINDOW = 100
 _EVALUATION = 2**31
 """Bit of the seed that tells an evaluation's episodes from the test's."""
+
+
+class Closable(Protocol):
+    """What a run closes when it ends."""
+
+    def close(self) -> object:
+        """Close it."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,7 @@ class Run(contextlib.ExitStack):
             self._writes.do("a checkpoint", drop_old, self.dir / "checkpoints", self._config.keep_checkpoints)
         return checkpoint
 
-    def closing(self, resource: Any) -> Any:
+    def closing(self, resource: R) -> R:
         """Close `resource` when the run ends, however it ends; flush it before each checkpoint, if it can be."""
         self.callback(self._writes.do, f"what {type(resource).__name__} had left", resource.close)
         if hasattr(resource, "flush"):
@@ -253,7 +261,7 @@ class Run(contextlib.ExitStack):
                     )
                 )
                 env = {"obs": obs, "memory": memory, "actions": actions[None]}
-                require_tensors(self._resumed_from, agent, getattr(self._config, "overlap", False), env)
+                require_tensors(self._resumed_from, agent, self._config.overlaps, env)
                 self._load(self._resumed_from)
                 past = past_episodes(self._resumed_from, first_env, buffer.num_envs, buffer.envs.spec.action)
             self._rebuild_episodes(buffer, past, action_arrays(self._resumed_from))
@@ -390,7 +398,7 @@ class Run(contextlib.ExitStack):
         Raises:
             TrainingError: something is not finite; the agent has the weights from before this update.
         """
-        in_flight = copies(self._guard.kept) if getattr(self._config, "overlap", False) else {}
+        in_flight = copies(self._guard.kept) if self._config.overlaps else {}
         self._guard.check(stats, self._updates)
         report = replace(self._exchange(rollout, stats), in_flight=in_flight)
         if len(report.moments):
