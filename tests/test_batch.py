@@ -122,6 +122,15 @@ def test_the_order_is_named_by_update_and_epoch():
     assert orders[1, 2] == order(1, 2)
 
 
+@pytest.mark.parametrize("size", [12, 200])
+def test_a_minibatch_of_all_rows_has_them_in_order(size):
+    """In every epoch; the sequences of a recurrent agent too."""
+    rows = numbered(12)._replace(sequences=torch.arange(6.0).unsqueeze(-1))
+    minibatches = list(Batch(rows, 0, 1, 42, 3, together=2).minibatches(range(3), size))
+    assert [numbers(part) for part in minibatches] == [list(range(12))] * 3
+    assert all(torch.equal(part.sequences, rows.sequences) for part in minibatches)
+
+
 @pytest.mark.parametrize("size", [4, 23])
 @pytest.mark.parametrize("num_shares", [1, 2])
 def test_epochs_of_a_stretch_follow_each_other(num_shares, size):
