@@ -51,17 +51,14 @@ def main(config: Config) -> Summary:
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
         run.restore(agent, optimizer, buffer)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        log_dict = run.logging(fabric.log_dict)
+        run.log_to(fabric.log_dict)
         for update in run.updates():
             now = begin_update(ppo, optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
             stats = ppo_update(ppo, batch, step, now, ranks)
-            metrics = run.finish_update(rollout, stats, now.learning_rate)
-            log_dict(metrics, run.env_steps)
-        summary = run.finish(agent)
-        log_dict(summary.test_metrics(), run.env_steps)
-    return summary
+            run.finish_update(rollout, stats, now.learning_rate)
+        return run.finish(agent)
 
 
 if __name__ == "__main__":

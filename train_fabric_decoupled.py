@@ -86,7 +86,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         run.restore(agent, exchange, buffer)
         exchange.start(run.first_update)
         run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        log_dict = run.logging(fabric.log_dict)
+        run.log_to(fabric.log_dict)
         waiting, ahead, sent = Stopwatch(), None, None
 
         def send(collected: Rollout | None, update: int) -> Rollout:
@@ -114,12 +114,9 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             try:  # the trainers need not wait for the report, and are missed only after it
                 sent = send(ahead, update + 1) if ahead and run.goes_on else None
             finally:
-                metrics = run.report(report, now.learning_rate, idle)
-            log_dict(metrics, run.env_steps)
+                run.report(report, now.learning_rate, idle)
         exchange.send(None)
-        summary = run.finish(agent)
-        log_dict(summary.test_metrics(), run.env_steps)
-    return summary
+        return run.finish(agent)
 
 
 def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:

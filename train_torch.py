@@ -10,6 +10,8 @@ from fabric_ppo.flags import parse_args
 if __name__ == "__main__":
     CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -64,25 +66,17 @@ def main(config: TorchConfig) -> Summary:
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
         run.restore(agent, optimizer, buffer)
-        writer = run.closing(SummaryWriter(run_dir)) if ranks.rank == 0 else None
-        if writer is not None:
+        if ranks.rank == 0:
+            writer = run.closing(SummaryWriter(run_dir))
             writer.add_text("hyperparameters", markdown_table(config.to_dict()))
-
-        @run.logging
-        def log_dict(metrics: dict[str, float], step: int) -> None:
-            if writer is not None:
-                add_scalars(writer, metrics, step)
-
+            run.log_to(partial(add_scalars, writer))
         for update in run.updates():
             now = begin_update(ppo, optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, device)
             stats = ppo_update(ppo, batch, step, now, ranks)
-            metrics = run.finish_update(rollout, stats, now.learning_rate)
-            log_dict(metrics, run.env_steps)
-        summary = run.finish(agent)
-        log_dict(summary.test_metrics(), run.env_steps)
-    return summary
+            run.finish_update(rollout, stats, now.learning_rate)
+        return run.finish(agent)
 
 
 if __name__ == "__main__":

@@ -88,10 +88,6 @@ class Summary:
     exact_resume: bool
     test: dict[str, Any]
 
-    def test_metrics(self) -> dict[str, float]:
-        """The test as scalars; none on ranks that did not test."""
-        return {"Test/cumulative_reward": self.test["return_mean"]} if self.test else {}
-
 
 def new_run_dir(config: Config, script: str) -> Path:
     """Where a run will lie; unless `--run-dir` names it, it is made at once, and goes again if it stays empty.
@@ -184,6 +180,7 @@ class Run(contextlib.ExitStack):
         self._is_exact = True
         self._eval_return: float | None = None
         self._writes = Writes()
+        self._log_dict: Callable[[dict[str, float], int], object] = lambda metrics, step: None
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
         self._resumed_from = self._find_checkpoint() if config.resume else None
 
@@ -212,14 +209,13 @@ class Run(contextlib.ExitStack):
             self._checkpoints.flushes.append(resource.flush)
         return resource
 
-    def logging(self, log_dict: Callable[[dict[str, float], int], object]) -> Callable[[dict[str, float], int], None]:
-        """`log_dict(metrics, step)` with which a full disk is told and does not end the run."""
+    def log_to(self, log_dict: Callable[[dict[str, float], int], object]) -> None:
+        """Have rank 0 give the scalars of each update, and of the test, to `log_dict(metrics, step)`."""
+        self._log_dict = log_dict
 
-        @timed("logging")
-        def log(metrics: dict[str, float], step: int) -> None:
-            self._writes.do("TensorBoard's events", log_dict, metrics, step)
-
-        return log
+    @timed("logging")
+    def _log_scalars(self, metrics: dict[str, float]) -> None:
+        self._writes.do("TensorBoard's events", self._log_dict, metrics, self.env_steps)
 
     def restore(self, agent: Agent, optimizer: HasState, buffer: RolloutBuffer) -> None:
         """Start the environments, with the policy of `--init-from` if one is named, and make the folder.
@@ -388,9 +384,9 @@ class Run(contextlib.ExitStack):
             updates = f"{self.num_updates} updates of {per_update}"
             tell(f"--total-timesteps {config.total_timesteps} is rounded down to {counted}: {updates}")
 
-    def finish_update(self, rollout: Rollout, stats: Stats, learning_rate: float) -> dict[str, float]:
-        """`agree` and then `report`; returns the update's scalars."""
-        return self.report(self.agree(rollout, stats), learning_rate)
+    def finish_update(self, rollout: Rollout, stats: Stats, learning_rate: float) -> None:
+        """`agree` and then `report`."""
+        self.report(self.agree(rollout, stats), learning_rate)
 
     def agree(self, rollout: Rollout, stats: Stats) -> Report:
         """Agree with the other ranks on what happened in an update (one collective), and on whether the run goes on.
@@ -417,13 +413,10 @@ class Run(contextlib.ExitStack):
         """Whether another update follows the one agreed on."""
         return self._updates < self.num_updates and not (self._is_over or self._is_stopping)
 
-    def report(self, report: Report, learning_rate: float, extra: dict[str, float] | None = None) -> dict[str, float]:
-        """Show what was agreed on, evaluate if that is due, and keep what the run could go on from.
+    def report(self, report: Report, learning_rate: float, extra: dict[str, float] | None = None) -> None:
+        """Log and show what was agreed on, evaluate if that is due, and then keep what the run could go on from.
 
         Other ranks may train on meanwhile: it looks at nothing but the agent, the optimizer and what it is given.
-
-        Returns:
-            The update's scalars, true over all ranks, the same on each.
         """
         now = time.perf_counter()
         speed = report.env_steps / (now - self._update_started)
@@ -437,10 +430,10 @@ class Run(contextlib.ExitStack):
             metrics["Eval/return_mean"] = self._eval_return
         if self._leads:
             self._writes.do("metrics.jsonl", self._lines.write, self._line(metrics))
+            self._log_scalars(metrics)
             self._log.append(report.trail.actions, report.trail.ended)
             self._checkpoints.keep(self._snapshot(report.trail, report.in_flight))
         self._progress.update(self.env_steps, self._return_mean(), speed)
-        return metrics
 
     @timed("evaluation")
     def _evaluate(self) -> float | None:
@@ -529,6 +522,7 @@ class Run(contextlib.ExitStack):
         summary = self._summary(test)
         if self._leads:
             self._write(summary)
+            self._log_scalars({"Test/cumulative_reward": summary.test["return_mean"]})
             self._tell_end(summary)
         return summary
 

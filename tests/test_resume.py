@@ -15,6 +15,7 @@ from fabric_ppo import run as run_module
 from fabric_ppo.checkpoint import Checkpoint
 from fabric_ppo.roles import Exchange
 from fabric_ppo.run import Run
+from fabric_ppo.run_state import Checkpoints
 from tests.resuming import (
     NUM_UPDATES,
     assert_same_run,
@@ -346,16 +347,38 @@ def test_trainers_may_change_with_shared_data(tmp_path, capfd):
     assert summary(tmp_path / "run")["exact_resume"] is False
 
 
-def test_an_update_counts_though_what_follows_cannot_be_sent(tmp_path, monkeypatch):
+def test_an_update_counts_though_what_follows_cannot_be_sent(tmp_path, monkeypatch, undisturbed):
     """With --overlap the next rows go out before an update is reported: if that fails, it is kept all the same."""
 
     def fail():
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(Exchange, "send", on_call(4, 0, fail, Exchange.send))
-    said = train("decoupled", 2, tmp_path / "run", **OVERLAP)
+    with monkeypatch.context() as patch:
+        patch.setattr(Exchange, "send", on_call(4, 0, fail, Exchange.send))
+        said = train("decoupled", 2, tmp_path / "run", **OVERLAP)
     assert "gone" in said[0]
     assert checkpoints(tmp_path / "run")[0] == 3
+    finish("decoupled", 2, tmp_path / "run", resume=True, **OVERLAP)
+    assert_same_run(tmp_path / "run", undisturbed("decoupled", 2, **OVERLAP), resumes=1)
+
+
+@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 1), ("decoupled", 2)])
+def test_what_can_be_saved_has_been_logged(tmp_path, monkeypatch, undisturbed, script, size):
+    """A late signal has another thread save, maybe as soon as there is something to save, and end the process."""
+    keep = Checkpoints.keep
+
+    def keep_and_end(self, snapshot):
+        keep(self, snapshot)
+        if snapshot.values["update"] == 3:
+            self.save()
+            die()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "keep", keep_and_end)
+        assert train(script, size, tmp_path / "run")[0] == "exit code 9"
+    assert checkpoints(tmp_path / "run")[0] == 3
+    finish(script, size, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", undisturbed(script, size), resumes=1)
 
 
 @pytest.mark.parametrize("flags", [{}, OVERLAP], ids=str)
