@@ -10,8 +10,6 @@ from fabric_ppo.flags import parse_args
 if __name__ == "__main__":
     CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once
 
-from functools import partial
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -69,7 +67,7 @@ def main(config: TorchConfig) -> Summary:
         if ranks.rank == 0:
             writer = run.closing(SummaryWriter(run_dir))
             writer.add_text("hyperparameters", markdown_table(config.to_dict()))
-            run.log_to(partial(add_scalars, writer))
+            run.log_to(lambda metrics, step: add_scalars(writer, metrics, step))
         for update in run.updates():
             now = begin_update(ppo, optimizer, config, update, run.num_updates)
             rollout = collect(envs, agent, buffer, config.seed, update)
