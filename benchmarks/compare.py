@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,11 +28,13 @@ from typing import Any
 
 from benchmarks.install import ROOT
 from benchmarks.programs import PROGRAMS, read_counts
-from benchmarks.report import Run, good, reference, table, unequal_work
+from benchmarks.report import UNSOLVED, Run, failures, good, reference, table, unequal_work
 from benchmarks.workloads import Contender, Setting, Workload, workloads
 
-TRIALS = 2
+TRIALS = 3
 TRIAL, SHORT_TRIAL = 0.125, 0.03  # share of the work; where it may end early, the latter
+QUIET_LOAD, QUIET_TRIES = 0.5, 60
+"""Below this load (of one minute) the machine is quiet; so often, every five seconds, it is looked at."""
 
 
 def execute(args: list[str], variables: dict[str, str], folder: Path, limit: float) -> tuple[int | None, float, str]:
@@ -75,7 +79,7 @@ def run_once(workload: Workload, contender: Contender, setting: Setting, number:
         status, seconds, output = execute(args, dict(setting.variables), folder, workload.limit_seconds)
         run = Run(contender.row, number, setting.name, seconds, None, 0, 0)
         if status is None:
-            return replace(run, problem=f"not done after {workload.limit_seconds:g} s")
+            return replace(run, problem=f"{UNSOLVED[1]} {workload.limit_seconds:g} s")
         if status != 0:
             return replace(run, problem=f"status {status}: {reason(output)}")
         try:
@@ -95,7 +99,7 @@ def tell(run: Run, what: str) -> None:
 
 
 def choose_setting(workload: Workload, contender: Contender) -> tuple[Setting, list[Run]]:
-    """The setting that gave a contender the quickest of some runs on a part of the work, and those runs."""
+    """The setting whose median of some runs on a part of the work is the quickest, and those runs."""
     if len(contender.settings) == 1:
         return contender.settings[0], []
     scale = TRIAL if workload.agreed.stop_at_return is None else SHORT_TRIAL
@@ -106,8 +110,22 @@ def choose_setting(workload: Workload, contender: Contender) -> tuple[Setting, l
         for setting in contender.settings:
             trials.append(run_once(part, smaller, setting, number))
             tell(trials[-1], f"{workload.name} trial {number}")
-    best = min(good(trials) or trials, key=lambda run: run.train_seconds or run.wall_seconds)
-    return next(setting for setting in contender.settings if setting.name == best.setting), trials
+    return min(contender.settings, key=lambda setting: _median_seconds(trials, setting)), trials
+
+
+def _median_seconds(trials: list[Run], setting: Setting) -> float:
+    """Of training, where that is told; infinite without a good run."""
+    seconds = [run.train_seconds or run.wall_seconds for run in good(trials) if run.setting == setting.name]
+    return statistics.median(seconds) if seconds else math.inf
+
+
+def wait_for_quiet() -> None:
+    """Wait until nothing else runs, but not for ever: the load before the first run goes on record."""
+    for _ in range(QUIET_TRIES):
+        if os.getloadavg()[0] < QUIET_LOAD:
+            return
+        time.sleep(5)
+    print(f"the machine is busy: load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict[str, str]]:
@@ -194,7 +212,8 @@ def markdown(workload: Workload, about: dict[str, Any], rows: str, first: str, t
     ]
     for trial in trials:
         lines.append(
-            f"- tried on a part: {trial.row}, {trial.setting}: {trial.wall_seconds:.1f} s {trial.problem}".rstrip()
+            f"- tried on a part: {trial.row}, {trial.setting}: training {trial.train_seconds or math.nan:.2f} s, "
+            f"from start to end {trial.wall_seconds:.1f} s {trial.problem}".rstrip()
         )
     lines += ["", f"{where}; load before: {here['load_before']}. `{about['command']}`", ""]
     for row, command in about["commands"].items():
@@ -206,7 +225,7 @@ def markdown(workload: Workload, about: dict[str, Any], rows: str, first: str, t
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["p1", "p1-2", "p3", "p4", "p5"]
+    names = ["p1", "p1-2", "p2", "p3", "p4", "p5"]
     parser.add_argument("workloads", nargs="+", choices=[*names, "all"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the transitions (not of p4)")
@@ -218,6 +237,10 @@ def parse_args() -> argparse.Namespace:
     given = parser.parse_args()
     if "all" in given.workloads:
         given.workloads = names
+    of_all = workloads(given.preset, given.preset_ranks, given.limit)
+    rows = [each.row for name in given.workloads for each in of_all[name].contenders[1:]]
+    if unknown := [row for row in given.only if row not in rows]:
+        parser.error(f"--only {unknown[0]}: no such row; expected of {', '.join(map(repr, rows))}")
     return given
 
 
@@ -229,12 +252,12 @@ def main() -> int:
         workload = workloads(given.preset, given.preset_ranks, given.limit)[name].scaled(given.scale)
         if given.only:
             first, *others = workload.contenders
-            kept = (first, *(each for each in others if each.row in given.only))
-            workload = replace(workload, contenders=kept)
+            workload = replace(workload, contenders=(first, *(each for each in others if each.row in given.only)))
+        wait_for_quiet()
         here = machine()
         runs, trials, skipped = compare(workload, given.rounds)
         print(write(given.out, workload, here, runs, trials, skipped), flush=True)
-        refused |= len(good(runs)) < len(runs)
+        refused |= any(failures(workload, runs))
     return int(refused)
 
 

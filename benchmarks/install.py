@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ROOT / ".venv-bench"
 REQUIREMENTS = ROOT / "benchmarks" / "requirements"
+LIGHTNING_EXAMPLE = ENVIRONMENTS / "lightning-example"
+"""Where `examples/fabric/reinforcement_learning` of Lightning's repository is looked for; no package has it."""
 
 
 def python_of(name: str) -> Path:

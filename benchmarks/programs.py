@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.install import ROOT, python_of, why_missing
+from benchmarks.install import LIGHTNING_EXAMPLE, ROOT, python_of, why_missing
 from benchmarks.workloads import Work
 
 PEERS = ROOT / "benchmarks" / "peers"
@@ -32,17 +32,23 @@ class Counted:
 
 @dataclass(frozen=True)
 class Program:
-    """`command(work, seed, folder)` starts it, with `folder` to write to; `environment` is its own one, or ours."""
+    """`command(work, seed, folder)` starts it, with `folder` to write to; `environment` is its own one, or ours.
+
+    `needs` is a package, `source` a folder, without which it cannot run.
+    """
 
     command: Callable[[Work, int, Path], list[str]]
     environment: str | None = None
     packages: tuple[str, ...] = OURS
     needs: str | None = None
+    source: Path | None = None
 
     def why_not(self, work: Work) -> str:
         """Why it cannot run here; empty if it can."""
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is not installed"
+        if self.source is not None and not self.source.is_dir():
+            return f"its folder is not in {self.source.relative_to(ROOT)}"
         if work.preset and not Path(work.preset).is_file():
             return f"{work.preset}: no such file"
         return why_missing(self.environment) if self.environment is not None else ""
@@ -80,17 +86,20 @@ def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
         "gamma": work.gamma,
         "gae-lambda": work.gae_lambda,
         "ent-coef": work.ent_coef,
+        "vf-coef": 1.0,  # of half the squared error: the others' 0.5 of all of it
         "activation-function": "tanh",
     }
     flags += [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*flags, "--no-anneal-lr"]
+    return [*flags, "--ortho-init", "--no-anneal-lr"]
+
+
+def _torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
 
 
 def torch(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_torch.py`, without a launcher on one rank."""
-    launcher = [sys.executable]
-    if work.ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}", "--standalone"]
+    launcher = [sys.executable] if work.ranks == 1 else _torchrun(work.ranks)
     return [*launcher, str(ROOT / "train_torch.py"), *_our_flags(work, seed, folder)]
 
 
@@ -104,21 +113,21 @@ def torch_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
     return [*torch_envpool(work, seed, folder), "--shared-trunk"]
 
 
-def _fabric_run(script: str, ranks: int) -> list[str]:
+def _fabric_run(script: Path, ranks: int) -> list[str]:
     where = ["--accelerator=cpu", "--strategy=ddp", f"--devices={ranks}", f"--main-port={_free_port()}"]
-    return [sys.executable, "-m", "lightning.fabric.cli", *where, str(ROOT / script)]
+    return [sys.executable, "-m", "lightning.fabric.cli", *where, str(script)]
 
 
 def fabric(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_fabric.py`, without a launcher on one rank."""
     one = [sys.executable, str(ROOT / "train_fabric.py")]
-    launcher = one if work.ranks == 1 else _fabric_run("train_fabric.py", work.ranks)
+    launcher = one if work.ranks == 1 else _fabric_run(ROOT / "train_fabric.py", work.ranks)
     return [*launcher, *_our_flags(work, seed, folder)]
 
 
 def decoupled(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_fabric_decoupled.py`."""
-    return [*_fabric_run("train_fabric_decoupled.py", work.ranks), *_our_flags(work, seed, folder)]
+    return [*_fabric_run(ROOT / "train_fabric_decoupled.py", work.ranks), *_our_flags(work, seed, folder)]
 
 
 def decoupled_overlap(work: Work, seed: int, folder: Path) -> list[str]:
@@ -134,6 +143,38 @@ def decoupled_overlap_envpool(work: Work, seed: int, folder: Path) -> list[str]:
 def decoupled_overlap_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
     """The same with hidden layers that policy and value share."""
     return [*decoupled_overlap_envpool(work, seed, folder), "--shared-trunk"]
+
+
+def _lightning_example(script: str, work: Work, seed: int) -> list[str]:
+    values = {
+        "seed": seed,
+        "env-id": work.env_id,
+        "total-timesteps": work.env_steps,
+        "num-envs": work.num_envs,
+        "num-steps": work.num_steps,
+        "per-rank-batch-size": work.batch_size,
+        "update-epochs": work.epochs,
+        "learning-rate": work.learning_rate,
+        "gamma": work.gamma,
+        "gae-lambda": work.gae_lambda,
+        "ent-coef": work.ent_coef,
+        "vf-coef": 0.5,
+        "activation-function": "tanh",
+    }
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [str(LIGHTNING_EXAMPLE / script), *flags, "--ortho-init"]
+
+
+def lightning_example(work: Work, seed: int, folder: Path) -> list[str]:
+    """The example's raw PyTorch script; it writes to the working directory."""
+    runner = str(PEERS / "run_lightning_example.py")
+    return [*_torchrun(work.ranks), runner, *_lightning_example("train_torch.py", work, seed)]
+
+
+def lightning_example_decoupled(work: Work, seed: int, folder: Path) -> list[str]:
+    """The example's decoupled script; it writes to the working directory."""
+    words = _fabric_run(PEERS / "run_lightning_example.py", work.ranks)
+    return [*words, *_lightning_example("train_fabric_decoupled.py", work, seed)]
 
 
 def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
@@ -247,6 +288,8 @@ PROGRAMS = {
     "decoupled-overlap-envpool-trunk": Program(
         decoupled_overlap_envpool_trunk, packages=(*OURS, "envpool"), needs="envpool"
     ),
+    "lightning-example": Program(lightning_example, source=LIGHTNING_EXAMPLE),
+    "lightning-example-decoupled": Program(lightning_example_decoupled, source=LIGHTNING_EXAMPLE),
     "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
     "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
     "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.workloads import Workload
 
+UNSOLVED = ("mean return", "not done after")
+"""How problems begin that say nothing against a run whose work ends at a return."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,7 +51,7 @@ def unequal_work(workload: Workload, env_steps: int, gradient_steps: int, return
     if agreed.stop_at_return is not None:
         shown = "unknown" if return_mean is None else f"{return_mean:.1f}"
         solved = return_mean is not None and return_mean >= agreed.stop_at_return
-        return "" if solved else f"mean return {shown}, {agreed.stop_at_return:g} agreed"
+        return "" if solved else f"{UNSOLVED[0]} {shown}, {agreed.stop_at_return:g} agreed"
     for name, did, wanted in (
         ("transitions", env_steps, agreed.env_steps),
         ("gradient steps", gradient_steps, agreed.gradient_steps),
@@ -94,6 +97,12 @@ def good(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.problem]
 
 
+def failures(workload: Workload, runs: Sequence[Run]) -> list[Run]:
+    """Runs that went wrong: not to have learned, or not in time, is a result where that is the question."""
+    is_result = workload.agreed.stop_at_return is not None
+    return [run for run in runs if run.problem and not (is_result and run.problem.startswith(UNSOLVED))]
+
+
 def problems(runs: Sequence[Run]) -> str:
     """`refused 2 of 5: ...`; empty without any."""
     found = [run.problem for run in runs if run.problem]
@@ -111,7 +120,7 @@ def table_line(workload: Workload, runs: Sequence[Run], row: str) -> str:
     own = [run for run in runs if run.row == row]
     fine = good(own)
     if not fine:
-        return f"| {row} | {problems(own)} |" + " |" * 7
+        return f"| {row} | {own[0].setting}. {problems(own)} |" + " |" * 7
     trained = [run for run in fine if run.train_seconds is not None]
     train = spread([run.train_seconds or 0.0 for run in trained]).show(1) if trained else "not told"
     speed = spread([run.env_steps / (run.train_seconds or 1.0) for run in trained]).show(0) if trained else "not told"

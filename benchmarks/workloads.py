@@ -59,6 +59,7 @@ ONE_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"),))
 ONE_XLA_THREAD = Setting("one thread", (("OMP_NUM_THREADS", "1"), ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")))
 OUR_ONE_THREAD = Setting("one thread", flags=("--num-threads", "1"))
 SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
+SERIAL_ONE_THREAD = Setting("serial, one thread", ONE_THREAD.variables, SERIAL.flags)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,18 @@ def two_ranks() -> Workload:
     return Workload("p1-2", "CartPole, two ranks", work, contenders, note)
 
 
+def headline() -> Workload:
+    """P2."""
+    work = Work("LunarLander-v3", 61 * 8192, num_envs=2, num_steps=2048, batch_size=64, epochs=10, ranks=2)
+    contenders = (
+        Contender("train_torch.py", "torch", work),
+        Contender("train_fabric.py", "fabric", work),
+        Contender("Lightning's example, raw PyTorch", "lightning-example", work),
+    )
+    note = "Half a million in whole rollouts. The example gives every environment a render mode."
+    return Workload("p2", "LunarLander, two ranks", work, contenders, note)
+
+
 def decoupled() -> Workload:
     """P3."""
     work = Work("CartPole-v1", 65536, num_envs=4, num_steps=128, batch_size=64, epochs=10, ranks=3, decoupled=True)
@@ -137,6 +150,7 @@ def decoupled() -> Workload:
         Contender("train_fabric_decoupled.py", "decoupled", work),
         Contender("train_fabric_decoupled.py --overlap", "decoupled-overlap", work),
         Contender("SheepRL 0.6", "sheeprl-decoupled", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("Lightning's example, decoupled", "lightning-example-decoupled", work),
     )
     note = "A player with four environments and two trainers. SheepRL dropped its decoupled PPO after 0.6.1."
     return Workload("p3", "CartPole, decoupled, three processes", work, contenders, note)
@@ -186,7 +200,7 @@ def throughput() -> Workload:
         Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool-trunk", work),
         Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool-trunk", ahead),
         Contender("Sample Factory", "sample-factory", work),
-        Contender("Sample Factory, serial", "sample-factory", work, (SERIAL,)),
+        Contender("Sample Factory, serial", "sample-factory", work, (SERIAL, SERIAL_ONE_THREAD)),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
     )
     note = (
@@ -201,4 +215,4 @@ def throughput() -> Workload:
 def workloads(preset: str, preset_ranks: int, limit_seconds: float) -> dict[str, Workload]:
     """All of them by name."""
     lander = solve_lander(preset, preset_ranks, limit_seconds)
-    return {each.name: each for each in (one_process(), two_ranks(), decoupled(), lander, throughput())}
+    return {each.name: each for each in (one_process(), two_ranks(), headline(), decoupled(), lander, throughput())}

@@ -14,7 +14,7 @@ from benchmarks.compare import choose_setting, execute, reason
 from benchmarks.growth import Cost, Size, rises
 from benchmarks.install import REQUIREMENTS, ROOT
 from benchmarks.programs import PROGRAMS, Program, read_counts
-from benchmarks.report import Run, Spread, ratios, reference, spread, table, table_line, unequal_work
+from benchmarks.report import Run, Spread, failures, ratios, reference, spread, table, table_line, unequal_work
 from benchmarks.workloads import Contender, Setting, Work, Workload, workloads
 from fabric_ppo.config import SCRIPT_CONFIGS
 from fabric_ppo.flags import parse_flags
@@ -51,16 +51,19 @@ def test_headline_works_are_as_the_page_says():
     counts = {name: (each.agreed.env_steps, each.agreed.gradient_steps) for name, each in ALL.items()}
     assert counts["p1"] == (65536, 512 * 10 * 2)
     assert counts["p1-2"] == (65536, 256 * 10 * 2)
+    assert counts["p2"] == (499712, 61 * 10 * 64)
     assert counts["p3"] == (65536, 128 * 10 * 4)
     assert counts["p5"] == (524288, 512 * 4)
 
 
-@pytest.mark.parametrize("each", [each for each in ALL.values() if each.agreed.stop_at_return is None], ids=str)
+@pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.agreed.stop_at_return is None])
 @pytest.mark.parametrize("scale", [1.0, 0.0625])
-def test_all_rows_of_a_workload_have_the_same_work(each, scale):
-    works = [contender.work for contender in each.scaled(scale).contenders]
+def test_all_rows_of_a_workload_have_the_same_work(name, scale):
+    works = [contender.work for contender in ALL[name].scaled(scale).contenders]
     assert len({(work.env_steps, work.gradient_steps) for work in works}) == 1
-    assert works[0].env_steps == each.agreed.env_steps * scale
+    wanted = ALL[name].agreed.env_steps * scale
+    assert abs(works[0].env_steps - wanted) <= works[0].rollout / 2
+    assert works[0].env_steps % works[0].rollout == 0
 
 
 def test_our_commands_make_the_agreed_work():
@@ -150,7 +153,7 @@ def test_a_line_of_the_table():
 def test_a_row_without_a_good_run_has_no_figures():
     runs = [run("ours", 1, 2.0, 1.0), run("theirs", 1, 0.5, 0.1, problem="16 gradient steps, 160 agreed")]
     lines = table(workload(), runs, {}).splitlines()
-    assert lines[-1] == "| theirs | refused 1 of 1: 16 gradient steps, 160 agreed |" + " |" * 7
+    assert lines[-1] == "| theirs | as it comes. refused 1 of 1: 16 gradient steps, 160 agreed |" + " |" * 7
     assert len({line.count("|") for line in lines}) == 1
     lines = table(workload(), runs[:1], {"theirs": "not installed"}).splitlines()
     assert lines[-1] == "| theirs | skipped: not installed |" + " |" * 7
@@ -180,26 +183,69 @@ def test_a_command_over_its_limit_is_ended(tmp_path):
 
 
 def told(work: Work, seed: int, folder: Path) -> list[str]:
-    """Prints the counts that a work should have; slow or wrong where a flag says so."""
+    """Prints the counts that a work should have; `wrong` and with what seconds in which round is a flag's to say."""
     code = (
-        "import json, sys; slow, wrong = ('--slow' in sys.argv, '--wrong' in sys.argv); "
-        f"print(json.dumps(dict(env_steps={work.env_steps} + wrong, gradient_steps={work.gradient_steps}, "
-        "train_seconds=2.0 if slow else 1.0)))"
+        "import json, sys; *_, wrong, seconds = ['', '1', *sys.argv[1:]]; "
+        f"print(json.dumps(dict(env_steps={work.env_steps} + (wrong == 'wrong'), gradient_steps={work.gradient_steps}, "
+        f"train_seconds=float((seconds.split(',') * {seed})[{seed - 1}]))))"
     )
     return [sys.executable, "-c", code]
 
 
-def test_the_quickest_good_setting_is_taken_and_bad_runs_are_told(monkeypatch):
+def test_the_setting_with_the_best_median_is_taken_and_bad_runs_are_told(monkeypatch):
     monkeypatch.setitem(compare.PROGRAMS, "sbx", Program(told))
-    slow, fast, wrong = Setting("slow", flags=("--slow",)), Setting("fast"), Setting("wrong", flags=("--wrong",))
-    contender = replace(workload().contenders[1], settings=(slow, wrong, fast))
+    seconds = {"slow": "3", "fast": "2", "lucky once": "1,9,9", "wrong": "1"}
+    settings = tuple(Setting(name, flags=(name, given)) for name, given in seconds.items())
+    contender = replace(workload().contenders[1], settings=settings)
     each = replace(workload(), contenders=(contender,))
     setting, trials = choose_setting(each, contender)
-    assert setting == fast
+    assert setting.name == "fast"
     assert {trial.setting for trial in trials if trial.problem} == {"wrong"}
     runs, _, skipped = compare.compare(each, rounds=2)
     assert [(each.round, each.problem, each.env_steps) for each in runs] == [(1, "", 1024), (2, "", 1024)]
     assert skipped == {}
+
+
+def test_what_is_not_solved_is_a_result_and_what_went_wrong_a_failure():
+    unsolved, late, wrong = (
+        run("ours", number, 2.0, 1.0, problem=problem)
+        for number, problem in enumerate(["mean return 9.0, 200 agreed", "not done after 60 s", "status 1: no"])
+    )
+    solve = workload(replace(WORK, stop_at_return=200.0))
+    assert failures(solve, [unsolved, late, wrong, run("ours", 4, 2.0, 1.0)]) == [wrong]
+    assert failures(workload(), [late, run("ours", 4, 2.0, 1.0)]) == [late]
+
+
+def test_a_source_that_is_missing_is_told(tmp_path):
+    assert Program(told, source=tmp_path).why_not(WORK) == ""
+    program = Program(told, source=ROOT / ".venv-bench" / "nothing")
+    assert program.why_not(WORK) == "its folder is not in .venv-bench/nothing"
+
+
+def test_the_runner_of_a_script_counts_what_it_does(tmp_path):
+    """By a script that takes 3 steps in 2 environments, 5 of an optimizer, and has a module beside it."""
+    (tmp_path / "beside.py").write_text("NUM_ENVS = 2\n")
+    (tmp_path / "script.py").write_text(
+        "import sys, gymnasium, torch\n"
+        "from beside import NUM_ENVS\n"
+        "if __name__ == '__main__':\n"
+        "    assert sys.argv[1:] == ['--flag']\n"
+        "    envs = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make('CartPole-v1')] * NUM_ENVS)\n"
+        "    envs.reset()\n"
+        "    for _ in range(3):\n"
+        "        envs.step(envs.action_space.sample())\n"
+        "    weight = torch.nn.Parameter(torch.zeros(1))\n"
+        "    optimizer = torch.optim.Adam([weight])\n"
+        "    for _ in range(5):\n"
+        "        weight.square().sum().backward()\n"
+        "        optimizer.step()\n"
+    )
+    runner = ROOT / "benchmarks" / "peers" / "run_lightning_example.py"
+    done = runs.run([sys.executable, str(runner), str(tmp_path / "script.py"), "--flag"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    got = read_counts(tmp_path, done.stdout)
+    assert (got.env_steps, got.gradient_steps) == (6, 5)
+    assert got.train_seconds > 0
 
 
 def test_a_slow_row_runs_in_the_first_rounds_only(monkeypatch):
@@ -231,6 +277,14 @@ def test_growth_marks_what_costs_more_than_at_a_smaller_size():
 
     costs = [cost(1, 1, 10.0), cost(1, 4, 10.9), cost(1, 16, 11.1), cost(2, 1, 6.0), cost(2, 4, 10.0)]
     assert [rises(costs, each) for each in costs] == [False, False, True, False, True]
+
+
+def test_a_row_that_does_not_exist_is_told():
+    done = runs.run([sys.executable, "-m", "benchmarks.compare", "p1", "--only", "sbx"], ROOT)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "--only sbx: no such row; expected of 'train_fabric.py', 'Stable-Baselines3', 'SBX', 'SheepRL'"
+    )
 
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text())
