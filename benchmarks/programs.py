@@ -113,15 +113,15 @@ def torch_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
     return [*torch_envpool(work, seed, folder), "--shared-trunk"]
 
 
-def _fabric_run(script: Path, ranks: int) -> list[str]:
-    where = ["--accelerator=cpu", "--strategy=ddp", f"--devices={ranks}", f"--main-port={_free_port()}"]
-    return [sys.executable, "-m", "lightning.fabric.cli", *where, str(script)]
+def _fabric_run(script: Path, ranks: int, *flags: str) -> list[str]:
+    where = ["--accelerator=cpu", f"--devices={ranks}", f"--main-port={_free_port()}"]
+    return [sys.executable, "-m", "lightning.fabric.cli", *where, *flags, str(script)]
 
 
 def fabric(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_fabric.py`, without a launcher on one rank."""
     one = [sys.executable, str(ROOT / "train_fabric.py")]
-    launcher = one if work.ranks == 1 else _fabric_run(ROOT / "train_fabric.py", work.ranks)
+    launcher = one if work.ranks == 1 else _fabric_run(ROOT / "train_fabric.py", work.ranks, "--strategy=ddp")
     return [*launcher, *_our_flags(work, seed, folder)]
 
 
