@@ -18,7 +18,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import Ranks, one_process_unless_launched
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import run_script
-from fabric_ppo.lightning_module import PPOModule, ScalarsLogger
+from fabric_ppo.lightning_module import PPOModule, ScalarsLogger, SealsRows
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.rollout import RolloutBuffer, collect
 from fabric_ppo.run import Run, Summary, new_run_dir
@@ -38,7 +38,8 @@ def main(config: Config) -> Summary:
         envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
-        ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+        wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
+        ppo = SealsRows(wrapped)
         reduce_in_shared_memory(ppo, ranks, config.timeout)
         compile_loss(ppo, ranks, config)
 

@@ -23,7 +23,7 @@ from fabric_ppo.batch import make_batch
 from fabric_ppo.distributed import ALONE, join_process_group, prepare_process
 from fabric_ppo.envs import make_envs
 from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.lightning_module import PPOModule, ScalarsLogger
+from fabric_ppo.lightning_module import PPOModule, ScalarsLogger, SealsRows
 from fabric_ppo.loggers import markdown_table
 from fabric_ppo.roles import (
     FIRST_TRAINER,
@@ -130,7 +130,8 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
 
     agent = make_agent(receive_spec(world, placement.packets_on), config)
     module = PPOModule(agent, config)
-    ppo, optimizer = fabric.setup(module, module.configure_optimizers())
+    wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
+    ppo = SealsRows(wrapped)
     reduce_in_shared_memory(ppo, ranks, config.timeout)
     compile_loss(ppo, ranks, config)
 

@@ -137,15 +137,15 @@ class Agent(nn.Module):
     def policy_params(self, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[B, num_params]`."""
         if not self.encoder.num_masks:
-            return self.with_log_std(self.policy(features))
+            return self.with_log_std(self.policy(features).to(self.dtype))
         mask = features[:, -self.encoder.num_masks :]
-        logits: Tensor = self.policy(features[:, : -self.encoder.num_masks])
+        logits: Tensor = self.policy(features[:, : -self.encoder.num_masks]).to(self.dtype)
         return logits.masked_fill(mask == 0, _IMPOSSIBLE)
 
     def state_values(self, features: Tensor) -> Tensor:
         """Values `[B]`."""
         out: Tensor = self.value(features[:, : features.shape[-1] - self.encoder.num_masks])
-        return out.squeeze(-1)
+        return out.squeeze(-1).to(self.dtype)
 
     def with_log_std(self, out: Tensor) -> Tensor:
         """The policy network's outputs `[..., n]` as parameters of the distribution, `[..., num_params]`."""

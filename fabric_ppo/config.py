@@ -369,9 +369,12 @@ def require_cuda(num_devices: int) -> None:
 
 
 def require_precision(precision: str | None) -> None:
-    """Raise a ConfigError for a `--precision` of `fabric run` that leaves gradient steps out when they overflow."""
-    if precision in ("16", "16-mixed"):
-        raise ConfigError(f"--precision {precision}: 32-true, 64-true, bf16-mixed or bf16-true is expected")
+    """Raise a ConfigError for a `--precision` of `fabric run` with which this program does not learn.
+
+    That of 16 bits leaves gradient steps out when they overflow, and weights of 16 bits do not move by Adam's steps.
+    """
+    if precision not in (None, "32", "32-true", "64", "64-true", "bf16", "bf16-mixed"):
+        raise ConfigError(f"--precision {precision}: 32-true, 64-true or bf16-mixed is expected")
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,12 @@ class OwnNetwork(nn.Module):
             raise ConfigError(f"--encoder {name}: it raised {reason}") from error
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
             raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
+        for each in network.modules():
+            if isinstance(each, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+                raise ConfigError(
+                    f"--encoder {name}: its {type(each).__name__} sees other rows of a batch, or chance, besides an "
+                    "observation; layers such as LayerNorm or GroupNorm are expected"
+                )
         self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
         self._try(space, name)
 

@@ -231,7 +231,7 @@ class _Slot:
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action.item() if action.ndim == 0 else action)
             reward = float(reward)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(f"step raised {error}") from error
         if not math.isfinite(reward):
             raise self._fault(f"step returned reward {reward}, which is not finite")
@@ -248,7 +248,7 @@ class _Slot:
         self.seed = evaluation_seed(seed, episode)
         try:
             obs, _ = self.env.reset(seed=self.seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(f"reset raised {error}") from error
         self.obs = self._checked(obs, "reset")
         return True

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from fabric_ppo.errors import (
     ConfigError,
@@ -26,6 +26,7 @@ from fabric_ppo.errors import (
 )
 
 _SECONDS_FOR_RANK_ZERO = 2.0
+_SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open: an environment may take for ever
 _PARENT = os.getppid()
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
@@ -86,7 +87,23 @@ def is_rank_zero() -> bool:
 def tell(message: str) -> None:
     """Print one line on stderr, from rank 0 only."""
     if is_rank_zero():
-        print(message, file=sys.stderr, flush=True)
+        say(message, sys.stderr)
+
+
+def say(message: str, stream: TextIO) -> None:
+    """Print a line, if anybody listens: a full disk or a closed terminal costs what is said, not the training."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(f"{message}\n")  # in one piece: other ranks may write at the same time
+    flush(stream)
+
+
+def flush(stream: TextIO) -> None:
+    """Flush; where that fails, what was said and will be said goes nowhere, and Python's own last flush works."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def die_with_launcher() -> None:
@@ -119,40 +136,55 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     signals.guard()
     status = 0
     try:
-        main(config)
-    except (Exception, StoppedBySignal) as error:
-        status = _tell_failure(error, bool(signals.name))
+        try:
+            main(config)
+        finally:
+            signals.stopping()  # from here on no signal raises anything
+    except (Exception, SystemExit, StoppedBySignal) as error:
+        status = _tell_failure(error, lambda: bool(signals.name))
     finally:
-        signals.stopping()
         _destroy_process_group()
     end_process(status)
 
 
 def end_process(status: int) -> NoReturn:
     """Exit; a rank of several without shutting down Python, as what PyTorch's threads still hold then may abort it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush(sys.stdout)
+    flush(sys.stderr)
     if "RANK" in os.environ:
         os._exit(status)
     sys.exit(status)
 
 
-def _tell_failure(error: Exception | StoppedBySignal, was_asked_to_stop: bool) -> int:
+def end_soon(error: BaseException) -> None:
+    """End a rank that has failed, and tell why, if it has not ended by itself after some seconds."""
+
+    def end() -> None:
+        time.sleep(_SECONDS_TO_CLOSE)
+        say(_failure(error), sys.stderr)
+        os._exit(FAILED)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _tell_failure(error: BaseException, is_asked_to_stop: Callable[[], bool]) -> int:
     """Print what ended a run; the exit status."""
     if isinstance(error, ConfigError):
         tell(f"error: {error}")
-        with contextlib.suppress(StoppedBySignal):
-            if not is_rank_zero():
-                # where all ranks fail alike, rank 0 tells it, and the launcher ends this one meanwhile
-                time.sleep(_SECONDS_FOR_RANK_ZERO)
-                print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+        # where all ranks fail alike, rank 0 tells it, and the launcher ends this one meanwhile
+        deadline = time.monotonic() + _SECONDS_FOR_RANK_ZERO
+        while not is_rank_zero() and not is_asked_to_stop():
+            if time.monotonic() >= deadline:
+                say(f"error: rank {os.environ['RANK']}: {error}", sys.stderr)
+                break
+            time.sleep(0.02)
         return BAD_INPUT
     if isinstance(error, (StoppedBySignal, NotAllWrittenError)):
         tell(str(error))
         return STOPPED_BY_SIGNAL if isinstance(error, StoppedBySignal) else NOT_ALL_WRITTEN
-    if was_asked_to_stop and is_lost_contact(error):
+    if is_asked_to_stop() and is_lost_contact(error):
         return STOPPED_BY_SIGNAL  # as the other rank was
-    print(_failure(error), file=sys.stderr, flush=True)
+    say(_failure(error), sys.stderr)
     return FAILED
 
 
@@ -168,7 +200,7 @@ def _quieten_libraries() -> None:
     )
 
 
-def _failure(error: Exception) -> str:
+def _failure(error: BaseException) -> str:
     """What a failed rank prints: a known kind of failure in one line, a bug with its traceback."""
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):

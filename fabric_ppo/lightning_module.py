@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule
+from torch import nn
 
 from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
@@ -29,9 +30,9 @@ class PPOModule(LightningModule):
         self.loss = PPOLoss(agent, config)
         self.config = config
 
-    def forward(self, rows: Rows) -> MinibatchLoss:
+    def forward(self, minibatch: Sealed) -> MinibatchLoss:
         """See `training_step`."""
-        return self.training_step(rows)
+        return self.training_step(minibatch.rows)
 
     def training_step(self, rows: Rows) -> MinibatchLoss:  # type: ignore[override]
         """The PPO loss of a minibatch."""
@@ -41,6 +42,28 @@ class PPOModule(LightningModule):
     def configure_optimizers(self) -> ClippedAdam:
         """Adam, which clips gradients first."""
         return make_optimizer(self, self.config)
+
+
+class Sealed:
+    """Rows in a wrapping that Fabric does not look into: mixed precision would round what the networks learn from."""
+
+    def __init__(self, rows: Rows) -> None:
+        """Wrap `rows`."""
+        self.rows = rows
+
+
+class SealsRows(nn.Module):
+    """What `Fabric.setup` made of a PPOModule, as a function of rows."""
+
+    def __init__(self, ppo: nn.Module) -> None:
+        """Wrap `ppo`."""
+        super().__init__()
+        self.ppo = ppo
+
+    def forward(self, rows: Rows) -> MinibatchLoss:
+        """The PPO loss of a minibatch."""
+        loss: MinibatchLoss = self.ppo(Sealed(rows))
+        return loss
 
 
 class ScalarsLogger(TensorBoardLogger):

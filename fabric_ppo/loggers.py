@@ -98,10 +98,13 @@ def cut_back(run_dir: Path, updates: int, env_steps: int) -> None:
         run_dir: with `metrics.jsonl` and TensorBoard's event files, which become one.
         updates: how many updates remain.
         env_steps: transitions until there.
+
+    Raises:
+        OSError: it cannot be written.
     """
     lines = run_dir / "metrics.jsonl"
     if lines.exists():
-        write_atomically(lines, b"".join(_lines_until(lines.read_bytes(), updates)))
+        os.truncate(lines, sum(map(len, _lines_until(lines.read_bytes(), updates))))
     events = sorted(run_dir.glob("events.out.tfevents.*"))
     if events:
         # TensorBoard reads files by name, which holds the time: this one comes first also where the clock went back

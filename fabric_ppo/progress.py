@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+
+from fabric_ppo.launch import say
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -38,12 +41,13 @@ class Progress:
             self._live.update(self._task, completed=steps, said=said)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or steps >= self._total:
             self._last_line = time.monotonic()
-            print(said, flush=True)
+            say(said, sys.stdout)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
             self._live = None
 
 

@@ -20,6 +20,7 @@ from fabric_ppo.distributed import ALIGNMENT, ALONE, Ranks
 from fabric_ppo.profile import timed
 from fabric_ppo.run_state import HasState, load_optimizer, optimizer_tensors
 from fabric_ppo.seeding import Stream, minibatch_order
+from fabric_ppo.signals import signals
 from fabric_ppo.spaces import EnvSpec
 from fabric_ppo.update import Stats, adapt_learning_rate
 
@@ -184,7 +185,7 @@ class Exchange:
         if agent.memory is not None:
             columns["sequences"] = (agent.dtype, (units, agent.memory_size + self._together))
         self._columns = list(columns)
-        fields = {"goes_on": (torch.bool, (1,))} | columns
+        fields = {"order": (torch.uint8, (1,))} | columns
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
         self._batches = [Packet(fields, device) for _ in range(count)]
         vector = (agent.dtype, (sum(tensor.numel() for tensor in self._weights),))
@@ -226,8 +227,9 @@ class Exchange:
     @timed("transfer")
     def send(self, batch: Batch | None) -> None:
         """The player's side: what to train on, or None for the end."""
+        end = _STOP if signals.name else _END
         for trainer, packet in enumerate(self._batches):
-            packet.fields["goes_on"].fill_(batch is not None)
+            packet.fields["order"].fill_(_TRAIN if batch is not None else end)
             if batch is not None:
                 rows = batch.rows
                 if not self._config.share_data and self._num_trainers > 1:
@@ -249,13 +251,14 @@ class Exchange:
 
     @timed("wait")
     def receive(self, update: int, device: torch.device) -> Batch | None:
-        """A trainer's side: what to train on, or None at the end."""
+        """A trainer's side: what to train on, or None at the end, which `signals` note if it was asked for."""
         packet, trainer = self._batches[0], self._world.rank - FIRST_TRAINER
         if self._config.share_data:
             self._world.broadcast(packet.bytes, PLAYER)
         else:
             self._world.scatter(packet.bytes, [], PLAYER)
-        if not packet.fields["goes_on"].item():
+        if (order := packet.fields["order"].item()) != _TRAIN:
+            signals.note(order == _STOP)
             profile.finish(self._trainers, None, "trainer")
             return None
         together, units = self._together, range(self._num_trainers)
@@ -274,6 +277,7 @@ class Exchange:
         """The trainers' side: agree on the statistics; trainer 1 sends them, the weights and the optimizer's state."""
         self._trainers = ranks
         own = [*(getattr(stats, name) for name in _MEANS), *stats.value_moments, stats.seconds, idle]
+        own += [bool(signals.name)]
         gathered = ranks.gather(torch.tensor(own, dtype=torch.float64, device=self._weights[0].device))
         means = gathered.mean(0)
         adapt_learning_rate(optimizer, self._config, means[_MEANS.index("approx_kl")])
@@ -290,7 +294,8 @@ class Exchange:
         """The player's side: takes over the weights; the statistics, and the share of time that trainers waited."""
         self._world.recv(self._reply.bytes, FIRST_TRAINER)
         self._unpack_weights()
-        *values, seconds, idle, gradient_steps = self._reply.fields["stats"].tolist()
+        *values, seconds, idle, asked, gradient_steps = self._reply.fields["stats"].tolist()
+        signals.note(asked > 0)
         means = dict(zip(_MEANS, values, strict=False))
         moments = tuple(value * self._num_trainers for value in values[len(_MEANS) :])
         stats = Stats(**means, value_moments=moments, gradient_steps=round(gradient_steps), seconds=seconds)
@@ -308,7 +313,8 @@ class Exchange:
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-_NUM_STATS = len(_MEANS) + 5 + 3
+_NUM_STATS = len(_MEANS) + 5 + 4
+_END, _TRAIN, _STOP = 0, 1, 2
 
 
 def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:

@@ -186,7 +186,7 @@ def _step_environments(envs: VectorEnvs, agent: Agent, buffer: RolloutBuffer, no
     staged, seen = buffer.staged_obs[:n], buffer.obs[0]
     for t, into in enumerate(outputs):
         staged[:] = seen
-        actions = buffer.actions[t] = act(buffer.staged_obs)[:n]
+        actions = buffer.actions[t] = act(buffer.staged_obs)[:n].astype(buffer.actions.dtype, copy=False)
         finals = step(to_env_actions(actions), *into)
         buffer.finals += [(t, final) for final in finals]
         if envs.lost_life is not None:

@@ -26,7 +26,7 @@ from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.errors import ConfigError, StoppedBySignal, first_line
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, own_modules
-from fabric_ppo.launch import is_rank_zero, read_launch, tell
+from fabric_ppo.launch import end_soon, is_rank_zero, read_launch, say, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.profile import timed
@@ -198,7 +198,12 @@ class Run(contextlib.ExitStack):
                     raise ValueError(f"it is of update {checkpoint.values['update']} of {self.num_updates}")
             self.first_update, self.env_steps = checkpoint.values["update"], checkpoint.values["env_steps"]
         if has_folder:
-            self._writes.do("what was logged", cut_back, self.dir, self.first_update, self.env_steps)
+            try:
+                cut_back(self.dir, self.first_update, self.env_steps)
+            except OSError as error:
+                raise ConfigError(
+                    f"--resume: what {self.dir} has logged cannot be written ({error.strerror})"
+                ) from None
             self._writes.do("a checkpoint", drop_old, self.dir / "checkpoints", self._config.keep_checkpoints)
         return checkpoint
 
@@ -313,9 +318,7 @@ class Run(contextlib.ExitStack):
         ):
             reason = "an episode does not follow from its seed and actions alone"
         if reason:
-            # in one piece: other ranks may write at the same time
-            sys.stderr.write(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}\n")
-            sys.stderr.flush()
+            say(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", sys.stderr)
         flags = self._ranks.gather(torch.tensor([bool(reason), *map(bool, failed)]))
         self._is_exact = self._is_exact and not bool(flags.any())
         begun_anew = flags[:, 1:].flatten().cpu().numpy()
@@ -333,13 +336,12 @@ class Run(contextlib.ExitStack):
 
     def updates(self) -> Iterator[int]:
         """Count the updates until the run is over; after each, write what is due."""
-        if self._leads:
-            self.push(self._save_what_is_left)
+        self.callback(signals.end_training)
+        self.push(self._end_failed)
         total = self.num_updates * self._steps_per_update
         self._progress = self.closing(Progress(total, self.env_steps, enabled=self._leads))
         self._update_started = time.perf_counter()
         self._train_started = self._update_started - self._train_seconds
-        self.callback(signals.end_training)
         if self._config.profile:
             profile.start()
         signals.begin_training(self._checkpoints.save if self._leads else None)
@@ -355,12 +357,15 @@ class Run(contextlib.ExitStack):
             self._checkpoints.save()
         signals.end_training()
 
-    def _save_what_is_left(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """An update that fails leaves the state from before it, and says where."""
-        if error is not None:
-            said = self._checkpoints.save()
-            if not isinstance(error, StoppedBySignal):
-                tell(f"the run has failed{said}")
+    def _end_failed(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """An update that fails leaves the state from before it, and says where; no signal interrupts that."""
+        if error is None:
+            return
+        signals.stopping()
+        said = self._checkpoints.save() if self._leads else ""
+        if not isinstance(error, StoppedBySignal):
+            tell(f"the run has failed{said}")
+            end_soon(error)
 
     def _make_folder(self) -> None:
         try:
@@ -558,16 +563,19 @@ class Run(contextlib.ExitStack):
         )
 
     def _tell_end(self, summary: Summary) -> None:
-        speed = f"{summary.steps_per_second:,.0f} steps/s"
-        tested = f"{summary.test['return_mean']:.1f} +- {summary.test['return_std']:.1f}"
-        print(f"trained {summary.env_steps:,} steps in {summary.train_seconds:.1f} s ({speed})")
-        print(f"tested  return {tested} over {summary.test['episodes']} episodes")
-        print(f"summary {self.dir / 'summary.json'}")
-        print(f"curves  tensorboard --logdir {self.dir}")
-        if self._config.capture_video:
-            print("videos ", ", ".join(filter(None, [self.video_dir, str(self.dir / "test_videos")])))
         has_own = ":" in self._config.encoder or own_modules(self._agent.spec)
-        print(f"again   python -m fabric_ppo evaluate {self.dir}{' --own-code' if has_own else ''}", flush=True)
+        lines = [
+            f"trained {summary.env_steps:,} steps in {summary.train_seconds:.1f} s "
+            f"({summary.steps_per_second:,.0f} steps/s)",
+            f"tested  return {summary.test['return_mean']:.1f} +- {summary.test['return_std']:.1f} "
+            f"over {summary.test['episodes']} episodes",
+            f"summary {self.dir / 'summary.json'}",
+            f"curves  tensorboard --logdir {self.dir}",
+        ]
+        if self._config.capture_video:
+            lines.append(f"videos  {', '.join(filter(None, [self.video_dir, str(self.dir / 'test_videos')]))}")
+        lines.append(f"again   python -m fabric_ppo evaluate {self.dir}{' --own-code' if has_own else ''}")
+        say("\n".join(lines), sys.stdout)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class StopSignals:
             signal.signal(each, self._handle)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         sys.unraisablehook = _tell_unraisable
+        # so that a signal to a process that is forked off, by an environment for instance, ends that process
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
     def guard(self) -> None:
@@ -74,6 +76,11 @@ class StopSignals:
         """The run has stopped, or is over."""
         with self._lock:
             self._phase = "guarded" if self._phase == "training" else self._phase
+
+    def note(self, is_asked: bool) -> None:
+        """Take note of a signal that another rank was given, maybe on another host."""
+        if is_asked:
+            self.name = self.name or "a signal"
 
     def raise_if_asked(self) -> None:
         """End the process in good order, if a signal asked for it.
@@ -138,15 +145,34 @@ def _tell_unraisable(swallowed: sys.UnraisableHookArgs) -> None:
 
 
 def _exit(status: int, message: str) -> NoReturn:
-    if is_rank_zero():
-        os.write(2, f"{message}\n".encode())  # sys.stderr may be somebody else's while flags are read
-    sys.stdout.flush()
-    os._exit(status)
+    try:
+        if is_rank_zero():
+            os.write(2, f"{message}\n".encode())  # sys.stderr may be somebody else's while flags are read
+        sys.stdout.flush()
+    finally:  # also where nobody listens any more
+        os._exit(status)
+
+
+_held = threading.local()
+
+
+def _hold() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+def _forget() -> None:
+    signal.set_wakeup_fd(-1)
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_DFL)
+    _release()
 
 
 def ignore_in_child() -> None:
     """In a forked worker: leave signals to the parent, whose end ends the worker too."""
-    signal.set_wakeup_fd(-1)
     for each in _STOPPING:
         signal.signal(each, signal.SIG_IGN)
 

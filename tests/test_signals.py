@@ -16,6 +16,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+import train_torch
+from fabric_ppo import launch
 from fabric_ppo import run as run_module
 from fabric_ppo.launch import STOPPED_BY_SIGNAL
 from fabric_ppo.signals import signals
@@ -242,6 +244,120 @@ def test_while_the_agent_is_tested(tmp_path, start, monkeypatch):
     assert checkpoints(tmp_path / "run")[0] == 4
     finish("torch", 1, tmp_path / "run", 4, resume=True)
     assert_same_run(tmp_path / "run", finish("torch", 1, tmp_path / "expected", 4), resumes=1)
+
+
+def explode():
+    raise RuntimeError("boom")
+
+
+def test_nothing_interrupts_a_failed_run_while_it_saves(tmp_path, monkeypatch, start):
+    """The launcher of a rank that has died ends the others, which have an update to save."""
+    monkeypatch.setattr(train_torch, "ppo_update", on_call(4, 0, explode, train_torch.ppo_update))
+    monkeypatch.setattr(os, "replace", on_call(1, 0, signal_itself, os.replace, about="update_3.ckpt"))
+    (rank,) = start("torch", 1)
+    assert statuses([rank]) == [1]
+    assert checkpoints(tmp_path / "run")[0] == 3
+    assert "RuntimeError: boom" in said(tmp_path, 0)
+    assert "StoppedBySignal" not in said(tmp_path, 0)
+
+
+def test_nothing_interrupts_what_a_failed_run_tells(tmp_path, monkeypatch, start):
+    monkeypatch.setattr(train_torch, "ppo_update", on_call(2, 0, explode, train_torch.ppo_update))
+    monkeypatch.setattr(launch, "_failure", on_call(1, 0, signal_itself, launch._failure))
+    (rank,) = start("torch", 1)
+    assert statuses([rank]) == [1]
+    assert said(tmp_path, 0).splitlines()[-1] == "RuntimeError: boom"
+    assert "StoppedBySignal" not in said(tmp_path, 0)
+
+
+def deaf():
+    """Nobody reads what this process says, as after a Ctrl-C that has ended `tee` as well."""
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
+    os.dup2(write, 2)
+
+
+@pytest.mark.parametrize("ends_in_time", [True, False])
+def test_a_signal_works_where_nobody_listens(tmp_path, monkeypatch, start, ends_in_time):
+    monkeypatch.setattr("fabric_ppo.signals.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(train_torch, "collect", on_call(2, 0, deaf, train_torch.collect))
+    (slowly(monkeypatch, "torch") if ends_in_time else endless(monkeypatch, "torch", after=3))
+    (rank,) = start("torch", 1)
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+    os.kill(rank.pid, signal.SIGTERM)
+    assert statuses([rank], 5.0) == [STOPPED_BY_SIGNAL]
+    assert checkpoints(tmp_path / "run")[0] == logged(tmp_path / "run")
+
+
+class Forking(gymnasium.Env):
+    """Has a process of its own, which it ends as one does."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        own = os.fork()
+        if own == 0:
+            time.sleep(600)
+        os.kill(own, signal.SIGTERM)
+        if not wait_for(lambda: os.waitpid(own, os.WNOHANG) != (0, 0), 5):
+            os.kill(own, signal.SIGKILL)
+            raise RuntimeError("it lives")
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Forking-v0", Forking, max_episode_steps=20)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_signal_to_a_process_of_an_environment_is_not_the_runs(tmp_path, start, backend):
+    (rank,) = start("torch", 1, updates=4, env_id="Forking-v0", env_backend=backend)
+    assert statuses([rank], 30) == [0], said(tmp_path, 0)
+    assert logged(tmp_path / "run") == 4
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_other_hosts_hear_of_a_signal(tmp_path, monkeypatch, start, victim):
+    """By what player and trainers send each other anyway: a signal is passed on by hand on its own host only."""
+    monkeypatch.setattr(signals, "forward_to", lambda pids: None)
+    slowly(monkeypatch, "decoupled")
+    ranks = start("decoupled", 2)
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+    os.kill(ranks[victim].pid, signal.SIGTERM)
+    assert statuses(ranks) == [STOPPED_BY_SIGNAL] * 2, said(tmp_path, 0)
+    assert re.search(STOPPED, said(tmp_path, 0))
+
+
+class Stuck(Clinging):
+    """Fails, and then takes for ever to close."""
+
+    def step(self, action):
+        self.is_used = True
+        raise RuntimeError("no answer")
+
+
+gymnasium.register("Stuck-v0", Stuck, max_episode_steps=20)
+
+
+@pytest.mark.parametrize(("size", "failing"), [(1, 0), (2, 1)])
+def test_a_failed_rank_whose_environment_does_not_close_ends(tmp_path, monkeypatch, start, size, failing):
+    """And says why."""
+    monkeypatch.setattr(launch, "_SECONDS_TO_CLOSE", 1.0)
+    step = Stuck.step
+    monkeypatch.setattr(Stuck, "step", lambda env, action: (step if in_rank(failing) else Clinging.step)(env, action))
+    monkeypatch.setattr(Clinging, "close", lambda env: time.sleep(600) if in_rank(failing) else None)
+    ranks = start("torch", size, env_id="Stuck-v0")
+    assert statuses(ranks) == [1] * size
+    assert "Stuck-v0 environment" in said(tmp_path, failing)
+    assert "RuntimeError: no answer" in said(tmp_path, failing)
+
+
+def in_rank(rank: int) -> bool:
+    return os.environ.get("RANK", "0") == str(rank)
 
 
 def test_the_script_itself(tmp_path):

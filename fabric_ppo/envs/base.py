@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fabric_ppo.env_ids import ATARI, named_function, register_atari
 from fabric_ppo.envs import atari
 from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
+from fabric_ppo.launch import say
 from fabric_ppo.replay import PastEpisode
 from fabric_ppo.seeding import episode_seed
 from fabric_ppo.spaces import ACTION_MASK, EnvSpec, Fit, Packer, env_spec
@@ -207,18 +208,30 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         try:
             super().stop_recording()
         except OSError as error:
-            why = f"a video in {self.video_folder} ({error.strerror or first_line(error)})"
-            if not Recorder.unwritten:
-                print(f"warning: {why} could not be written; the training goes on", file=sys.stderr, flush=True)
-            Recorder.unwritten = why
+            Recorder.note_unwritten(self.video_folder, error)
             self.recording, self.recorded_frames = False, []
+
+    @classmethod
+    def note_unwritten(cls, folder: str, error: OSError) -> None:
+        """Remember that a video could not be written, and say so the first time."""
+        why = f"a video in {folder} ({error.strerror or first_line(error)})"
+        if not cls.unwritten:
+            say(f"warning: {why} could not be written; the training goes on", sys.stderr)
+        cls.unwritten = why
 
 
 def record(
     env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None
 ) -> gymnasium.Env[Any, Any]:
-    """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`."""
-    return Recorder(env, folder, episodes)
+    """Record the episodes for which `episodes(number)` is true, by default by Gymnasium's schedule, into `folder`.
+
+    Where there cannot be such a folder, nothing is recorded.
+    """
+    try:
+        return Recorder(env, folder, episodes)
+    except OSError as error:
+        Recorder.note_unwritten(folder, error)
+        return env
 
 
 def is_repeatable(env_id: str, wrapper: str = "") -> bool:
@@ -311,7 +324,7 @@ class Episodes:
         try:
             renew_world(self._env)
             obs, info = self._env.reset(seed=self._episode_seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(f"reset raised {_summary(error)}", error) from error
         if self._counts_lives:
             self._lives = info["lives"]
@@ -379,7 +392,7 @@ class Episodes:
         try:
             obs, reward, terminated, truncated, info = self._env.step(action)
             reward = float(reward)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(f"step raised {_summary(error)}", error) from error
         if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
             raise self._fault(f"step returned reward {reward}, which is not finite as float32")
@@ -404,13 +417,13 @@ class Episodes:
         """Close the environment, which writes a video that is being recorded."""
         self._env.close()
 
-    def _fault(self, what: str, error: Exception | None = None) -> EnvironmentFault:
+    def _fault(self, what: str, error: BaseException | None = None) -> EnvironmentFault:
         place = f"{self._settings.env_id} environment {self._id}, episode seed {self._episode_seed}, step {self._steps}"
         trace = "\n" + "".join(traceback.format_exception(error)).rstrip() if error else ""
         return EnvironmentFault(f"{place}: {what}{trace}")
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
