@@ -39,7 +39,7 @@ def main(config: Config) -> Summary:
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-        ppo = SealsRows(wrapped)
+        ppo = SealsRows(wrapped)  # mixed precision is for the networks, not for what they learn from
         reduce_in_shared_memory(ppo, ranks, config.timeout)
         compile_loss(ppo, ranks, config)
 

@@ -131,7 +131,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     agent = make_agent(receive_spec(world, placement.packets_on), config)
     module = PPOModule(agent, config)
     wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-    ppo = SealsRows(wrapped)
+    ppo = SealsRows(wrapped)  # mixed precision is for the networks, not for what they learn from
     reduce_in_shared_memory(ppo, ranks, config.timeout)
     compile_loss(ppo, ranks, config)
 

@@ -174,8 +174,8 @@ class OwnNetwork(nn.Module):
         for each in network.modules():
             if isinstance(each, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
                 raise ConfigError(
-                    f"--encoder {name}: its {type(each).__name__} sees other rows of a batch, or chance, besides an "
-                    "observation; layers such as LayerNorm or GroupNorm are expected"
+                    f"--encoder {name}: its {type(each).__name__} makes of an observation what depends on others or on "
+                    "chance; without is expected, or LayerNorm or GroupNorm"
                 )
         self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
         self._try(space, name)

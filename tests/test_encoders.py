@@ -177,6 +177,16 @@ class Wide(Two):
         super().__init__(space)
         self.num_features = 3
 
+class Chance(Two):
+    def __init__(self, space):
+        super().__init__(space)
+        self.layer = torch.nn.Sequential(self.layer, torch.nn.Dropout(0.5))
+
+class Others(Two):
+    def __init__(self, space):
+        super().__init__(space)
+        self.layer = torch.nn.Sequential(self.layer, torch.nn.BatchNorm1d(2))
+
 class Narrow(Two):
     def forward(self, obs):
         return self.layer(obs[:, :1])
@@ -238,6 +248,8 @@ def test_a_mask_does_not_go_through_an_encoder_of_ones_own():
         ("my_encoders:fails", "it raised KeyError: 'no'"),
         ("my_encoders:nothing", r"a torch\.nn\.Module with a whole number num_features is expected"),
         ("my_encoders:Wide", r"it makes \[2, 2\] of \[2, 4\]; \[2, num_features\], here 3, is expected"),
+        ("my_encoders:Chance", r"its Dropout makes of an observation .*"),
+        ("my_encoders:Others", r"its BatchNorm1d makes of an observation .*"),
         ("my_encoders:Narrow", r"with \[2, 4\] it raised RuntimeError: .*"),
     ],
 )

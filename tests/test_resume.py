@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fabric_ppo import checkpoint as checkpoint_module
+from fabric_ppo import loggers
 from fabric_ppo import run as run_module
 from fabric_ppo.checkpoint import Checkpoint
 from fabric_ppo.roles import Exchange
@@ -397,3 +400,24 @@ def test_trainers_get_nothing_after_the_goal(tmp_path, monkeypatch, flags):
     updates = summary(run)["updates"]
     assert 0 < updates < 12
     assert sent.read_text().split() == [*map(str, range(updates)), "end"]
+
+
+def test_a_log_that_cannot_be_cut_back_is_no_start(tmp_path, monkeypatch, undisturbed):
+    """After a kill the log is ahead of the checkpoint: what would be logged twice is not begun."""
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS["torch"], "collect", on_call(4, 0, die, SCRIPTS["torch"].collect))
+        assert train("torch", 1, tmp_path / "run")[0] == "exit code 9"
+    assert [line["update"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+    assert checkpoints(tmp_path / "run") == [2]
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "write_atomically", full)
+        (said,) = train("torch", 1, tmp_path / "run", resume=True)
+    assert (
+        f"ConfigError: --resume: what {tmp_path / 'run'} has logged cannot be written (No space left on device)" in said
+    )
+    finish("torch", 1, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", undisturbed("torch", 1), resumes=1)

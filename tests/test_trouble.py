@@ -7,6 +7,7 @@ import ctypes
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+import train_torch
 from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.envs import EnvironmentFault, make_envs
 from fabric_ppo.envs.async_envs import AsyncEnvs
@@ -34,7 +36,7 @@ from tests.resuming import (
     summary,
     train,
 )
-from tests.runs import SCRIPTS, start_ranks
+from tests.runs import SCRIPTS, command, start_ranks
 from tests.toy_envs import toy_env
 
 # workers
@@ -464,3 +466,79 @@ def test_a_learning_rate_that_is_far_too_large(tmp_path, script, size):
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert not list((tmp_path / "run").rglob("*.ckpt"))
     assert metrics(tmp_path / "run") == []
+
+
+# where what is said goes
+
+
+def overflow():
+    """Both streams lead to a full disk from now on."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.dup2(full, 2)
+
+
+def test_what_cannot_be_said_costs_no_training(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train_torch, "collect", on_call(2, 0, overflow, train_torch.collect))
+        (rank,) = start_ranks("torch", [config_of("torch", 1, tmp_path / "run", 4)], tmp_path / "out")
+        rank.join(60)
+    assert rank.exitcode == 0
+    expected = finish("torch", 1, tmp_path / "expected", 4)
+    assert (tmp_path / "run/policy.safetensors").read_bytes() == (expected / "policy.safetensors").read_bytes()
+    assert summary(tmp_path / "run")["test"] == summary(expected)["test"]
+
+
+def test_a_script_that_nobody_listens_to_ends_as_ever(tmp_path):
+    """Python's own last flush, too."""
+    flags = ["--total-timesteps", "64", "--num-steps", "16", "--num-envs", "2", "--run-dir", str(tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command("torch", 0), *flags], cwd=tmp_path, stdout=full, stderr=full, timeout=60)
+    assert done.returncode == 0
+    assert summary(tmp_path / "run")["updates"] == 2
+
+
+class Quitting(gymnasium.Env):
+    """As a window that somebody has closed."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        Quitting.steps += 1
+        if Quitting.steps == 40:
+            raise SystemExit(0)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Quitting-v0", Quitting, max_episode_steps=9)
+
+
+@pytest.mark.parametrize(("backend", "size"), [("sync", 1), ("async", 1), ("sync", 2)])
+def test_an_environment_that_exits_has_failed(tmp_path, backend, size):
+    configs = [config_of("torch", size, tmp_path / "run", env_id="Quitting-v0", env_backend=backend)] * size
+    ranks = start_ranks("torch", configs, tmp_path / "out")
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [1] * size
+    said = "".join((tmp_path / f"out/{rank}.txt").read_text() for rank in range(size))
+    assert re.search(r"Quitting-v0 environment \d, episode seed \d+, step \d: step raised SystemExit: 0", said)
+
+
+def test_a_folder_for_videos_that_cannot_be_made_costs_the_videos(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/test_videos").touch()
+    config = config_of("torch", 1, tmp_path / "run", 2, capture_video=True)
+    (rank,) = start_ranks("torch", [config], tmp_path / "out")
+    rank.join(60)
+    said = (tmp_path / "out/0.txt").read_text()
+    assert rank.exitcode == NOT_ALL_WRITTEN
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        f"done, but not everything could be written: a video in {tmp_path}/run/test_videos (File exists)"
+    )
+    assert summary(tmp_path / "run")["test"]["episodes"] == 1
