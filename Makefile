@@ -10,7 +10,7 @@ RESULTS := benchmarks/results
 STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 
-.PHONY: train test stress fuzz check format lint types bench bench-fast bench-install install clean
+.PHONY: train test stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -39,8 +39,12 @@ format: install
 	cd "$(CURDIR)" && "$(BIN)/ruff" format . && "$(BIN)/ruff" check --fix .
 
 # Other programs and ours on the same work, in benchmarks/results; the other programs in environments of their own.
-bench: bench-install
+bench: bench-growth bench-compare
+
+bench-growth: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.growth --table $(RESULTS)/growth.md --plot $(RESULTS)/growth.svg
+
+bench-compare: bench-install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.compare $(BENCH_FLAGS)
 
 # A part of one workload, with the other programs that are installed soonest: whether everything works, no figures.

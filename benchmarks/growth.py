@@ -9,7 +9,10 @@ point is a short run of `train_torch.py` on CartPole, of which the median update
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -159,7 +162,9 @@ def main() -> None:
         "epochs of four minibatches. Over minibatches: 64 environments and 256 steps per rank, four epochs. *rises*: "
         f"over {NOISE:.0%} more per transition than at a smaller size or with fewer ranks."
     )
-    where = f"{started}, {here['cpu']}, {here['cores']} cores, {here['system']}; load before: {here['load_before']}."
+    versions = f"Python {platform.python_version()}, PyTorch {importlib.metadata.version('torch')}"
+    where = f"{started}, {here['cpu']}, {here['cores']} cores, {versions}, {here['system']}; "
+    where += f"load before: {here['load_before']}. `{shlex.join(['python', '-m', 'benchmarks.growth', *sys.argv[1:]])}`"
     for path in (given.table, given.plot):
         path.parent.mkdir(parents=True, exist_ok=True)
     given.table.write_text(f"# Growth\n\n{note}\n{table(costs)}\n\n{where}\n")

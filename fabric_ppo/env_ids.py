@@ -48,7 +48,7 @@ def register_atari(env_id: str, preset: str = "") -> None:
         if preset == ATARI:
             importlib.import_module("cv2")
     except ImportError as error:
-        reason = f"needs ale-py and OpenCV, pip install 'fabric-ppo[atari]' ({first_line(error)})"
+        reason = f"needs ale-py and OpenCV, pip install ale-py opencv-python-headless ({first_line(error)})"
         raise ConfigError(f"--env-id {env_id}: {reason}") from None
 
 

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -147,16 +147,22 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
         current, _, value = word.partition("=")
         current = current.replace("_", "-")
         if current not in known:
-            nearest = difflib.get_close_matches(current, known, n=1)
-            raise ConfigError(
-                f"{current}: unknown flag; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
-            )
+            raise ConfigError(f"{current}: unknown flag; {_hint(current, known)}")
         kind = kinds[known[current]]
         if kind is bool and value:
             raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []
     return given
+
+
+def _hint(word: str, known: Collection[str]) -> str:
+    """What somebody may have meant by a flag that a script does not have."""
+    if owners := [script for script, kind in SCRIPT_CONFIGS.items() if word in map(flag, field_types(kind))]:
+        where = " and ".join(f"train_{'fabric_' * (each == 'decoupled')}{each}.py" for each in owners)
+        return f"it is one of {where}" + ("; fabric run takes --accelerator=cuda" if word == "--cuda" else "")
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else "see --help"
 
 
 def _one_line(config_type: type[Config], given: dict[str, list[str]], said: str) -> str:

@@ -51,7 +51,7 @@ def _figure() -> tuple[Any, Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("plot needs matplotlib: pip install fabric-ppo[plot]") from None
+        raise ConfigError("plot needs matplotlib: pip install matplotlib") from None
     matplotlib.rcParams["svg.hashsalt"] = "fabric-ppo"  # the same curves give the same file
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fabric_ppo.checkpoint import write_atomically
 from fabric_ppo.config import TorchConfig
+from fabric_ppo.envs.base import make_gymnasium_env
 from fabric_ppo.errors import ConfigError, flag
 from fabric_ppo.flags import load_yaml
 from fabric_ppo.launch import die_with_parent
@@ -34,7 +36,8 @@ from fabric_ppo.plot import curve, draw
 TEST_EPISODES = 100
 _RESAMPLES = 50_000
 _CURVE_POINTS = 60
-_PACKAGES = ("torch", "gymnasium", "box2d", "mujoco", "minigrid", "envpool")
+_PACKAGES = ("torch", "gymnasium", "box2d", "mujoco", "minigrid", "ale-py", "opencv-python-headless", "envpool")
+_MADE_WITH = "made_with.txt"
 _FREE = ("seed", "test_episodes", "num_threads", "log_dir")
 """Flags that a run has besides those of its preset."""
 
@@ -184,7 +187,10 @@ def _train(preset: str, seed: int, run_dir: Path) -> int:
     command = [sys.executable, str(script), *_flags(preset, str(seed)), "--num-threads", "1"]
     command += ["--run-dir", str(run_dir), "--resume"]
     with (run_dir / "output.txt").open("a") as output:
-        return subprocess.run(command, stdout=output, stderr=output, preexec_fn=die_with_parent).returncode
+        status = subprocess.run(command, stdout=output, stderr=output, preexec_fn=die_with_parent).returncode
+    if status == 0:
+        write_atomically(run_dir / _MADE_WITH, made_with().encode())
+    return status
 
 
 def _flags(preset: str, seed: str) -> list[str]:
@@ -205,6 +211,7 @@ def _changed_flags(preset: str, run_dir: Path) -> list[str]:
 def _result(preset: str, run_dir: Path) -> Result:
     summary = json.loads((run_dir / "summary.json").read_text())
     steps, returns = curve(run_dir)
+    noted = run_dir / _MADE_WITH  # a suite that is looked at again may have other versions by then
     parts = np.array_split(np.stack([steps, returns]), min(_CURVE_POINTS, len(steps) or 1), axis=1)
     return Result(
         preset=preset,
@@ -215,7 +222,7 @@ def _result(preset: str, run_dir: Path) -> Result:
         test_std=summary["test"]["return_std"],
         minutes=summary["wall_seconds"] / 60,
         date=time.strftime("%Y-%m-%d", time.localtime((run_dir / "summary.json").stat().st_mtime)),
-        made_with=made_with(),
+        made_with=noted.read_text() if noted.is_file() else made_with(),
         flags=load_yaml(str(preset_path(preset)), TorchConfig),
         curve=[(round(float(part[0].mean())), round(float(part[1].mean()), 3)) for part in parts if part.size],
     )
@@ -225,8 +232,10 @@ def made_with() -> str:
     """This machine, and the versions of what runs here."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    words = [f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"]
+    told = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in reversed(lines) if ":" in line)
+    family = f" (family {told.get('cpu family')}, model {told.get('model')})" if "cpu family" in told else ""
+    name = told.get("model name") or platform.processor() or platform.machine()
+    words = [f"{name}{family}, {os.cpu_count()} cores"]
     words.append(f"Python {platform.python_version()}")
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -340,6 +349,7 @@ def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
 
 
 def check_presets(presets: Sequence[str]) -> None:
-    """Raise a ConfigError for a preset whose flags cannot work here."""
+    """Raise a ConfigError for a preset whose flags cannot work here, or whose environment cannot be made."""
     for preset in presets:
-        TorchConfig(**load_yaml(str(preset_path(preset)), TorchConfig))
+        config = TorchConfig(**load_yaml(str(preset_path(preset)), TorchConfig))
+        make_gymnasium_env(config.env_id, config.env_preset or config.env_wrapper or "").close()

@@ -253,5 +253,7 @@ def test_without_the_packages_the_error_says_how_to_get_them(monkeypatch, module
     monkeypatch.setitem(sys.modules, module, None)
     for each in (resolve_env_id, resolve_envpool_id):
         each.cache_clear()
-    with pytest.raises(ConfigError, match=r"^--env-id ALE/Pong-v5: needs .*pip install 'fabric-ppo\[atari\]' \(.*\)$"):
+    with pytest.raises(
+        ConfigError, match=r"^--env-id ALE/Pong-v5: needs .*pip install ale-py opencv-python-headless \(.*\)$"
+    ):
         Config(env_id="ALE/Pong-v5", env_preset=preset)

@@ -246,13 +246,17 @@ def test_flags_of_some_scripts_only_name_them():
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("https://"):
-            assert (page.parent / link).is_file(), link
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors_of(target), link
+
+
+def anchors_of(page):
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_files_that_are_named_exist():
@@ -456,8 +460,9 @@ def test_python_runs(folder, run_dir, monkeypatch):
 
 def test_the_environment_of_ones_own(folder):
     """As the page says: its file, the command that trains in it, the one that evaluates."""
-    (block,) = (block for block in fences("python") if "gymnasium.register(" in block)
-    (folder / "my_envs.py").write_text(block)
+    blocks = [block for block in fences("python") if "gymnasium.register(" in block]
+    assert len(blocks) == 2
+    (folder / "my_envs.py").write_text("\n".join(blocks))
     text = PAGES[0].read_text()
     (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", text)
     (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", text))
@@ -466,6 +471,9 @@ def test_the_environment_of_ones_own(folder):
     done = run_here([*evaluate.replace("RUN_DIR", "runs/own").split(), "--episodes", "2", "--json"], folder)
     assert done.returncode == 0, done.stderr
     assert '"episodes": 2' in done.stdout
+    (env_id,) = re.findall(r"`(my_envs:Windy-v0)`", text)
+    code = f"import gymnasium; print(gymnasium.make('{env_id}').unwrapped.enable_wind)"
+    assert run_here([sys.executable, "-c", code], folder).stdout == "True\n"
 
 
 def test_tensorboard_finds_the_runs(folder, run_dir):

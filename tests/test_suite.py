@@ -158,6 +158,25 @@ def test_what_cannot_work_is_refused(tiny, words, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_trained(tiny, capsys):
+    """A package that is missing, for instance, would be noticed hours later."""
+    (tiny / "configs" / "acrobot.yaml").write_text(TINY + "env_id: tests.toy_envs:BrokenConstructor-v0\n")
+    assert bench(tiny, "cartpole", "acrobot", "--seeds", "1") == 2
+    assert capsys.readouterr().err.startswith("error: --env-id tests.toy_envs:BrokenConstructor-v0")
+    assert not (tiny / "logs").exists()
+
+
+def test_a_result_keeps_what_it_was_made_with(tiny, monkeypatch):
+    """Also when the suite is looked at again after something has been installed."""
+    monkeypatch.setattr(suite, "made_with", lambda: "old things")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    monkeypatch.setattr(suite, "made_with", lambda: "new things")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    page = (tiny / "results.md").read_text()
+    assert "old things" in page
+    assert "new things" not in page
+
+
 def test_suites_and_presets_are_found_by_name_once():
     assert suite.presets_of(["cartpole", "classic"])[:2] == ["cartpole", "acrobot"]
     with pytest.raises(ConfigError, match=r"^benchmark doom: one of classic, box2d, mujoco, minigrid, atari, cartpole"):
