@@ -13,7 +13,7 @@ from fabric_ppo.fused import FusedLoss, can_fuse
 from fabric_ppo.loss import MinibatchLoss
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.spaces import EnvSpec, SpaceSpec
-from fabric_ppo.update import autograd_loss
+from fabric_ppo.update import PPOLoss, autograd_loss, make_optimizer
 
 BOX = SpaceSpec("box", (5,), "float32")
 OBSERVATIONS = {
@@ -106,15 +106,33 @@ def test_many_rows_are_taken_in_blocks(action, most, shared_trunk, monkeypatch):
 @pytest.mark.parametrize("bounds", [(-0.5, None), (None, 0.2), (-0.5, 0.2), (-0.7, 0.4)], ids=str)
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
 def test_a_bounded_deviation(bounds, ent_coef):
-    """Its entries run from -0.7 to 0.4; at a bound a gradient passes, beyond it none does."""
+    """Its entries run from -0.7 to 0.4; beyond a bound a gradient passes that leads back, and no other."""
     agent = make_agent(ACTIONS["matrix"])
     least, most = bounds
     agent.architecture = dataclasses.replace(agent.architecture, log_std_min=least, log_std_max=most)
     free = agent.log_std.detach().clone()
     beyond = (free < (-9 if least is None else least)) | (free > (9 if most is None else most))
     _, grad = compare(agent, make_rows(agent, 33), dataclasses.replace(CONFIG, ent_coef=ent_coef))
-    assert ((FlatWeights(agent).views(grad)["log_std"] == 0) == beyond).all()
+    slope = FlatWeights(agent).views(grad)["log_std"]
+    leads_back = (slope < 0) == (free < 0)  # where it is beyond the lower bound, or the upper one
+    assert ((slope == 0) | ~beyond | leads_back).all()
+    assert (slope[~beyond] != 0).all()
     assert beyond.any() == (bounds != (-0.7, 0.4))
+
+
+def test_a_deviation_beyond_its_bound_comes_back():
+    """Adam's first steps are as long as the learning rate, whatever the gradient: an entry may well overshoot."""
+    agent = make_agent(ACTIONS["matrix"])
+    agent.architecture = dataclasses.replace(agent.architecture, log_std_min=0.0)
+    agent.log_std.data.fill_(-1e-3)
+    config = dataclasses.replace(CONFIG, ent_coef=10.0)  # a wider one is better
+    loss_fn, rows = PPOLoss(agent, config), make_rows(agent, 33)
+    optimizer = make_optimizer(loss_fn, config)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_fn(rows).loss.backward()
+        optimizer.step()
+    assert (agent.log_std > 0).all()
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True])
