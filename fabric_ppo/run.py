@@ -365,7 +365,8 @@ class Run(contextlib.ExitStack):
         said = self._checkpoints.save() if self._leads else ""
         if not isinstance(error, StoppedBySignal):
             tell(f"the run has failed{said}")
-            end_soon(error)
+            if signals.is_script:
+                end_soon(error)
 
     def _make_folder(self) -> None:
         try:

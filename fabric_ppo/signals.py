@@ -32,11 +32,12 @@ class StopSignals:
 
     Attributes:
         name: of the signal that came; empty for none.
+        is_script: whether this process is a script's, which ends with the run, or somebody's notebook.
     """
 
     def __init__(self) -> None:
         """Listen to nothing yet: see `install`."""
-        self.name = ""
+        self.name, self.is_script = "", False
         self._phase = "loading"
         self._peers: list[int] = []
         self._save: Callable[[], str] | None = None
@@ -57,7 +58,7 @@ class StopSignals:
 
     def guard(self) -> None:
         """From here on somebody catches StoppedBySignal, which a signal raises while nothing is trained."""
-        self._phase = "guarded"
+        self._phase, self.is_script = "guarded", True
 
     def forward_to(self, pids: list[int]) -> None:
         """Pass a signal on to the other ranks of this host: a launcher sends it to all, a person to one."""

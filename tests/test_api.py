@@ -1,6 +1,7 @@
 """From Python: `train`, starting from a trained policy, and environments wrapped by name."""
 
 import sys
+import time
 
 import gymnasium
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo import Config, ConfigError, load_agent, train
+from fabric_ppo import Config, ConfigError, launch, load_agent, train
 from fabric_ppo.agent import make_agent, start_from
+from fabric_ppo.errors import EnvironmentFault
 from fabric_ppo.evaluate import evaluate
 from fabric_ppo.spaces import env_spec
-from tests.runs import command, run
+from tests.runs import command, in_fork, run
 
 TINY = {"total_timesteps": 256, "num_steps": 64, "update_epochs": 1, "test_episodes": 2}
 WRAPPERS = """
@@ -52,6 +54,19 @@ def test_train_leaves_what_the_script_leaves(tmp_path):
     name = "policy.safetensors"
     assert (run_dir / name).read_bytes() == (tmp_path / "script" / name).read_bytes()
     assert (run_dir / "summary.json").is_file()
+
+
+def test_a_training_that_fails_does_not_end_the_program_around_it(tmp_path):
+    """As it ends a script whose environment does not close."""
+
+    def program():
+        launch._SECONDS_TO_CLOSE = 0.2
+        with pytest.raises(EnvironmentFault):
+            train(Config(**TINY, env_id="tests.toy_envs:ToyRaise-v0", run_dir=str(tmp_path / "run")))
+        time.sleep(0.6)
+        return "goes on"
+
+    assert in_fork(program, timeout=10) == "goes on"
 
 
 def test_train_says_what_cannot_work(tmp_path):
