@@ -149,7 +149,7 @@ def test_a_run_killed_again_and_again(tmp_path, monkeypatch, undisturbed):
     run_dir = tmp_path / "run"
     for resume, point, number in (
         (False, "collect", 4),
-        (True, "rename metrics.jsonl", 1),
+        (True, "rename events.out.tfevents.0", 1),
         (True, "log", 2),
         (True, "keep", 2),
     ):
