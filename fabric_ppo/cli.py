@@ -15,7 +15,7 @@ from typing import NoReturn
 from fabric_ppo.config import SCRIPT_CONFIGS, require_precision
 from fabric_ppo.errors import ConfigError
 from fabric_ppo.flags import parse_flags
-from fabric_ppo.launch import FAILED
+from fabric_ppo.launch import FAILED, NOT_ALL_WRITTEN
 
 USAGE = """usage: fabric-ppo COMMAND ...
 
@@ -138,6 +138,7 @@ def _evaluate(args: list[str]) -> int:
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
     from fabric_ppo.env_ids import ATARI, resolve_env_id
+    from fabric_ppo.envs.base import Recorder
     from fabric_ppo.errors import EnvironmentFault
     from fabric_ppo.evaluate import evaluate, load_agent, own_modules
     from fabric_ppo.video import recorded_gif
@@ -149,6 +150,7 @@ def _evaluate(args: list[str]) -> int:
     run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
     video_dir = str(run_dir / "test_videos") if given.video else ""
+    Recorder.unwritten = ""
     try:
         with recorded_gif(given.gif, video_dir) as gif_dir:
             result = evaluate(
@@ -167,9 +169,9 @@ def _evaluate(args: list[str]) -> int:
     else:
         spread = f"{result['return_mean']:.1f} +- {result['return_std']:.1f}"
         print(f"{policy.spec.env_id}: return {spread}, length {result['length_mean']:.1f}, {given.episodes} episodes")
-        if video_dir:
+        if video_dir and not Recorder.unwritten:
             print(f"video: {video_dir}")
-    return 0
+    return NOT_ALL_WRITTEN if Recorder.unwritten else 0
 
 
 def _plot(args: list[str]) -> int:

@@ -26,6 +26,8 @@ def recorded_gif(path: str | None, video_dir: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         recorded = video_dir or str(Path(folder) / "video")
         yield recorded
-        video = max(Path(recorded).glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+        if not (videos := list(Path(recorded).glob("*.mp4"))):
+            return  # why has been said
+        video = max(videos, key=lambda file: file.stat().st_mtime)
         with VideoFileClip(str(video)) as clip:
             clip.resized(height=_HEIGHT).write_gif(path, fps=_FRAMES_PER_SECOND, logger=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 
 import gymnasium
 import imageio_ffmpeg
@@ -20,6 +21,7 @@ from fabric_ppo.envs import make_envs
 from fabric_ppo.envs.base import record
 from fabric_ppo.errors import NotAllWrittenError
 from fabric_ppo.evaluate import Policy, evaluate
+from fabric_ppo.launch import NOT_ALL_WRITTEN
 from fabric_ppo.loggers import Writes
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.seeding import episode_seed, evaluation_seed
@@ -231,6 +233,20 @@ def test_a_gif_that_cannot_be_written_is_one_line(tmp_path, run_dir, capfd):
     assert out == ""
     assert err.startswith(f"error: --gif {gif}: ")
     assert err.count("\n") == 1
+
+
+def test_a_folder_for_videos_that_cannot_be_made_is_told(tmp_path, run_dir, capfd):
+    """The episodes are played all the same."""
+    folder = run_dir / "test_videos"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.touch()
+    words = ["evaluate", str(run_dir), "--episodes", "1", "--video", "--gif", str(tmp_path / "episode.gif")]
+    assert cli.main(words) == NOT_ALL_WRITTEN
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1
+    assert ": return " in out
+    assert err == f"warning: a video in {folder} (File exists) could not be written; it goes on without\n"
+    folder.unlink()
 
 
 def test_what_does_not_render_cannot_be_recorded(tmp_path, capfd):

@@ -216,7 +216,7 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         """Remember that a video could not be written, and say so the first time."""
         why = f"a video in {folder} ({error.strerror or first_line(error)})"
         if not cls.unwritten:
-            say(f"warning: {why} could not be written; the training goes on", sys.stderr)
+            say(f"warning: {why} could not be written; it goes on without", sys.stderr)
         cls.unwritten = why
 
 
