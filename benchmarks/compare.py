@@ -128,8 +128,8 @@ def wait_for_quiet() -> None:
     print(f"the machine is busy: load {os.getloadavg()[0]:.1f}", flush=True)
 
 
-def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict[str, str]]:
-    """All runs, the trials of settings before them, and which rows are skipped for what reason."""
+def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict[str, str], dict[str, Setting]]:
+    """All runs, the trials of settings before them, which rows are skipped and why, and the settings of the others."""
     skipped = {each.row: why for each in workload.contenders if (why := PROGRAMS[each.program].why_not(each.work))}
     for row, why in skipped.items():
         print(f"{workload.name}: {row} is skipped: {why}", flush=True)
@@ -145,7 +145,7 @@ def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict
                 continue
             runs.append(run_once(workload, each, chosen[each.row], number))
             tell(runs[-1], f"{workload.name} round {number}")
-    return runs, trials, skipped
+    return runs, trials, skipped, chosen
 
 
 def machine() -> dict[str, Any]:
@@ -161,20 +161,25 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load_before": round(load, 2)}
 
 
-def commands(workload: Workload, skipped: dict[str, str]) -> dict[str, str]:
+def commands(workload: Workload, chosen: dict[str, Setting]) -> dict[str, str]:
     """Row -> its command, with FOLDER for the folder that a run writes to and no path of this machine."""
     shown = {}
     for each in workload.contenders:
-        if each.row not in skipped:
-            words = PROGRAMS[each.program].command(each.work, 1, Path("FOLDER"))
-            words += each.settings[0].flags if len(each.settings) == 1 else ()
+        if setting := chosen.get(each.row):
+            words = [*PROGRAMS[each.program].command(each.work, 1, Path("FOLDER")), *setting.flags]
             words = ["python" if word == sys.executable else word.removeprefix(f"{ROOT}/") for word in words]
-            shown[each.row] = shlex.join(words)
+            shown[each.row] = " ".join([*(f"{name}={value}" for name, value in setting.variables), shlex.join(words)])
     return shown
 
 
 def write(
-    out: Path, workload: Workload, here: dict[str, Any], runs: list[Run], trials: list[Run], skipped: dict[str, str]
+    out: Path,
+    workload: Workload,
+    here: dict[str, Any],
+    runs: list[Run],
+    trials: list[Run],
+    skipped: dict[str, str],
+    chosen: dict[str, Setting],
 ) -> str:
     """Write `<workload>.json` and `<workload>.md`; the latter's text. `here` is the machine before the first run."""
     rows = [each for each in workload.contenders if each.row not in skipped]
@@ -186,7 +191,7 @@ def write(
         "python": platform.python_version(),
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
         "versions": versions,
-        "commands": commands(workload, skipped),
+        "commands": commands(workload, chosen),
     }
     each_run = {"runs": [asdict(run) for run in runs], "trials": [asdict(run) for run in trials], "skipped": skipped}
     out.mkdir(parents=True, exist_ok=True)
@@ -227,7 +232,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ["p1", "p1-2", "p2", "p3", "p4", "p5"]
     parser.add_argument("workloads", nargs="+", choices=[*names, "all"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="more than one: wait first until nothing else runs (5)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the transitions (not of p4)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows besides the first one")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -253,10 +258,11 @@ def main() -> int:
         if given.only:
             first, *others = workload.contenders
             workload = replace(workload, contenders=(first, *(each for each in others if each.row in given.only)))
-        wait_for_quiet()
+        if given.rounds > 1:
+            wait_for_quiet()
         here = machine()
-        runs, trials, skipped = compare(workload, given.rounds)
-        print(write(given.out, workload, here, runs, trials, skipped), flush=True)
+        runs, trials, skipped, chosen = compare(workload, given.rounds)
+        print(write(given.out, workload, here, runs, trials, skipped, chosen), flush=True)
         refused |= any(failures(workload, runs))
     return int(refused)
 

@@ -157,11 +157,19 @@ class Agent(nn.Module):
         return torch.cat([means, self.bounded(log_std)], dim=-1)
 
     def bounded(self, log_std: Tensor) -> Tensor:
-        """Log standard deviations, cut off at their bounds; beyond them they have a gradient that leads back only."""
+        """Log standard deviations, cut off at their bounds; beyond them they have no gradient."""
         least, most = self.architecture.log_std_bounds
-        if least is None and most is None:
-            return log_std
-        return _Clamp.apply(log_std, least, most)  # type: ignore[no-any-return]
+        return log_std if least is None and most is None else log_std.clamp(least, most)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Put free log standard deviations that a gradient step has taken beyond a bound back to it.
+
+        There they have a gradient again, which all of them would do without for the rest of the run.
+        """
+        least, most = self.architecture.log_std_bounds
+        if self.log_std is not None and (least is not None or most is not None):
+            self.log_std.clamp_(least, most)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as policy and value (or the recurrent layer) see them, `[B, n]`; an action mask comes last."""
@@ -272,26 +280,6 @@ class Agent(nn.Module):
             features = torch.cat([self.memory.along(inputs, sequences.to(inputs.dtype)), mask], dim=-1)
         log_probs, entropy = self.distribution.log_prob_and_entropy(self.policy_params(features), actions)
         return Evaluation(log_probs, entropy, self.state_values(features))
-
-
-class _Clamp(torch.autograd.Function):
-    """`clamp` of what a loss is to be minimised over: what has gone beyond a bound can come back."""
-
-    @staticmethod
-    def forward(ctx: Any, free: Tensor, least: float | None, most: float | None) -> Tensor:
-        clamped = free.clamp(least, most)
-        ctx.save_for_backward(free - clamped)
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (beyond,) = ctx.saved_tensors
-        return without_outward(grad, beyond), None, None
-
-
-def without_outward(grad: Tensor, beyond: Tensor) -> Tensor:
-    """The gradient of a loss without what would lead further `beyond` (values minus clamped values) a bound."""
-    return grad.masked_fill(beyond * grad < 0, 0.0)
 
 
 def make_agent(spec: EnvSpec, config: Config) -> Agent:

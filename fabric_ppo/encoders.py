@@ -172,7 +172,8 @@ class OwnNetwork(nn.Module):
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
             raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
         for each in network.modules():
-            if isinstance(each, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+            draws = isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0
+            if draws or isinstance(each, nn.modules.batchnorm._BatchNorm):
                 raise ConfigError(
                     f"--encoder {name}: its {type(each).__name__} makes of an observation what depends on others or on "
                     "chance; without is expected, or LayerNorm or GroupNorm"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fabric_ppo.agent import Agent, without_outward
+from fabric_ppo.agent import Agent
 from fabric_ppo.batch import Rows
 from fabric_ppo.config import Config
 from fabric_ppo.distributions import Categorical, DiagonalGaussian
@@ -149,7 +149,7 @@ class FusedLoss:
         if config.ent_coef:
             grad_log_std.sub_(rows.weights.sum(), alpha=config.ent_coef)
         if log_std is not free:
-            grad_log_std.copy_(without_outward(grad_log_std, free - log_std))
+            grad_log_std.masked_fill_(log_std != free, 0.0)
         return objective, log_probs, entropy, grad_means
 
 

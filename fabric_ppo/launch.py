@@ -26,7 +26,6 @@ from fabric_ppo.errors import (
 )
 
 _SECONDS_FOR_RANK_ZERO = 2.0
-_SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open: an environment may take for ever
 _PARENT = os.getppid()
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice."""
@@ -156,17 +155,6 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def end_soon(error: BaseException) -> None:
-    """End a rank that has failed, and tell why, if it has not ended by itself after some seconds."""
-
-    def end() -> None:
-        time.sleep(_SECONDS_TO_CLOSE)
-        say(_failure(error), sys.stderr)
-        os._exit(FAILED)
-
-    threading.Thread(target=end, daemon=True).start()
-
-
 def _tell_failure(error: BaseException, is_asked_to_stop: Callable[[], bool]) -> int:
     """Print what ended a run; the exit status."""
     if isinstance(error, ConfigError):
@@ -184,7 +172,7 @@ def _tell_failure(error: BaseException, is_asked_to_stop: Callable[[], bool]) ->
         return STOPPED_BY_SIGNAL if isinstance(error, StoppedBySignal) else NOT_ALL_WRITTEN
     if is_asked_to_stop() and is_lost_contact(error):
         return STOPPED_BY_SIGNAL  # as the other rank was
-    say(_failure(error), sys.stderr)
+    say(told(error), sys.stderr)
     return FAILED
 
 
@@ -200,7 +188,7 @@ def _quieten_libraries() -> None:
     )
 
 
-def _failure(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """What a failed rank prints: a known kind of failure in one line, a bug with its traceback."""
     rank = os.environ.get("RANK", "0")
     if isinstance(error, (EnvironmentFault, TrainingError)):

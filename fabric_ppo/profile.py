@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import torch
 
 from fabric_ppo.checkpoint import write_atomically
+from fabric_ppo.launch import say
 
 if TYPE_CHECKING:
     from fabric_ppo.distributed import Ranks
@@ -96,7 +98,7 @@ def finish(ranks: Ranks, run_dir: Path | None, who: str = "rank") -> None:
     own = _current.pop()
     totals = ranks.gather(torch.tensor(own.totals(), dtype=torch.float64)).tolist()
     if ranks.rank == 0:
-        print(table(totals, who), flush=True)
+        say(table(totals, who), sys.stdout)
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
         own.write_trace(run_dir / f"trace_rank_{ranks.rank}.json", ranks.rank)

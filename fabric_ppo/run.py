@@ -26,7 +26,7 @@ from fabric_ppo.distributed import Ranks, prepare_process
 from fabric_ppo.envs.base import is_repeatable
 from fabric_ppo.errors import ConfigError, StoppedBySignal, first_line
 from fabric_ppo.evaluate import Policy, TestResult, evaluate, own_modules
-from fabric_ppo.launch import end_soon, is_rank_zero, read_launch, say, tell
+from fabric_ppo.launch import is_rank_zero, read_launch, say, tell
 from fabric_ppo.loggers import JsonLines, Writes, cut_back
 from fabric_ppo.policy_file import save_policy
 from fabric_ppo.profile import timed
@@ -179,6 +179,7 @@ class Run(contextlib.ExitStack):
         self._is_over = self._is_stopping = False
         self._is_exact = True
         self._eval_return: float | None = None
+        self._has_begun = False
         self._writes = Writes()
         self._log_dict: Callable[[dict[str, float], int], object] = lambda metrics, step: None
         self._checkpoints = Checkpoints(run_dir / "checkpoints", config, self._writes)
@@ -337,9 +338,9 @@ class Run(contextlib.ExitStack):
     def updates(self) -> Iterator[int]:
         """Count the updates until the run is over; after each, write what is due."""
         self.callback(signals.end_training)
-        self.push(self._end_failed)
         total = self.num_updates * self._steps_per_update
         self._progress = self.closing(Progress(total, self.env_steps, enabled=self._leads))
+        self._has_begun = True
         self._update_started = time.perf_counter()
         self._train_started = self._update_started - self._train_seconds
         if self._config.profile:
@@ -357,16 +358,17 @@ class Run(contextlib.ExitStack):
             self._checkpoints.save()
         signals.end_training()
 
-    def _end_failed(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def _end_failed(self, error: BaseException) -> None:
         """An update that fails leaves the state from before it, and says where; no signal interrupts that."""
-        if error is None:
-            return
         signals.stopping()
-        said = self._checkpoints.save() if self._leads else ""
-        if not isinstance(error, StoppedBySignal):
-            tell(f"the run has failed{said}")
-            if signals.is_script:
-                end_soon(error)
+        is_failure = not isinstance(error, (ConfigError, StoppedBySignal))
+        if self._has_begun:
+            self._progress.close()
+            said = self._checkpoints.save() if self._leads else ""
+            if is_failure:
+                tell(f"the run has failed{said}")
+        if is_failure:
+            signals.failed(error)
 
     def _make_folder(self) -> None:
         try:
@@ -532,10 +534,12 @@ class Run(contextlib.ExitStack):
             self._tell_end(summary)
         return summary
 
-    def __exit__(self, *error: Any) -> bool | None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
         """Close everything; where something could not be written and nothing worse happened, say so again."""
-        suppresses = super().__exit__(*error)
-        if error[0] is None:
+        if error is not None:
+            self._end_failed(error)
+        suppresses = super().__exit__(kind, error, trace)
+        if error is None:
             self._writes.raise_if_incomplete()
         return suppresses
 

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fabric_ppo.errors import StoppedBySignal
-from fabric_ppo.launch import STOPPED_BY_SIGNAL, is_rank_zero
+from fabric_ppo.launch import FAILED, STOPPED_BY_SIGNAL, is_rank_zero, say, told
 
 GRACE_SECONDS = 4.0
 """How long an update may go on after a signal; then the state from before it is saved."""
 _AFTER_RANK_ZERO = 2.0
+_SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open
 _TEARDOWN_SECONDS = 3.0  # for what is closed after an update that ended in time: an environment may take for ever
 _SAME_CTRL_C = 1.0
 _INTERRUPTED_TWICE = 130
@@ -41,6 +42,7 @@ class StopSignals:
         self._phase = "loading"
         self._peers: list[int] = []
         self._save: Callable[[], str] | None = None
+        self._failure: BaseException | None = None
         self._ends_late = self._has_raised = False
         self._lock = threading.Lock()
 
@@ -98,6 +100,16 @@ class StopSignals:
         with self._lock:
             self._phase = "stopping"
 
+    def failed(self, error: BaseException) -> None:
+        """A run has failed: whatever ends a script's process from now on tells that, and something does in seconds."""
+        if self.is_script:
+            self._failure = error
+            threading.Thread(target=self._end_failed, daemon=True).start()
+
+    def _end_failed(self) -> NoReturn:
+        time.sleep(_SECONDS_TO_CLOSE)
+        self._save_and_exit()
+
     def _handle(self, number: int, _: Any) -> None:
         self.name = self.name or signal.Signals(number).name
         if self._phase == "loading":
@@ -114,6 +126,7 @@ class StopSignals:
                 first_interrupt = first_interrupt or now
                 # a terminal's Ctrl-C reaches the launcher too, which passes it on
                 if now - first_interrupt > _SAME_CTRL_C:
+                    self._tell_failure_and_exit()
                     _exit(_INTERRUPTED_TWICE, "interrupted twice")
             if number in _STOPPING and not self._ends_late:
                 self._ends_late = True
@@ -134,7 +147,14 @@ class StopSignals:
         time.sleep(_TEARDOWN_SECONDS)
         self._save_and_exit()
 
+    def _tell_failure_and_exit(self) -> None:
+        """If there is one."""
+        if self._failure is not None:
+            say(told(self._failure), sys.stderr)
+            os._exit(FAILED)
+
     def _save_and_exit(self) -> NoReturn:
+        self._tell_failure_and_exit()
         said = self._save() if self._save is not None else ""
         _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name}{said}")
 
@@ -167,8 +187,10 @@ def _release() -> None:
 
 def _forget() -> None:
     signal.set_wakeup_fd(-1)
-    for each in _STOPPING:
-        signal.signal(each, signal.SIG_DFL)
+    for (
+        each
+    ) in _STOPPING:  # a terminal sends Ctrl-C to all: the run, which stops in good order, ends what it has forked
+        signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
     _release()
 
 

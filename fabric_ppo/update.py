@@ -19,6 +19,7 @@ from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.distributed import ALONE, Ranks
 from fabric_ppo.errors import TrainingError
 from fabric_ppo.fused import FusedLoss, can_fuse
+from fabric_ppo.launch import say
 from fabric_ppo.loss import Losses, MinibatchLoss, ppo_loss
 from fabric_ppo.networks import FlatWeights
 from fabric_ppo.optimizer import ClippedAdam
@@ -130,6 +131,7 @@ class PPOLoss(nn.Module):
     def forward(self, rows: Rows) -> MinibatchLoss:
         """The loss of a minibatch: compiled, or in closed form where that is known, or by autograd."""
         (agent,) = self._agent
+        agent.put_back()
         if self._compiled is not None:
             return MinibatchLoss(*self._compiled(*rows))
         if not can_fuse(agent, rows.weights.device.type):
@@ -165,7 +167,7 @@ def compile_loss(module: nn.Module, ranks: Ranks, config: Config) -> None:
         if isinstance(each, PPOLoss):
             each.compile_loss()
     if ranks.rank == 0:
-        print(f"--compile took {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+        say(f"--compile took {time.perf_counter() - started:.1f} s", sys.stderr)
 
 
 def autograd_loss(agent: Callable[..., Evaluation], rows: Rows, config: Config) -> MinibatchLoss:

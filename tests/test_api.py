@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo import Config, ConfigError, launch, load_agent, train
+from fabric_ppo import Config, ConfigError, load_agent, signals, train
 from fabric_ppo.agent import make_agent, start_from
 from fabric_ppo.errors import EnvironmentFault
 from fabric_ppo.evaluate import evaluate
@@ -60,7 +60,7 @@ def test_a_training_that_fails_does_not_end_the_program_around_it(tmp_path):
     """As it ends a script whose environment does not close."""
 
     def program():
-        launch._SECONDS_TO_CLOSE = 0.2
+        signals._SECONDS_TO_CLOSE = 0.2
         with pytest.raises(EnvironmentFault):
             train(Config(**TINY, env_id="tests.toy_envs:ToyRaise-v0", run_dir=str(tmp_path / "run")))
         time.sleep(0.6)

@@ -201,7 +201,8 @@ def test_the_setting_with_the_best_median_is_taken_and_bad_runs_are_told(monkeyp
     setting, trials = choose_setting(each, contender)
     assert setting.name == "fast"
     assert {trial.setting for trial in trials if trial.problem} == {"wrong"}
-    runs, _, skipped = compare.compare(each, rounds=2)
+    runs, _, skipped, chosen = compare.compare(each, rounds=2)
+    assert compare.commands(each, chosen)["theirs"].endswith(" fast 2")
     assert [(each.round, each.problem, each.env_steps) for each in runs] == [(1, "", 1024), (2, "", 1024)]
     assert skipped == {}
 
@@ -252,7 +253,7 @@ def test_a_slow_row_runs_in_the_first_rounds_only(monkeypatch):
     monkeypatch.setitem(compare.PROGRAMS, "torch", Program(told))
     monkeypatch.setitem(compare.PROGRAMS, "sbx", Program(told))
     ours, theirs = workload().contenders
-    runs, _, _ = compare.compare(replace(workload(), contenders=(ours, replace(theirs, most_rounds=1))), rounds=3)
+    runs, *_ = compare.compare(replace(workload(), contenders=(ours, replace(theirs, most_rounds=1))), rounds=3)
     assert [(each.row, each.round) for each in runs] == [("ours", 1), ("theirs", 1), ("ours", 2), ("ours", 3)]
 
 

@@ -69,9 +69,12 @@ def test_compiled_scripts_end_with_the_same_bits(tmp_path):
     assert policies[0] == policies[1]
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_spreading_environments_over_ranks_changes_nothing(tmp_path, env_id):
-    flags = {"env_id": env_id, "share_data": True, "precision": "64-true"}
+@pytest.mark.parametrize(
+    ("env_id", "more"),
+    [("CartPole-v1", {}), ("Pendulum-v1", {}), ("Pendulum-v1", {"log_std_min": 0.0, "log_std_max": 0.0})],
+)
+def test_spreading_environments_over_ranks_changes_nothing(tmp_path, env_id, more):
+    flags = {"env_id": env_id, "share_data": True, "precision": "64-true"} | more
     spread = {(1, 4): 12, (2, 2): 6, (4, 1): 3}
     weights = [
         load_file(trained("fabric", tmp_path / f"{w}x{m}", w, 1, num_envs=m, per_rank_batch_size=b, **flags)[0])

@@ -263,7 +263,7 @@ def test_nothing_interrupts_a_failed_run_while_it_saves(tmp_path, monkeypatch, s
 
 def test_nothing_interrupts_what_a_failed_run_tells(tmp_path, monkeypatch, start):
     monkeypatch.setattr(train_torch, "ppo_update", on_call(2, 0, explode, train_torch.ppo_update))
-    monkeypatch.setattr(launch, "_failure", on_call(1, 0, signal_itself, launch._failure))
+    monkeypatch.setattr(launch, "told", on_call(1, 0, signal_itself, launch.told))
     (rank,) = start("torch", 1)
     assert statuses([rank]) == [1]
     assert said(tmp_path, 0).splitlines()[-1] == "RuntimeError: boom"
@@ -320,6 +320,47 @@ def test_a_signal_to_a_process_of_an_environment_is_not_the_runs(tmp_path, start
     assert logged(tmp_path / "run") == 4
 
 
+class Helped(gymnasium.Env):
+    """Steps in a process of its own."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        asked, self.ask = os.pipe()
+        self.answer, answer = os.pipe()
+        if os.fork() == 0:
+            os.close(self.ask)
+            while os.read(asked, 1):
+                os.write(answer, b"x")
+            os._exit(0)
+        os.close(answer)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        os.write(self.ask, b"x")
+        if os.read(self.answer, 1) != b"x":
+            raise RuntimeError("the helper is gone")
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    def close(self):
+        os.close(self.ask)
+
+
+gymnasium.register("Helped-v0", Helped, max_episode_steps=20)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_ctrl_c_to_all_leaves_an_environment_its_processes(tmp_path, monkeypatch, start, backend):
+    slowly(monkeypatch, "torch")
+    (rank,) = start("torch", 1, env_id="Helped-v0", env_backend=backend, num_envs=1)
+    assert wait_for(lambda: logged(tmp_path / "run") >= 3, 60), said(tmp_path, 0)
+    os.killpg(rank.pid, signal.SIGINT)
+    assert statuses([rank]) == [STOPPED_BY_SIGNAL], said(tmp_path, 0)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_other_hosts_hear_of_a_signal(tmp_path, monkeypatch, start, victim):
     """By what player and trainers send each other anyway: a signal is passed on by hand on its own host only."""
@@ -332,27 +373,32 @@ def test_other_hosts_hear_of_a_signal(tmp_path, monkeypatch, start, victim):
     assert re.search(STOPPED, said(tmp_path, 0))
 
 
-class Stuck(Clinging):
-    """Fails, and then takes for ever to close."""
+@pytest.mark.parametrize("is_signalled", [False, True])
+@pytest.mark.parametrize("when", ["step", "reset"])
+@pytest.mark.parametrize(("size", "failing"), [(1, 0), (2, 1)])
+def test_a_failed_rank_whose_environment_does_not_close_ends(
+    tmp_path, monkeypatch, start, size, failing, when, is_signalled
+):
+    """And says why, also if something has asked it to stop in the meantime, as its launcher may."""
+    for name, seconds in (("GRACE_SECONDS", 0.5), ("_TEARDOWN_SECONDS", 0.5), ("_SECONDS_TO_CLOSE", 1.5)):
+        monkeypatch.setattr(f"fabric_ppo.signals.{name}", seconds)
 
-    def step(self, action):
-        self.is_used = True
+    def fail(*args, **kwargs):
         raise RuntimeError("no answer")
 
+    def close(env):
+        if in_rank(failing) and is_signalled:
+            signal_itself()
+        time.sleep(600 if in_rank(failing) else 0)
 
-gymnasium.register("Stuck-v0", Stuck, max_episode_steps=20)
-
-
-@pytest.mark.parametrize(("size", "failing"), [(1, 0), (2, 1)])
-def test_a_failed_rank_whose_environment_does_not_close_ends(tmp_path, monkeypatch, start, size, failing):
-    """And says why."""
-    monkeypatch.setattr(launch, "_SECONDS_TO_CLOSE", 1.0)
-    step = Stuck.step
-    monkeypatch.setattr(Stuck, "step", lambda env, action: (step if in_rank(failing) else Clinging.step)(env, action))
-    monkeypatch.setattr(Clinging, "close", lambda env: time.sleep(600) if in_rank(failing) else None)
-    ranks = start("torch", size, env_id="Stuck-v0")
-    assert statuses(ranks) == [1] * size
-    assert "Stuck-v0 environment" in said(tmp_path, failing)
+    works = getattr(Clinging, when)
+    monkeypatch.setattr(Clinging, when, lambda *args, **named: (fail if in_rank(failing) else works)(*args, **named))
+    monkeypatch.setattr(Clinging, "close", close)
+    ranks = start("torch", size, env_id="Clinging-v0")
+    ended = statuses(ranks)
+    assert ended[failing] == 1, said(tmp_path, failing)
+    assert set(ended) <= ({1, STOPPED_BY_SIGNAL} if is_signalled else {1})  # a signal is passed on
+    assert "Clinging-v0 environment" in said(tmp_path, failing)
     assert "RuntimeError: no answer" in said(tmp_path, failing)
 
 

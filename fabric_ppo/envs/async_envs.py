@@ -15,7 +15,7 @@ import numpy as np
 
 from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, Recorder, VectorEnvs, make_gymnasium_env
 from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
-from fabric_ppo.launch import die_with_parent
+from fabric_ppo.launch import die_with_parent, say
 from fabric_ppo.replay import ActionLog, PastEpisode
 from fabric_ppo.signals import ignore_in_child
 from fabric_ppo.spaces import EnvSpec
@@ -176,7 +176,7 @@ class AsyncEnvs(VectorEnvs):
 
     def _replace(self, index: int, why: str) -> None:
         """Start a worker anew and bring its episode back to where it was before the step that failed."""
-        print(f"{why}; it is replaced", file=sys.stderr, flush=True)
+        say(f"{why}; it is replaced", sys.stderr)
         self.restarts += 1
         self._processes[index].kill()
         self._processes[index].join()
