@@ -161,15 +161,17 @@ class Agent(nn.Module):
         least, most = self.architecture.log_std_bounds
         return log_std if least is None and most is None else log_std.clamp(least, most)
 
-    @torch.no_grad()
     def put_back(self) -> None:
         """Put free log standard deviations that a gradient step has taken beyond a bound back to it.
 
         There they have a gradient again, which all of them would do without for the rest of the run.
         """
+        if self.log_std is None:
+            return
         least, most = self.architecture.log_std_bounds
-        if self.log_std is not None and (least is not None or most is not None):
-            self.log_std.clamp_(least, most)
+        if least is not None or most is not None:
+            with torch.no_grad():
+                self.log_std.clamp_(least, most)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations as policy and value (or the recurrent layer) see them, `[B, n]`; an action mask comes last."""

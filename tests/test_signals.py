@@ -196,10 +196,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch, start):
     ranks = start("torch", 2)
     assert wait_for(lambda: logged(tmp_path / "run") == 2, 60), said(tmp_path, 0)
     os.kill(ranks[0].pid, signal.SIGINT)
-    time.sleep(1.5)
+    time.sleep(2.2)  # busy ranks may notice the first a second late
     assert ranks[0].is_alive()
     os.kill(ranks[0].pid, signal.SIGINT)
-    assert statuses(ranks[:1], 1.5) == [130]
+    assert statuses(ranks[:1], 1.7) == [130]
     assert said(tmp_path, 0).splitlines()[-1] == "interrupted twice"
     assert statuses(ranks) == [130, STOPPED_BY_SIGNAL]
     assert checkpoints(tmp_path / "run")[0] == 2
