@@ -69,14 +69,11 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
-    """Flags of our scripts; their other defaults are those of the other programs, or stay as they come."""
-    flags = ["--env-id", work.env_id, "--seed", str(seed), "--run-dir", str(folder / "run")]
-    if work.stop_at_return is not None:
-        flags += ["--stop-at-return", str(work.stop_at_return)]
-    if work.preset:
-        return ["--config", str(Path(work.preset).resolve()), *flags]
+def _shared_flags(work: Work, seed: int, vf_coef: float) -> list[str]:
+    """What our scripts and Lightning's example, from which they grew, both take."""
     values = {
+        "seed": seed,
+        "env-id": work.env_id,
         "total-timesteps": work.env_steps,
         "num-envs": work.num_envs,
         "num-steps": work.num_steps,
@@ -86,11 +83,21 @@ def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
         "gamma": work.gamma,
         "gae-lambda": work.gae_lambda,
         "ent-coef": work.ent_coef,
-        "vf-coef": 1.0,  # of half the squared error: the others' 0.5 of all of it
+        "vf-coef": vf_coef,
         "activation-function": "tanh",
     }
-    flags += [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*flags, "--ortho-init", "--no-anneal-lr"]
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))] + ["--ortho-init"]
+
+
+def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
+    """Flags of our scripts; their other defaults are those of the other programs, or stay as they come."""
+    where = ["--run-dir", str(folder / "run")]
+    if work.stop_at_return is not None:
+        where += ["--stop-at-return", str(work.stop_at_return)]
+    if work.preset:
+        return ["--config", str(Path(work.preset).resolve()), "--env-id", work.env_id, "--seed", str(seed), *where]
+    # our coefficient is of half the squared error, the others' 0.5 of all of it
+    return [*_shared_flags(work, seed, vf_coef=1.0), "--no-anneal-lr", *where]
 
 
 def _torchrun(ranks: int) -> list[str]:
@@ -146,23 +153,7 @@ def decoupled_overlap_envpool_trunk(work: Work, seed: int, folder: Path) -> list
 
 
 def _lightning_example(script: str, work: Work, seed: int) -> list[str]:
-    values = {
-        "seed": seed,
-        "env-id": work.env_id,
-        "total-timesteps": work.env_steps,
-        "num-envs": work.num_envs,
-        "num-steps": work.num_steps,
-        "per-rank-batch-size": work.batch_size,
-        "update-epochs": work.epochs,
-        "learning-rate": work.learning_rate,
-        "gamma": work.gamma,
-        "gae-lambda": work.gae_lambda,
-        "ent-coef": work.ent_coef,
-        "vf-coef": 0.5,
-        "activation-function": "tanh",
-    }
-    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [str(LIGHTNING_EXAMPLE / script), *flags, "--ortho-init"]
+    return [str(LIGHTNING_EXAMPLE / script), *_shared_flags(work, seed, vf_coef=0.5)]
 
 
 def lightning_example(work: Work, seed: int, folder: Path) -> list[str]:

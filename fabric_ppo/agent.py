@@ -164,7 +164,7 @@ class Agent(nn.Module):
     def put_back(self) -> None:
         """Put free log standard deviations that a gradient step has taken beyond a bound back to it.
 
-        There they have a gradient again, which all of them would do without for the rest of the run.
+        There they have a gradient; beyond it they have none, and would stay where they are for the rest of the run.
         """
         if self.log_std is None:
             return

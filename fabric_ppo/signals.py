@@ -54,7 +54,7 @@ class StopSignals:
             signal.signal(each, self._handle)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         sys.unraisablehook = _tell_unraisable
-        # so that a signal to a process that is forked off, by an environment for instance, ends that process
+        # a signal to a process that is forked off, by an environment for instance, is not the run's
         os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
@@ -148,7 +148,7 @@ class StopSignals:
         self._save_and_exit()
 
     def _tell_failure_and_exit(self) -> None:
-        """If there is one."""
+        """If the run has failed, that is what is told, whatever ends the process."""
         if self._failure is not None:
             say(told(self._failure), sys.stderr)
             os._exit(FAILED)
@@ -187,9 +187,8 @@ def _release() -> None:
 
 def _forget() -> None:
     signal.set_wakeup_fd(-1)
-    for (
-        each
-    ) in _STOPPING:  # a terminal sends Ctrl-C to all: the run, which stops in good order, ends what it has forked
+    for each in _STOPPING:
+        # a terminal sends Ctrl-C to all: the run stops in good order, and needs its environments until then
         signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
     _release()
 
