@@ -5,7 +5,7 @@ python train_fabric.py                                   # one process, no launc
 """
 
 from fabric_ppo.config import Config
-from fabric_ppo.flags import parse_args
+from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once
@@ -13,53 +13,60 @@ if __name__ == "__main__":
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
-from fabric_ppo.distributed import Ranks, one_process_unless_launched
-from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import run_script
-from fabric_ppo.lightning_module import PPOModule, ScalarsLogger, SealsRows
-from fabric_ppo.loggers import markdown_table
-from fabric_ppo.rollout import RolloutBuffer, collect
-from fabric_ppo.run import Run, Summary, new_run_dir
-from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.update import begin_update, compile_loss, ppo_update
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.loss_module import compile_loss
+from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
+from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.group import Ranks, one_process_unless_launched
+from fabric_ppo.process.script import run_script
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.folder import new_run_dir
+from fabric_ppo.run.setup import RunSetup
+from fabric_ppo.run.summary import Summary
 
 
 def main(config: Config) -> Summary:
     """Train, test, and leave a run folder."""
-    run_dir = new_run_dir(config, "fabric")
+    run_dir = new_run_dir(config)
     one_process_unless_launched()
-    logger = ScalarsLogger(run_dir, name="", version="")
-    fabric = Fabric(loggers=logger)
+    fabric = Fabric()
     ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
 
-    with Run(config, "fabric", ranks, run_dir) as run:
-        envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
+    with RunSetup(config, ranks, run_dir) as setup:
+        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-        ppo = SealsRows(wrapped)  # mixed precision is for the networks, not for what they learn from
-        reduce_in_shared_memory(ppo, ranks, config.timeout)
-        compile_loss(ppo, ranks, config)
+        loss_fn = loss_through(wrapped)
+        reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)
+        compile_loss(module.loss, config)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             fabric.backward(loss)
             norm: Tensor = optimizer.step()  # clips the gradient first
+            agent.clamp_log_std()
             return norm
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
-        run.restore(agent, optimizer, buffer)
-        run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        run.log_to(fabric.log_dict)
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
-            now = begin_update(ppo, optimizer, config, update, run.num_updates)
-            rollout = collect(envs, agent, buffer, config.seed, update)
+            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            coefs = coefficients(config, update, run.num_updates)
+            rollout = collect(agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
-            stats = ppo_update(ppo, batch, step, now, ranks)
-            run.finish_update(rollout, stats, now.learning_rate)
-        return run.finish(agent)
+            stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+            result = run.merge(rollout, stats)
+            agent.update_statistics(result.moments)
+            adapt_learning_rate(optimizer, config, result.approx_kl)
+            run.finish_update(result, learning_rate)
+        return run.finish()
 
 
 if __name__ == "__main__":

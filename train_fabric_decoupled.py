@@ -5,7 +5,7 @@ fabric run --devices=3 train_fabric_decoupled.py --num-envs 4 --overlap
 """
 
 from fabric_ppo.config import DecoupledConfig
-from fabric_ppo.flags import parse_args
+from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once
@@ -18,32 +18,45 @@ from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
-from fabric_ppo.distributed import ALONE, join_process_group, prepare_process
-from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.lightning_module import PPOModule, ScalarsLogger, SealsRows
-from fabric_ppo.loggers import markdown_table
-from fabric_ppo.roles import (
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.architectures.exchange import (
+    Exchange,
+    Stopwatch,
+    TrainerStats,
+    merge_trainers,
+    receive_spec,
+    send_spec,
+)
+from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
+from fabric_ppo.architectures.overlap import PlayerStats, RolloutAhead
+from fabric_ppo.architectures.placement import (
     FIRST_TRAINER,
     PLAYER,
-    Exchange,
     Placement,
-    Stopwatch,
     TrainerEnvironment,
     forget_fabric_run,
     place,
     ranks_of,
-    receive_spec,
-    send_spec,
     trainer_devices,
 )
-from fabric_ppo.rollout import Rollout, RolloutBuffer, collect, revalue
-from fabric_ppo.run import Run, Summary, new_run_dir
-from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.signals import signals
-from fabric_ppo.update import begin_update, compile_loss, ppo_update
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.loss_module import compile_loss, make_optimizer
+from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
+from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.group import ALONE, join_process_group
+from fabric_ppo.process.launch import read_launch
+from fabric_ppo.process.profile import Profile
+from fabric_ppo.process.script import run_script
+from fabric_ppo.process.signals import signals
+from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer
+from fabric_ppo.run.folder import new_run_dir
+from fabric_ppo.run.prepare import prepare_process
+from fabric_ppo.run.setup import RunSetup
+from fabric_ppo.run.summary import Summary
 
 
 def main(config: DecoupledConfig) -> Summary | None:
@@ -69,54 +82,46 @@ def main(config: DecoupledConfig) -> Summary | None:
 
 def player(config: DecoupledConfig, world: TorchCollective, placement: Placement) -> Summary:
     """Collect rollouts, send them to the trainers and act with the weights that come back; log, test, save."""
-    run_dir = new_run_dir(config, "fabric_decoupled")
-    logger = ScalarsLogger(run_dir, name="", version="")
+    run_dir = new_run_dir(config)
     devices = [placement.device] if config.player_on_gpu else 1
-    fabric = Fabric(accelerator=placement.accelerator, devices=devices, loggers=logger)
+    fabric = Fabric(accelerator=placement.accelerator, devices=devices)
 
-    with Run(config, "fabric_decoupled", ALONE, run_dir) as run:
-        envs = run.closing(make_envs(config, 0, 1, run.video_dir))
+    with RunSetup(config, ALONE, run_dir) as setup:
+        envs = setup.closing(make_envs(config, 0, 1, setup.video_dir))
         send_spec(world, envs.spec, placement.packets_on)
         agent = make_agent(envs.spec, config)
-        module = PPOModule(agent, config)
-        fabric.setup_module(module)
-        exchange = Exchange(world, agent, module, config, placement.packets_on)
+        weights = fabric.setup_module(FlatWeights(agent))
+        optimizer = make_optimizer(weights, config)  # takes no step: it follows that of the trainers
+        exchange = Exchange(world, agent, weights, optimizer, config, placement.packets_on)
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
-        run.restore(agent, exchange, buffer)
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        run = setup.start(agent, optimizer, buffer)
         exchange.start(run.first_update)
-        run.closing(logger.experiment).add_text("hyperparameters", markdown_table(config.to_dict()))
-        run.log_to(fabric.log_dict)
-        waiting, ahead, sent = Stopwatch(), None, None
+        ahead, waiting = RolloutAhead(agent, buffer, config), Stopwatch()
+        ahead.resume(run.in_flight, run.first_update)
 
-        def send(collected: Rollout | None, update: int) -> Rollout:
-            """Send what was collected ahead, as the newest policy sees it, or what that collects now."""
-            if collected is None:
-                rollout = collect(envs, agent, buffer, config.seed, update)
-            else:
-                rollout = revalue(agent, buffer, collected)
+        def send(update: int) -> Rollout:
+            rollout = ahead.take(update)
             exchange.send(make_batch(rollout, config, ALONE, update, placement.packets_on))
             return rollout
 
-        if config.overlap and 0 < run.first_update < run.num_updates:
-            with run.weights_in_flight():
-                ahead = collect(envs, agent, buffer, config.seed, run.first_update, with_values=False)
+        sent: Rollout | None = None
         for update in run.updates():
-            lag = 0 if ahead is None else 1
-            rollout = sent or send(ahead, update)
-            goes_ahead = config.overlap and update + 1 < run.num_updates
-            ahead = collect(envs, agent, buffer, config.seed, update + 1, with_values=False) if goes_ahead else None
+            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            rollout = sent or send(update)
+            lag = ahead.policy_lag
+            ahead.collect(update + 1)
             with waiting:
-                stats, trainer_idle = exchange.receive_reply()
-            idle = {"Info/policy_lag": lag, "Time/player_idle": waiting.lap(), "Time/trainer_idle": trainer_idle}
-            now = begin_update(module, exchange, config, update, run.num_updates)  # on this side what is logged only
-            report = run.agree(rollout, stats)  # of `rollout` only what is not in the buffer, where `ahead` lies by now
-            try:  # the trainers need not wait for the report, and are missed only after it
-                sent = send(ahead, update + 1) if ahead and run.goes_on else None
-            finally:
-                run.report(report, now.learning_rate, idle)
+                stats, of_trainers = exchange.receive_reply()
+            idle = PlayerStats(lag, waiting.lap())
+            result = run.merge(rollout, stats)
+            agent.update_statistics(result.moments)
+            adapt_learning_rate(optimizer, config, result.approx_kl)
+            goes_on = ahead.is_there and not run.is_last(result)
+            sent = send(update + 1) if goes_on else None  # the trainers need not wait for the logs
+            run.finish_update(result, learning_rate, idle, of_trainers)
         exchange.send(None)
-        return run.finish(agent)
+        return run.finish()
 
 
 def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:
@@ -131,27 +136,37 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
     agent = make_agent(receive_spec(world, placement.packets_on), config)
     module = PPOModule(agent, config)
     wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-    ppo = SealsRows(wrapped)  # mixed precision is for the networks, not for what they learn from
-    reduce_in_shared_memory(ppo, ranks, config.timeout)
-    compile_loss(ppo, ranks, config)
+    loss_fn = loss_through(wrapped)
+    reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)
+    compile_loss(module.loss, config)
 
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad()
         fabric.backward(loss)
         norm: Tensor = optimizer.step()  # clips the gradient first
+        agent.clamp_log_std()
         return norm
 
-    exchange = Exchange(world, agent, module, config, placement.packets_on)
+    exchange = Exchange(world, agent, module, optimizer, config, placement.packets_on)
     waiting, num_updates = Stopwatch(), config.num_updates(1)
+    first_update = exchange.receive_start()
+    profile = Profile.start() if config.profile else None
     signals.begin_training()
-    for update in range(exchange.receive_start(optimizer), num_updates + 1):
+    for update in range(first_update, num_updates + 1):
         with waiting:
             batch = exchange.receive(update, fabric.device)
         if batch is None:
-            return signals.raise_if_asked()
-        now = begin_update(ppo, optimizer, config, update, num_updates)
-        stats = ppo_update(ppo, batch, step, now, ranks)
-        exchange.reply(ranks, stats, optimizer, waiting.lap())
+            break
+        set_learning_rate(optimizer, config, update, num_updates)
+        coefs = coefficients(config, update, num_updates)
+        stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+        own = TrainerStats(waiting.lap(), bool(signals.name))
+        stats, of_trainers = merge_trainers(stats, own, ranks)
+        adapt_learning_rate(optimizer, config, stats.approx_kl)
+        exchange.reply(stats, of_trainers)
+    if profile is not None:
+        profile.finish(ranks, None, "trainer")
+    signals.raise_if_asked()
 
 
 if __name__ == "__main__":

@@ -5,27 +5,32 @@ python train_torch.py                                    # one process, no launc
 """
 
 from fabric_ppo.config import TorchConfig
-from fabric_ppo.flags import parse_args
+from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
     CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
-from fabric_ppo.distributed import Ranks, join_process_group
-from fabric_ppo.envs import make_envs
-from fabric_ppo.launch import read_launch, run_script
-from fabric_ppo.loggers import add_scalars, markdown_table
-from fabric_ppo.rollout import RolloutBuffer, collect
-from fabric_ppo.run import Run, Summary, new_run_dir
-from fabric_ppo.shared_memory import reduce_in_shared_memory
-from fabric_ppo.update import PPOLoss, begin_update, compile_loss, make_optimizer, ppo_update
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
+from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
+from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.group import Ranks, join_process_group
+from fabric_ppo.process.launch import read_launch
+from fabric_ppo.process.script import run_script
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.folder import new_run_dir
+from fabric_ppo.run.setup import RunSetup
+from fabric_ppo.run.summary import Summary
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -37,7 +42,7 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 def main(config: TorchConfig) -> Summary:
     """Train, test, and leave a run folder."""
-    run_dir = new_run_dir(config, "torch")
+    run_dir = new_run_dir(config)
     launch = read_launch()
     device = torch.device("cuda", launch.local_rank) if config.cuda else torch.device("cpu")
     if config.cuda:
@@ -46,35 +51,37 @@ def main(config: TorchConfig) -> Summary:
         join_process_group("cpu:gloo,cuda:nccl" if config.cuda else "gloo", config.timeout)
     ranks = Ranks(launch.rank, launch.world_size, all_gather)
 
-    with Run(config, "torch", ranks, run_dir) as run:
-        envs = run.closing(make_envs(config, ranks.rank, ranks.size, run.video_dir))
+    with RunSetup(config, ranks, run_dir) as setup:
+        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
         agent = make_agent(envs.spec, config)
-        ppo: nn.Module = PPOLoss(agent, config).to(device)
+        ppo = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)
-        if launch.world_size > 1:
-            ppo = DistributedDataParallel(ppo, device_ids=[launch.local_rank] if config.cuda else None)
-        reduce_in_shared_memory(ppo, ranks, config.timeout)
-        compile_loss(ppo, ranks, config)
+        devices = [launch.local_rank] if config.cuda else None
+        ddp = DistributedDataParallel(ppo, device_ids=devices) if launch.world_size > 1 else None
+        loss_fn = ddp or ppo
+        reduce_in_shared_memory(ddp, ranks, config.timeout)
+        compile_loss(ppo, config)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             loss.backward()
             norm: Tensor = optimizer.step()  # clips the gradient first
+            agent.clamp_log_std()
             return norm
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=ranks.rank * config.num_envs)
-        run.restore(agent, optimizer, buffer)
-        if ranks.rank == 0:
-            writer = run.closing(SummaryWriter(run_dir))
-            writer.add_text("hyperparameters", markdown_table(config.to_dict()))
-            run.log_to(lambda metrics, step: add_scalars(writer, metrics, step))
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
-            now = begin_update(ppo, optimizer, config, update, run.num_updates)
-            rollout = collect(envs, agent, buffer, config.seed, update)
+            learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)
+            coefs = coefficients(config, update, run.num_updates)
+            rollout = collect(agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, device)
-            stats = ppo_update(ppo, batch, step, now, ranks)
-            run.finish_update(rollout, stats, now.learning_rate)
-        return run.finish(agent)
+            stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+            result = run.merge(rollout, stats)
+            agent.update_statistics(result.moments)
+            adapt_learning_rate(optimizer, config, result.approx_kl)
+            run.finish_update(result, learning_rate)
+        return run.finish()
 
 
 if __name__ == "__main__":

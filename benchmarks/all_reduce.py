@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.shared_memory import SharedMemorySum
+from fabric_ppo.fast.shared_memory import SharedMemorySum
+from fabric_ppo.process.group import Ranks
 
 ROUNDS, CALLS = 20, 25
 

@@ -19,12 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs import make_envs
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.launch import cores_per_rank
-from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.launch import cores_per_rank
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.resolve import resolve
 
 ENV_IDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
 
@@ -42,10 +45,11 @@ def measure(env_id: str, given: argparse.Namespace) -> tuple[list[float], list[f
     """Raw rows and collected transitions per second, of each pair."""
     import envpool
 
-    config = Config(env_id=env_id, env_backend="envpool", num_envs=given.num_envs, num_steps=given.num_steps)
+    flags = {"num_envs": given.num_envs, "num_steps": given.num_steps}
+    config = resolve(Config(env_id=env_id, env_backend="envpool", total_timesteps=2**40, **flags))
     envs = make_envs(config, 0, 1)
     agent = make_agent(envs.spec, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, first_env=0)
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
     threads = min(cores_per_rank(), given.num_envs)
     pool = envpool.make_gymnasium(config.env_id, num_envs=given.num_envs, num_threads=threads, seed=1)
     pool.reset()
@@ -55,7 +59,7 @@ def measure(env_id: str, given: argparse.Namespace) -> tuple[list[float], list[f
     for pair in range(-1, given.pairs):  # the first one warms up
         speed = raw_speed(pool, actions, given.rollouts)
         started = time.perf_counter()
-        steps = sum(collect(envs, agent, buffer, 0, update).env_steps for update in range(given.rollouts))
+        steps = sum(collect(agent, buffer, 0, update).stats.env_steps for update in range(given.rollouts))
         if pair >= 0:
             raw.append(speed)
             collected.append(steps / (time.perf_counter() - started))

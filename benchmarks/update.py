@@ -13,18 +13,21 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import Batch, Rows
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import ALONE
-from fabric_ppo.loss import MinibatchLoss
-from fabric_ppo.networks import MANY_ROWS
-from fabric_ppo.spaces import EnvSpec, SpaceSpec
-from fabric_ppo.update import PPOLoss, autograd_loss, compile_loss, make_optimizer, ppo_update
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.fast.closed_form import MANY_ROWS
+from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
+from fabric_ppo.ppo.batch import Batch, Rows
+from fabric_ppo.ppo.loss import minibatch_loss
+from fabric_ppo.ppo.schedules import coefficients
+from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.run.resolve import resolve
 
 SPEC = EnvSpec(
     "LunarLander-v3", SpaceSpec("box", (8,), "float32"), SpaceSpec("discrete", (), "int64", sizes=(4,), start=(0,))
@@ -43,18 +46,15 @@ def update_of(kind: str, config: Config, batch: Batch) -> Callable[[], object]:
     module = PPOLoss(make_agent(SPEC, config), config)
     optimizer = make_optimizer(module, config)
     if kind == "compiled":
-        compile_loss(module, ALONE, config)
-
-    def by_autograd(rows: Rows) -> MinibatchLoss:
-        return autograd_loss(module.weights, rows, config)
+        compile_loss(module, config)
 
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss.backward()
         return optimizer.step()
 
-    loss_fn = by_autograd if kind == "autograd" else module
-    return lambda: ppo_update(loss_fn, batch, step, config)
+    loss_fn = partial(minibatch_loss, module.weights) if kind == "autograd" else module
+    return lambda: ppo_update(loss_fn, batch, step, coefficients(config, 0, 1), config)
 
 
 def products_of(config: Config, minibatches: int) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def products_of(config: Config, minibatches: int) -> Callable[[], object]:
             outputs, inputs = weight.shape
             value, grad = torch.randn(rows, inputs), torch.randn(rows, outputs)
             products += [(value, weight.t(), torch.empty(rows, outputs))]
-            if rows >= MANY_ROWS and 2 * inputs <= outputs:  # the quick way round, as in `networks.ClosedForm`
+            if rows >= MANY_ROWS and 2 * inputs <= outputs:  # the quick way round, as in `fast.closed_form`
                 products += [(value.t(), grad, torch.empty(inputs, outputs))]
             else:
                 products += [(grad.t(), value, torch.empty_like(weight))]
@@ -93,7 +93,7 @@ def measure(rows: int, given: argparse.Namespace) -> None:
     """Let them take turns and print a line for each."""
     count = max(2 * rows, ROWS_AT_LEAST)  # more than one minibatch: they are permuted
     flags = {"per_rank_batch_size": rows, "update_epochs": EPOCHS, "activation_function": given.activation}
-    config = Config(**flags, learning_rate=1e-5, compile=given.compile)
+    config = resolve(Config(**flags, learning_rate=1e-5, compile=given.compile))
     batch = make_batch(count)
     kinds = ["closed form", "autograd", *(["compiled"] if given.compile else [])]
     ways = {"products alone": products_of(config, EPOCHS * batch.num_minibatches(rows))}

@@ -1,52 +1,58 @@
-"""Every flag of the three scripts: one frozen dataclass field each, whose docstring is its `--help`.
+"""Flags of the three scripts: one frozen dataclass field each, whose docstring is its `--help`.
 
-This module loads nothing heavy, so that `--help` and a wrong flag answer at once.
+Building a Config checks types and values, and does nothing else. What takes an import or a look at
+the machine is checked by `fabric_ppo.run.resolve`, before anything starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
-import shutil
-import sys
-import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from fabric_ppo.env_ids import ATARI, named_function, resolve_env_id, resolve_envpool_id
-from fabric_ppo.errors import ConfigError, flag
+from fabric_ppo.process.errors import ConfigError, flag
 
-_POSITIVE_COUNTS = (
-    *("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "update_epochs"),
-    *("test_episodes", "eval_episodes", "keep_checkpoints", "recurrent_size"),
-)
-_POSITIVE = ("learning_rate", "adam_eps", "timeout", "env_timeout", "max_grad_norm", "clip_coef")
-_UNIT_INTERVAL = ("gamma", "gae_lambda")
-_NON_NEGATIVE = ("ent_coef", "vf_coef")
-_AT_MOST: dict[str, float] = {
-    **dict.fromkeys((*_POSITIVE, *_NON_NEGATIVE), 1e30),  # float32 holds it
-    **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
-    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
-}
-"""What no machine can do, and libraries answer with a crash."""
 LEARNING_RATES = (1e-5, 1e-2)
-"""Least and greatest that `--desired-kl` sets."""
+"""Least and greatest learning rate that `--desired-kl` sets."""
+
+
 LOG_STD = (-20.0, 2.0)
-"""What the log standard deviation starts within, and where the network gives it stays within."""
+"""Range of the initial log standard deviation, and by default of a network's with
+`--state-dependent-std`."""
+
+
+ATARI = "atari"
+"""Value of --env-preset; an EnvSpec has it in the place of a wrapper."""
+
+
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
+
+
+TRACKERS = ("tensorboard", "json_lines")
+
+
 MAY_DIFFER = (
-    *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints", "capture_video", "test_episodes"),
-    *("profile", "env_backend", "env_timeout", "restart_envs", "timeout", "num_threads", "exp_name", "log_dir"),
+    *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
+    *("capture_video", "test_episodes", "profile", "quiet", "trackers", "callbacks"),
+    *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads"),
+    *("exp_name", "log_dir"),
 )
 """Flags of a run that a resumed one may be given anew; `Config.resume` lists them for the user."""
 
 
+_NOT_OF_THE_RESULT = ("config", "run_dir", "resume")
+"""Flags that config.yaml leaves out: they only say where this run lies and how it was started."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """The hyperparameters of a run. Building one validates it."""
+    """Hyperparameters of a run. Building one checks types and values."""
+
+    script: ClassVar[str] = "fabric"
+    """Name of the script in `logs/<script>_logs`, `summary.json` and `train_<script>.py`."""
 
     exp_name: str = "default"
     """Name of the experiment, part of the run folder's name."""
@@ -55,8 +61,8 @@ class Config:
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
     num_threads: int = 0
-    """Threads of each rank, PyTorch's and EnvPool's; 0: the cores of the host over its ranks, but one for PyTorch where
-    matrix products are small."""
+    """Threads of each rank, PyTorch's and EnvPool's; 0: the cores of the host over its ranks, but
+    one for PyTorch where matrix products are small."""
     compile: bool = False
     """Have torch.compile translate the loss before training starts; needs a C++ compiler."""
     timeout: float = 300.0
@@ -65,18 +71,20 @@ class Config:
     env_id: str = "CartPole-v1"
     """Environment: an id that `gymnasium.make` takes, `module:Env-v0` included."""
     env_backend: Literal["sync", "async", "envpool"] = "sync"
-    """Where environments run: in this process (sync), in a worker process each (async), in EnvPool's threads."""
+    """Backend of the environments: this process (sync), a worker process each (async), EnvPool's
+    threads."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
     env_wrapper: str | None = None
-    """Function `module:name` from environment to environment that each one goes through (not with envpool); several,
-    the innermost first, with commas between them."""
+    """Function `module:name` from environment to environment that each one goes through (not with
+    envpool); several, the innermost first, with commas between them."""
     env_preset: str | None = None
-    """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and for what is learnt
-    rewards by their sign and a lost life as an end. Tests and logged returns are of full games and raw rewards."""
+    """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and
+    for what is learnt rewards by their sign and a lost life as an end. Tests and logged returns are
+    of full games and raw rewards."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
-    """How continuous actions meet their bounds: cut off there (clip), with -1 .. 1 stretched over the bounds first
-    (rescale), or by way of tanh (squash)."""
+    """Mapping of continuous actions into their bounds: cut off there (clip), with -1 .. 1 stretched
+    over the bounds first (rescale), or by way of tanh (squash)."""
     restart_envs: bool = False
     """Replace an async worker that died or hangs, rebuild its episode, and go on."""
     num_envs: int = 2
@@ -86,7 +94,8 @@ class Config:
     total_timesteps: int = 65536
     """Length of the training, in units of --timestep-unit."""
     timestep_unit: Literal["transition", "iteration"] = "transition"
-    """Unit of --total-timesteps: transitions over all ranks, or calls of a rank's vector environment."""
+    """Unit of --total-timesteps: transitions over all ranks, or calls of a rank's vector
+    environment."""
     stop_at_return: float | None = None
     """End when the mean return of the last 100 training episodes reaches this."""
 
@@ -109,17 +118,17 @@ class Config:
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
     normalize_observations: bool = False
-    """Normalise Box observations by their running mean and deviation over all ranks; of nested ones the Box parts, but
-    for images that go through a network."""
+    """Normalise Box observations by their running mean and deviation over all ranks; of nested ones
+    the Box parts, but for images that go through a network."""
     normalize_rewards: bool = False
     """Divide rewards by the running deviation of discounted returns over all ranks."""
     target_kl: float | None = None
-    """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the policy from the one
-    that collected, mean over an epoch, exceeds 1.5 times this."""
+    """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the
+    policy from the one that collected, mean over an epoch, exceeds 1.5 times this."""
     desired_kl: float | None = None
-    """Have the learning rate follow the approximate KL divergence, mean over an update and all ranks: after one above
-    twice this it is divided by 1.5, after one below half of it multiplied, within 1e-5 .. 1e-2. Needs
-    --no-anneal-lr."""
+    """Have the learning rate follow the approximate KL divergence, mean over an update and all
+    ranks: after one above twice this it is divided by 1.5, after one below half of it multiplied,
+    within 1e-5 .. 1e-2. Needs --no-anneal-lr."""
     clip_coef: float = 0.2
     """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
     anneal_clip_coef: bool = False
@@ -138,9 +147,9 @@ class Config:
     activation_function: Literal["relu", "tanh"] = "relu"
     """Activation between the layers of the networks."""
     encoder: str = "auto"
-    """Network that policy and value share for images of bytes: nature, impala, small (a third of nature's work),
-    flatten (none), or auto, which is nature from 36 x 36 on. Or a class of your own for all Box observations,
-    `module:Class`."""
+    """Network that policy and value share for images of bytes: nature, impala, small (a third of
+    nature's work), flatten (none), or auto, which is nature from 36 x 36 on. Or a class of your own
+    for all Box observations, `module:Class`."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and value network alike."""
     shared_trunk: bool = False
@@ -152,157 +161,92 @@ class Config:
     recurrent_size: int = 64
     """Width of the recurrent layer."""
     sequence_length: int = 16
-    """Steps through which gradients flow back in time with --recurrent; a rollout is cut into sequences of so many."""
+    """Steps through which gradients flow back in time with --recurrent; a rollout is cut into
+    sequences of so many."""
     log_std_init: float = 0.0
     """Log standard deviation that continuous actions start with."""
     state_dependent_std: bool = False
     """Have the policy network give the log standard deviation of continuous actions too."""
     log_std_min: float | None = None
-    """Bound below the log standard deviation of continuous actions. None: -20 with --state-dependent-std, else no
-    bound."""
+    """Bound below the log standard deviation of continuous actions. None: -20 with
+    --state-dependent-std, else no bound."""
     log_std_max: float | None = None
-    """Bound it above. None: 2 with --state-dependent-std, else no bound."""
+    """Bound above it. None: 2 with --state-dependent-std, else no bound."""
     init_from: str | None = None
-    """Run folder or checkpoint whose policy the training starts with; every rank with environments reads it."""
+    """Run folder or checkpoint whose policy the training starts with; every rank with environments
+    reads it."""
     ortho_init: bool = False
-    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value head), but for an
-    encoder of your own."""
+    """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value
+    head), but for an encoder of your own."""
 
     capture_video: bool = False
-    """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into test_videos/."""
+    """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into
+    test_videos/."""
     eval_every: int = 0
-    """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their own; best.ckpt is
-    then the best by these. Other ranks wait for it, no longer than --timeout. 0: none."""
+    """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their
+    own; best.ckpt is then the best by these. Other ranks wait for it, no longer than --timeout.
+    0: none."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     test_episodes: int = 10
     """Greedy episodes played at the end."""
+    trackers: str = "tensorboard,json_lines"
+    """Where metrics go, with commas: tensorboard, json_lines, or a tracker of your own,
+    module:Name."""
+    callbacks: str | None = None
+    """Callbacks of your own, module:Name, with commas between them."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+    profile: bool = False
+    """Print where the time went, in a table at the end; write a trace for Chrome's or Perfetto's
+    viewer."""
     run_dir: str | None = None
     """Folder of this run; by default a new one in --log-dir."""
-    profile: bool = False
-    """Tell where the time went, in a table at the end and in a trace for Chrome's or Perfetto's viewer."""
     resume: bool = False
-    """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be the run's own, but
-    for those that leave the result as it is: --total-timesteps (upward), --stop-at-return, --checkpoint-every,
-    --keep-checkpoints, --capture-video, --test-episodes, --env-backend (sync, async), --env-timeout, --restart-envs,
-    --timeout, --num-threads, --profile, --exp-name, --log-dir."""
+    """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be
+    the run's own, but for those that leave the result as it is: --total-timesteps (upward),
+    --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
+    --env-backend (sync, async), --env-timeout, --restart-envs, --timeout, --num-threads, --profile,
+    --quiet, --trackers, --callbacks, --exp-name, --log-dir."""
     checkpoint_every: int = 0
     """Updates between checkpoints; 0: about one a minute. There is always one at the end."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints to keep, besides the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     log_dir: str = "logs"
-    """Where run folders are made."""
+    """Folder in which run folders are made."""
     config: str | None = None
     """YAML file of flags to start from, such as a run folder's config.yaml; flags override it."""
 
     def __post_init__(self) -> None:
-        """Raise a ConfigError for the first value that cannot work."""
-        _check_types(self)
-        for name in _POSITIVE_COUNTS:
-            _require(self, name, getattr(self, name) >= 1, "a whole number from 1 up")
-        for name in _POSITIVE:
-            _require(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
-        for name in _UNIT_INTERVAL:
-            _require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
-        for name in _NON_NEGATIVE:
-            _require(self, name, 0 <= getattr(self, name) < math.inf, "a number from 0 up")
-        for name, most in _AT_MOST.items():
-            value = getattr(self, name)
-            _require(self, name, max(value if isinstance(value, tuple) else (value,)) <= most, f"at most {most:g}")
-        _require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
-        _require(self, "num_threads", self.num_threads >= 0, "a whole number from 0 up")
-        _require(self, "hidden_sizes", all(n >= 1 for n in self.hidden_sizes), "whole numbers from 1 up")
-        for name in ("checkpoint_every", "eval_every"):
-            _require(self, name, getattr(self, name) >= 0, "a whole number from 0 up")
-        _require(self, "run_dir", self.run_dir != "", "a folder")
-        if self.resume and self.run_dir is None:
-            raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
-        if self.restart_envs and self.env_backend != "async":
-            raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
-        if self.recurrent != "none":
-            self._check_sequences()
-        kl = self.target_kl
-        _require(self, "target_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
-        self._check_desired_kl()
-        if self.env_backend == "envpool":
-            _require(self, "num_steps", self.num_steps >= 2, "with EnvPool a whole number from 2 up")
-        stop = self.stop_at_return
-        _require(self, "stop_at_return", stop is None or math.isfinite(stop), "a finite number, or None")
-        _require(self, "exp_name", re.fullmatch(r"[\w.+-]+", self.exp_name) is not None, "letters, digits and . + - _")
-        if self.compile:
-            if self.anneal_clip_coef or self.anneal_ent_coef:
-                raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
-            require_compiler()
-        self._check_log_std()
-        _require(
-            self, "encoder", self.encoder in ENCODERS or ":" in self.encoder, f"{', '.join(ENCODERS)} or module:Class"
-        )
-        if ":" in self.encoder:
-            named_function(self.encoder, "encoder")
-        if self.env_wrapper is not None:
-            if self.env_backend == "envpool":
-                raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
-            for each in self.env_wrapper.split(","):
-                named_function(each, "env_wrapper")
-        _require(self, "env_preset", self.env_preset in (None, ATARI), ATARI)
-        if self.env_preset and self.env_wrapper:
-            raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
-        resolve = resolve_envpool_id if self.env_backend == "envpool" else resolve_env_id
-        object.__setattr__(self, "env_id", resolve(self.env_id, self.env_preset or ""))
+        """Check every value.
 
-    def _check_sequences(self) -> None:
-        """Raise a ConfigError where rollouts or minibatches cannot be cut into whole sequences."""
-        length = self.sequence_length
-        _require(self, "sequence_length", length >= 1, "a whole number from 1 up")
-        if self.num_steps % length:
-            raise ConfigError(f"--sequence-length {length}: a divisor of --num-steps {self.num_steps} is expected")
-        _require(
-            self,
-            "per_rank_batch_size",
-            self.per_rank_batch_size % length == 0,
-            f"a multiple of --sequence-length {length}",
-        )
-        if self.compile:
-            raise ConfigError("--compile: cannot be had with --recurrent")
+        Raises:
+            ConfigError: names the first that cannot work.
+        """
+        _check_types(self)
+        _check_ranges(self)
+        _check_names(self)
+        _check_combinations(self)
+        _check_sequences(self)
+        _check_learning_rate(self)
+        _check_log_std(self)
 
     @property
     def overlaps(self) -> bool:
-        """Whether rollouts are collected while updates are made."""
+        """True where rollouts are collected while updates are made."""
         return False
 
     @property
-    def rows_together(self) -> int:
-        """Rows that minibatches keep together: a sequence of a recurrent agent's, else one."""
+    def effective_sequence_length(self) -> int:
+        """Rows in a unit of the permutation: --sequence-length with --recurrent, else 1."""
         return 1 if self.recurrent == "none" else self.sequence_length
 
-    def _check_desired_kl(self) -> None:
-        kl = self.desired_kl
-        _require(self, "desired_kl", kl is None or 0 < kl < math.inf, "a number above 0, or None")
-        if kl is None:
-            return
-        if self.anneal_lr:
-            raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
-        least, most = LEARNING_RATES
-        in_range = least <= self.learning_rate <= most
-        _require(self, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
-
-    def _check_log_std(self) -> None:
-        least, most = LOG_STD
-        for name in ("log_std_min", "log_std_max"):
-            value = getattr(self, name)
-            _require(
-                self, name, value is None or least <= value <= most, f"a number from {least:g} to {most:g}, or None"
-            )
-        least = least if self.log_std_min is None else self.log_std_min
-        most = most if self.log_std_max is None else self.log_std_max
-        _require(self, "log_std_max", least <= most, "at least --log-std-min")
-        _require(self, "log_std_init", least <= self.log_std_init <= most, f"a number from {least:g} to {most:g}")
-
     def num_updates(self, num_ranks: int) -> int:
-        """Updates of a run whose `num_ranks` ranks have environments, rounded down.
+        """Compute the updates of a run whose `num_ranks` ranks have environments, rounded down.
 
-        Unit `transition` counts as the field does, total / (num_steps * num_envs * ranks); `iteration` is
-        total / num_steps, where a timestep is one call of the vectorised environment on each rank.
+        Unit `transition` counts as the field does, total / (num_steps * num_envs * ranks);
+        `iteration` is total / num_steps, where a timestep is one call of the vectorised environment
+        on each rank.
 
         Raises:
             ConfigError: not even one update.
@@ -319,67 +263,47 @@ class Config:
         return self.total_timesteps // per_update
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """Raise a ConfigError where these flags do not fit `world_size` processes, so many of them on this host."""
+        """Check that these flags fit `world_size` processes, `on_this_host` of them on this host.
+
+        Raises:
+            ConfigError: they do not.
+        """
         self.num_updates(world_size)
 
+    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
+        """Count the CUDA devices that the scripts themselves take on this host, by `--cuda`."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
-        """The flags as plain values for config.yaml, without those that only say where this run lies."""
-        values = dataclasses.asdict(self)
-        for name in ("config", "run_dir", "resume"):
-            del values[name]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """Return the flags as plain values for config.yaml, but for where this run lies.
+
+        Equal configurations give equal values: an int for a float comes as float, widths as a list.
+        """
+        kinds = field_types(type(self))
+        return {
+            name: _plain(getattr(self, name), kind) for name, kind in kinds.items() if name not in _NOT_OF_THE_RESULT
+        }
 
 
 @dataclass(frozen=True)
 class TorchConfig(Config):
-    """The flags of `train_torch.py`."""
+    """Flags of `train_torch.py`."""
+
+    script: ClassVar[str] = "torch"
 
     cuda: bool = False
     """Train on GPUs, one per rank, with nccl."""
 
-    def __post_init__(self) -> None:
-        """See `Config`; `--cuda` needs a GPU."""
-        super().__post_init__()
-        if self.cuda:
-            require_cuda(1)
-
-    def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """See `Config`; each rank of this host needs a GPU with `--cuda`."""
-        super().check_launch(world_size, on_this_host)
-        if self.cuda:
-            require_cuda(on_this_host)
-
-
-def require_compiler() -> None:
-    """Raise a ConfigError where torch.compile would not find a C++ compiler or Python's headers."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(f"--compile: a C++ compiler is needed, {compiler} is not found; CXX names another one")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        raise ConfigError("--compile: Python's headers are needed (package python3-dev or similar)")
-
-
-def require_cuda(num_devices: int) -> None:
-    """Raise a ConfigError where this host has fewer CUDA devices: never train on the CPU instead."""
-    import torch
-
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < num_devices:
-        raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
-
-
-def require_precision(precision: str | None) -> None:
-    """Raise a ConfigError for a `--precision` of `fabric run` with which this program does not learn.
-
-    That of 16 bits leaves gradient steps out when they overflow, and weights of 16 bits do not move by Adam's steps.
-    """
-    if precision not in (None, "32", "32-true", "64", "64-true", "bf16", "bf16-mixed"):
-        raise ConfigError(f"--precision {precision}: 32-true, 64-true or bf16-mixed is expected")
+    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
+        """See `Config`: one for each rank."""
+        return on_this_host if self.cuda else 0
 
 
 @dataclass(frozen=True)
 class DecoupledConfig(Config):
-    """The flags of `train_fabric_decoupled.py`."""
+    """Flags of `train_fabric_decoupled.py`."""
+
+    script: ClassVar[str] = "fabric_decoupled"
 
     cuda: bool = False
     """Put the trainers on GPUs."""
@@ -396,52 +320,53 @@ class DecoupledConfig(Config):
 
     @property
     def overlaps(self) -> bool:
-        """With `--overlap`."""
+        """True with `--overlap`."""
         return self.overlap
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """See `Config`: one process is the player, and each other one trains on at least one row."""
+        """See `Config`: one process is the player, each other one trains on at least one row."""
+        script = script_file(type(self))
         if world_size < 2:
             raise ConfigError(
-                f"train_fabric_decoupled.py with {world_size} process: a player and at least one trainer are needed, "
-                "as in fabric run --devices=2 train_fabric_decoupled.py"
+                f"{script} with {world_size} process: a player and at least one trainer are needed, "
+                f"as in fabric run --devices=2 {script}"
             )
         self.num_updates(1)
-        rows, unit = (
-            self.num_steps * self.num_envs // self.rows_together,
-            "row" if self.recurrent == "none" else "sequence",
-        )
-        if rows < world_size - 1:
+        count = self.num_steps * self.num_envs // self.effective_sequence_length
+        unit = "row" if self.recurrent == "none" else "sequence"
+        if count < world_size - 1:
             needed = f"at least {world_size - 1}, a {unit} for each trainer, are needed"
-            raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {rows} {unit}s; {needed}")
+            raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {count} {unit}s; {needed}")
         if self.cuda and on_this_host < world_size:
-            raise ConfigError("--cuda: train_fabric_decoupled.py places its ranks on the GPUs of one host")
-        if self.cuda:
-            require_cuda(world_size if self.player_on_gpu else world_size - 1)
+            raise ConfigError(f"--cuda: {script} places its ranks on the GPUs of one host")
+
+    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
+        """See `Config`: one for each trainer, and one for the player with `--player-on-gpu`."""
+        num_trainers = world_size - 1
+        return num_trainers + self.player_on_gpu if self.cuda else 0
 
 
 SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config, "decoupled": DecoupledConfig}
+"""Names of the scripts on the command line of `python -m fabric_ppo`, and their flags."""
 
 
-def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
-    if not holds:
-        raise ConfigError(f"{flag(name)} {shown(getattr(config, name))}".rstrip() + f": {accepted} is expected")
+def script_file(config_type: type[Config]) -> str:
+    """Return the file of the script that takes these flags.
 
-
-def shown(value: Any) -> str:
-    """A value in an error; of what a YAML file nests, which can be endless, only that it is nested."""
-    parts = value if isinstance(value, tuple) else (value,)
-    nested = (list, tuple, dict, set)
-    return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
+    >>> script_file(DecoupledConfig)
+    'train_fabric_decoupled.py'
+    """
+    return f"train_{config_type.script}.py"
 
 
 def field_types(config_type: type[Config]) -> dict[str, Any]:
-    """Field name -> its annotation, as a type."""
-    return get_type_hints(config_type)
+    """Return field name -> its annotation, as a type."""
+    kinds = get_type_hints(config_type)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
 
 
 def accepted_values(kind: Any) -> str:
-    """In words, what a field of this type takes."""
+    """Describe in words what a field of this type takes."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if kind == tuple[int, ...]:
@@ -451,20 +376,169 @@ def accepted_values(kind: Any) -> str:
 
 
 def has_type(value: Any, kind: Any) -> bool:
-    """Whether `value` is of the field type `kind`; bool is no number here."""
+    """Return True if a field of type `kind` takes `value`.
+
+    A list may stand for a tuple and an int for a float; a bool is no number.
+    """
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind == tuple[int, ...]:
-        return isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)
+        return isinstance(value, (tuple, list)) and len(value) > 0 and all(type(item) is int for item in value)
+    if type(value) is int and takes_float(kind):
+        return abs(value) < 2**1023  # no float is larger
     return type(value) in (get_args(kind) or (kind,))
 
 
+def takes_float(kind: Any) -> bool:
+    """Return True if a field of type `kind` takes floats."""
+    return kind is float or float in get_args(kind)
+
+
+def format_value(value: Any) -> str:
+    """Format a value for an error; of nested ones, which YAML can make endless, only their type."""
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    nested = (list, tuple, dict, set)
+    return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Return the one form that equal values of a field have: floats as floats, tuples as lists."""
+    if isinstance(value, tuple):
+        return list(value)
+    return float(value) if type(value) is int and takes_float(kind) else value
+
+
+def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
+    if not holds:
+        value = format_value(getattr(config, name))
+        raise ConfigError(f"{flag(name)} {value}".rstrip() + f": {accepted} is expected")
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+"""Test of a field's value, and in words what passes it."""
+
+
+_COUNT: _Rule = (lambda value: value >= 1, "a whole number from 1 up")
+_COUNT_OR_ZERO: _Rule = (lambda value: value >= 0, "a whole number from 0 up")
+_POSITIVE: _Rule = (lambda value: 0 < value < math.inf, "a number above 0")
+_NON_NEGATIVE: _Rule = (lambda value: 0 <= value < math.inf, "a number from 0 up")
+_UNIT_INTERVAL: _Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_LOG_STD: _Rule = (
+    lambda value: LOG_STD[0] <= value <= LOG_STD[1],
+    f"a number from {LOG_STD[0]:g} to {LOG_STD[1]:g}, or None",
+)
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size"), _COUNT),
+    **dict.fromkeys(("update_epochs", "test_episodes", "eval_episodes"), _COUNT),
+    **dict.fromkeys(("keep_checkpoints", "recurrent_size"), _COUNT),
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), _POSITIVE),
+    **dict.fromkeys(("max_grad_norm", "clip_coef"), _POSITIVE),
+    **dict.fromkeys(("gamma", "gae_lambda"), _UNIT_INTERVAL),
+    **dict.fromkeys(("ent_coef", "vf_coef"), _NON_NEGATIVE),
+    **dict.fromkeys(("num_threads", "checkpoint_every", "eval_every"), _COUNT_OR_ZERO),
+    **dict.fromkeys(("target_kl", "desired_kl"), (_POSITIVE[0], "a number above 0, or None")),
+    **dict.fromkeys(("log_std_min", "log_std_max"), _LOG_STD),
+    "seed": (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    "hidden_sizes": (lambda widths: all(width >= 1 for width in widths), "whole numbers from 1 up"),
+    "stop_at_return": (math.isfinite, "a finite number, or None"),
+    "run_dir": (lambda path: path != "", "a folder"),
+    "exp_name": (lambda name: re.fullmatch(r"[\w.+-]+", name) is not None, "letters, digits and . + - _"),
+    "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
+    "env_preset": (lambda name: name == ATARI, ATARI),
+}
+"""Values that a field takes besides None where its type has that."""
+
+
+_AT_MOST: dict[str, float] = {
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),  # float32 holds it
+    **dict.fromkeys(("max_grad_norm", "clip_coef", "ent_coef", "vf_coef"), 1e30),
+    **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
+    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
+}
+"""Bounds beyond which no machine can work, and libraries answer with a crash."""
+
+
+_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "env_wrapper": ((), "module:name"),
+    "trackers": (TRACKERS, f"{', '.join(TRACKERS)} or module:Name"),
+    "callbacks": ((), "module:Name"),
+}
+"""Fields of names with commas between them, the built-in names, and in words what a name can be."""
+
+
 def _check_types(config: Config) -> None:
-    """Hold every value against its field's annotation: a YAML file or a caller can hand in anything."""
+    """Hold every value against its annotation: a YAML file or a caller can hand in anything."""
     for name, kind in field_types(type(config)).items():
+        _require(config, name, has_type(getattr(config, name), kind), accepted_values(kind))
+
+
+def _check_ranges(config: Config) -> None:
+    for name, (passes, accepted) in _RULES.items():
         value = getattr(config, name)
-        if type(value) is list:
-            object.__setattr__(config, name, value := tuple(value))
-        elif type(value) is int and (kind is float or float in get_args(kind)):
-            object.__setattr__(config, name, value := float(value))
-        _require(config, name, has_type(value, kind), accepted_values(kind))
+        _require(config, name, value is None or passes(value), accepted)
+    for name, most in _AT_MOST.items():
+        value = getattr(config, name)
+        largest = max(value) if isinstance(value, (tuple, list)) else value
+        _require(config, name, largest <= most, f"at most {most:g}")
+
+
+def _check_names(config: Config) -> None:
+    """Check the form of names of the user's own parts; only resolving imports them."""
+    for name, (known, accepted) in _NAMES.items():
+        value = getattr(config, name)
+        for part in [] if value is None else value.split(","):
+            module, _, attribute = part.partition(":")
+            if part not in known and not (module and attribute):
+                raise ConfigError(f"{flag(name)} {part}: {accepted} is expected")
+
+
+def _check_combinations(config: Config) -> None:
+    """Check flags that need or exclude each other."""
+    if config.resume and config.run_dir is None:
+        raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
+    if config.restart_envs and config.env_backend != "async":
+        raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+    if config.env_backend == "envpool":
+        _require(config, "num_steps", config.num_steps >= 2, "with EnvPool a whole number from 2 up")
+        if config.env_wrapper is not None:
+            raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
+    if config.env_preset and config.env_wrapper:
+        raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
+    if config.compile and (config.anneal_clip_coef or config.anneal_ent_coef):
+        raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
+
+
+def _check_sequences(config: Config) -> None:
+    """Check that rollouts and minibatches can be cut into whole sequences, with --recurrent."""
+    if config.recurrent == "none":
+        return
+    length, rows = config.sequence_length, config.per_rank_batch_size
+    _require(config, "sequence_length", length >= 1, "a whole number from 1 up")
+    if config.num_steps % length:
+        raise ConfigError(f"--sequence-length {length}: a divisor of --num-steps {config.num_steps} is expected")
+    _require(config, "per_rank_batch_size", rows % length == 0, f"a multiple of --sequence-length {length}")
+    if config.compile:
+        raise ConfigError("--compile: cannot be had with --recurrent")
+
+
+def _check_learning_rate(config: Config) -> None:
+    """Check what --desired-kl needs."""
+    kl = config.desired_kl
+    if kl is None:
+        return
+    if config.anneal_lr:
+        raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
+    least, most = LEARNING_RATES
+    in_range = least <= config.learning_rate <= most
+    _require(config, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
+
+
+def _check_log_std(config: Config) -> None:
+    """Check that log standard deviations start within their bounds, and that these are in order."""
+    least = LOG_STD[0] if config.log_std_min is None else config.log_std_min
+    most = LOG_STD[1] if config.log_std_max is None else config.log_std_max
+    _require(config, "log_std_max", least <= most, "at least --log-std-min")
+    starts_within = least <= config.log_std_init <= most
+    _require(config, "log_std_init", starts_within, f"a number from {least:g} to {most:g}")

@@ -1,9 +1,9 @@
-"""Random draws as pure functions of (seed, stream, index): no generator carries state from one draw to the next.
+"""Random draws as pure functions of (seed, stream, index): no generator carries state.
 
-The source is Philox4x64-10 ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al., SC 2011): a keyed
-bijection of a counter. The key is (seed, stream); the counter says which draw, so that any slice of a stream is
-reached in time proportional to the slice. Raw words are transformed here, since NumPy's own normals reject and
-therefore do not stay aligned.
+The source is Philox4x64-10 ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al., SC 2011):
+a keyed bijection of a counter. The key is (seed, stream); the counter says which draw, so that any
+slice of a stream is reached in time proportional to the slice. Raw words are transformed here,
+since NumPy's own normals reject and therefore do not stay aligned.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-_WORDS_PER_BLOCK = 4
-_SEED_BITS = 30
+_WORDS_PER_BLOCK = 4  # Philox turns one counter into four words of 64 bits
+_SEED_BITS = 30  # of an episode's seed
 _SEED_MASK = (1 << _SEED_BITS) - 1
-_TEST_BIT = 1 << _SEED_BITS
+_TEST_BIT = 1 << _SEED_BITS  # set in the seeds of test episodes only
 
 
 class Stream(IntEnum):
-    """What a draw is for; streams of one seed are independent of one another."""
+    """Purposes of draws; the streams of one seed are independent of one another."""
 
     ENV = 1
     ACTION = 2
@@ -32,16 +32,29 @@ class Stream(IntEnum):
 
 
 def raw_words(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.uint64]:
-    """Words `start .. start + count - 1` of the sequence that (seed, stream, index) names, 64 bits each."""
+    """Return words `start .. start + count - 1` of the sequence (seed, stream, index), `[count]`.
+
+    Args:
+        seed: the run's, below 2**64.
+        stream: the draw's purpose.
+        index: which of the stream's sequences, such as (update, 0).
+        start: first word.
+        count: how many, of 64 bits each.
+    """
+    # the sequence is the high half of the counter, the place in it the low half
     philox = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, 0, *index], np.uint64))
-    philox.advance(start // _WORDS_PER_BLOCK)
+    philox.advance(start // _WORDS_PER_BLOCK)  # counts in blocks of four words
     skip = start % _WORDS_PER_BLOCK
     words: NDArray[np.uint64] = philox.random_raw(skip + count)[skip:]
     return words
 
 
 def uniforms(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.float64]:
-    """Uniform draws strictly inside (0, 1), `[count]`: the midpoints of 2**52 equal cells."""
+    """Draw uniformly from inside (0, 1), `[count]`: from the midpoints of 2**52 equal cells.
+
+    Neither 0 nor 1 comes, so that a logarithm or an inverse normal distribution function is finite.
+    The arguments are those of `raw_words`.
+    """
     words = raw_words(seed, stream, index, start, count)
     result: NDArray[np.float64] = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return result
@@ -50,9 +63,17 @@ def uniforms(seed: int, stream: Stream, index: tuple[int, int], start: int, coun
 def action_uniforms(
     seed: int, update: int, first_env: int, num_envs: int, num_steps: int, size: int
 ) -> NDArray[np.float64]:
-    """Noise of one rollout's actions, `[num_steps, num_envs, size]`, for global environments from `first_env` on.
+    """Draw the noise of one rollout's actions, uniform in (0, 1), `[num_steps, num_envs, size]`.
 
     An environment's draws depend on its global id alone, not on the rank that it lives on.
+
+    Args:
+        seed: the run's.
+        update: number of the update that the rollout is for.
+        first_env: global id of the first environment.
+        num_envs: environments from there on.
+        num_steps: of the rollout.
+        size: draws for one action.
     """
     per_env = num_steps * size
     flat = uniforms(seed, Stream.ACTION, (update, 0), first_env * per_env, num_envs * per_env)
@@ -60,34 +81,42 @@ def action_uniforms(
 
 
 def minibatch_order(seed: int, update: int, epoch: int, rows: int, stream: Stream = Stream.ORDER) -> NDArray[np.int64]:
-    """A permutation of `rows` rows, `[rows]`."""
+    """Return a permutation of `rows` rows, `[rows]`, another one for each (update, epoch)."""
     key = np.array([seed, stream], np.uint64)
     philox = np.random.Philox(key=key, counter=np.array([0, 0, update, epoch], np.uint64))
     return np.random.Generator(philox).permutation(rows)
 
 
 def init_seed(seed: int) -> int:
-    """Seed of PyTorch's generator for the initial weights."""
+    """Return the seed of PyTorch's generator for the initial weights, below 2**63."""
     return int(raw_words(seed, Stream.INIT, (0, 0), 0, 1)[0] >> np.uint64(1))
 
 
 def episode_seed(seed: int, env: int, episode: int, num_envs: int) -> int:
-    """What training environment `env` of `num_envs` (over all ranks) passes to `reset` for its `episode`-th episode.
+    """Return the seed that a training environment passes to `reset` for an episode.
 
-    Distinct for distinct (env, episode) up to 2**30 episodes in all: a keyed permutation, not a hash. Below 2**30,
-    which every random generator takes, and which no test episode draws.
+    Distinct for distinct (env, episode) up to 2**30 episodes in all: a keyed permutation, not a
+    hash. Below 2**30, which every random generator takes, and which no test episode draws.
+
+    Args:
+        seed: the run's.
+        env: global id of the environment.
+        episode: number of its episode, from 0.
+        num_envs: environments on all ranks.
     """
     assert 0 <= env < num_envs
     return _permute(seed, Stream.ENV, episode * num_envs + env)
 
 
 def evaluation_seed(seed: int, episode: int) -> int:
-    """What a test's `episode`-th episode passes to `reset`: from 2**30 up, which training cannot draw."""
+    """Return the seed of a test's `episode`-th episode: from 2**30 up, out of training's reach."""
     return _TEST_BIT | _permute(seed, Stream.TEST_ENV, episode)
 
 
 def _permute(seed: int, stream: Stream, index: int) -> int:
-    """Map `index` by a keyed permutation of the numbers below 2**30; each of the four rounds can be undone."""
+    """Map `index` by a keyed permutation of the numbers below 2**30."""
+    # four rounds, each of steps that can be undone: xor with a key, multiplication by an odd number
+    # modulo 2**30, xor with one's own upper half
     value = index & _SEED_MASK
     for word in raw_words(seed, stream, (0, 0), 0, 4).tolist():
         value ^= word & _SEED_MASK

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-from fabric_ppo.checkpoint import Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run.checkpoint import newest_first
 from tests.runs import SCRIPTS, run_ranks
 
 NUM_UPDATES = 6

@@ -17,8 +17,8 @@ import torch.utils.tensorboard
 import train_fabric
 import train_fabric_decoupled
 import train_torch  # loaded before the forks, so that no rank has to
-from fabric_ppo.launch import die_with_parent, run_script
-from fabric_ppo.signals import signals
+from fabric_ppo.process.launch import die_with_parent, run_script
+from fabric_ppo.process.signals import signals
 
 SCRIPTS = {"torch": train_torch, "fabric": train_fabric, "decoupled": train_fabric_decoupled}
 ROOT = Path(__file__).parent.parent

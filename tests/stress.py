@@ -45,14 +45,15 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from fabric_ppo import checkpoint as checkpoint_module
-from fabric_ppo import launch
-from fabric_ppo.checkpoint import BEST, Checkpoint, newest_first
 from fabric_ppo.config import SCRIPT_CONFIGS
-from fabric_ppo.flags import parse_flags
-from fabric_ppo.run import Run
-from fabric_ppo.run_state import Checkpoints
-from fabric_ppo.signals import signals
+from fabric_ppo.process import launch
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.process.signals import signals
+from fabric_ppo.run import checkpoint as checkpoint_module
+from fabric_ppo.run.checkpoint import BEST, newest_first
+from fabric_ppo.run.run import Run
+from fabric_ppo.run.snapshot import Checkpoints
+from fabric_ppo.tools.flags import parse_flags
 from tests.runs import ROOT, SCRIPTS, clean_environment, command, free_port
 from tests.test_faults import descendants, rank_pids
 

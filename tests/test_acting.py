@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.acting import Actor, ArrayActor, make_actor
-from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.networks import MLP
-from fabric_ppo.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.mlp import MLP
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.fast.array_actor import ArrayActor, make_actor
+from fabric_ppo.rollouts.actor import Actor
 from tests.test_distributions import SPACES
 
 OBSERVATIONS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fabric_ppo.advantages import gae
+from fabric_ppo.ppo.advantages import gae
 
 CASES = json.loads((Path(__file__).parent / "reference" / "vectors.json").read_text())["gae"]
 

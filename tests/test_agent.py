@@ -11,11 +11,12 @@ from torch import nn
 from torch.distributions import Normal
 
 from fabric_ppo import Config, ConfigError, load_agent, train
-from fabric_ppo.acting import make_actor
-from fabric_ppo.agent import make_agent, start_from
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.agents.mlp import MLP
+from fabric_ppo.agents.policy_file import start_from
 from fabric_ppo.config import SCRIPT_CONFIGS
-from fabric_ppo.networks import MLP
-from fabric_ppo.spaces import env_spec
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.fast.array_actor import make_actor
 from tests.runs import run_ranks
 
 BOX = env_spec("Test-v0", spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (2,)))

@@ -9,11 +9,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo import Config, ConfigError, load_agent, signals, train
-from fabric_ppo.agent import make_agent, start_from
-from fabric_ppo.errors import EnvironmentFault
-from fabric_ppo.evaluate import evaluate
-from fabric_ppo.spaces import env_spec
+from fabric_ppo import Config, ConfigError, load_agent, train
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.agents.policy_file import start_from
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process import signals
+from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.rollouts.evaluate import evaluate
 from tests.runs import command, in_fork, run
 
 TINY = {"total_timesteps": 256, "num_steps": 64, "update_epochs": 1, "test_episodes": 2}

@@ -13,14 +13,17 @@ import pytest
 import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from fabric_ppo import cli, load_agent
-from fabric_ppo.agent import make_agent
+from fabric_ppo import load_agent
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.env_ids import resolve_env_id, resolve_envpool_id
-from fabric_ppo.envs import envpool_envs, make_envs
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.envs import envpool_envs
+from fabric_ppo.envs.ids import resolve_env_id, resolve_envpool_id
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.seeding import episode_seed, evaluation_seed
+from fabric_ppo.tools import cli
 from tests.resuming import assert_a_killed_run_goes_on, finish
 
 pytest.importorskip("ale_py", reason="the extra atari")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.batch import Batch, Rows, make_batch
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.rollout import Rollout
+from fabric_ppo.ppo.batch import Batch, Rows, make_batch
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.buffer import Rollout
 
 CPU = torch.device("cpu")
 # one-step advantages: r + gamma * V' * (1 - terminated) - V, without a sum over time

@@ -17,7 +17,7 @@ from benchmarks.programs import PROGRAMS, Program, read_counts
 from benchmarks.report import Run, Spread, failures, ratios, reference, spread, table, table_line, unequal_work
 from benchmarks.workloads import Contender, Setting, Work, Workload, workloads
 from fabric_ppo.config import SCRIPT_CONFIGS
-from fabric_ppo.flags import parse_flags
+from fabric_ppo.tools.flags import parse_flags
 from tests import runs
 
 WORK = Work("CartPole-v1", 1024, num_envs=1, num_steps=128, batch_size=64, epochs=10)

@@ -15,15 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fabric_ppo.checkpoint import (
-    BEST,
-    Checkpoint,
-    newest_first,
-    newest_intact,
-    save_checkpoint,
-    write_atomically,
-)
-from fabric_ppo.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.files import Checkpoint, write_atomically
+from fabric_ppo.run.checkpoint import BEST, newest_first, newest_intact, save_checkpoint
 from tests.runs import in_fork
 
 MAGIC = b"Fabric PPO checkpoint 1\n"

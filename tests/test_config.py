@@ -6,12 +6,13 @@ import sys
 import pytest
 import yaml
 
-from fabric_ppo import cli
 from fabric_ppo.config import Config, TorchConfig
-from fabric_ppo.env_ids import resolve_env_id
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.flags import parse_args, parse_flags
-from fabric_ppo.launch import Launch, is_rank_zero, read_launch
+from fabric_ppo.envs.ids import resolve_env_id
+from fabric_ppo.process.console import is_rank_zero
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.launch import Launch, read_launch
+from fabric_ppo.tools import cli
+from fabric_ppo.tools.flags import parse_args, parse_flags
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 DEFAULTS = {

@@ -9,15 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.architectures.placement import Placement, place
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.distributed import ALONE
-from fabric_ppo.envs import make_envs
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.roles import Placement, place
-from fabric_ppo.rollout import RolloutBuffer, collect, revalue
-from fabric_ppo.update import losses_of
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.loss import losses_of
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.group import ALONE
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.rollouts.values import revalue
 from tests.runs import command, run, run_ranks
 from tests.toy_envs import toy_env
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.rollout import Rollout
-from fabric_ppo.spaces import EnvSpec, SpaceSpec
-from fabric_ppo.update import PPOLoss, _value_moments, make_optimizer, run_epochs
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.update import _value_moments, run_epochs
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.buffer import Rollout
 
 OBS = SpaceSpec("box", (5,), "float32")
 ACTIONS = {

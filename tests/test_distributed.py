@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import ALONE, Ranks, prepare_process, require_same_config, useful_threads
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.replay import Trail
-from fabric_ppo.run_state import gather_trail
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.group import ALONE, Ranks
+from fabric_ppo.rollouts.buffer import Trail
+from fabric_ppo.run.prepare import prepare_process, require_same_config, useful_threads
+from fabric_ppo.run.resume import gather_trail
 
 
 def on_ranks(size, function):

@@ -6,9 +6,15 @@ import math
 import pytest
 import torch
 
-from fabric_ppo.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, make_distribution
+from fabric_ppo.agents.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    make_distribution,
+)
+from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.seeding import action_uniforms
-from fabric_ppo.spaces import SpaceSpec
 
 CHOICES = SpaceSpec("discrete", (), "int64", (5,), (0,))
 MANY_CHOICES = SpaceSpec("multi_discrete", (2, 2), "int64", (3, 2, 4, 2), (0,) * 4)

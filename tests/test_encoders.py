@@ -10,17 +10,18 @@ import torch
 from gymnasium import spaces
 from torch.distributions import Categorical as Reference
 
-from fabric_ppo import Config, ConfigError, cli, load_agent, train
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import blank_rows
+from fabric_ppo import Config, ConfigError, load_agent, train
+from fabric_ppo.agents.encoders import Encoder
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
-from fabric_ppo.encoders import Encoder
-from fabric_ppo.envs.base import _random_action
 from fabric_ppo.envs.masks import action_mask_from_info
-from fabric_ppo.errors import flag
-from fabric_ppo.evaluate import evaluate
-from fabric_ppo.spaces import EnvSpec, Packer, env_spec
-from fabric_ppo.update import PPOLoss
+from fabric_ppo.envs.repeatable import _random_action
+from fabric_ppo.envs.spaces import EnvSpec, Packer, env_spec
+from fabric_ppo.fast.loss_module import PPOLoss
+from fabric_ppo.ppo.batch import blank_rows
+from fabric_ppo.process.errors import flag
+from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.tools import cli
 from tests.nested_envs import OBSERVATION
 from tests.runs import ROOT, command, run, run_ranks
 

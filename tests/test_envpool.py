@@ -14,18 +14,21 @@ import pytest
 import torch
 from torch import nn
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import Rows, make_batch
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config, DecoupledConfig, TorchConfig
-from fabric_ppo.distributed import ALONE
-from fabric_ppo.env_ids import resolve_envpool_id
-from fabric_ppo.envs import EnvironmentFault, envpool_envs, make_envs
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.replay import PastEpisode
-from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.envs import envpool_envs
+from fabric_ppo.envs.contract import PastEpisode
+from fabric_ppo.envs.ids import resolve_envpool_id
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.spaces import ActionConverter
+from fabric_ppo.fast.loss_module import PPOLoss
+from fabric_ppo.ppo.batch import Rows, make_batch
+from fabric_ppo.ppo.loss import autograd_loss
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
+from fabric_ppo.process.group import ALONE
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import ActionConverter
-from fabric_ppo.update import PPOLoss, autograd_loss
 from tests.runs import command, run, run_ranks
 
 envpool = pytest.importorskip("envpool", reason="EnvPool needs Python 3.11")

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from fabric_ppo.config import Config
-from fabric_ppo.envs import EnvironmentFault, make_envs
-from fabric_ppo.errors import ConfigError
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.spaces import ActionConverter
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import ActionConverter
 from tests.toy_envs import MODULE, OBSERVATIONS, decode, encode, toy_env, toy_reward
 
 SEED = 3

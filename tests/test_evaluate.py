@@ -12,14 +12,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fabric_ppo import evaluate as evaluation
-from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.envs import EnvironmentFault
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.evaluate import Policy, evaluate, load_agent
-from fabric_ppo.policy_file import POLICY_FILE, save_policy
+from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.policy import Policy, load_agent
+from fabric_ppo.agents.policy_file import POLICY_FILE, save_policy
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
+from fabric_ppo.rollouts import evaluate as evaluation
+from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import Stream, episode_seed, evaluation_seed, uniforms
-from fabric_ppo.spaces import env_spec
 from tests.toy_envs import ACTIONS, OBSERVATIONS, decode, encode, toy_env
 
 SEED = 5

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from fabric_ppo.checkpoint import Checkpoint
+from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
-from fabric_ppo.evaluate import evaluate, load_agent
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.rollouts.evaluate import evaluate
 from tests.runs import run_ranks
 
 SEED = 5

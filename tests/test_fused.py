@@ -6,14 +6,14 @@ import dataclasses
 import pytest
 import torch
 
-from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.batch import Rows
+from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.config import Config
-from fabric_ppo.fused import FusedLoss, can_fuse
-from fabric_ppo.loss import MinibatchLoss
-from fabric_ppo.networks import FlatWeights
-from fabric_ppo.spaces import EnvSpec, SpaceSpec
-from fabric_ppo.update import PPOLoss, autograd_loss, make_optimizer
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.fused_loss import FusedLoss, can_fuse
+from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
+from fabric_ppo.ppo.batch import Rows
+from fabric_ppo.ppo.loss import MinibatchLoss, autograd_loss
 
 BOX = SpaceSpec("box", (5,), "float32")
 OBSERVATIONS = {

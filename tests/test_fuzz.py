@@ -35,16 +35,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fabric_ppo import cli
-from fabric_ppo.agent import make_agent, start_from
-from fabric_ppo.checkpoint import Checkpoint, newest_first
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.agents.policy import load_agent
+from fabric_ppo.agents.policy_file import POLICY_FILE, start_from
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
-from fabric_ppo.envs.base import make_gymnasium_env
-from fabric_ppo.errors import ConfigError, StoppedBySignal, TrainingError, flag
-from fabric_ppo.evaluate import load_agent
-from fabric_ppo.flags import parse_flags
-from fabric_ppo.policy_file import POLICY_FILE
-from fabric_ppo.spaces import env_spec
+from fabric_ppo.envs.make import make_gymnasium_env
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process.errors import ConfigError, StoppedBySignal, TrainingError, flag
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run.checkpoint import newest_first
+from fabric_ppo.tools import cli
+from fabric_ppo.tools.flags import parse_flags
 from tests.runs import ROOT, SCRIPTS, clean_environment
 
 SHARE = float(os.environ.get("FABRIC_PPO_FUZZ", "0.04"))

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from fabric_ppo import Config, ConfigError
-from fabric_ppo.checkpoint import Checkpoint
-from fabric_ppo.update import adapt_learning_rate, begin_update, make_optimizer
+from fabric_ppo.fast.loss_module import make_optimizer
+from fabric_ppo.ppo.schedules import adapt_learning_rate, begin_update
+from fabric_ppo.process.files import Checkpoint
 from tests.resuming import finish, newest_checkpoint, train
 
 FOLLOWS = {"desired_kl": 2e-3, "anneal_lr": False}

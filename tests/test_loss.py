@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fabric_ppo.distributions import Categorical
-from fabric_ppo.loss import ppo_loss
+from fabric_ppo.agents.distributions import Categorical
+from fabric_ppo.ppo.loss import ppo_loss
 
 CASES = json.loads((Path(__file__).parent / "reference" / "vectors.json").read_text())["loss"]
 LOGGED = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")

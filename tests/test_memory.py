@@ -13,18 +13,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.agents.memory import Memory
+from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.api import train
-from fabric_ppo.batch import make_batch
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.distributed import ALONE
-from fabric_ppo.envs import make_envs
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.evaluate import Policy, evaluate, load_agent
-from fabric_ppo.memory import Memory
-from fabric_ppo.rollout import RolloutBuffer, collect, revalue
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.loss_module import PPOLoss
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.loss import autograd_loss
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.group import ALONE
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.rollouts.values import revalue
 from fabric_ppo.seeding import evaluation_seed
-from fabric_ppo.update import PPOLoss, autograd_loss
 from tests.resuming import assert_a_killed_run_goes_on, finish, summary
 from tests.resuming import train as train_ranks
 from tests.runs import run_ranks

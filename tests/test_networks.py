@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fabric_ppo.networks import MLP, FlatWeights
+from fabric_ppo.agents.mlp import MLP
+from fabric_ppo.fast.flat_weights import FlatWeights
 
 SHAPES = pytest.mark.parametrize("hidden_sizes", [(16, 4), (), (3,), (4, 5), (6, 2, 3)], ids=str)
 ACTIVATIONS = pytest.mark.parametrize("activation", ["relu", "tanh"])

@@ -8,15 +8,16 @@ import yaml
 from gymnasium import spaces
 from gymnasium.wrappers import NormalizeReward
 
-from fabric_ppo.agent import make_agent
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.agents.normalize import RewardScale, RunningMoments
+from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, TorchConfig
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.evaluate import evaluate, load_agent
-from fabric_ppo.normalize import RewardScale, RunningMoments
+from fabric_ppo.envs.spaces import Packer, env_spec
+from fabric_ppo.ppo.update import _is_too_far
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import Packer, env_spec
-from fabric_ppo.update import _is_too_far
 from tests.runs import run_ranks
 from tests.toy_envs import encode, toy_env
 

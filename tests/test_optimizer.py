@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fabric_ppo.optimizer import ClippedAdam
+from fabric_ppo.fast.clipped_adam import ClippedAdam
 from tests.runs import ROOT
 
 SHAPES = pytest.mark.parametrize("shapes", [[(37,)], [(3, 4), (4,), ()]], ids=["flat", "several"])

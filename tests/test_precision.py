@@ -7,14 +7,15 @@ import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import Rows
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.architectures.lightning_module import PPOModule, SealsRows
 from fabric_ppo.config import Config
-from fabric_ppo.envs import make_envs
-from fabric_ppo.lightning_module import PPOModule, SealsRows
-from fabric_ppo.rollout import RolloutBuffer, collect
-from fabric_ppo.spaces import ActionConverter, EnvSpec, SpaceSpec
-from fabric_ppo.update import PPOLoss
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.spaces import ActionConverter, EnvSpec, SpaceSpec
+from fabric_ppo.fast.loss_module import PPOLoss
+from fabric_ppo.ppo.batch import Rows
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
 from tests.resuming import finish
 from tests.toy_envs import toy_env
 

@@ -1,8 +1,8 @@
 import json
 import time
 
-from fabric_ppo import profile
 from fabric_ppo.config import TorchConfig
+from fabric_ppo.process import profile
 from tests.runs import run_ranks
 
 

@@ -24,18 +24,20 @@ from unittest import mock
 import pytest
 import torch
 
-from fabric_ppo import cli
-from fabric_ppo.agent import make_agent
-from fabric_ppo.batch import make_batch
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.envs import make_envs
-from fabric_ppo.errors import flag
-from fabric_ppo.flags import parse_flags
-from fabric_ppo.rollout import RolloutBuffer, collect
-from fabric_ppo.run import Run
-from fabric_ppo.suite import SUITES
-from fabric_ppo.update import Stats, make_optimizer
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.loss_module import make_optimizer
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.update import Stats
+from fabric_ppo.process.errors import flag
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.run import Run
+from fabric_ppo.tools import cli
+from fabric_ppo.tools.flags import parse_flags
+from fabric_ppo.tools.suite import SUITES
 from tests.runs import BIN, ROOT, SCRIPTS, clean_environment, free_port
 
 PAGES = (ROOT / "README.md", ROOT / "docs/cluster.md")

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.agent import make_agent
-from fabric_ppo.checkpoint import Checkpoint
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs import make_envs
-from fabric_ppo.envs.base import is_repeatable
-from fabric_ppo.replay import ActionLog, PastEpisode
-from fabric_ppo.rollout import RolloutBuffer, collect
-from fabric_ppo.run_state import Snapshot, action_arrays, past_episodes
+from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.envs.contract import PastEpisode
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.repeatable import is_repeatable
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.resume import action_arrays, past_episodes
+from fabric_ppo.run.snapshot import Snapshot
 from fabric_ppo.seeding import episode_seed
 from tests.toy_envs import ACTIONS, OBSERVATIONS, encode, toy_env
 

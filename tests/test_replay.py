@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric_ppo.replay import ActionLog, Trail
+from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.rollouts.buffer import Trail
 
 TYPES = [((), np.uint8), ((2,), np.float32), ((3, 2), np.int64)]
 

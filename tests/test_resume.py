@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fabric_ppo import checkpoint as checkpoint_module
-from fabric_ppo import loggers
-from fabric_ppo import run as run_module
-from fabric_ppo.checkpoint import Checkpoint
-from fabric_ppo.roles import Exchange
-from fabric_ppo.run import Run
-from fabric_ppo.run_state import Checkpoints
+from fabric_ppo.architectures.exchange import Exchange
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run import checkpoint as checkpoint_module
+from fabric_ppo.run import run as run_module
+from fabric_ppo.run.run import Run
+from fabric_ppo.run.snapshot import Checkpoints
+from fabric_ppo.run.trackers import tensorboard as loggers
 from tests.resuming import (
     NUM_UPDATES,
     assert_same_run,

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import train_torch
-from fabric_ppo import run_state
-from fabric_ppo.checkpoint import Checkpoint
 from fabric_ppo.config import MAY_DIFFER, SCRIPT_CONFIGS, Config
-from fabric_ppo.errors import ConfigError, flag
-from fabric_ppo.run_state import require_same_run
+from fabric_ppo.process.errors import ConfigError, flag
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run import resume as run_state
+from fabric_ppo.run.resume import require_same_run
 from tests.resuming import TINY, assert_same_run, config_of, finish, metrics, newest_checkpoint, summary, train
 from tests.runs import ROOT, SCRIPTS, clean_environment
 

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.advantages import gae
-from fabric_ppo.agent import Agent, Architecture, make_agent
-from fabric_ppo.batch import make_batch
+from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.envs import make_envs
-from fabric_ppo.rollout import RolloutBuffer, collect
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
+from fabric_ppo.ppo.advantages import gae
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.seeding import Stream, episode_seed, uniforms
-from fabric_ppo.update import PPOLoss, make_optimizer, ppo_update
 from tests.toy_envs import ACTIONS, decode, toy_env, toy_reward
 
 SEED = 11

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import train_torch
-from fabric_ppo import run as run_module
 from fabric_ppo.config import Config, TorchConfig
-from fabric_ppo.envs import EnvironmentFault
+from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.run import run as run_module
 from tests.runs import ROOT, clean_environment, run_ranks
 
 

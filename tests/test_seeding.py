@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from fabric_ppo.agents.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from fabric_ppo.seeding import (
     Stream,
     action_uniforms,

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from fabric_ppo.distributed import Ranks
-from fabric_ppo.errors import LostContactError
-from fabric_ppo.shared_memory import SharedMemorySum
+from fabric_ppo.fast.shared_memory import SharedMemorySum
+from fabric_ppo.process.errors import LostContactError
+from fabric_ppo.process.group import Ranks
 
 
 def connected(size):

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import train_torch
-from fabric_ppo import launch
-from fabric_ppo import run as run_module
-from fabric_ppo.launch import STOPPED_BY_SIGNAL
-from fabric_ppo.signals import signals
+from fabric_ppo.process import launch
+from fabric_ppo.process.errors import STOPPED_BY_SIGNAL
+from fabric_ppo.process.signals import signals
+from fabric_ppo.run import run as run_module
 from tests.resuming import assert_same_run, checkpoints, config_of, finish, metrics, on_call
 from tests.runs import ROOT, SCRIPTS, clean_environment, command, start_ranks
 from tests.test_faults import alive, descendants, wait_for

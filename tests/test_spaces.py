@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.spaces import SUPPORTED, ActionConverter, EnvSpec, SpaceSpec, env_spec
+from fabric_ppo.envs.spaces import SUPPORTED, ActionConverter, EnvSpec, SpaceSpec, env_spec
+from fabric_ppo.process.errors import ConfigError
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 OBSERVATIONS = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fabric_ppo import cli, suite
 from fabric_ppo.config import Config
-from fabric_ppo.errors import ConfigError
-from fabric_ppo.flags import load_yaml
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.tools import cli, suite
+from fabric_ppo.tools.flags import load_yaml
 
 TINY = "env_id: CartPole-v1\ntotal_timesteps: 512\nnum_steps: 64\nupdate_epochs: 1\n"
 

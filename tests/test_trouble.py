@@ -21,10 +21,11 @@ import pytest
 import torch
 
 import train_torch
-from fabric_ppo.checkpoint import Checkpoint, newest_first
-from fabric_ppo.envs import EnvironmentFault, make_envs
 from fabric_ppo.envs.async_envs import AsyncEnvs
-from fabric_ppo.launch import NOT_ALL_WRITTEN
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.process.errors import NOT_ALL_WRITTEN, EnvironmentFault
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run.checkpoint import newest_first
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.resuming import (
     assert_same_run,

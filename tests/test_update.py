@@ -11,25 +11,20 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from fabric_ppo import agent as agents
-from fabric_ppo.agent import Agent, Architecture
-from fabric_ppo.batch import Batch, Rows
+from fabric_ppo.agents import agent as agents
+from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.config import Config
-from fabric_ppo.distributed import ALONE
-from fabric_ppo.errors import TrainingError
-from fabric_ppo.networks import FlatWeights
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, env_spec
+from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
+from fabric_ppo.ppo.batch import Batch, Rows
+from fabric_ppo.ppo.loss import autograd_loss
+from fabric_ppo.ppo.schedules import begin_update
+from fabric_ppo.ppo.update import Stats, ppo_update
+from fabric_ppo.process.errors import TrainingError
+from fabric_ppo.process.group import ALONE
+from fabric_ppo.run.guard import Guard
 from fabric_ppo.seeding import minibatch_order
-from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
-from fabric_ppo.update import (
-    Guard,
-    PPOLoss,
-    Stats,
-    autograd_loss,
-    begin_update,
-    compile_loss,
-    make_optimizer,
-    ppo_update,
-)
 
 BOX = SpaceSpec("box", (5,), "float32")
 ACTIONS = {

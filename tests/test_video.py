@@ -14,18 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fabric_ppo import cli
-from fabric_ppo.agent import Agent, Architecture
+from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.policy import Policy
+from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.config import Config
-from fabric_ppo.envs import make_envs
-from fabric_ppo.envs.base import record
-from fabric_ppo.errors import NotAllWrittenError
-from fabric_ppo.evaluate import Policy, evaluate
-from fabric_ppo.launch import NOT_ALL_WRITTEN
-from fabric_ppo.loggers import Writes
-from fabric_ppo.policy_file import save_policy
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.recorder import record
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process.errors import NOT_ALL_WRITTEN, NotAllWrittenError
+from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.run.writes import Writes
 from fabric_ppo.seeding import episode_seed, evaluation_seed
-from fabric_ppo.spaces import env_spec
+from fabric_ppo.tools import cli
 from tests.toy_envs import ACTIONS, OBSERVATIONS, Toy, toy_env
 
 SEED = 9

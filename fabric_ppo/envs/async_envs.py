@@ -13,29 +13,39 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, Recorder, VectorEnvs, make_gymnasium_env
-from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
-from fabric_ppo.launch import die_with_parent, say
-from fabric_ppo.replay import ActionLog, PastEpisode
-from fabric_ppo.signals import ignore_in_child
-from fabric_ppo.spaces import EnvSpec
+from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.envs.contract import (
+    Array,
+    EnvSettings,
+    FinalObs,
+    PastEpisode,
+    UnwrittenVideoError,
+    VectorEnvs,
+)
+from fabric_ppo.envs.episodes import Episodes
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.process.console import print_line
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
+from fabric_ppo.process.launch import die_with_parent
+from fabric_ppo.process.signals import ignore_in_child
 
 _RESET, _STEP, _REBUILD, _STATE, _CLOSE, _DONE, _FAULT = b"r", b"s", b"b", b"g", b"c", b"d", b"f"
-_MOST_REPLACEMENTS = 3
+_MOST_REPLACEMENTS = 3  # for one command to one environment
 _CLOSE_SECONDS = 60.0  # a worker may have a video to write
-_KILL_SECONDS = 1.0
-_LONGEST_POLL = 1e6
+_KILL_SECONDS = 1.0  # for workers that are closed in the middle of a command
+_LONGEST_POLL = 1e6  # seconds; `poll` overflows with much more
 
 
 class _LostWorkerError(EnvironmentFault):
-    """A worker died or hangs."""
+    """A worker that died or hangs."""
 
 
 class AsyncEnvs(VectorEnvs):
     """Environments that step at the same time, each in a process of its own.
 
-    A worker waits on its pipe for one byte that says what to do and answers with one byte; actions, observations,
-    rewards and flags lie in memory that all processes share.
+    A worker waits on its pipe for one byte that names a command and answers with one byte; actions,
+    observations, rewards and flags lie in memory that all processes share.
     """
 
     def __init__(self, settings: EnvSettings) -> None:
@@ -47,9 +57,9 @@ class AsyncEnvs(VectorEnvs):
         probe = make_gymnasium_env(settings.env_id, settings.env_wrapper)
         self.spec = settings.spec_of(probe)
         probe.close()
-        self.num_envs = settings.num_envs
+        self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self._settings = settings
-        # a fork shares what is loaded and takes milliseconds; elsewhere than on Linux it is not safe
+        # a fork shares what is loaded and takes milliseconds; outside of Linux it is not safe
         self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._buffers = _allocate(self._context, self.spec, self.num_envs)
         self._arrays = _views(self._buffers, self.spec, self.num_envs)
@@ -57,7 +67,7 @@ class AsyncEnvs(VectorEnvs):
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         self._is_waiting = True  # for an answer that may never come
-        self._has_states = True
+        self._has_states = True  # until a worker answers without one
         self._log: ActionLog | None = None
         self._last_obs = np.zeros(0)
         for index in range(self.num_envs):
@@ -124,11 +134,12 @@ class AsyncEnvs(VectorEnvs):
         return states if self._has_states else []
 
     def _remember(self, log: ActionLog) -> None:
-        """Keep what a worker's replacement has to catch up with."""
+        """Keep what a replaced worker is brought back to, if workers are replaced."""
         if self._settings.restart:
             self._log, self._last_obs = log, self._arrays["obs"].copy()
 
     def _command(self, command: bytes) -> list[bytes]:
+        """Have all workers carry out a command at the same time; return their answers."""
         for index in range(self.num_envs):
             self._send(index, command)
         return self._collect_answers(command)
@@ -138,14 +149,18 @@ class AsyncEnvs(VectorEnvs):
             self._pipes[index].send_bytes(command)
 
     def _collect_answers(self, command: bytes) -> list[bytes]:
-        """Wait for every worker."""
+        """Wait for every worker; return what each answers."""
         self._is_waiting = True
-        answers = [self._answer_in_the_end(index, command) for index in range(self.num_envs)]
+        answers = [self._answer_or_replace(index, command) for index in range(self.num_envs)]
         self._is_waiting = False
         return answers
 
-    def _answer_in_the_end(self, index: int, command: bytes) -> bytes:
-        """A worker's answer; if it is lost and that is wanted, that of a replacement which was told the same."""
+    def _answer_or_replace(self, index: int, command: bytes) -> bytes:
+        """Return a worker's answer; with `restart`, that of a replacement where the worker is lost.
+
+        Raises:
+            EnvironmentFault: its environment failed, or it and all its replacements are lost.
+        """
         most = _MOST_REPLACEMENTS if self._settings.restart else 0
         lost: _LostWorkerError | None = None
         for _ in range(1 + most):
@@ -160,7 +175,12 @@ class AsyncEnvs(VectorEnvs):
         raise lost
 
     def _answer(self, index: int, seconds: float) -> bytes:
-        """What a worker says when it is done."""
+        """Wait for one worker; return what it answers.
+
+        Raises:
+            _LostWorkerError: it died or took longer than `seconds`.
+            EnvironmentFault: its environment failed.
+        """
         pipe = self._pipes[index]
         try:
             if not pipe.poll(min(seconds, _LONGEST_POLL)):
@@ -175,8 +195,12 @@ class AsyncEnvs(VectorEnvs):
         return answer[1:]
 
     def _replace(self, index: int, why: str) -> None:
-        """Start a worker anew and bring its episode back to where it was before the step that failed."""
-        say(f"{why}; it is replaced", sys.stderr)
+        """Start a worker anew, and bring its episode back to before the step that failed.
+
+        Raises:
+            EnvironmentFault: the replacement is lost too, or cannot bring the episode back.
+        """
+        print_line(f"{why}; it is replaced", sys.stderr)
         self.restarts += 1
         self._processes[index].kill()
         self._processes[index].join()
@@ -193,13 +217,15 @@ class AsyncEnvs(VectorEnvs):
             raise EnvironmentFault(f"{self._name(index)}: its worker was replaced, but {failed}")
 
     def _replay_seconds(self, episode: PastEpisode) -> float:
+        """Return the time that a worker has to rebuild an episode: for its reset and each step."""
         return self._settings.timeout * (1 if episode.actions is None else 1 + len(episode.actions))
 
     def _name(self, index: int) -> str:
-        return f"{self._settings.env_id} environment {self._settings.first_env + index}"
+        return f"{self._settings.env_id} environment {self.first_env + index}"
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""
+        unwritten = ""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send_bytes(_CLOSE)
@@ -210,19 +236,23 @@ class AsyncEnvs(VectorEnvs):
                 process.kill()
                 process.join()
             elif not self._is_waiting:
-                self._note_unwritten(pipe)
+                unwritten = _read_unwritten(pipe) or unwritten
             pipe.close()
         self._pipes, self._processes = [], []
+        if unwritten:
+            raise UnwrittenVideoError(unwritten)
 
-    def _note_unwritten(self, pipe: Connection) -> None:
-        """Take over what a worker that has closed says of a video that it could not write."""
-        with contextlib.suppress(OSError, EOFError):
-            if pipe.poll() and (answer := pipe.recv_bytes())[:1] == _DONE:
-                Recorder.unwritten = answer[1:].decode() or Recorder.unwritten
+
+def _read_unwritten(pipe: Connection) -> str:
+    """Read from a worker that has closed why a video was not written; empty if none failed."""
+    with contextlib.suppress(OSError, EOFError):
+        if pipe.poll() and (answer := pipe.recv_bytes())[:1] == _DONE:
+            return answer[1:].decode()
+    return ""
 
 
 def _fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> dtype and shape of one environment's part of the shared memory."""
+    """Return, by name, the dtype and shape of one environment's part of the shared memory."""
     obs, action = spec.observation, spec.action
     return {
         "actions": (action.dtype, action.shape),
@@ -236,6 +266,7 @@ def _fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _allocate(context: Any, spec: EnvSpec, num_envs: int) -> dict[str, Any]:
+    """Allocate memory that all processes share, as bytes; `_views` has it as arrays."""
     return {
         name: context.RawArray("B", num_envs * int(np.prod(shape)) * np.dtype(dtype).itemsize)
         for name, (dtype, shape) in _fields(spec).items()
@@ -243,6 +274,7 @@ def _allocate(context: Any, spec: EnvSpec, num_envs: int) -> dict[str, Any]:
 
 
 def _views(buffers: dict[str, Any], spec: EnvSpec, num_envs: int) -> dict[str, Array]:
+    """Return the shared memory as arrays `[num_envs, ...]`."""
     return {
         name: np.frombuffer(buffers[name], dtype).reshape(num_envs, *shape)
         for name, (dtype, shape) in _fields(spec).items()
@@ -250,7 +282,7 @@ def _views(buffers: dict[str, Any], spec: EnvSpec, num_envs: int) -> dict[str, A
 
 
 def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str, Any]) -> None:
-    """A worker process: make the environment, then do what the pipe says until it closes."""
+    """Run a worker process: make the environment, and obey the pipe until that closes."""
     die_with_parent()
     ignore_in_child()
     if torch := sys.modules.get("torch"):
@@ -260,31 +292,46 @@ def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str
         arrays = {name: array[index] for name, array in _rows(buffers, env.spec, settings.num_envs).items()}
         pipe.send_bytes(_DONE)
         while (command := pipe.recv_bytes()) != _CLOSE:
-            said = b""
+            answer = b""
             if command == _STATE:
-                said = env.state()
+                answer = env.state()
             elif command[:1] == _REBUILD:
                 arrays["obs"][...], why = env.rebuild(pickle.loads(command[1:]))
-                said = why.encode()
+                answer = why.encode()
             elif command == _RESET:
                 arrays["obs"][...] = env.reset()
             elif command == _STEP:
                 arrays["obs"][...] = _step(env, arrays)
-            pipe.send_bytes(_DONE + said)
-        env.close()
-        pipe.send_bytes(_DONE + Recorder.unwritten.encode())
+            pipe.send_bytes(_DONE + answer)
+        pipe.send_bytes(_DONE + _close(env).encode())
     except (EOFError, BrokenPipeError):
-        pass
+        pass  # the parent has gone, and this process goes too
     except (EnvironmentFault, ConfigError) as fault:
         pipe.send_bytes(_FAULT + str(fault).encode())
 
 
+def _close(env: Episodes) -> str:
+    """Close an environment; return why a video could not be written, or nothing."""
+    try:
+        env.close()
+    except UnwrittenVideoError as error:
+        return str(error)
+    return ""
+
+
 def _rows(buffers: dict[str, Any], spec: EnvSpec, num_envs: int) -> dict[str, Array]:
-    """`_views` in which indexing one environment always gives an array, also where it is a scalar."""
+    """Return `_views` in which one environment's part is always an array, also of a scalar.
+
+    A worker writes into its part; a scalar would be a copy.
+    """
     return {name: view[:, None] if view.ndim == 1 else view for name, view in _views(buffers, spec, num_envs).items()}
 
 
 def _step(env: Episodes, arrays: dict[str, Array]) -> Array:
+    """Step a worker's environment and write what follows, but for the observation: return that.
+
+    At an end, the episode's last observation is written, and the next one's first returned.
+    """
     action = arrays["actions"].item() if env.spec.action.shape == () else arrays["actions"].copy()
     obs, arrays["rewards"][0], arrays["terminated"][0], arrays["truncated"][0] = env.step(action)
     arrays["lost_life"][0] = env.lost_life

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from fabric_ppo.env_ids import envpool_id
 from fabric_ppo.envs.atari import envpool_options
-from fabric_ppo.envs.base import Array, EnvSettings, FinalObs, VectorEnvs, all_finite, make_gymnasium_env
-from fabric_ppo.errors import ConfigError, EnvironmentFault, first_line
-from fabric_ppo.replay import PastEpisode
+from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.ids import envpool_id
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, all_finite, env_spec
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.seeding import episode_seed
-from fabric_ppo.spaces import EnvSpec, SpaceSpec, env_spec
 
 
 class EnvPoolEnvs(VectorEnvs):
     """Environments that EnvPool steps, all in one call.
 
-    The call that follows the end of an episode starts the next one: see `VectorEnvs.step` about such rows. An
-    environment is seeded once, when it is made, and its later episodes go on from there. Where an episode ends by
-    itself in the very step of its time limit, EnvPool says truncated only.
+    The call that follows the end of an episode starts the next one: see `VectorEnvs.step` about
+    such rows. An environment is seeded once, when it is made, and its later episodes go on from
+    there. Where an episode ends by itself in the very step of its time limit, EnvPool reports
+    truncated only.
     """
 
     rebuilds_episodes = False
@@ -32,8 +33,8 @@ class EnvPoolEnvs(VectorEnvs):
         """Make the environments.
 
         Raises:
-            ConfigError: EnvPool or Gymnasium, in whose environment of that id the agent is tested, cannot make it, or
-                their spaces differ or are not supported.
+            ConfigError: EnvPool or Gymnasium, in whose environment of that id the agent is tested,
+                cannot make it, or their spaces differ or are not supported.
         """
         twin = make_gymnasium_env(settings.env_id, settings.env_wrapper)
         self.spec = settings.spec_of(twin)
@@ -42,7 +43,7 @@ class EnvPoolEnvs(VectorEnvs):
             twin.close()
             raise ConfigError(f"--env-id {settings.env_id}: nested observations need --env-backend sync or async")
         twin.close()
-        self.num_envs = settings.num_envs
+        self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self._settings = settings
         self._pool, spec = _make_pool(settings, [0] * settings.num_envs, self._options)
         self._step: Any = _step_of(self._pool)
@@ -63,6 +64,7 @@ class EnvPoolEnvs(VectorEnvs):
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
         """See `VectorEnvs.step`."""
+        # an environment whose episode ended in the last step ignores its action and resets
         np.logical_not(self._ended, out=valid)
         obs[:], rewards[:], terminated[:], truncated[:], *lives = self._step(actions)
         if self.lost_life is not None:
@@ -76,24 +78,30 @@ class EnvPoolEnvs(VectorEnvs):
         return []
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
-        """See `VectorEnvs.rebuild`: all begin anew, with seeds of their own."""
+        """Start new episodes, with seeds of their own; see `VectorEnvs.rebuild`."""
         self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past], self._options)
         self._step = _step_of(self._pool)
         self.reset(obs)
         return ["EnvPool cannot bring an episode back"] * self.num_envs
 
     def _fault(self, what: str, values: Array) -> EnvironmentFault:
+        """Return a fault that names the first environment whose row of `values` is not finite."""
         index = int(np.argmin([all_finite(row) for row in values]))
-        place = f"{self._settings.env_id} environment {self._settings.first_env + index}"
+        place = f"{self._settings.env_id} environment {self.first_env + index}"
         return EnvironmentFault(f"{place}: EnvPool returned {what} {values[index]}, which is not finite")
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""
-        self._pool = self._step = None  # its threads end with it; its own `close` leaves them running
+        # EnvPool's threads end with the object; its own `close` leaves them running
+        self._pool = self._step = None
 
 
 def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str, Any]) -> tuple[Any, EnvSpec]:
-    """EnvPool's environments, seeded for the given one of their episodes, and their spaces."""
+    """Make EnvPool's environments, each seeded for the given one of its episodes; describe them.
+
+    Raises:
+        ConfigError: EnvPool cannot make them.
+    """
     import envpool
 
     seeds = [
@@ -102,7 +110,8 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str
     ]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Gymnasium's, about bounds that EnvPool gives with too many digits
+            # Gymnasium's, about bounds that EnvPool gives with too many digits
+            warnings.simplefilter("ignore")
             pool: Any = envpool.make_gymnasium(
                 envpool_id(settings.env_id, settings.env_wrapper),
                 num_envs=settings.num_envs,
@@ -118,10 +127,12 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str
 
 
 def _step_of(pool: Any) -> Callable[[Array], tuple[Array, ...]]:
-    """What steps a pool: actions -> observations, rewards, terminated, truncated, and of Atari games the lives left.
+    """Return a function that steps a pool.
 
-    EnvPool's own `step` takes as long to sort its arrays into dictionaries as some dozen CartPoles take to step, so
-    its compiled part is called instead, where it takes and gives what this is written for.
+    Its arguments are the actions; it returns observations, rewards, terminated, truncated, and of
+    Atari games the lives left. EnvPool's own `step` takes as long to sort its arrays into
+    dictionaries as some dozen CartPoles take to step, so its compiled part is called instead, where
+    it takes and gives what this is written for.
     """
     takes, gives = list(getattr(pool, "_action_keys", [])), list(getattr(pool, "_state_keys", []))
     if takes != ["env_id", "players.env_id", "action"] or not {"obs", "reward", "done", "trunc"} <= set(gives):
@@ -135,18 +146,24 @@ def _step_of(pool: Any) -> Callable[[Array], tuple[Array, ...]]:
         state = pool._recv()
         truncated = state[at_trunc]
         lives = [state[index] for index in at_lives]
+        # EnvPool's `done` covers both ways in which an episode can end
         return state[at_obs], state[at_reward], state[at_done] & ~truncated, truncated, *lives
 
     return step
 
 
 def _by_name(*step: Any) -> tuple[Array, ...]:
+    """Return the arrays of EnvPool's own `step`, with the lives from its `info`."""
     *arrays, info = step
     return *arrays, *[info[name] for name in ("lives",) if name in info]
 
 
 def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:
-    """Raise a ConfigError where what EnvPool gives or takes is not what Gymnasium's environment does."""
+    """Compare EnvPool's spaces with those of Gymnasium's environment.
+
+    Raises:
+        ConfigError: an element of one does not fit into the other.
+    """
     for what in ("observation", "action"):
         one, other = getattr(ours, what), getattr(twins, what)
         if _essence(one) != _essence(other):
@@ -157,8 +174,12 @@ def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:
 
 
 def _essence(space: SpaceSpec) -> tuple[SpaceSpec, bytes]:
-    """What has to agree for elements of one space to be copied into another: not the width of their numbers."""
-    bounds = np.array(space.low + space.high, np.float32) + 0.0  # None becomes nan, -0.0 becomes 0.0
+    """Return all that must be equal for elements of two spaces to be copied into one another.
+
+    The width of their numbers does not count: NumPy converts as it copies.
+    """
+    # None becomes nan, -0.0 becomes 0.0
+    bounds = np.array(space.low + space.high, np.float32) + 0.0
     return replace(space, dtype=np.dtype(space.dtype).kind, low=(), high=()), bounds.tobytes()
 
 

@@ -12,12 +12,19 @@ from gymnasium import spaces
 def action_mask_from_info(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Make of each observation a Dict with it and `info["action_mask"]`; for `--env-wrapper`.
 
-    Where an episode has ended there is nothing to mask, and need not be a mask.
+    A mask has an entry for each choice, 0 where it is impossible; of a MultiDiscrete, one entry's
+    choices after the other's. Where an episode has ended there is nothing to mask, and a mask may
+    be missing.
+
+    Raises:
+        TypeError: the actions are neither Discrete nor MultiDiscrete.
     """
     return _MaskedObservation(env)
 
 
 class _MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose observations are Dicts of `action_mask` and `observation`."""
+
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         actions = env.action_space

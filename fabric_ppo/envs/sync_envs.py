@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fabric_ppo.envs.base import Array, EnvSettings, Episodes, FinalObs, VectorEnvs
-from fabric_ppo.replay import PastEpisode
+from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.episodes import Episodes
 
 
 class SyncEnvs(VectorEnvs):
@@ -21,7 +21,7 @@ class SyncEnvs(VectorEnvs):
         """
         self._envs = [Episodes(settings, index) for index in range(settings.num_envs)]
         self.spec = self._envs[0].spec
-        self.num_envs = settings.num_envs
+        self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self.lost_life = np.zeros(self.num_envs, np.bool_) if self.spec.is_atari else None
 
     def reset(self, obs: Array) -> None:
@@ -39,7 +39,8 @@ class SyncEnvs(VectorEnvs):
         for index, (env, action) in enumerate(zip(self._envs, each_action, strict=True)):
             next_obs, rewards[index], terminated[index], truncated[index] = env.step(action)
             if terminated[index] or truncated[index]:
-                finals.append(FinalObs(index, np.array(next_obs)))  # the environment may reuse its memory
+                # a copy, as the environment may reuse its memory
+                finals.append(FinalObs(index, np.array(next_obs)))
                 next_obs = env.reset()
             obs[index] = next_obs
         if self.lost_life is not None:
@@ -62,6 +63,12 @@ class SyncEnvs(VectorEnvs):
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""
-        for env in self._envs:
-            env.close()
-        self._envs = []
+        envs, self._envs = self._envs, []
+        failed: list[OSError] = []
+        for env in envs:
+            try:
+                env.close()
+            except OSError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]

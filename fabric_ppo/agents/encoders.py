@@ -1,0 +1,284 @@
+"""Encoders: observations of any space -> features, one part after the other."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fabric_ppo.envs.ids import named_function
+from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
+from fabric_ppo.process.errors import ConfigError
+
+_SMALLEST = {"nature": 36, "impala": 8, "small": 20}
+"""Sides of the smallest images that a network takes."""
+
+
+class Encoder(nn.Module):
+    """Observations `[B, ...]` -> features `[B, num_features + num_masks]` of the agent's floating-point type.
+
+    A Box is flattened (bytes are scaled to 0 .. 1), a choice becomes one-hot, bits stay bits, images may go through a
+    convolutional network. Parts of nested spaces are encoded each by itself and put side by side. An action mask comes
+    last, as it is.
+
+    Attributes:
+        num_features: how many features there are.
+        num_masks: entries of the action mask; 0 where there is none.
+        num_boxes: features that are numbers of a Box, unchanged but for the scale of bytes: what `boxes` gives.
+        has_weights: whether there is anything to be trained.
+    """
+
+    def __init__(self, space: SpaceSpec, name: str = "flatten", num_choices: int = 0) -> None:
+        """Build the networks with PyTorch's own initialisation, from the global generator.
+
+        Args:
+            space: the observations'.
+            name: the network for images; `auto` takes `nature` for those that are large enough for it. Or a class
+                of one's own for all Box parts, `module:Class` (see `OwnNetwork`).
+            num_choices: entries that an action mask has to have; 0: an action mask is an observation like others.
+
+        Raises:
+            ConfigError: `name` is no network for these observations, or an action mask has another size.
+        """
+        super().__init__()
+        self._space = space
+        parts = list(space.parts) or [((), space)]
+        self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
+        leaves = [
+            Flat(part) if is_mask else _leaf(part, name) for (_, part), is_mask in zip(parts, self._masks, strict=True)
+        ]
+        if name in _SMALLEST and not any(isinstance(leaf, ImageNetwork) for leaf in leaves):
+            raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
+        self._leaves = nn.ModuleList(leaves)
+        widths = [leaf.num_features for leaf in leaves]
+        self.num_features = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if not is_mask)
+        self.num_masks = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if is_mask)
+        if self.num_masks not in (0, num_choices):
+            raise ConfigError(f"action_mask has {self.num_masks} entries; {num_choices}, one a choice, are expected")
+        self._boxes = [
+            index
+            for index, (_, part) in enumerate(parts)
+            if part.kind == "box" and isinstance(leaves[index], Flat) and not self._masks[index]
+        ]
+        self._box_widths = [widths[index] for index in self._boxes]
+        self.num_boxes = sum(self._box_widths)
+        self.has_weights = any(True for _ in self.parameters())
+        ends = np.cumsum([0, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
+        self._places = [
+            (slice(start, stop), getattr(torch, part.dtype), part.shape)
+            for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
+        ]
+        is_flat = len(space.shape) == 1 and space.kind == "box" and isinstance(leaves[0], Flat)
+        self._identity_dtype = getattr(torch, space.dtype, None) if is_flat else None
+
+    @property
+    def fast_forms(self) -> frozenset[str]:
+        """Fast parts that can take its place in front of them; see `Agent.parts`."""
+        if self.num_masks:
+            return frozenset()
+        return frozenset({"array"} if self.has_weights else {"array", "closed"})
+
+    def is_identity(self, dtype: torch.dtype) -> bool:
+        """Return whether observations are features as they are."""
+        return self._identity_dtype == dtype
+
+    def boxes(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return those features of `obs [B, ...]` that are a Box's numbers, `[B, num_boxes]`."""
+        return torch.cat([self._part(index, obs, dtype) for index in self._boxes], dim=-1)
+
+    def _part(self, index: int, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode one part."""
+        if self._space.parts:
+            place, part_dtype, shape = self._places[index]
+            # a copy, since bytes are read as other types only where these may begin in memory
+            part = obs[:, place].clone(memory_format=torch.contiguous_format)
+            obs = part.view(part_dtype).view(-1, *shape)
+        features: Tensor = self._leaves[index](obs, dtype)
+        return features
+
+    def forward(self, obs: Tensor, dtype: torch.dtype, normalize: nn.Module | None = None) -> Tensor:
+        """Encode `obs [B, ...]` as `[B, num_features + num_masks]`; `boxes` go through `normalize`."""
+        if normalize is None and self.is_identity(dtype):
+            return obs
+        parts = [self._part(index, obs, dtype) for index in range(len(self._leaves))]
+        if normalize is not None:
+            normalized = normalize(torch.cat([parts[index] for index in self._boxes], dim=-1))
+            split = normalized.split(self._box_widths, dim=-1)
+            for index, part in zip(self._boxes, split, strict=True):
+                parts[index] = part
+        if len(parts) == 1:
+            return parts[0]
+        in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
+        return torch.cat([parts[k] for k in in_order], dim=-1)
+
+
+class Flat(nn.Module):
+    """Without weights: numbers as they are, choices one-hot."""
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the space."""
+        super().__init__()
+        self._sizes, self._start = space.sizes, space.start
+        self._scale = 1 / 255 if space.kind == "box" and space.dtype == "uint8" else 1.0
+        self.num_features = sum(space.sizes) or space.size
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`; a choice that the space does not have counts as the nearest one."""
+        if self._sizes:
+            entries = obs.reshape(len(obs), len(self._sizes)).long().unbind(1)
+            hot = [
+                nn.functional.one_hot((entry - start).clamp(0, size - 1), size)
+                for entry, start, size in zip(entries, self._start, self._sizes, strict=True)
+            ]
+            return torch.cat(hot, dim=-1).to(dtype)
+        features = obs.to(dtype).reshape(len(obs), self.num_features)
+        return features * self._scale if self._scale != 1.0 else features
+
+
+class ImageNetwork(nn.Module):
+    """Images of bytes through convolutions, whichever of their first and last axis holds the channels."""
+
+    def __init__(self, space: SpaceSpec, layers: nn.Sequential, width: int) -> None:
+        """Put a linear layer of `width` outputs and a rectifier on top of `layers`."""
+        super().__init__()
+        self._channels_last = channels_last(space)
+        channels, *sides = np.roll(space.shape, 1).tolist() if self._channels_last else space.shape
+        with torch.no_grad():
+            self._flat = layers(torch.zeros(1, channels, *sides)).numel()
+        self.layers = layers
+        self.head = nn.Linear(self._flat, width)
+        self.num_features = width
+
+    def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
+        """Encode `obs [B, H, W, C]` or `[B, C, H, W]`."""
+        images = obs.movedim(-1, 1) if self._channels_last else obs
+        # convolutions on CPUs have quicker backward passes, and slower forward ones, with the channels last
+        layout = torch.channels_last if torch.is_grad_enabled() and obs.device.type == "cpu" else torch.preserve_format
+        values = self.layers(images.to(self.head.weight.dtype, memory_format=layout).div_(255))
+        return torch.relu(self.head(values.reshape(len(obs), self._flat)))
+
+
+class OwnNetwork(nn.Module):
+    """A user's class for a Box: made with its SpaceSpec, a module `[B, *shape] -> [B, num_features]`.
+
+    It gets bytes and integers as they are, other numbers in the agent's floating-point type.
+    """
+
+    def __init__(self, space: SpaceSpec, name: str) -> None:
+        """Make the module.
+
+        Raises:
+            ConfigError: that fails, or it is no module, or does not say `num_features` or gives other than that.
+        """
+        super().__init__()
+        make = named_function(name, "encoder")
+        try:
+            network = make(space)
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigError(f"--encoder {name}: it raised {reason}") from error
+        if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
+            raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
+        for each in network.modules():
+            draws = isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0
+            if draws or isinstance(each, nn.modules.batchnorm._BatchNorm):
+                raise ConfigError(
+                    f"--encoder {name}: its {type(each).__name__} makes of an observation what depends on others or on "
+                    "chance; without is expected, or LayerNorm or GroupNorm"
+                )
+        self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
+        self._try(space, name)
+
+    @torch.no_grad()
+    def _try(self, space: SpaceSpec, name: str) -> None:
+        """Encode two blank observations, and leave no trace."""
+        self.eval()
+        blank = torch.from_numpy(np.zeros((2, *space.shape), space.dtype))
+        try:
+            shape = tuple(self(blank, torch.get_default_dtype()).shape)
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigError(f"--encoder {name}: with {list(blank.shape)} it raised {reason}") from error
+        if shape != (2, self.num_features):
+            says = f"it makes {list(shape)} of {list(blank.shape)}"
+            raise ConfigError(f"--encoder {name}: {says}; [2, num_features], here {self.num_features}, is expected")
+        self.train()
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode `obs [B, ...]`."""
+        features: Tensor = self.network(obs.to(dtype) if obs.is_floating_point() else obs)
+        return features.to(dtype)
+
+
+def channels_last(space: SpaceSpec) -> bool:
+    """Whether the last of an image's axes is the one with the channels: the smaller one of first and last."""
+    return space.shape[2] <= space.shape[0]
+
+
+def is_image(space: SpaceSpec) -> bool:
+    """Whether a space holds images: bytes on three axes."""
+    return space.kind == "box" and space.dtype == "uint8" and len(space.shape) == 3
+
+
+def nature(channels: int) -> nn.Sequential:
+    """The convolutions of Mnih et al., Nature 518 (2015), Methods; theirs has a layer of 512 on top."""
+    return _convolutions((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
+
+
+def small(channels: int) -> nn.Sequential:
+    """The convolutions of Mnih et al., "Playing Atari" (arXiv 1312.5602), 4.1; theirs has a layer of 256 on top."""
+    return _convolutions((channels, 16, 8, 4), (16, 32, 4, 2))
+
+
+def _convolutions(*sizes: tuple[int, int, int, int]) -> nn.Sequential:
+    return nn.Sequential(*(layer for n, m, k, stride in sizes for layer in (nn.Conv2d(n, m, k, stride), nn.ReLU())))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        self.layers = nn.Sequential(nn.ReLU(), convs[0], nn.ReLU(), convs[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+def impala(channels: int) -> nn.Sequential:
+    """The deep network of Espeholt et al., "IMPALA" (arXiv 1802.01561), figure 3; theirs has a layer of 256 on top."""
+    blocks = [
+        nn.Sequential(nn.Conv2d(n, m, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), _Residual(m), _Residual(m))
+        for n, m in pairwise((channels, 16, 32, 32))
+    ]
+    return nn.Sequential(*blocks, nn.ReLU())
+
+
+def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
+    """What encodes one part."""
+    if ":" in name and space.kind == "box":
+        return OwnNetwork(space, name)
+    if name == "flatten" or ":" in name or not is_image(space):
+        return Flat(space)
+    *sides, channels = space.shape if channels_last(space) else np.roll(space.shape, -1).tolist()
+    if name == "auto":
+        name = "nature" if min(sides) >= _SMALLEST["nature"] else "flatten"
+        return _leaf(space, name)
+    if min(sides) < _SMALLEST[name]:
+        size, least = "x".join(map(str, sides)), _SMALLEST[name]
+        raise ConfigError(f"--encoder {name}: images are {size}; at least {least}x{least} is needed, or flatten")
+    network, width = {"nature": (nature, 512), "impala": (impala, 256), "small": (small, 256)}[name]
+    return ImageNetwork(space, network(channels), width)
+
+
+def orthogonal_init(network: nn.Module) -> None:
+    """Orthogonal weights of gain sqrt(2), zero biases; an encoder of one's own stays as its class made it."""
+    own = {each for owner in network.modules() if isinstance(owner, OwnNetwork) for each in owner.modules()}
+    for module in network.modules():
+        if module not in own and isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(module.weight, math.sqrt(2))
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)

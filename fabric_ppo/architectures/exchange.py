@@ -1,0 +1,277 @@
+"""The exchange of player and trainers: rows and statistics one way, weights the other."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric.plugins.collectives import TorchCollective
+from torch import Tensor, nn
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.architectures.placement import FIRST_TRAINER, PLAYER
+from fabric_ppo.config import Config
+from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
+from fabric_ppo.ppo.update import UpdateStats
+from fabric_ppo.process.failures import is_lost_contact
+from fabric_ppo.process.group import ALIGNMENT, Ranks
+from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.profile import timed
+from fabric_ppo.process.signals import signals
+from fabric_ppo.run.snapshot import optimizer_tensors
+from fabric_ppo.seeding import Stream, minibatch_order
+
+_END, _TRAIN, _STOP = 0, 1, 2  # the player's orders
+
+
+@dataclass(frozen=True)
+class TrainerStats(Metrics):
+    """Numbers of a trainer: its idle share of the time, and whether a signal asks it to stop."""
+
+    idle: float = metric("mean", "Time/trainer_idle")
+    stop: float = metric("max")
+
+
+class Packet:
+    """Named tensors side by side in one buffer of bytes, so that one collective sends them all."""
+
+    def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
+        """Allocate once; on the CPU in pinned memory where this process computes on a GPU."""
+        sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
+        aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+        pinned = device.type == "cpu" and torch.cuda.is_initialized()
+        whole = torch.zeros(sum(aligned), dtype=torch.uint8, device=device, pin_memory=pinned)
+        self.bytes, parts = whole, whole.split(aligned)
+        self.fields = {
+            name: part[:size].view(dtype).view(shape)
+            for (name, (dtype, shape)), part, size in zip(fields.items(), parts, sizes, strict=True)
+        }
+
+
+class Exchange:
+    """The packets of player and trainers.
+
+    The player sends one an update, to all the same (`--share-data`) or to each its part; trainer 1
+    sends one back. All memory is allocated here, once.
+    """
+
+    def __init__(
+        self,
+        world: TorchCollective,
+        agent: Agent,
+        weights: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        device: torch.device,
+    ) -> None:
+        """Allocate; without shared data the player has a packet for each trainer.
+
+        Args:
+            world: all processes.
+            agent: gives the rows' shapes, and has the running statistics.
+            weights: what is trained, with one parameter.
+            optimizer: the trainers' own; the player's follows it.
+            config: the run's configuration.
+            device: where packets lie: the CPU with gloo, the process's GPU with nccl.
+        """
+        self._world, self._agent, self._config = world, agent, config
+        self._optimizer = optimizer
+        self._num_trainers = world.world_size - FIRST_TRAINER
+        self._length = config.effective_sequence_length
+        self._units = config.num_steps * config.num_envs // self._length
+        (self._weights,) = weights.parameters()
+        statistics = agent.statistics()
+        fields = {"order": (torch.uint8, (1,)), "statistics": (statistics.dtype, tuple(statistics.shape))}
+        fields |= self._columns_of(agent)
+        count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
+        self._batches = [Packet(fields, device) for _ in range(count)]
+        state = {"weights": self._weights, **optimizer_tensors(optimizer)}
+        numbers = {"numbers": (torch.float64, (UpdateStats.width() + TrainerStats.width(),))}
+        like = {name: (each.dtype, tuple(each.shape)) for name, each in state.items()}
+        self._reply = Packet(numbers | like, device)
+
+    def _columns_of(self, agent: Agent) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return the fields of a packet of rows."""
+        units = self._units
+        if not self._config.share_data:
+            units = -(-units // self._num_trainers)
+        blank = blank_rows(agent, 1)._asdict()
+        del blank["sequences"]
+        rows = units * self._length
+        columns = {name: (each.dtype, (rows, *each.shape[1:])) for name, each in blank.items()}
+        if agent.memory is not None:
+            columns["sequences"] = (agent.dtype, (units, agent.memory_size + self._length))
+        self._columns = list(columns)
+        return columns
+
+    def start(self, first_update: int) -> None:
+        """Send the trainers, from the player, where a run begins: update, weights and optimizer."""
+        self._pack_state()
+        numbers = [first_update, self._optimizer.param_groups[0]["lr"]]
+        self._reply.fields["numbers"][:2] = torch.tensor(numbers, dtype=torch.float64)
+        self._world.broadcast(self._reply.bytes, PLAYER)
+
+    def receive_start(self) -> int:
+        """Take over, on a trainer, what `start` sent; return the first update."""
+        self._world.broadcast(self._reply.bytes, PLAYER)
+        self._unpack_state()
+        first_update, learning_rate = self._reply.fields["numbers"][:2].tolist()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        return int(first_update)
+
+    @timed("transfer")
+    def send(self, batch: Batch | None) -> None:
+        """Send the trainers, from the player, what to train on, with the statistics; None: the end.
+
+        A trainer that has died is noticed where its reply is awaited: what came before is logged
+        and saved until then.
+        """
+        end = _STOP if signals.name else _END
+        for trainer, packet in enumerate(self._batches):
+            packet.fields["order"].fill_(_TRAIN if batch is not None else end)
+            packet.fields["statistics"].copy_(self._agent.statistics())
+            if batch is not None:
+                self._pack_rows(batch, trainer, packet)
+        with _suppressing_lost_contact():
+            if self._config.share_data:
+                self._world.broadcast(self._batches[0].bytes, PLAYER)
+            else:
+                nothing = self._batches[0].bytes  # the player's own part, which it does not use
+                parts = [nothing, *(packet.bytes for packet in self._batches)]
+                self._world.scatter(nothing, parts, PLAYER)
+
+    def _pack_rows(self, batch: Batch, trainer: int, packet: Packet) -> None:
+        rows = batch.rows
+        if not self._config.share_data and self._num_trainers > 1:
+            rows = take(rows, self._part(batch.update, trainer), self._length)
+        for name in self._columns:
+            column = getattr(rows, name)
+            packet.fields[name][: len(column)].copy_(column)
+
+    def _part(self, update: int, trainer: int) -> Tensor:
+        """Return a trainer's sequences, in canonical order: its part of a permutation."""
+        order = minibatch_order(self._config.seed, update, 0, self._units, Stream.SPLIT)
+        start, stop = cut(self._units, trainer, self._num_trainers)
+        return torch.from_numpy(order[start:stop]).sort().values
+
+    @timed("wait")
+    def receive(self, update: int, device: torch.device) -> Batch | None:
+        """Receive, on a trainer, what to train on; None at the end.
+
+        If a signal asked for the end, `signals` note that.
+        """
+        packet, trainer = self._batches[0], self._world.rank - FIRST_TRAINER
+        if self._config.share_data:
+            self._world.broadcast(packet.bytes, PLAYER)
+        else:
+            self._world.scatter(packet.bytes, [], PLAYER)
+        if (order := packet.fields["order"].item()) != _TRAIN:
+            signals.note(order == _STOP)
+            return None
+        self._agent.load_statistics(packet.fields["statistics"])
+        cuts = [cut(self._units, each, self._num_trainers) for each in range(self._num_trainers)]
+        rows_per_rank = tuple(size_of(each) * self._length for each in cuts)
+        shares = self._config.share_data
+        count = self._units * self._length if shares else rows_per_rank[trainer]
+        columns = {name: packet.fields[name][:count] for name in self._columns}
+        if "sequences" in columns:
+            columns["sequences"] = columns["sequences"][: count // self._length]
+        moved = {name: each.to(device, non_blocking=True) for name, each in columns.items()}
+        share, num_shares = (trainer, self._num_trainers) if shares else (0, 1)
+        uneven = () if shares else rows_per_rank
+        named = (self._config.seed, update, self._length)
+        return Batch(Rows(**moved), share, num_shares, *named, uneven)
+
+    @timed("transfer")
+    def reply(self, stats: UpdateStats, own: TrainerStats) -> None:
+        """Send the player, from trainer 1, merged numbers, the weights and the optimizer's state."""
+        if self._world.rank == FIRST_TRAINER:
+            numbers = torch.cat([stats.to_tensor(), own.to_tensor()])
+            self._reply.fields["numbers"].copy_(numbers)
+            self._pack_state()
+            self._world.send(self._reply.bytes, PLAYER)
+
+    @timed("wait")
+    def receive_reply(self) -> tuple[UpdateStats, TrainerStats]:
+        """Receive the trainers' numbers on the player, and take over the weights."""
+        self._world.recv(self._reply.bytes, FIRST_TRAINER)
+        self._unpack_state()
+        sizes = [UpdateStats.width(), TrainerStats.width()]
+        of_update, of_trainers = self._reply.fields["numbers"].cpu().split(sizes)
+        stats, own = UpdateStats.of(of_update), TrainerStats.of(of_trainers)
+        signals.note(own.stop > 0)
+        return stats, own
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return the memory of weights and optimizer."""
+        return {"weights": self._weights, **optimizer_tensors(self._optimizer)}
+
+    @torch.no_grad()
+    def _pack_state(self) -> None:
+        for name, tensor in self._state().items():
+            self._reply.fields[name].copy_(tensor)
+
+    @torch.no_grad()
+    def _unpack_state(self) -> None:
+        for name, tensor in self._state().items():
+            tensor.copy_(self._reply.fields[name])
+
+
+def merge_trainers(stats: UpdateStats, own: TrainerStats, ranks: Ranks) -> tuple[UpdateStats, TrainerStats]:
+    """Merge the numbers of all trainers (one collective)."""
+    numbers = ranks.gather(torch.cat([stats.to_tensor(), own.to_tensor()]))
+    of_updates, of_trainers = numbers.split([UpdateStats.width(), TrainerStats.width()], dim=1)
+    return UpdateStats.merge(of_updates), TrainerStats.merge(of_trainers)
+
+
+@contextlib.contextmanager
+def _suppressing_lost_contact() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_lost_contact(error):
+            raise
+
+
+def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:
+    """Send the trainers the environment's spaces, from the player, as JSON."""
+    text = torch.frombuffer(bytearray(spec.to_json().encode()), dtype=torch.uint8).to(device)
+    world.broadcast(torch.tensor([text.numel()], device=device), PLAYER)
+    world.broadcast(text, PLAYER)
+
+
+def receive_spec(world: TorchCollective, device: torch.device) -> EnvSpec:
+    """Receive the environment's spaces on a trainer, which never opens an environment."""
+    size = world.broadcast(torch.zeros(1, dtype=torch.int64, device=device), PLAYER)
+    blank = torch.zeros(int(size.item()), dtype=torch.uint8, device=device)
+    text = world.broadcast(blank, PLAYER)
+    return EnvSpec.from_json(bytes(text.tolist()).decode())
+
+
+class Stopwatch:
+    """The share of each round that was spent waiting."""
+
+    def __init__(self) -> None:
+        """Start the first round."""
+        self._round_started = time.perf_counter()
+        self._waited = 0.0
+
+    def __enter__(self) -> None:
+        """Start to wait."""
+        self._wait_started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop waiting."""
+        self._waited += time.perf_counter() - self._wait_started
+
+    def lap(self) -> float:
+        """End the round; return the share of it, from 0 to 1, that was waited."""
+        current = time.perf_counter()
+        share = self._waited / (current - self._round_started)
+        self._round_started, self._waited = current, 0.0
+        return share

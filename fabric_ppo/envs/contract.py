@@ -1,0 +1,174 @@
+"""Contract of the backends: N environments step together, and start their own next episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.envs.spaces import EnvSpec, Fit, env_spec
+
+Array = NDArray[Any]
+"""A NumPy array; a comment or docstring gives its shape."""
+
+
+class UnwrittenVideoError(OSError):
+    """A video that could not be written; its text is "a video in FOLDER (REASON)"."""
+
+
+class FinalObs(NamedTuple):
+    """The last observation of an episode that ended in this step, in local environment `env`."""
+
+    env: int
+    obs: Array
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """Everything that this rank's environments are made from.
+
+    Attributes:
+        env_id: as `gymnasium.make` takes it.
+        seed: the run's seed.
+        num_envs: environments on this rank.
+        first_env: global id of the first of them.
+        total_envs: environments on all ranks.
+        video_dir: where environment 0 is recorded, if this rank has it; empty for no video.
+        timeout: seconds that a worker process may take for one step or reset.
+        restart: replace a worker process that died or hangs.
+        num_threads: how many threads a backend that has its own may start.
+        action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
+        env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
+            `ATARI`; empty for nothing.
+    """
+
+    env_id: str
+    seed: int
+    num_envs: int
+    first_env: int
+    total_envs: int
+    video_dir: str = ""
+    timeout: float = 60.0
+    restart: bool = False
+    num_threads: int = 1
+    action_bounds: Fit = "clip"
+    env_wrapper: str = ""
+
+    def spec_of(self, env: Any) -> EnvSpec:
+        """Describe an environment made with these settings.
+
+        Raises:
+            ConfigError: a space that no agent here can take.
+        """
+        spaces = env.observation_space, env.action_space
+        return env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper)
+
+
+@dataclass(frozen=True)
+class PastEpisode:
+    """An episode in progress, to be brought back to where it was.
+
+    Attributes:
+        number: which of its environment's episodes it is; its seed follows.
+        actions: `[steps, ...]` since its reset, as the environment takes them; None where they were
+            not kept.
+        obs: where it was.
+        ret: its return until there, NaN where it is not known.
+        length: its steps until there.
+        discounted: its discounted return until there.
+        memory: `[memory_size]`, what a recurrent agent remembers of it.
+        state: from the environment's own `get_state`; empty for none.
+    """
+
+    number: int
+    actions: Array | None
+    obs: Array
+    ret: float
+    length: int
+    discounted: float = 0.0
+    memory: Array = field(default_factory=lambda: np.zeros(0))
+    state: bytes = b""
+
+
+class VectorEnvs(ABC):
+    """N environments that step together.
+
+    Attributes:
+        spec: their spaces.
+        num_envs: N.
+        first_env: global id of the first of them; the others follow it.
+        restarts: worker processes that had to be replaced so far.
+        rebuilds_episodes: `rebuild` can bring an episode back; otherwise a resumed run starts new
+            ones.
+        lost_life: `[N]`, where the last step cost a life, though the game may go on; None if that
+            is not of interest.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+    first_env: int
+    restarts: int = 0
+    rebuilds_episodes: bool = True
+    lost_life: Array | None = None
+
+    @abstractmethod
+    def reset(self, obs: Array) -> None:
+        """Start every environment's first episode; write its first observation into `obs [N, ...]`.
+
+        Raises:
+            EnvironmentFault: an environment failed.
+        """
+
+    @abstractmethod
+    def step(
+        self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
+    ) -> list[FinalObs]:
+        """Take one step in each environment and write what follows into the arrays, `[N, ...]`.
+
+        Where an episode ended, `obs` is already the next one's first observation, and its final one
+        is returned. A backend that resets on the following call instead leaves the final
+        observation in `obs` and returns nothing for it; the following call ignores the action,
+        brings the next episode's first observation, and is marked as no transition: `valid` is
+        false. `valid` being false and the end of an episode never come with the same row.
+
+        Args:
+            actions: as the environments take them (`spaces.ActionConverter`), `[N, *shape]`.
+            obs, rewards, terminated, truncated, valid: outputs.
+
+        Raises:
+            EnvironmentFault: an environment failed.
+        """
+
+    @abstractmethod
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+        """Bring every environment's episode back to where it was, instead of `reset`.
+
+        Where that fails, the environment starts its next episode.
+
+        Args:
+            past: one for each environment.
+            obs: `[N, ...]`, output: where the environments are.
+
+        Returns:
+            Why it failed, for each environment; empty where it did not.
+
+        Raises:
+            EnvironmentFault: an environment failed in its next episode too.
+        """
+
+    def states(self) -> list[bytes]:
+        """Return what each environment's own `get_state` gives; empty if they have none."""
+        return []
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; a second call does nothing.
+
+        Raises:
+            OSError: a video could not be written (its text: "a video in FOLDER (REASON)");
+                everything is closed all the same.
+        """

@@ -1,0 +1,190 @@
+"""One Gymnasium environment that seeds each of its episodes and names exactly where it failed.
+
+This is the part that the backends over Gymnasium share, `SyncEnvs` and the workers of `AsyncEnvs`.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from typing import Any
+
+import numpy as np
+
+from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
+from fabric_ppo.envs.recorder import Recorder, record
+from fabric_ppo.envs.spaces import Packer, all_finite
+from fabric_ppo.process.errors import EnvironmentFault, describe_error, first_line
+from fabric_ppo.seeding import episode_seed
+
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
+
+
+class Episodes:
+    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`.
+
+    Attributes:
+        spec: its spaces.
+        lost_life: the last step cost a life in an Atari game.
+    """
+
+    def __init__(self, settings: EnvSettings, index: int) -> None:
+        """Make the rank's environment `index`, recorded if it is global environment 0.
+
+        Raises:
+            ConfigError: it cannot be made, or has a space that is not supported.
+        """
+        self._id = settings.first_env + index
+        self._settings = settings
+        records = settings.video_dir != "" and self._id == 0
+        env = make_gymnasium_env(settings.env_id, settings.env_wrapper, "rgb_array" if records else None)
+        self.spec = settings.spec_of(env)
+        self._env = record(env, settings.video_dir, None) if records else env
+        self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
+        self._pack = Packer(self.spec.observation) if self.spec.observation.parts else None
+        self._shape = self.spec.observation.shape
+        self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
+        self._counts_lives = self.spec.is_atari
+        self._lives = 0
+        self.lost_life = False
+        self._episode = -1
+        self._steps = 0
+        self._episode_seed = 0
+
+    def reset(self) -> Array:
+        """Start the next episode, and return its first observation.
+
+        Raises:
+            EnvironmentFault: the environment failed.
+        """
+        self._episode += 1
+        self._steps = 0
+        settings = self._settings
+        self._episode_seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
+        try:
+            renew_world(self._env)
+            obs, info = self._env.reset(seed=self._episode_seed)
+        except (Exception, SystemExit) as error:
+            raise self._fault(f"reset raised {describe_error(error)}", error) from error
+        if self._counts_lives:
+            self._lives = info["lives"]
+        return self._checked(obs, "reset")
+
+    def state(self) -> bytes:
+        """Return what the environment's own `get_state` gives; empty if it gives no bytes."""
+        if not self._offers_state:
+            return b""
+        try:
+            state = self._env.unwrapped.get_state()  # type: ignore[attr-defined]
+        except Exception:  # a method of that name that is something else
+            state = None
+        self._offers_state = isinstance(state, bytes) and state != b""
+        return state if isinstance(state, bytes) else b""
+
+    def rebuild(self, past: PastEpisode) -> tuple[Array, str]:
+        """Bring an episode back to where it was, or start the next one.
+
+        Returns:
+            Where the environment is, and why the episode could not be brought back, or nothing.
+        """
+        try:
+            why = self._replay(past)
+        except EnvironmentFault as fault:
+            why = first_line(fault)
+        if not why:
+            return past.obs, ""
+        self._episode = past.number
+        return self.reset(), why
+
+    def _replay(self, past: PastEpisode) -> str:
+        """Reset with the episode's seed and repeat its actions, or hand it its state.
+
+        Returns:
+            Why that did not bring the episode back; empty if it did.
+        """
+        self._episode = past.number - 1
+        if isinstance(self._env, Recorder):
+            self._env.episode_id = past.number - 1  # videos are scheduled and named by this number
+        obs, ret = self.reset(), 0.0
+        if past.state:
+            return self._set_state(past)
+        if past.actions is None:
+            return "its episode was too long to keep its actions"
+        for action in past.actions:
+            obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action.copy())
+            ret += float(np.float32(reward))
+            if terminated or truncated:
+                return f"its episode ended {len(past.actions) - self._steps} steps early"
+        if np.asarray(obs).astype(past.obs.dtype, copy=False).tobytes() != past.obs.tobytes():
+            return "its observation differs after the same actions"
+        if not (math.isnan(past.ret) or math.isclose(ret, past.ret, rel_tol=1e-9, abs_tol=1e-9)):
+            return "its rewards differ after the same actions"
+        return ""
+
+    def _set_state(self, past: PastEpisode) -> str:
+        """Hand the environment its state; return why that failed, or nothing."""
+        try:
+            self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+        except Exception as error:
+            return f"set_state raised {describe_error(error)}".splitlines()[0]
+        self._steps = past.length
+        # the state is the innermost environment's: the time limit around it counts for itself
+        env: Any = self._env
+        while env is not env.unwrapped:
+            if hasattr(env, "_elapsed_steps"):  # TimeLimit's
+                env._elapsed_steps = self._steps
+            env = env.env
+        return ""
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool]:
+        """Take a step; where the episode ended, the caller calls `reset`.
+
+        Returns:
+            Observation, reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFault: the environment failed, or its reward or observation is not finite.
+        """
+        self._steps += 1
+        try:
+            obs, reward, terminated, truncated, info = self._env.step(action)
+            reward = float(reward)
+        except (Exception, SystemExit) as error:
+            raise self._fault(f"step raised {describe_error(error)}", error) from error
+        if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
+            raise self._fault(f"step returned reward {reward}, which is not finite as float32")
+        if self._counts_lives:
+            self.lost_life, self._lives = info["lives"] < self._lives, info["lives"]
+        return self._checked(obs, "step"), reward, terminated, truncated
+
+    def _checked(self, obs: Any, call: str) -> Array:
+        """Return an observation as it is stored: a nested one as a row of bytes.
+
+        Raises:
+            EnvironmentFault: it has another shape than its space, or is not finite.
+        """
+        if self._pack is not None:
+            try:
+                return self._pack(obs)  # type: ignore[no-any-return]
+            except ValueError as error:
+                raise self._fault(f"{call} returned {error}") from None
+        if getattr(obs, "shape", ()) != self._shape and np.shape(obs) != self._shape:
+            raise self._fault(f"{call} returned an observation of shape {np.shape(obs)}; {self._shape} is expected")
+        if self._checks_obs and not all_finite(obs):
+            raise self._fault(f"{call} returned an observation that is not finite: {obs}")
+        return obs  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the environment, which writes a video that is being recorded.
+
+        Raises:
+            UnwrittenVideoError: a video could not be written; all is closed nevertheless.
+        """
+        self._env.close()
+
+    def _fault(self, what: str, error: BaseException | None = None) -> EnvironmentFault:
+        """Return a fault that names the environment, its episode and its step."""
+        place = f"{self._settings.env_id} environment {self._id}, episode seed {self._episode_seed}, step {self._steps}"
+        trace = "\n" + "".join(traceback.format_exception(error)).rstrip() if error else ""
+        return EnvironmentFault(f"{place}: {what}{trace}")

@@ -1,0 +1,66 @@
+"""One Gymnasium environment, as flags name it: made, wrapped, able to render."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gymnasium
+
+from fabric_ppo.envs import atari
+from fabric_ppo.envs.ids import ATARI, named_function, register_atari
+from fabric_ppo.process.errors import ConfigError, describe_error, first_line
+
+
+def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Make an environment, also without a display and from modules in the working directory.
+
+    Args:
+        env_id: as `gymnasium.make` takes it.
+        wrapper: `module:function`, several with commas from the inside out, or `ATARI`; empty for
+            none.
+        render_mode: as `gymnasium.make` takes it.
+
+    Raises:
+        ConfigError: it cannot be made, for instance since a package is missing, or not wrapped, or
+            it does not render so.
+    """
+    if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would look for a screen
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    if wrapper == ATARI or env_id.startswith("ALE/"):
+        register_atari(env_id)
+    if wrapper == ATARI:
+        options |= atari.MAKE_OPTIONS
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **options)
+    except Exception as error:  # the environment may be the user's: it may raise anything
+        reason = first_line(error)
+        raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
+    for each in filter(None, wrapper.split(",")):
+        env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
+    if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
+        raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
+    return env
+
+
+def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
+    """Return `env` in the user's wrapper `module:function`."""
+    try:
+        wrapped = named_function(wrapper, "env_wrapper")(env)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--env-wrapper {wrapper}: it raised {describe_error(error)}".splitlines()[0]) from error
+    if not isinstance(wrapped, gymnasium.Env):
+        raise ConfigError(f"--env-wrapper {wrapper}: it returned {type(wrapped).__name__}; an environment is expected")
+    return wrapped
+
+
+def renew_world(env: gymnasium.Env[Any, Any]) -> None:
+    """Give a Box2D environment a new world: its own outlives `reset`, with traces of episodes."""
+    unwrapped: Any = env.unwrapped
+    world: Any = getattr(unwrapped, "world", None)
+    if type(world).__name__ == "b2World":
+        unwrapped._destroy()
+        unwrapped.world = type(world)(gravity=world.gravity)

@@ -1,0 +1,162 @@
+"""Lookup of what flags name: environments by their ids, and functions by `module:name`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.errors import ConfigError, first_line, flag
+
+ATARI = "atari"
+"""A value of --env-preset; an EnvSpec has it in the place of a wrapper."""
+
+
+def named_function(name: str, of_flag: str) -> Callable[..., Any]:
+    """Import a flag's `module:name`; modules are looked for in the working directory too.
+
+    Args:
+        name: the flag's value.
+        of_flag: the Config's field, for the error's text.
+
+    Raises:
+        ConfigError: it cannot be imported, or not be called.
+    """
+    _look_in_working_directory()
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"{flag(of_flag)} {name}: module:name is expected")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's: it may raise anything
+        raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({first_line(error)})") from None
+    if not callable(found):
+        raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
+    return found  # type: ignore[no-any-return]
+
+
+def register_atari(env_id: str, preset: str = "") -> None:
+    """Have ale-py register its games with Gymnasium.
+
+    Args:
+        env_id: the game that is wanted, for the error's text.
+        preset: `ATARI` if the preset's packages are needed too.
+
+    Raises:
+        ConfigError: ale-py cannot be imported, or OpenCV, which the preset needs.
+    """
+    try:
+        ale = importlib.import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no greeting
+        if preset == ATARI:
+            importlib.import_module("cv2")
+    except ImportError as error:
+        reason = f"needs ale-py and OpenCV, pip install ale-py opencv-python-headless ({first_line(error)})"
+        raise ConfigError(f"--env-id {env_id}: {reason}") from None
+
+
+def _resolve_atari_id(env_id: str) -> str:
+    """Return the id of the Atari game that runs, also for EnvPool's ids, which lack `ALE/`.
+
+    Raises:
+        ConfigError: it is no Atari game, or ale-py is missing.
+    """
+    import gymnasium
+
+    register_atari(env_id, ATARI)
+    full_id = f"ALE/{env_id}" if f"ALE/{env_id}" in gymnasium.registry else env_id
+    resolved = resolve_env_id(full_id)
+    if gymnasium.spec(resolved).entry_point != "ale_py.env:AtariEnv":
+        raise ConfigError(f"--env-id {resolved}: not an Atari game; with --env-preset atari one is expected")
+    return resolved
+
+
+@lru_cache
+def resolve_env_id(env_id: str, preset: str = "") -> str:
+    """Return the id that runs: `env_id`, or its successor where Gymnasium has retired it.
+
+    A line on the console names the successor, once in a process.
+
+    Raises:
+        ConfigError: no such environment (names the nearest known ids), or none for the preset.
+    """
+    import gymnasium
+    from gymnasium.envs import registration
+
+    if preset == ATARI:
+        return _resolve_atari_id(env_id)
+    if env_id.startswith("ALE/"):
+        register_atari(env_id)
+    _look_in_working_directory()
+    module, colon, plain_id = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)  # registers its environments
+        if plain_id in gymnasium.registry:
+            return env_id
+        namespace, name, version = registration.parse_env_id(plain_id)
+    except Exception as error:  # the module is the user's: it may raise anything
+        kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"--env-id {env_id}: {kind}{first_line(error)}") from None
+    # only Gymnasium's registry knows what is retired: the id is unknown, a higher version is not
+    newest = registration.find_highest_version(namespace, name)
+    if version is not None and newest is not None and version < newest:
+        successor = module + colon + registration.get_env_id(namespace, name, newest)
+        print_from_rank_zero(
+            f"{env_id} is retired in Gymnasium {gymnasium.__version__}: running its successor {successor}"
+        )
+        return successor
+    if version is None and newest is not None:
+        return module + colon + registration.get_env_id(namespace, name, newest)
+    known = {key.lower(): key for key in gymnasium.registry}
+    nearest = [known[key] for key in difflib.get_close_matches(plain_id.lower(), known, n=3, cutoff=0.4)]
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
+    raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
+
+
+@lru_cache
+def resolve_envpool_id(env_id: str, preset: str = "") -> str:
+    """Return the id that runs, in EnvPool's environments and in Gymnasium's for the test.
+
+    See `resolve_env_id`; `envpool_id` has EnvPool's own name of it.
+
+    Raises:
+        ConfigError: EnvPool cannot be imported, or EnvPool or Gymnasium has no such environment.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        reason = first_line(error)
+        raise ConfigError(
+            f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
+        ) from None
+    known = envpool.list_all_envs()
+    try:
+        resolved = resolve_env_id(env_id, preset)
+    except ConfigError:
+        if env_id in known:
+            raise ConfigError(
+                f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
+            ) from None
+        raise
+    if envpool_id(resolved, preset) not in known:
+        hint = "--env-preset atari, or " if resolved.startswith("ALE/") and not preset else ""
+        hint += "--env-backend sync or async is expected"
+        raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; {hint}")
+    return resolved
+
+
+def envpool_id(env_id: str, preset: str) -> str:
+    """Return EnvPool's own id of an environment: it leaves out the namespace of Atari games."""
+    return env_id.removeprefix("ALE/") if preset == ATARI else env_id
+
+
+def _look_in_working_directory() -> None:
+    """Let `import` find modules of the user's own where they are."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())

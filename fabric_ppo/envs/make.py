@@ -1,0 +1,46 @@
+"""The choice of a backend for a rank's environments."""
+
+from __future__ import annotations
+
+from fabric_ppo.config import Config
+from fabric_ppo.envs.contract import EnvSettings, VectorEnvs
+from fabric_ppo.process.launch import cores_per_rank
+
+
+def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") -> VectorEnvs:
+    """Make this rank's environments, whose global ids start at `rank * num_envs`.
+
+    Args:
+        config: the run's configuration.
+        rank: place among the ranks that have environments.
+        num_ranks: how many have.
+        video_dir: where global environment 0 is recorded; empty for no video.
+
+    Raises:
+        ConfigError: the environment cannot be made, or has a space that is not supported.
+    """
+    settings = EnvSettings(
+        env_id=config.env_id,
+        seed=config.seed,
+        num_envs=config.num_envs,
+        first_env=rank * config.num_envs,
+        total_envs=num_ranks * config.num_envs,
+        video_dir=video_dir,
+        timeout=config.env_timeout,
+        restart=config.restart_envs,
+        num_threads=config.num_threads or cores_per_rank(),
+        action_bounds=config.action_bounds,
+        env_wrapper=config.env_wrapper or config.env_preset or "",
+    )
+    # each backend imports what it needs: EnvPool, for instance, may be missing
+    if config.env_backend == "envpool":
+        from fabric_ppo.envs.envpool_envs import EnvPoolEnvs
+
+        return EnvPoolEnvs(settings)
+    if config.env_backend == "async":
+        from fabric_ppo.envs.async_envs import AsyncEnvs
+
+        return AsyncEnvs(settings)
+    from fabric_ppo.envs.sync_envs import SyncEnvs
+
+    return SyncEnvs(settings)

@@ -1,0 +1,248 @@
+"""From a rollout to minibatches: advantages, normalisation, flat rows, and who trains on which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fabric_ppo.agents.agent import NO_MEMORY, Agent
+from fabric_ppo.config import Config
+from fabric_ppo.ppo.advantages import gae
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.profile import timed
+from fabric_ppo.rollouts.buffer import Rollout
+from fabric_ppo.seeding import minibatch_order
+
+_BYTES_AT_A_TIME = 2**24
+
+
+class Rows(NamedTuple):
+    """Transitions, one a row, `[b, ...]`, in canonical order: by t, then by global environment id.
+
+    A recurrent agent's are sequences of L rows, one after the other, by t of their first row, then
+    by environment.
+
+    Attributes:
+        obs: raw, as the environment gave them.
+        actions: as drawn.
+        log_probs, values: of the policy that collected.
+        advantages, returns: from GAE.
+        weights: relative; 0 for a row that is no transition, 1 on average over all ranks. In a
+            minibatch they carry its normalisation too (see `Batch.minibatches`).
+        sequences: `[b / L, ...]`, as `Memory.along` takes them; empty where the agent is not
+            recurrent.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor
+    sequences: Tensor = NO_MEMORY
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one update, and this rank's share of them.
+
+    Attributes:
+        rows: those that this rank holds: its own, or with shared data everybody's.
+        share: which of `num_shares` parts of every minibatch this rank trains on.
+        num_shares: 1 where each rank trains on rows of its own.
+        seed, update: name the order of the rows.
+        sequence_length: L, rows that no permutation or cut separates.
+        rows_per_rank: how many each of the ranks holds, where they train on uneven parts; empty
+            where all hold as many.
+    """
+
+    rows: Rows
+    share: int
+    num_shares: int
+    seed: int
+    update: int
+    sequence_length: int = 1
+    rows_per_rank: tuple[int, ...] = ()
+
+    def num_minibatches(self, per_rank_batch_size: int) -> int:
+        """Count the minibatches of an epoch: `ceil(rows / (num_shares * per_rank_batch_size))`.
+
+        It is the same on every rank, or collectives would wait for ever.
+        """
+        length = self.sequence_length
+        most = max(self.rows_per_rank, default=len(self.rows.weights)) // length
+        return -(-most // (self.num_shares * max(per_rank_batch_size // length, 1)))
+
+    @timed("minibatches")
+    def minibatches(self, epochs: range, per_rank_batch_size: int) -> Minibatches:
+        """Return this rank's part of each minibatch of some epochs.
+
+        In each epoch the rows (or sequences) are permuted, cut into chunks whose sizes differ by at
+        most one, and each chunk is split over the shares likewise. Where that leaves all rows in
+        one minibatch they stay in order. Weights are scaled by `num_shares / chunk`: the mean over
+        ranks of a dot product with them is the mean over the chunk, however it was split.
+        """
+        length = self.sequence_length
+        total = len(self.rows.weights) // length
+        num_chunks = self.num_minibatches(per_rank_batch_size)
+        parts, scales = [], []
+        for chunk in range(num_chunks):
+            start, stop = cut(total, chunk, num_chunks)
+            first, last = cut(stop - start, self.share, self.num_shares)
+            parts.append(slice(start + first, start + last))
+            elsewhere = (cut(rows // length, chunk, num_chunks) for rows in self.rows_per_rank)
+            in_chunk = sum(map(size_of, elsewhere)) or stop - start
+            num_ranks = len(self.rows_per_rank) or self.num_shares
+            scales.append(num_ranks / max(in_chunk * length, 1))
+        sizes = [(part.stop - part.start) * length for part in parts]
+        if num_chunks == self.num_shares == 1:  # one sum of all, whatever their order
+            rows = Rows(*(torch.cat([column] * len(epochs)) for column in self.rows))
+        else:
+            orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
+            if self.num_shares > 1:
+                orders = [order[part] for order in orders for part in parts]
+            rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), length)
+        scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
+        rows = rows._replace(weights=rows.weights * scale)
+        return Minibatches(rows, sizes * len(epochs), length)
+
+    def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
+        """Cut the epochs into stretches, of as many as take 16 MB, whose rows are permuted at once."""
+        epoch_bytes = sum(column.nbytes for column in self.rows) // self.num_shares
+        step = 1 if one_by_one else max(1, _BYTES_AT_A_TIME // max(epoch_bytes, 1))
+        return [range(first, min(first + step, num_epochs)) for first in range(0, num_epochs, step)]
+
+
+class Minibatches:
+    """Minibatches, in order.
+
+    Attributes:
+        rows: those of all of them, one minibatch after the other.
+    """
+
+    def __init__(self, rows: Rows, sizes: list[int], sequence_length: int = 1) -> None:
+        """Cut `rows` into parts of `sizes`, multiples of `sequence_length`."""
+        self.rows, self._sizes = rows, sizes
+        self._sequences = [NO_MEMORY] * len(sizes)
+        if rows.sequences.shape[1]:
+            self._sequences = list(rows.sequences.split([size // sequence_length for size in sizes]))
+
+    def __len__(self) -> int:
+        """How many minibatches."""
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """The minibatches; views of `rows`."""
+        return map(Rows, *(column.split(self._sizes) for column in self.rows[:-1]), self._sequences)
+
+
+def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:
+    """Take the sequences (of one row each, unless recurrent) that an index on the CPU names."""
+    index = index.to(rows.weights.device)
+    sequences = rows.sequences.index_select(0, index) if rows.sequences.shape[1] else NO_MEMORY
+    if sequence_length > 1:
+        within = torch.arange(sequence_length, device=index.device)
+        index = (index.unsqueeze(-1) * sequence_length + within).flatten()
+    columns = (column.index_select(0, index) for column in rows[:-1])
+    return Rows(*columns)._replace(sequences=sequences)
+
+
+def blank_rows(agent: Agent, count: int) -> Rows:
+    """Return rows of the right shapes and types that are no transitions."""
+    space, distribution = agent.spec.observation, agent.distribution
+    obs = torch.from_numpy(np.zeros((count, *space.shape), space.dtype))
+    actions = torch.zeros(count, *distribution.action_shape, dtype=distribution.action_dtype)
+    number = torch.zeros(count, dtype=agent.dtype, device=agent.device)
+    numbers = [number.clone() for _ in Rows._fields[2:-1]]
+    return Rows(obs.to(agent.device), actions.to(agent.device), *numbers)
+
+
+def cut(total: int, index: int, parts: int) -> tuple[int, int]:
+    """Return start and stop of one of `parts` slices of `total` rows, of almost equal sizes."""
+    return total * index // parts, total * (index + 1) // parts
+
+
+def size_of(bounds: tuple[int, int]) -> int:
+    """Return the number of rows of a slice."""
+    return bounds[1] - bounds[0]
+
+
+@timed("batch")
+def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:
+    """Estimate advantages and value targets of a rollout, and return flat rows on `device`.
+
+    With `--share-data` the rows of all ranks are gathered (one collective) and every rank trains on
+    a part of each minibatch; otherwise each rank trains on its own. Advantages are normalised, and
+    then weighed by the rollout's importance, which is 1 but for the overlapped architecture.
+    """
+    advantages, returns = gae(
+        rollout.rewards.to(rollout.values.dtype),
+        rollout.values,
+        rollout.next_values,
+        rollout.terminated,
+        rollout.truncated,
+        config.gamma,
+        config.gae_lambda,
+    )
+    weights, length = rollout.valid.to(rollout.values.dtype), config.effective_sequence_length
+    columns = [rollout.obs, rollout.actions, rollout.log_probs, rollout.values]
+    columns += [advantages, returns, weights]
+    sequences = [_sequences(rollout, length)] if rollout.memory.shape[-1] else []
+    shared = config.share_data and ranks.size > 1
+    if shared:
+        gathered = ranks.gather_all([each.to(device) for each in (*columns, *sequences)])
+        # [W, T, N, ...] -> [T, W * N, ...]: by t, then by global environment id
+        of_all = [each.swapaxes(0, 1).flatten(1, 2) for each in gathered]
+        columns, sequences = of_all[: len(columns)], of_all[len(columns) :]
+    rows = Rows(*(_flat(each, length).to(device) for each in columns))
+    if sequences:
+        rows = rows._replace(sequences=sequences[0].flatten(0, 1).to(device))
+    rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
+    if not shared:
+        # the surrogate is linear in the advantage: the importance may weigh that instead
+        importance = _flat(rollout.importance, length).to(device)
+        rows = rows._replace(advantages=rows.advantages * importance)
+    share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
+    return Batch(rows, share, num_shares, config.seed, update, length)
+
+
+def _flat(column: Tensor, length: int) -> Tensor:
+    """Flatten `[T, N, ...]` to `[T * N, ...]`, in the order of `Rows`."""
+    if length == 1:
+        return column.flatten(0, 1)
+    return column.view(-1, length, *column.shape[1:]).swapaxes(1, 2).flatten(0, 2)
+
+
+def _sequences(rollout: Rollout, length: int) -> Tensor:
+    """Return `Memory.along`'s `sequences`, `[T / L, N, memory_size + L]`."""
+    begins = rollout.begins.view(-1, length, rollout.begins.shape[1]).swapaxes(1, 2)
+    begins = begins.to(rollout.memory.dtype)
+    # memory before a sequence's first step is cleared already where an episode begins with it
+    begins[..., 0] = 0
+    return torch.cat([rollout.memory[::length], begins], dim=-1)
+
+
+def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> Rows:
+    """Scale weights to mean 1, and advantages to mean 0 and population deviation 1.
+
+    Over the transitions of all ranks, with sums in float64.
+    """
+    weights, advantages = rows.weights.double(), rows.advantages.double()
+    sums = [torch.ones_like(weights).sum(), weights.sum()]
+    moments = torch.stack([*sums, weights @ advantages, weights @ advantages.square()])
+    if ranks is not None and ranks.size > 1:
+        moments = ranks.gather(moments).sum(0)
+    count, valid, first, second = moments.unbind()
+    rows = rows._replace(weights=(weights * (count / valid)).to(rows.weights.dtype))
+    if not normalize_advantages:
+        return rows
+    mean = first / valid
+    std = (second / valid - mean.square()).clamp(min=0).sqrt()
+    normalized = (advantages - mean) / (std + 1e-8)
+    return rows._replace(advantages=normalized.to(rows.advantages.dtype))

@@ -1,0 +1,1 @@
+"""Process basics: errors and exit statuses, console, files, launcher, ranks, signals, profile."""

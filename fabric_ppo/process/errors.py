@@ -1,0 +1,57 @@
+"""Exceptions that end a run, their wording, and the exit statuses of a rank."""
+
+from __future__ import annotations
+
+FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
+"""Exit statuses of a rank besides 0; 130 ends one that is interrupted twice (`signals`)."""
+
+_LONGEST_LINE = 1500
+
+
+class ConfigError(ValueError):
+    """An input that the user can get wrong: one line that names it and says what is accepted."""
+
+    def __init__(self, message: str) -> None:
+        """Take any text: what is not printable is escaped, what is long is cut in the middle."""
+        if len(message) > _LONGEST_LINE:
+            message = f"{message[: _LONGEST_LINE // 2]} ... {message[-_LONGEST_LINE // 2 :]}"
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment that raised, died or returned a value that is not finite, by name."""
+
+
+class TrainingError(RuntimeError):
+    """A loss, gradient or weight that is not finite, so that training cannot go on."""
+
+
+class LostContactError(RuntimeError):
+    """Another rank that died or does not answer; the cause is to be found in that rank's output."""
+
+
+class StoppedBySignal(BaseException):
+    """The orderly end of a run that a signal asked to stop; all that it resumes from is saved.
+
+    Not an Exception: it may be raised anywhere, also inside code that takes every Exception for an
+    environment's fault.
+    """
+
+
+class NotAllWrittenError(Exception):
+    """The end of a run that is done, but could not write everything; the message names what."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name where it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type and text of an error: "ValueError: text"; the text may have several lines."""
+    return f"{type(error).__name__}: {error}"
+
+
+def flag(name: str) -> str:
+    """Return the flag of a Config's field: `num_envs` -> `--num-envs`."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,97 @@
+"""Ranks that exchange tensors: the process group, and the collective that others build on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fabric_ppo.process.errors import ConfigError, first_line
+
+ALIGNMENT = 8
+"""Bytes: where tensors of several types share a buffer, each starts at a multiple of this."""
+
+_RENDEZVOUS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that train together, and the collective that joins them.
+
+    Attributes:
+        rank: of this process.
+        size: how many ranks.
+        all_gather: `[...] -> [size, ...]`, in order of rank, so that every rank sums in the same
+            order.
+    """
+
+    rank: int
+    size: int
+    all_gather: Callable[[Tensor], Any]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stack the tensors of all ranks, which have one shape: `[...] -> [size, ...]`."""
+        gathered: Tensor = tensor.unsqueeze(0) if self.size == 1 else self.all_gather(tensor)
+        return gathered
+
+    def gather_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return `gather` of each of several tensors, of any types, in one collective."""
+        if self.size == 1:
+            return [tensor.unsqueeze(0) for tensor in tensors]
+        # as bytes, one after the other: a collective costs its latency, not these few bytes
+        parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+        padded = [torch.nn.functional.pad(part, (0, -part.numel() % ALIGNMENT)) for part in parts]
+        gathered = self.gather(torch.cat(padded)).split([part.numel() for part in padded], dim=1)
+        return [
+            got[:, : part.numel()].contiguous().view(tensor.dtype).view(self.size, *tensor.shape)
+            for got, part, tensor in zip(gathered, parts, tensors, strict=True)
+        ]
+
+
+ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
+"""The ranks of a process that trains without others."""
+
+
+def set_timeout(seconds: float) -> None:
+    """Have collectives of the default process group fail after `seconds`, not half an hour."""
+    if torch.distributed.is_initialized():
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+def join_process_group(backend: str, timeout: float) -> None:
+    """Meet the other ranks at `MASTER_ADDR` and `MASTER_PORT`, and form the default process group.
+
+    Args:
+        backend: as `torch.distributed.init_process_group` takes it.
+        timeout: seconds; a meeting that takes longer fails, after a minute at the latest.
+
+    Raises:
+        ConfigError: not all ranks met in time.
+    """
+    seconds = min(timeout, _RENDEZVOUS_SECONDS)
+    limit = timedelta(seconds=seconds)
+    try:
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+        store.set_timeout(limit)
+        # torchrun keeps its store over --max-restarts, with the addresses of ranks that are no more
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if restarts != "0":
+            store = torch.distributed.PrefixStore(f"restart_{restarts}", store)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except (torch.distributed.DistError, ValueError) as error:
+        where = (
+            f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"
+        )
+        reason = first_line(error)
+        raise ConfigError(f"rendezvous at {where}: not all ranks met within {seconds:g} s ({reason})") from None
+
+
+def one_process_unless_launched() -> None:
+    """Have Fabric take one device where `fabric run` did not start it: it would take every GPU."""
+    if "LT_CLI_USED" not in os.environ:
+        os.environ.setdefault("LT_DEVICES", "1")

@@ -1,0 +1,75 @@
+"""The launcher of this process (`torchrun`, `fabric run`, none), read before any heavy import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from fabric_ppo.process.errors import FAILED, ConfigError
+
+# Read at import, so that `die_with_launcher` sees a launcher that has ended since.
+_PARENT = os.getppid()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among those of the run, as the environment variables give it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_launch() -> Launch:
+    """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`; without a launcher: one process.
+
+    Raises:
+        ConfigError: the variables are half set, no numbers, or out of range.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    if missing:
+        raise ConfigError(
+            f"environment variable {' and '.join(missing)} is not set while others of {', '.join(names)} are: "
+            "start with torchrun or fabric run, or unset them all"
+        )
+    try:
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    except ValueError:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise ConfigError(f"environment variables {values}: whole numbers are expected") from None
+    for name, value, size in (("RANK", rank, world_size), ("LOCAL_RANK", local_rank, local_world_size)):
+        if not 0 <= value < size:
+            size_name = name.replace("RANK", "WORLD_SIZE")
+            raise ConfigError(f"environment variable {name}={value}: a number from 0 to {size_name} - 1 = {size - 1}")
+    return Launch(rank, world_size, local_rank, local_world_size)
+
+
+def cores_per_rank() -> int:
+    """Return this rank's share of the cores that the process may use on its host, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // read_launch().local_world_size)
+
+
+def die_with_launcher() -> None:
+    """Have a rank end when its launcher ends, or has ended since this rank began."""
+    if "RANK" in os.environ:
+        die_with_parent()
+        # an end from before the kernel was asked goes unreported: the rank has another parent then
+        if os.getppid() != _PARENT:
+            os._exit(FAILED)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,153 @@
+"""Collecting a rollout: the agent acts in its environments for T steps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.envs.spaces import ActionConverter
+from fabric_ppo.process.profile import timed
+from fabric_ppo.rollouts.actor import Actor
+from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer, RolloutStats
+from fabric_ppo.rollouts.episodes import ended_episodes
+from fabric_ppo.rollouts.values import value_rollout
+from fabric_ppo.seeding import action_uniforms
+
+
+@torch.no_grad()
+def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_values: bool = True) -> Rollout:
+    """Step the environments T times and value what was seen.
+
+    Per step the agent only picks actions; values follow in one pass, as the weights do not change
+    meanwhile, and log-probabilities from the parameters that the actions were drawn with.
+
+    Args:
+        agent: the plain module, not a wrapped one.
+        buffer: where the rollout is kept; its last observation is where this rollout starts.
+        seed: the run's seed.
+        update: which rollout this is; with `seed` it names the action noise.
+        with_values: if not, values are NaN, until `revalue`.
+    """
+    started = time.perf_counter()
+    buffer.start()
+    noise = _noise(agent, buffer, seed, update)
+    with _one_thread():
+        params = _step_environments(agent, buffer, noise)
+    actions = torch.from_numpy(buffer.actions)
+    log_probs = agent.distribution.log_prob(params, actions.flatten(0, 1)).view(buffer.rewards.shape)
+    unknown = torch.full_like(log_probs, torch.nan)
+    values, next_values = value_rollout(agent, buffer) if with_values else (unknown, unknown)
+    moments = _moments(agent, buffer)
+    rewards = buffer.rewards_to_learn()
+    episodes = ended_episodes(buffer)
+    stats = RolloutStats(
+        env_steps=int(buffer.valid.sum()),
+        seconds=time.perf_counter() - started,
+        env_restarts=buffer.envs.restarts,
+        num_episodes=len(episodes),
+        return_sum=sum(each.ret for each in episodes),
+        length_sum=sum(each.length for each in episodes),
+    )
+    return Rollout(
+        obs=torch.from_numpy(buffer.obs[: buffer.num_steps]),
+        actions=actions,
+        log_probs=log_probs,
+        importance=torch.ones_like(log_probs),
+        values=values,
+        rewards=rewards if agent.reward_scale is None else agent.reward_scale(rewards),
+        terminated=torch.from_numpy(buffer.terminated | buffer.lost_life),
+        truncated=torch.from_numpy(buffer.truncated),
+        valid=torch.from_numpy(buffer.valid),
+        next_values=next_values,
+        memory=torch.from_numpy(buffer.memory[: buffer.num_steps]),
+        begins=torch.from_numpy(buffer.begins[: buffer.num_steps]),
+        moments=moments,
+        episodes=episodes,
+        stats=stats,
+        snapshot=buffer.snapshot(),
+    )
+
+
+def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
+    """Fill the buffer; return the parameters that actions were drawn with, `[T * N, num_params]`."""
+    buffer.finals = []
+    buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
+    envs, n = buffer.envs, buffer.num_envs
+    staged, seen = buffer.staged_obs[:n], buffer.obs[0]
+    staged[:] = seen
+    actor = buffer.make_actor(agent, noise, buffer.staged_obs)
+    actor.memory[:n] = torch.from_numpy(buffer.memory[0]).to(agent.device)
+    to_env_actions = ActionConverter(envs.spec.action)
+    act, step = timed("policy")(actor.act), timed("environment")(envs.step)
+    outputs = zip(
+        *(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid),
+        strict=True,
+    )
+    for t, into in enumerate(outputs):
+        staged[:] = seen
+        actions = buffer.actions[t] = act(buffer.staged_obs)[:n].astype(buffer.actions.dtype, copy=False)
+        finals = step(to_env_actions(actions), *into)
+        buffer.finals += [(t, final) for final in finals]
+        if envs.lost_life is not None:
+            buffer.lost_life[t] = envs.lost_life
+        seen = into[0]
+        if agent.memory is not None:
+            _remember(buffer, actor, t, [final.env for final in finals])
+    return actor.params()[:, :n].flatten(0, 1)
+
+
+def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> None:
+    """Keep the memory after step `t`, cleared where an episode begins: in environments that `ended`.
+
+    A row that is no transition lies between two episodes: until then, memory leads to the final
+    observation.
+    """
+    begins = buffer.begins[t + 1]
+    np.logical_not(buffer.valid[t], out=begins)
+    begins[ended] = True
+    memory = actor.memory[: buffer.num_envs]
+    memory[torch.from_numpy(begins)] = 0
+    torch.from_numpy(buffer.memory[t + 1]).copy_(memory)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread: a few rows gain nothing, and environments may want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
+    """Draw the whole rollout's action noise, `[T, padded N, noise_size]`."""
+    distribution, steps, n = agent.distribution, buffer.num_steps, buffer.num_envs
+    size = distribution.noise_size
+    drawn = action_uniforms(seed, update, buffer.first_env, n, steps, size)
+    noise = torch.zeros(steps, buffer.staged_obs.shape[0], size, dtype=agent.dtype)
+    noise[:, :n] = distribution.noise(torch.from_numpy(drawn))
+    return noise
+
+
+def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
+    """Compute `Rollout.moments`; carry the discounted returns in progress over in the buffer."""
+    sums, valid = [torch.zeros(0, dtype=torch.float64)], torch.from_numpy(buffer.valid)
+    if agent.obs_moments is not None:
+        seen = torch.from_numpy(buffer.obs[: buffer.num_steps])[valid]
+        sums.append(agent.obs_moments.sums(agent.encoder.boxes(seen, torch.float64)))
+    if agent.reward_scale is not None:
+        ended = torch.from_numpy(buffer.terminated | buffer.lost_life | buffer.truncated)
+        carried = torch.from_numpy(buffer.discounted)
+        rewards = buffer.rewards_to_learn()
+        so_far, carried = agent.reward_scale.discounted(rewards, ended, carried)
+        buffer.discounted = carried.numpy()
+        sums.append(agent.reward_scale.sums(so_far[valid].unsqueeze(-1)))
+    return torch.cat(sums)

@@ -1,0 +1,36 @@
+"""The episodes that ended in a rollout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fabric_ppo.rollouts.buffer import Episode, RolloutBuffer
+
+
+def ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
+    """Sum up the episodes that ended in the rollout in `buffer`, ordered by (t, env).
+
+    Sums of those in progress are carried over to the next rollout, in the buffer.
+    """
+    steps, num_envs = buffer.rewards.shape
+    ended = (buffer.terminated | buffer.truncated).T
+    # one column more than steps: an episode begins after the last step too, maybe an empty one
+    begins = np.ones((num_envs, steps + 1), np.bool_)
+    begins[:, 1:] = ended
+    rewards = np.zeros((num_envs, steps + 1), np.float64)
+    valid = np.zeros((num_envs, steps + 1), np.int64)
+    valid[:, :-1] = buffer.valid.T
+    np.copyto(rewards[:, :-1], buffer.rewards.T, where=buffer.valid.T)
+    # one sum for each stretch between beginnings, over all environments one after the other
+    at = np.flatnonzero(begins)
+    returns, lengths = np.add.reduceat(rewards.ravel(), at), np.add.reduceat(valid.ravel(), at)
+    last = begins.sum(1).cumsum() - 1  # of each environment: the episode in progress
+    first = np.append(0, last[:-1] + 1)  # of each environment: goes on from the last rollout
+    returns[first] += buffer.returns
+    lengths[first] += buffer.lengths
+    buffer.returns, buffer.lengths = returns[last], lengths[last]
+    env, t = np.nonzero(ended)
+    columns = t, buffer.first_env + env, np.delete(returns, last), np.delete(lengths, last)
+    in_order = np.lexsort((env, t))
+    rows = zip(*(column[in_order].tolist() for column in columns), strict=True)
+    return [Episode(*row) for row in rows]

@@ -1,0 +1,90 @@
+"""The counts of a run: how far it is, and what it has come to."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fabric_ppo.run.metrics import RETURN_WINDOW, UpdateResult
+from fabric_ppo.run.trackers.tracker import Position
+
+
+@dataclass
+class Counts:
+    """Counts of a run, the same on all ranks but for times.
+
+    Attributes:
+        updates, env_steps, gradient_steps: so far; transitions are those of all ranks.
+        resumes: how often the run was resumed.
+        train_seconds: spent in updates.
+        wall_seconds_before: from starts to ends of the processes before this one.
+        is_exact: whether the result is the one of a run that was left alone.
+        window: returns of the last RETURN_WINDOW episodes of all ranks.
+        started: when this process began with the run, by `time.perf_counter`.
+    """
+
+    updates: int = 0
+    env_steps: int = 0
+    gradient_steps: int = 0
+    resumes: int = 0
+    train_seconds: float = 0.0
+    wall_seconds_before: float = 0.0
+    is_exact: bool = True
+    window: deque[float] = field(default_factory=lambda: deque(maxlen=RETURN_WINDOW))
+    started: float = field(default_factory=time.perf_counter)
+
+    def after(self, result: UpdateResult) -> Counts:
+        """Return the counts after an update with this result."""
+        returns = (episode.ret for episode in result.episodes)
+        return replace(
+            self,
+            updates=self.updates + 1,
+            env_steps=self.env_steps + round(result.rollout.env_steps),
+            gradient_steps=self.gradient_steps + round(result.update.gradient_steps),
+            window=deque([*self.window, *returns], maxlen=RETURN_WINDOW),
+        )
+
+    @property
+    def position(self) -> Position:
+        """Updates and transitions so far."""
+        return Position(self.updates, self.env_steps)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of all processes of the run, up to now."""
+        return self.wall_seconds_before + time.perf_counter() - self.started
+
+    @property
+    def return_mean(self) -> float | None:
+        """Mean return of the window; None without an episode."""
+        return float(np.mean(self.window)) if self.window else None
+
+    def has_reached(self, goal: float | None) -> bool:
+        """Return whether the mean return of a full window is at least `goal` (`--stop-at-return`)."""
+        return goal is not None and len(self.window) == RETURN_WINDOW and (self.return_mean or 0.0) >= goal
+
+    def to_values(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of this."""
+        return {
+            "update": self.updates,
+            "env_steps": self.env_steps,
+            "gradient_steps": self.gradient_steps,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds,
+            "window": list(self.window),
+            "resumes": self.resumes,
+            "exact_resume": self.is_exact,
+        }
+
+    def resume_from(self, values: Mapping[str, Any]) -> None:
+        """Count on from what `to_values` returned."""
+        self.updates, self.env_steps = values["update"], values["env_steps"]
+        self.gradient_steps, self.resumes = values["gradient_steps"], values["resumes"] + 1
+        self.train_seconds, self.wall_seconds_before = values["train_seconds"], values["wall_seconds"]
+        self.is_exact = values["exact_resume"]
+        self.window.extend(values["window"])

@@ -1,0 +1,117 @@
+"""The folder of a run: its name, its lock, and the configuration in it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from fabric_ppo.config import Config
+from fabric_ppo.process.console import is_rank_zero
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.files import write_atomically
+
+_LOCK_SECONDS = 5
+
+
+def new_run_dir(config: Config) -> Path:
+    """Choose the folder of a run.
+
+    Unless `--run-dir` names it, rank 0 makes it at once; it goes again if it stays empty.
+
+    Raises:
+        ConfigError: `--run-dir` holds a run already, or there cannot be such a folder.
+    """
+    try:
+        return _named_folder(config) if config.run_dir is not None else _new_folder(config)
+    except OSError as error:
+        is_named = config.run_dir is not None
+        where = f"--run-dir {config.run_dir}" if is_named else f"--log-dir {config.log_dir}"
+        raise ConfigError(f"{where}: cannot be written ({error.strerror}); a folder is expected") from None
+
+
+def _named_folder(config: Config) -> Path:
+    assert config.run_dir is not None
+    path = Path(config.run_dir)
+    if is_rank_zero():
+        require_no_run(config)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--run-dir {config.run_dir}: is a file; a folder is expected")
+    return path
+
+
+def require_no_run(config: Config) -> None:
+    """Raise a ConfigError where `--run-dir` holds a run, and is not to be resumed."""
+    run_dir = config.run_dir
+    if run_dir is not None and not config.resume and Path(run_dir, "config.yaml").exists():
+        raise ConfigError(f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected")
+
+
+def _new_folder(config: Config) -> Path:
+    env_id = config.env_id.replace("/", "-").replace(":", "-")
+    name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{env_id}_{config.exp_name}_{config.seed}"
+    path = Path(config.log_dir, f"{config.script}_logs", name)
+    twin = 2
+    while is_rank_zero() and not _claim(path):
+        path = path.with_name(f"{name}_{twin}")
+        twin += 1
+    return path
+
+
+def _claim(path: Path) -> bool:
+    """Make a folder, unless another run, maybe started in the same second, has it."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    atexit.register(_remove_empty, missing)
+    return True
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def make_folder(run_dir: Path, config: Config) -> None:
+    """Make the folder, where it is missing, and write `config.yaml`.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        values = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        write_atomically(run_dir / "config.yaml", values.encode())
+    except OSError as error:
+        raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); a folder is expected") from None
+
+
+def lock_folder(run_dir: Path) -> Callable[[], None]:
+    """Keep a second run out of a folder, until the returned function is called or the process ends.
+
+    Raises:
+        ConfigError: another process trains there, or nothing can be written there.
+    """
+    try:
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror})") from None
+    for attempt in range(_LOCK_SECONDS + 1):
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock.close
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return lock.close  # a file system without locks
+            if attempt < _LOCK_SECONDS:  # a run that was just killed may not be gone yet
+                time.sleep(1)
+    raise ConfigError(f"--run-dir {run_dir}: another process trains there")

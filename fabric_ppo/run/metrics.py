@@ -1,0 +1,115 @@
+"""An update as all ranks together saw it, merged in one collective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fabric_ppo.ppo.update import UpdateStats
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
+
+RETURN_WINDOW = 100
+"""The mean return is one of so many episodes, the last ones of all ranks."""
+
+
+@dataclass(frozen=True)
+class Requests(Metrics):
+    """Requests to stop, by a signal (to go on later) or by a callback; one rank's is enough."""
+
+    signal: float = metric("max")
+    callback: float = metric("max")
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """An update as all ranks together saw it.
+
+    Attributes:
+        rollout, update: their numbers.
+        episodes: the last ones that ended, RETURN_WINDOW of each rank, ordered by (t, env).
+        moments: sums for `Agent.update_statistics`.
+        snapshot: the environments of all ranks.
+        requests: to stop, of any rank.
+    """
+
+    rollout: RolloutStats
+    update: UpdateStats
+    episodes: list[Episode]
+    moments: Tensor
+    snapshot: EnvSnapshot
+    requests: Requests
+
+    @property
+    def approx_kl(self) -> float:
+        """How far the policy has moved: mean over minibatches and ranks."""
+        return self.update.approx_kl
+
+    def tagged(self) -> dict[str, float]:
+        """Return what is logged: tag -> value."""
+        return self.update.tagged() | self.rollout.tagged()
+
+
+def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks: Ranks) -> UpdateResult:
+    """Merge what the ranks saw of an update, in one collective (three with environments' states)."""
+    last = rollout.episodes[-RETURN_WINDOW:]
+    episodes = torch.full((RETURN_WINDOW, 4), torch.nan, dtype=torch.float64)
+    if last:
+        rows = [(each.t, each.env, each.ret, each.length) for each in last]
+        episodes[: len(last)] = torch.tensor(rows, dtype=torch.float64)
+    numbers = [rollout.stats.to_tensor(), stats.to_tensor(), requests.to_tensor()]
+    snapshot, gathered = gather_snapshot(rollout.snapshot, [*numbers, episodes, rollout.moments], ranks)
+    of_rollouts, of_updates, of_requests, of_episodes, moments = gathered
+    return UpdateResult(
+        rollout=RolloutStats.merge(of_rollouts),
+        update=UpdateStats.merge(of_updates),
+        episodes=_merge_episodes(of_episodes),
+        moments=moments.sum(0),
+        snapshot=snapshot,
+        requests=Requests.merge(of_requests),
+    )
+
+
+def _merge_episodes(of_ranks: Tensor) -> list[Episode]:
+    """Order the episodes of all ranks, `[W, RETURN_WINDOW, 4]`; NaN where there is none."""
+    rows = of_ranks.flatten(0, 1)
+    rows = rows[~rows[:, 0].isnan()]
+    return sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows.tolist())
+
+
+def gather_snapshot(snapshot: EnvSnapshot, more: Sequence[Tensor], ranks: Ranks) -> tuple[EnvSnapshot, list[Tensor]]:
+    """Gather the snapshots of all ranks as one, and `more` of each rank, `[W, ...]` on the CPU."""
+    by_step = (snapshot.actions, snapshot.ended)
+    by_env = (
+        *(snapshot.obs, snapshot.returns, snapshot.lengths),
+        *(snapshot.discounted, snapshot.memory),
+    )
+    parts = [torch.from_numpy(np.ascontiguousarray(each)) for each in (*by_step, *by_env)]
+    has_states = torch.tensor(bool(snapshot.states))
+    *gathered, have_states = ranks.gather_all([*parts, *more, has_states])
+    of_ranks = [part.cpu().numpy() for part in gathered[: len(parts)]]
+    # [W, T, N, ...] -> [T, W * N, ...] and [W, N, ...] -> [W * N, ...]: by global environment id
+    actions, ended = (x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in of_ranks[:2])
+    flat = (x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in of_ranks[2:])
+    obs, returns, lengths, discounted, memory = flat
+    whole = EnvSnapshot(actions, ended, obs, returns, lengths, discounted, memory)
+    if have_states.all():
+        whole = replace(whole, states=_gather_bytes(snapshot.states, ranks))
+    return whole, [other.cpu() for other in gathered[len(parts) :]]
+
+
+def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[bytes]:
+    """Gather the texts of all ranks, as many on each, in order of rank."""
+    sizes = ranks.gather(torch.tensor([len(text) for text in texts])).tolist()
+    own = b"".join(texts).ljust(max(sum(row) for row in sizes) or 1)
+    gathered = ranks.gather(torch.frombuffer(bytearray(own), dtype=torch.uint8)).tolist()
+    all_texts = []
+    for row, each in zip(sizes, gathered, strict=True):
+        ends = np.cumsum(row).tolist()
+        all_texts += [bytes(each[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
+    return all_texts

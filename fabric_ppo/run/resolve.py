@@ -1,0 +1,86 @@
+"""Resolving of a Config: the checks that take an import, the environment's id or this machine.
+
+Building a Config checks values only. This step comes once after it, before anything starts or is
+written. It loads torch only for `--cuda`, so that a wrong flag answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from fabric_ppo.config import TRACKERS, Config
+from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
+from fabric_ppo.process.errors import ConfigError
+
+C = TypeVar("C", bound=Config)
+
+
+def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
+    """Check what a Config needs of this machine, and return it with the values that run.
+
+    Its `env_id` is the one that runs, an int for a float is a float, and widths are a tuple, so
+    that equal runs have equal values.
+
+    Args:
+        config: as it was built.
+        world_size: processes of the run.
+        ranks_on_host: how many of them are on this host.
+
+    Raises:
+        ConfigError: the flags do not fit the launch, a name cannot be imported, there is no such
+            environment, or a compiler or CUDA devices are missing.
+    """
+    config.check_launch(world_size, ranks_on_host)
+    if config.compile:
+        require_compiler()
+    _require_importable(config)
+    of_backend = resolve_envpool_id if config.env_backend == "envpool" else resolve_env_id
+    env_id = of_backend(config.env_id, config.env_preset or "")
+    if num_devices := config.num_cuda_devices(world_size, ranks_on_host):
+        require_cuda(num_devices)
+    values = config.to_dict() | {"env_id": env_id, "hidden_sizes": tuple(config.hidden_sizes)}
+    return replace(config, **values)
+
+
+def _require_importable(config: Config) -> None:
+    """Import each part of the user's own that a flag names as `module:name`."""
+    if ":" in config.encoder:
+        named_function(config.encoder, "encoder")
+    for flag_name in ("env_wrapper", "trackers", "callbacks"):
+        for name in (getattr(config, flag_name) or "").split(","):
+            if name and name not in TRACKERS:
+                named_function(name, flag_name)
+
+
+def require_compiler() -> None:
+    """Raise a ConfigError where torch.compile would find no C++ compiler or no Python headers."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"--compile: a C++ compiler is needed, {compiler} is not found; CXX names another one")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise ConfigError("--compile: Python's headers are needed (package python3-dev or similar)")
+
+
+def require_cuda(num_devices: int) -> None:
+    """Raise a ConfigError where this host has fewer CUDA devices: the CPU is no substitute."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < num_devices:
+        raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
+
+
+def require_precision(precision: str | None) -> None:
+    """Raise a ConfigError for a `--precision` of `fabric run` with which this program cannot learn.
+
+    That of 16 bits leaves gradient steps out when they overflow, and weights of 16 bits do not move
+    by Adam's steps.
+    """
+    if precision not in (None, "32", "32-true", "64", "64-true", "bf16", "bf16-mixed"):
+        raise ConfigError(f"--precision {precision}: 32-true, 64-true or bf16-mixed is expected")

@@ -1,0 +1,221 @@
+"""Going on with a run (`--resume`): the checkpoint, whether it fits, and everything back in place."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.config import LEARNING_RATES, MAY_DIFFER, Config
+from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.envs.contract import PastEpisode
+from fabric_ppo.envs.repeatable import is_repeatable
+from fabric_ppo.process.console import print_from_rank_zero, print_line
+from fabric_ppo.process.errors import ConfigError, first_line, flag
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.launch import read_launch
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.run.checkpoint import newest_intact
+from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, require_values
+from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.snapshot import load_optimizer, optimizer_tensors
+
+_LIBRARIES = (
+    *("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid"),
+    "envpool",
+)
+_DAMAGED = (*(KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError),)
+
+
+@functools.cache
+def _digest_of_code() -> str:
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what the last bits of a run depend on besides its flags."""
+    versions = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return versions | {
+        "fabric_ppo": _digest_of_code(),
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "ranks": read_launch().world_size,
+    }
+
+
+def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint | None:
+    """Find the checkpoint to go on from, the same on all ranks: rank 0 chooses and sends it.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole, or the newest is another run's.
+    """
+    content = b""
+    if ranks.rank == 0:
+        try:
+            found, refused = newest_intact(run_dir / "checkpoints")
+            content = b"+" + found
+            for each in refused:
+                print_from_rank_zero(f"not used: {each}")
+        except ConfigError as error:
+            content = b"-" + str(error).encode()
+    content = from_rank_zero(content, ranks)
+    if content[:1] == b"-":
+        raise ConfigError(content[1:].decode())
+    if len(content) == 1:
+        return None
+    checkpoint, num_updates = Checkpoint.from_bytes(content[1:]), config.num_updates(ranks.size)
+    with _fitting(run_dir):
+        require_values(checkpoint.values)
+        require_same_run(config, read_launch().world_size, checkpoint.values)
+        if checkpoint.values["update"] > num_updates:
+            raise ValueError(f"it is of update {checkpoint.values['update']} of {num_updates}")
+    return checkpoint
+
+
+def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
+    """Return the bytes that rank 0 calls this with (two collectives)."""
+    if ranks.size == 1:
+        return content
+    size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
+    padded = torch.frombuffer(bytearray(content[:size].ljust(size)), dtype=torch.uint8)
+    return bytes(ranks.gather(padded)[0].cpu().numpy())
+
+
+@contextlib.contextmanager
+def _fitting(run_dir: Path) -> Iterator[None]:
+    """Raise a ConfigError, that the checkpoint does not fit, where something inside fails."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"--resume: the checkpoint in {run_dir} does not fit this run ({first_line(error)})"
+        ) from None
+
+
+def restore(
+    checkpoint: Checkpoint,
+    run_dir: Path,
+    config: Config,
+    ranks: Ranks,
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    buffer: RolloutBuffer,
+) -> tuple[Counts, ActionLog]:
+    """Bring agent, optimizer and environments back to a checkpoint; every rank calls this.
+
+    Returns:
+        The run's counts, and the log of the actions of all environments.
+
+    Raises:
+        ConfigError: the checkpoint does not fit.
+    """
+    num_envs, values = buffer.num_envs * ranks.size, checkpoint.values
+    with _fitting(run_dir):
+        expected = optimizer_tensors(optimizer)
+        require_tensors(checkpoint, agent, expected, buffer, num_envs, config.overlaps)
+        if values["env_spec"] != agent.spec.to_json():
+            raise ValueError("the environment has other spaces now")
+        agent.load_state_dict(checkpoint.under("weights."))
+        load_optimizer(optimizer, checkpoint.under("optimizer."))
+        if config.desired_kl is not None:
+            _restore_learning_rate(optimizer, values["learning_rate"])
+        action = buffer.envs.spec.action
+        past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action)
+    counts = Counts()
+    counts.resume_from(values)
+    begun_anew = _rebuild_episodes(buffer, past, ranks)
+    before, current = values["surroundings"], surroundings()
+    changed = [name for name in current if before.get(name) != current[name]]
+    if changed:
+        print_from_rank_zero(f"resumed with another {', '.join(changed)}: the last bits of the result will differ")
+    counts.is_exact = counts.is_exact and not changed and not bool(begun_anew.any())
+    return counts, action_log(checkpoint, begun_anew[:, 1:].flatten().numpy())
+
+
+def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Go on with the rate that `--desired-kl` has come to."""
+    if not LEARNING_RATES[0] <= rate <= LEARNING_RATES[1]:
+        raise ValueError(f"its learning_rate is {rate}")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks) -> torch.Tensor:
+    """Bring the episodes in progress back, and agree with the other ranks on where that failed.
+
+    Returns:
+        `[W, 1 + N]` bool: whether a rank cannot go on exactly, and which environments begin anew.
+    """
+    envs, failed = buffer.envs, buffer.rebuild(past)
+    named = (f"environment {buffer.first_env + k}: {why}" for k, why in enumerate(failed) if why)
+    reason = next(named, "")
+    if not reason and ranks.rank == 0:
+        spec = envs.spec
+        if not envs.rebuilds_episodes or not is_repeatable(spec.env_id, spec.wrapper):
+            reason = "an episode does not follow from its seed and actions alone"
+    if reason:
+        print_line(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", sys.stderr)
+    return ranks.gather(torch.tensor([bool(reason), *map(bool, failed)])).cpu()
+
+
+def require_same_run(config: Config, world_size: int, values: Mapping[str, Any]) -> None:
+    """Hold the flags of a resumed run against those that it was started with.
+
+    Another number of ranks is fine with shared data, as long as all ranks together have the same
+    environments and the same minibatches.
+
+    Raises:
+        ConfigError: they differ where they must not; names the flags.
+    """
+    script = config.script
+    if values["script"] != script:
+        raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}")
+    # a flag that the run's version did not have is at its default
+    before, current = type(config)().to_dict() | dict(values["config"]), config.to_dict()
+    if current["total_timesteps"] < before["total_timesteps"]:
+        raise ConfigError(
+            f"--total-timesteps {current['total_timesteps']}: the run had {before['total_timesteps']}; "
+            "that or more is expected"
+        )
+    per_rank = _per_rank_flags(script, values["world_size"], world_size, config.share_data)
+    may_differ = set(MAY_DIFFER)
+    if "envpool" in (before.get("env_backend"), current["env_backend"]):
+        may_differ.remove("env_backend")  # EnvPool's episodes are others than Gymnasium's
+    differing = []
+    for name in current:
+        factors = per_rank.get(name, (1, 1))
+        same = (
+            before.get(name) == current[name]
+            if factors == (1, 1)
+            else before[name] * factors[0] == current[name] * factors[1]
+        )
+        if name not in may_differ and not same:
+            differing.append(f"{flag(name)} {current[name]} (the run has {before.get(name)})")
+    if differing:
+        raise ConfigError(f"--resume: {', '.join(differing)}: the run's own values are expected")
+
+
+def _per_rank_flags(script: str, before: int, current: int, share_data: bool) -> dict[str, tuple[int, int]]:
+    """Return the flags that count per rank, with the ranks of the run and those of this start."""
+    if before == current:
+        return {}
+    if not share_data:
+        raise ConfigError(
+            f"--resume: the run has {before} processes, these are {current}: only --share-data allows that"
+        )
+    if script == "fabric_decoupled":
+        return {"per_rank_batch_size": (before - 1, current - 1)}
+    return {name: (before, current) for name in ("num_envs", "per_rank_batch_size")}

@@ -1,0 +1,186 @@
+"""A run before its first update: the process, the folder and the checkpoint, and what it closes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.agents.policy_file import start_from
+from fabric_ppo.config import Config
+from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.errors import ConfigError, StoppedBySignal
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.signals import signals
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.run.callbacks import Callback
+from fabric_ppo.run.checkpoint import Checkpoints, drop_old
+from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.folder import lock_folder, make_folder
+from fabric_ppo.run.prepare import prepare_process
+from fabric_ppo.run.resume import find_checkpoint, from_rank_zero, restore
+from fabric_ppo.run.run import Books, Run
+from fabric_ppo.run.trackers.tracker import Trackers, make_part, make_trackers
+from fabric_ppo.run.writes import Writes
+
+R = TypeVar("R", bound="Closable")
+
+
+class Closable(Protocol):
+    """A resource of a run."""
+
+    def close(self) -> object:
+        """Close it.
+
+        Raises:
+            OSError: something could not be written, which has been printed.
+        """
+
+
+class RunSetup(contextlib.ExitStack):
+    """A run before its first update; `start` makes a Run of it.
+
+    As a context manager it closes what the run has, however the run ends.
+
+    Attributes:
+        dir: the run's folder; a run that cannot start leaves none.
+        video_dir: where training videos go; empty for none (EnvPool's cannot be recorded).
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, run_dir: Path) -> None:
+        """Prepare the process, and find the checkpoint to go on from with `--resume`.
+
+        Args:
+            config: the run's configuration, resolved.
+            ranks: those with environments.
+            run_dir: from `new_run_dir`.
+
+        Raises:
+            ConfigError: ranks were started differently; no checkpoint that fits these flags.
+        """
+        super().__init__()
+        self._started = time.perf_counter()
+        self._config, self._ranks, self._leads = config, ranks, ranks.rank == 0
+        prepare_process(config, ranks)
+        named_by_rank_zero = Path(os.fsdecode(from_rank_zero(os.fsencode(run_dir), ranks)))
+        self.dir = named_by_rank_zero if config.run_dir is None else run_dir
+        records = config.capture_video and config.env_backend != "envpool"
+        self.video_dir = str(self.dir / "train_videos") if records else ""
+        self._writes = Writes()
+        is_locked = self._leads and config.resume and self.dir.exists()
+        if is_locked:
+            self.callback(lock_folder(self.dir))
+        self._is_locked = is_locked
+        self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
+        self._run: Run | None = None
+
+    def closing(self, resource: R) -> R:
+        """Close `resource` when the run ends, however it ends."""
+
+        def close() -> None:
+            try:
+                resource.close()
+            except OSError as error:
+                self._writes.note(error)
+
+        self.callback(close)
+        return resource
+
+    def start(self, agent: Agent, optimizer: torch.optim.Optimizer, buffer: RolloutBuffer) -> Run:
+        """Start the environments, with the policy of `--init-from` if one is named.
+
+        Where `--resume` found a checkpoint, bring everything back to it instead.
+
+        Args:
+            agent: what is trained, the plain module.
+            optimizer: its optimizer.
+            buffer: of this rank's environments.
+
+        Raises:
+            ConfigError: the checkpoint or the policy does not fit, or the folder cannot be made.
+        """
+        config, ranks, checkpoint = self._config, self._ranks, self._checkpoint
+        if checkpoint is None:
+            if config.init_from is not None:
+                start_from(agent, config.init_from)
+            buffer.start()
+            num_envs, shape = buffer.num_envs * ranks.size, buffer.actions.shape[2:]
+            counts, log = Counts(), ActionLog.empty(num_envs, shape, buffer.log_dtype)
+        else:
+            restored = restore(checkpoint, self.dir, config, ranks, agent, optimizer, buffer)
+            counts, log = restored
+        counts.started = self._started
+        trackers, callbacks = Trackers({}, self._writes), []
+        if self._leads:
+            trackers, callbacks = self._make_trackers(), self._make_callbacks()
+            self._open_folder(trackers, counts)
+        checkpoints = Checkpoints(self.dir / "checkpoints", config, self._writes, trackers.flush)
+        if checkpoint is not None:
+            checkpoints.resume_from(checkpoint)
+        in_flight = {} if checkpoint is None else checkpoint.under("in_flight.")
+        books = Books(self.dir, self._writes, trackers, callbacks, checkpoints)
+        self._run = Run(config, ranks, agent, optimizer, counts, log, books, in_flight)
+        self.callback(self._run.close)
+        return self._run
+
+    def _make_trackers(self) -> Trackers:
+        return Trackers(make_trackers(self._config.trackers.split(",")), self._writes)
+
+    def _make_callbacks(self) -> list[Callback]:
+        names = (self._config.callbacks or "").split(",")
+        return [make_part(name, "callbacks", Callback) for name in names if name]
+
+    def _open_folder(self, trackers: Trackers, counts: Counts) -> None:
+        config = self._config
+        make_folder(self.dir, config)
+        if not self._is_locked:
+            self.callback(lock_folder(self.dir))
+        folder, keep = self.dir / "checkpoints", config.keep_checkpoints
+        # a kill may have come between writing a checkpoint and dropping an old one
+        self._writes.do("a checkpoint", drop_old, folder, keep)
+        trackers.start(config.to_dict(), self.dir, counts.position)
+        num_updates = config.num_updates(self._ranks.size)
+        if self._checkpoint is not None and not config.quiet:
+            print_from_rank_zero(f"resumed after update {counts.updates} of {num_updates}")
+        self._print_remainder(num_updates)
+
+    def _print_remainder(self, num_updates: int) -> None:
+        config = self._config
+        per_update = config.num_steps
+        if config.timestep_unit == "transition":
+            per_update *= config.num_envs * self._ranks.size
+        counted = num_updates * per_update
+        if counted < config.total_timesteps:
+            print_from_rank_zero(
+                f"--total-timesteps {config.total_timesteps} is rounded down to {counted}: "
+                f"{num_updates} updates of {per_update}"
+            )
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
+        """Close everything; where something could not be written, and nothing is worse, say so.
+
+        Raises:
+            NotAllWrittenError: the run is done, but something could not be written.
+        """
+        if error is not None:
+            self._fail(error)
+        suppresses = super().__exit__(kind, error, trace)
+        if error is None:
+            self._writes.raise_if_incomplete()
+        return suppresses
+
+    def _fail(self, error: BaseException) -> None:
+        """Save the state from before the update that failed, and say where; no signal interrupts."""
+        signals.stopping()
+        is_failure = not isinstance(error, (ConfigError, StoppedBySignal))
+        where = self._run.fail() if self._run is not None else None
+        if is_failure and where is not None:
+            print_from_rank_zero(f"the run has failed{where}")
+        if is_failure:
+            signals.failed(error)

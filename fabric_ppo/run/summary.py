@@ -1,0 +1,60 @@
+"""The summary of a run: `summary.json`, and the lines that a training ends with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fabric_ppo.process.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The outcome of a run; the fields of `summary.json`, as README describes them."""
+
+    script: str
+    env_id: str
+    seed: int
+    world_size: int
+    total_timesteps: int
+    env_steps: int
+    updates: int
+    gradient_steps: int
+    wall_seconds: float
+    train_seconds: float
+    steps_per_second: float
+    train_return_mean: float | None
+    train_return_episodes: int
+    resumes: int
+    exact_resume: bool
+    test: dict[str, Any]
+
+    def write(self, run_dir: Path) -> None:
+        """Write `summary.json`.
+
+        Raises:
+            OSError: it cannot be written; an older one is as it was.
+        """
+        text = json.dumps(asdict(self), indent=2, allow_nan=False)
+        write_atomically(run_dir / "summary.json", f"{text}\n".encode())
+
+    def lines(self, run_dir: Path, video_dirs: list[str], has_own_code: bool) -> str:
+        """Format what a training ends with: its figures, and where everything is.
+
+        Args:
+            run_dir: the run's folder.
+            video_dirs: folders with videos.
+            has_own_code: whether evaluating needs modules of the user's own.
+        """
+        test, own = self.test, " --own-code" if has_own_code else ""
+        lines = [
+            f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
+            f"tested  return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes",
+            f"summary {run_dir / 'summary.json'}",
+            f"curves  tensorboard --logdir {run_dir}",
+            *([f"videos  {', '.join(video_dirs)}"] if video_dirs else []),
+            f"again   python -m fabric_ppo evaluate {run_dir}{own}",
+        ]
+        return "\n".join(lines)

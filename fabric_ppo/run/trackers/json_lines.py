@@ -1,0 +1,59 @@
+"""`metrics.jsonl`: the scalars of each update, one JSON object a line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric_ppo.run.trackers.tracker import Position, Tracker
+
+
+class JsonLines(Tracker):
+    """Appends a line an update, whole or not at all."""
+
+    label = "metrics.jsonl"
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
+        """Open the file; take lines out of it that will come again."""
+        path = run_dir / "metrics.jsonl"
+        if path.exists():
+            kept = _lines_until(path.read_bytes(), resumed_at.update)
+            os.truncate(path, sum(map(len, kept)))
+        self._file = path.open("ab", buffering=0)
+        self._update = resumed_at.update
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: it cannot be written; the file ends with the line before.
+        """
+        self._update += 1
+        line = json.dumps({"step": step, "update": self._update} | dict(metrics)).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines_until(content: bytes, update: int) -> Iterator[bytes]:
+    """Yield the lines up to an update, or to one that is damaged."""
+    for line in content.splitlines(keepends=True):
+        try:
+            is_kept = line.endswith(b"\n") and json.loads(line)["update"] <= update
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_kept = False
+        if not is_kept:
+            return
+        yield line

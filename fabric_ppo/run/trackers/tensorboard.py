@@ -1,0 +1,95 @@
+"""TensorBoard: one event an update, and the hyperparameters as a text."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric_ppo.process.files import write_atomically
+from fabric_ppo.run.trackers.tracker import Position, Tracker
+
+
+class TensorBoard(Tracker):
+    """Writes event files directly into the run's folder."""
+
+    label = "TensorBoard's events"
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
+        """Open an event file; take events out of older ones that will come again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if events := sorted(run_dir.glob("events.out.tfevents.*")):
+            _cut_back(events, resumed_at.env_steps)
+        self._writer = SummaryWriter(run_dir)
+        self._writer.add_text("hyperparameters", markdown_table(config))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write the scalars as one event: a seventh of the price of as many, and read alike."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        file_writer: Any = self._writer.file_writer
+        file_writer.add_summary(Summary(value=values), step)
+
+    def flush(self) -> None:
+        """Write out what was logged."""
+        self._writer.flush()
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Write the test's mean return, if there was a test, and close the file."""
+        try:
+            if summary is not None and summary["test"]:
+                score = {"Test/cumulative_reward": summary["test"]["return_mean"]}
+                self.log(score, summary["env_steps"])
+        finally:
+            self._writer.close()
+
+
+def _cut_back(events: list[Path], env_steps: int) -> None:
+    """Make one file of `events`, without those after `env_steps`, so that the run has one curve."""
+    # TensorBoard reads files by name, which holds the time: this one comes first, also where the
+    # clock went back
+    whole = events[0].with_name("events.out.tfevents.0")
+    write_atomically(whole, b"".join(_scalars_until(events, env_steps)))
+    for path in events:
+        if path != whole:
+            path.unlink()
+
+
+def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
+    """Yield records that hold a version, or a scalar up to `env_steps`; the test's come again."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    seen = set()  # a kill in the middle of cutting back leaves records in two files
+    for path in paths:
+        for event, record in _events(path):
+            tags = tuple(value.tag for value in event.summary.value)
+            key = (event.step, event.file_version, tags)
+            is_test = any(tag.startswith("Test/") for tag in tags)
+            is_scalar = 0 < event.step <= env_steps and not is_test
+            if (is_scalar or event.file_version) and key not in seen:
+                seen.add(key)
+                kept = io.BytesIO()
+                RecordWriter(kept).write(record)
+                yield kept.getvalue()
+
+
+def _events(path: Path) -> Iterator[tuple[Any, bytes]]:
+    """Yield a file's events, and the records that they were read from, up to any damage."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.errors import OpError
+
+    with contextlib.suppress(OpError, DecodeError):
+        for record in RawEventFileLoader(str(path)).Load():
+            yield Event.FromString(record), record
+
+
+def markdown_table(values: Mapping[str, Any]) -> str:
+    """Format hyperparameters for TensorBoard's text plugin."""
+    rows = "\n".join(f"|{name}|{value}|" for name, value in values.items())
+    return f"|hyperparameter|value|\n|-|-|\n{rows}"

@@ -1,0 +1,47 @@
+"""Writing that goes on where the disk is full or read-only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.errors import NotAllWrittenError, describe_error
+
+
+class Writes:
+    """Calls that write: those that fail are printed at once, and named again at the end."""
+
+    def __init__(self) -> None:
+        """Nothing has failed yet."""
+        self._failed: dict[str, str] = {}
+
+    def do(self, what: str, write: Callable[..., object], *args: Any) -> bool:
+        """Call `write(*args)`, which writes `what`; return whether that worked."""
+        with self.tolerating(what):
+            write(*args)
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def tolerating(self, what: str, errors: type[Exception] = OSError) -> Iterator[None]:
+        """Run the block, and go on where it raises one of `errors`: `what` was not written."""
+        try:
+            yield
+        except errors as error:
+            why = str(error) if isinstance(error, OSError) else describe_error(error)
+            if what not in self._failed:
+                message = f"warning: {what} could not be written ({why}); the training goes on"
+                print_from_rank_zero(message)
+            self._failed[what] = why
+
+    def note(self, error: OSError) -> None:
+        """Note an error that has been printed already; its text names what was not written."""
+        self._failed[str(error)] = ""
+
+    def raise_if_incomplete(self) -> None:
+        """Raise a NotAllWrittenError that names what could not be written."""
+        if self._failed:
+            named = [f"{what} ({why})" if why else what for what, why in self._failed.items()]
+            raise NotAllWrittenError(f"done, but not everything could be written: {'; '.join(named)}")

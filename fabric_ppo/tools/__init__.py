@@ -1,0 +1,1 @@
+"""Command line, benchmark suite, plots and videos: what one does around a run."""

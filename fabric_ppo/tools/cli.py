@@ -1,0 +1,219 @@
+"""Commands of `python -m fabric_ppo` and `fabric-ppo`: train, evaluate, plot, benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError
+from fabric_ppo.run.resolve import require_precision, resolve
+from fabric_ppo.tools.flags import parse_flags
+from fabric_ppo.tools.locate import script_path
+
+USAGE = """usage: fabric-ppo COMMAND ...
+
+  train {scripts} [--devices N] [FLAGS]      check the flags, then launch a training script
+  evaluate RUN_DIR [--episodes N] [--seed S]        play test episodes with a trained agent
+  plot RUN_DIR... --out FILE                        draw learning curves
+  benchmark SUITE... [--seeds N] [--jobs N]         train presets over seeds and write their scores
+
+COMMAND --help says more."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are one line, like all others here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    args = sys.argv[1:] if args is None else list(args)
+    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "benchmark": _benchmark}
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
+        return 0 if args else BAD_INPUT
+    try:
+        if args[0] not in commands:
+            raise ConfigError(f"{args[0]}: unknown command; one of {', '.join(commands)} is expected")
+        return commands[args[0]](args[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def console() -> NoReturn:
+    """Run the console script `fabric-ppo`."""
+    sys.exit(main())
+
+
+def _train(args: list[str]) -> int:
+    """Check everything that can be checked, and become the launcher."""
+    if not args or args[0] not in SCRIPT_CONFIGS:
+        raise ConfigError(f"train {args[0] if args else ''}: one of {', '.join(SCRIPT_CONFIGS)} is expected")
+    name, rest = args[0], args[1:]
+    config_type = SCRIPT_CONFIGS[name]
+    parser = _launcher_parser(name)
+    if "-h" in rest or "--help" in rest:
+        parser.print_help()
+        print("\nand the script's own:\n")
+    launch, flags = parser.parse_known_args(rest)
+    _check_launcher(launch)
+    config = parse_flags(config_type, flags, prog=f"fabric-ppo train {name}")
+    config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
+    require_precision(getattr(launch, "precision", None))
+    if config.run_dir is not None and not config.resume and (Path(config.run_dir) / "config.yaml").exists():
+        raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder or --resume is expected")
+    sys.stdout.flush()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the script sets its own; torchrun would warn
+    os.execv(sys.executable, [sys.executable, *_launch_command(config_type, launch), *flags])
+
+
+def _launcher_parser(name: str) -> _Parser:
+    """Return the parser of the launcher's flags for a script."""
+    parser = _Parser(prog=f"fabric-ppo train {name}", allow_abbrev=False, add_help=False)
+    parser.add_argument("--devices", type=int, default=1, help="processes on each host (default: 1)")
+    parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
+    parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this is (default: 0)")
+    parser.add_argument("--main-address", help="address of host 0; needed for several hosts")
+    parser.add_argument("--main-port", type=int, help="port on host 0; needed for several hosts")
+    if SCRIPT_CONFIGS[name] is not TorchConfig:
+        parser.add_argument("--accelerator", help="passed on to fabric run, such as cpu or cuda")
+        parser.add_argument("--strategy", help="passed on to fabric run (default: ddp from 2 processes on)")
+        parser.add_argument("--precision", help="passed on to fabric run, such as bf16-mixed")
+    return parser
+
+
+def _check_launcher(launch: argparse.Namespace) -> None:
+    """Raise a ConfigError for flags of the launcher that cannot work."""
+    if launch.devices < 1 or launch.num_nodes < 1:
+        raise ConfigError(f"--devices {launch.devices} --num-nodes {launch.num_nodes}: numbers from 1 up are expected")
+    if not 0 <= launch.node_rank < launch.num_nodes:
+        raise ConfigError(f"--node-rank {launch.node_rank}: a number from 0 to {launch.num_nodes - 1} is expected")
+    if launch.num_nodes > 1 and (launch.main_address is None or launch.main_port is None):
+        raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
+
+
+def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> list[str]:
+    """Return the arguments with which Python launches a script.
+
+    One process is the script itself, several are `torchrun`'s or `fabric run`'s.
+    """
+    path = str(script_path(config_type))
+    options = {name: getattr(launch, name, None) for name in ("accelerator", "strategy", "precision")}
+    processes = launch.devices * launch.num_nodes
+    if processes == 1 and not any(options.values()):
+        return [path]
+    address, port = launch.main_address or "127.0.0.1", launch.main_port or _free_port()
+    if config_type is TorchConfig:
+        where = [f"--nnodes={launch.num_nodes}", f"--node_rank={launch.node_rank}"]
+        where += [f"--master_addr={address}", f"--master_port={port}"]
+        return ["-m", "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, path]
+    if processes > 1 and config_type is not DecoupledConfig:  # whose trainers set up their own
+        options["strategy"] = options["strategy"] or "ddp"
+    where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
+    where += [f"--main-address={address}", f"--main-port={port}", f"--devices={launch.devices}"]
+    chosen = [f"--{name}={value}" for name, value in options.items() if value]
+    return ["-m", "lightning.fabric.cli", *where, *chosen, path]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _evaluate(args: list[str]) -> int:
+    """Play test episodes with a run's policy."""
+    given = _evaluate_parser().parse_args(args)
+    if given.episodes < 1:
+        raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
+    from fabric_ppo.agents.policy import load_agent, own_modules
+    from fabric_ppo.envs.ids import ATARI, resolve_env_id
+    from fabric_ppo.process.errors import EnvironmentFault
+    from fabric_ppo.rollouts.evaluate import evaluate
+    from fabric_ppo.tools.video import recorded_gif
+
+    policy = load_agent(given.run_dir, own_code=given.own_code)
+    if (modules := own_modules(policy.spec)) and not given.own_code:
+        raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
+    # this imports the module that registers the environment
+    resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
+    run_dir = Path(given.run_dir)
+    run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    video_dir = str(run_dir / "test_videos") if given.video else ""
+    options = {"render_mode": given.render, "stochastic": given.stochastic}
+    try:
+        with recorded_gif(given.gif, video_dir) as folder:
+            result = evaluate(policy, given.episodes, given.seed, video_dir=folder, **options)
+    except EnvironmentFault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
+    scores = result.to_dict()
+    if given.json:
+        print(json.dumps(scores))
+    else:
+        spread = f"{scores['return_mean']:.1f} +- {scores['return_std']:.1f}"
+        print(f"{policy.spec.env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes")
+        if video_dir and not result.unwritten:
+            print(f"video: {video_dir}")
+    return NOT_ALL_WRITTEN if result.unwritten else 0
+
+
+def _evaluate_parser() -> _Parser:
+    parser = _Parser(prog="fabric-ppo evaluate", allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run, or a checkpoint in it")
+    parser.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="names the episodes (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--video", action="store_true", help="record the first episode into RUN_DIR/test_videos")
+    parser.add_argument("--gif", metavar="FILE", help="record the first episode as a moving picture")
+    parser.add_argument("--render", choices=["human"], help="watch")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of the most probable ones")
+    parser.add_argument("--own-code", action="store_true", help="import the modules that the policy's file names")
+    return parser
+
+
+def _plot(args: list[str]) -> int:
+    """Draw the learning curves of runs."""
+    parser = _Parser(prog="fabric-ppo plot", allow_abbrev=False)
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folders of runs")
+    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write: .svg, .png or .pdf")
+    given = parser.parse_args(args)
+    from fabric_ppo.tools.plot import plot_runs
+
+    plot_runs([Path(run_dir) for run_dir in given.run_dirs], Path(given.out))
+    print(given.out)
+    return 0
+
+
+def _benchmark(args: list[str]) -> int:
+    """Train presets over seeds and write their scores."""
+    from fabric_ppo.process.launch import cores_per_rank
+    from fabric_ppo.tools.suite import SUITES, check_presets, presets_of, run_suite
+
+    parser = _Parser(prog="fabric-ppo benchmark", allow_abbrev=False)
+    parser.add_argument("suites", metavar="SUITE", nargs="+", help=f"{', '.join(SUITES)}, or a preset such as cartpole")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each preset, with seeds from 1 up (default: 5)")
+    parser.add_argument("--jobs", type=int, default=cores_per_rank(), help="runs side by side (default: the cores)")
+    parser.add_argument("--log-dir", default="logs/benchmark", help="run folders (default: logs/benchmark)")
+    parser.add_argument("--out", default="docs/results.md", help="page to write (default: docs/results.md)")
+    given = parser.parse_args(args)
+    if given.seeds < 1 or given.jobs < 1:
+        raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    presets = presets_of(given.suites)
+    check_presets(presets)
+    failed = run_suite(presets, given.seeds, given.jobs, Path(given.log_dir), Path(given.out))
+    print(given.out)
+    return FAILED if failed else 0

@@ -1,0 +1,192 @@
+"""Page of a benchmark's scores: a table with statistics over runs, and a section for each preset.
+
+`results.json`, beside the page, holds every finished run; table and curves are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fabric_ppo.process.files import write_atomically
+from fabric_ppo.tools.plot import draw
+
+TEST_EPISODES = 100
+"""Episodes that score a run."""
+
+
+_RESAMPLES = 50_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """Preset of `configs/`, published scores of its environment, and a goal if there is one."""
+
+    preset: str
+    published: str
+    goal: float | None
+    every: float | None = None
+    """Score that each single run is to reach."""
+    seeds: int = 5
+    """Number of runs that a verdict takes."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Finished run: mean return of its test episodes, curve of its training."""
+
+    preset: str
+    env_id: str
+    seed: int
+    transitions: int
+    test_return: float
+    test_std: float
+    minutes: float
+    date: str
+    made_with: str
+    flags: dict[str, Any]
+    """Flags of its preset."""
+    curve: list[tuple[float, float]] = field(repr=False)
+    """Points (transitions, return)."""
+
+
+def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
+    """Average over the last axis without its lowest and its highest quarter, each rounded down.
+
+    See arXiv 2108.13264, 4.3.
+    """
+    ordered: NDArray[np.float64] = np.sort(np.asarray(scores, np.float64))
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(-1))
+
+
+def interval(
+    scores: Sequence[float], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] = interquartile_mean
+) -> tuple[float, float]:
+    """Compute the 95 % percentile bootstrap interval of a statistic over runs.
+
+    See arXiv 2108.13264, 4.1. The draws are always the same, so equal scores give equal intervals.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(np.asarray(scores, np.float64), (_RESAMPLES, len(scores)))
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
+    """Put a result into the page's `results.json`, in place of an earlier one of the same run."""
+    others = [each for each in _read_results(out) if (each.preset, each.seed) != (result.preset, result.seed)]
+    order = list(rows)
+    results = sorted([*others, result], key=lambda each: (order.index(each.preset), each.seed))
+    _folder(out).mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(asdict(each)) for each in results)
+    write_atomically(_folder(out) / "results.json", f"[\n{lines}\n]\n".encode())
+
+
+def _read_results(out: Path) -> list[Result]:
+    path = _folder(out) / "results.json"
+    return [Result(**values) for values in json.loads(path.read_text())] if path.is_file() else []
+
+
+def _folder(out: Path) -> Path:
+    """Return the folder of `results.json` and of the curves."""
+    return out.with_suffix("")
+
+
+def write_page(out: Path, preset: str, rows: Mapping[str, Row]) -> None:
+    """Write the page of all results so far, and draw the curves of a preset anew.
+
+    Args:
+        out: the page.
+        preset: one that has a result.
+        rows: preset -> its row, in the order of the page.
+    """
+    results = _read_results(out)
+    groups = [(row, [each for each in results if each.preset == name]) for name, row in rows.items()]
+    groups = [(row, runs) for row, runs in groups if runs]
+    (runs,) = (runs for row, runs in groups if row.preset == preset)
+    curves = [np.array(run.curve).T for run in runs]
+    draw(_folder(out) / f"{preset}.svg", curves, title=_title(runs[0]), goal=rows[preset].goal)
+    write_atomically(out, "\n".join(_page(groups, rows, _folder(out).name)).encode())
+
+
+def _page(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row], folder: str) -> Iterator[str]:
+    """Yield the lines of the page."""
+    yield "# Scores\n"
+    yield (
+        f"Each run trains with a preset of [configs](../configs) and then plays {TEST_EPISODES} greedy episodes, with "
+        "seeds that training cannot draw, with its final policy: no run is picked, and no policy along the way. Its "
+        "score is the mean return of these. Presets were chosen by runs with one or two of the seeds shown, mostly "
+        "with seed 1. The interval is the 95 % percentile bootstrap of the interquartile mean over runs, as in rliable "
+        "(arXiv 2108.13264). Published figures are from the programs' own pages, of one agent or three, partly of "
+        "older versions of the environments.\n"
+    )
+    yield (
+        "| environment | transitions | runs | mean +- deviation over runs | interquartile mean | worst run | goal | "
+        "published | minutes a run |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row, runs in groups:
+        yield f"| {' | '.join(_cells(row, runs))} |"
+    yield "\nMinutes are of the wall clock, with other work on the machine.\n"
+    missed = [_title(runs[0]) for row, runs in groups if not _is_goal_reached(row, runs)]
+    few = [_title(runs[0]) for row, runs in groups if row.goal is not None and len(runs) < row.seeds]
+    yield f"Goals missed: {', '.join(missed) or 'none'}."
+    yield f"Fewer runs than a verdict takes (CartPole {rows['cartpole'].seeds}, others 5): {', '.join(few) or 'none'}."
+    yield f"Not run: {', '.join(name for name in rows if name not in {row.preset for row, _ in groups}) or 'none'}.\n"
+    for row, runs in groups:
+        yield from _section(row, runs, folder)
+
+
+def _cells(row: Row, runs: list[Result]) -> Iterator[str]:
+    """Yield the cells of a row of the table."""
+    scores = [run.test_return for run in runs]
+    low, high = interval(scores)
+    form = _number_format(runs)
+    yield _title(runs[0])
+    yield f"{round(np.median([run.transitions for run in runs])):,}"
+    yield f"{len(runs)}"
+    yield f"{np.mean(scores):{form}}" + (f" +- {np.std(scores):{form}}" if len(runs) > 1 else "")
+    yield f"{interquartile_mean(scores):{form}}" + (f" [{low:{form}}, {high:{form}}]" if len(runs) > 1 else "")
+    yield f"{min(scores):{form}}"
+    every = "" if row.every is None else f", each run {row.every:g}"
+    verdict = ("reached" if _is_goal_reached(row, runs) else "missed") + ("" if len(runs) >= row.seeds else " so far")
+    yield "-" if row.goal is None else f"{row.goal:g}{every}: {verdict}"
+    yield row.published
+    yield f"{np.median([run.minutes for run in runs]):.1f}"
+
+
+def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
+    """Yield the lines of a preset's section: its commands, its scores and its curves."""
+    dates = sorted({run.date for run in runs})
+    scores = ", ".join(f"{run.test_return:{_number_format(runs)}}" for run in runs)
+    yield f"## {_title(runs[0])}\n"
+    yield "```sh"
+    yield f"python -m fabric_ppo benchmark {row.preset} --seeds {max(run.seed for run in runs)}"
+    yield f"python train_torch.py --config configs/{row.preset}.yaml --test-episodes {TEST_EPISODES} --seed 1"
+    yield "```\n"
+    yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
+    yield f"Scores by seed: {scores}.\n"
+    yield f"![Learning curves of {_title(runs[0])}]({folder}/{row.preset}.svg)\n"
+
+
+def _is_goal_reached(row: Row, runs: list[Result]) -> bool:
+    scores = [run.test_return for run in runs]
+    return row.goal is None or (bool(np.mean(scores) >= row.goal) and (row.every is None or min(scores) >= row.every))
+
+
+def _number_format(runs: list[Result]) -> str:
+    """Return the format of their scores: fewer decimals for large ones."""
+    return ".1f" if max(abs(run.test_return) for run in runs) > 10 else ".3f"
+
+
+def _title(run: Result) -> str:
+    """Return the environment, with the recurrent layer where its preset has one."""
+    recurrent = run.flags.get("recurrent", "none")
+    return run.env_id if recurrent == "none" else f"{run.env_id} ({recurrent})"
