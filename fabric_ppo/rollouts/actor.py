@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fabric_ppo.agents.agent import Agent
+from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.envs.contract import Array
 
 
@@ -18,32 +21,42 @@ class Actor:
     """Chooses the actions of one step after the other, on the agent's device.
 
     Attributes:
-        memory: `[B, memory_size]`, what a recurrent agent remembers; on the agent's device.
+        row_multiple: its batches are padded to a multiple of this, so that an environment acts
+            alike, bit for bit, among however many others.
+        memory: `[rows, memory_size]`, a recurrent agent's, on its device; those of environments
+            come first.
     """
 
+    row_multiple = ROW_MULTIPLE
+
     def __init__(self, agent: Agent, noise: Tensor) -> None:
-        """Act T times with `noise [T, B, noise_size]`; B is a multiple of `mlp.ROW_MULTIPLE`."""
-        self._agent, self._noise = agent, noise.to(agent.device)
+        """Act T times in N environments, with `noise [T, N, noise_size]`."""
+        self._agent, self._num_envs = agent, noise.shape[1]
+        padding = -self._num_envs % self.row_multiple
+        rows = self._num_envs + padding
+        self._noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
+        self._obs = np.zeros((rows, *agent.spec.observation.shape), agent.spec.observation.dtype)
         self._params: list[Tensor] = []
-        self.memory = torch.zeros(noise.shape[1], agent.memory_size, dtype=agent.dtype).to(agent.device)
+        self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
     def act(self, obs: Array) -> Array:
-        """Choose actions `[B, *action_shape]` for `obs [B, ...]`."""
+        """Choose actions `[N, *action_shape]` for `obs [N, ...]`."""
         agent = self._agent
-        features = agent.features(torch.from_numpy(obs).to(agent.device))
+        self._obs[: self._num_envs] = obs
+        features = agent.features(torch.from_numpy(self._obs).to(agent.device))
         features, self.memory = agent.remember(features, self.memory)
         params = agent.policy_params(features)
         actions = agent.distribution.sample(params, self._noise[len(self._params)])
         self._params.append(params)
-        return actions.cpu().numpy()
+        return actions[: self._num_envs].cpu().numpy()
 
     def params(self) -> Tensor:
-        """Return the parameters that actions were drawn with, `[T, B, num_params]`, on the CPU."""
-        return torch.stack(self._params).cpu()
+        """Return the parameters that actions were drawn with, `[T, N, num_params]`, on the CPU."""
+        return torch.stack(self._params)[:, : self._num_envs].cpu()
 
 
 MakeActor = Callable[[Agent, Tensor, Array], Actor]
-"""Makes the actor of a rollout: from the agent, noise `[T, B, noise_size]` and the first `obs`."""
+"""Makes the actor of a rollout: from the agent, noise `[T, N, noise_size]` and the first `obs`."""
 
 
 def make_plain_actor(agent: Agent, noise: Tensor, obs: Array) -> Actor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.envs.contract import Array, FinalObs, PastEpisode, VectorEnvs
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
@@ -142,9 +141,6 @@ class RolloutBuffer:
         self.num_steps, self.num_envs, self.first_env = t, n, envs.first_env
         self._has_started = False
         self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)
-        # few rows round differently: padded, the same environment acts alike among however many
-        padded = -(-n // ROW_MULTIPLE) * ROW_MULTIPLE
-        self.staged_obs = np.zeros((padded, *spec.observation.shape), spec.observation.dtype)
         action = torch.zeros((), dtype=distribution.action_dtype).numpy()
         self.actions = np.zeros((t, n, *distribution.action_shape), action.dtype)
         self.rewards = np.zeros((t, n), np.float32)

@@ -79,9 +79,7 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
     buffer.finals = []
     buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
     envs, n = buffer.envs, buffer.num_envs
-    staged, seen = buffer.staged_obs[:n], buffer.obs[0]
-    staged[:] = seen
-    actor = buffer.make_actor(agent, noise, buffer.staged_obs)
+    actor, obs = buffer.make_actor(agent, noise, buffer.obs[0]), buffer.obs[0]
     actor.memory[:n] = torch.from_numpy(buffer.memory[0]).to(agent.device)
     to_env_actions = ActionConverter(envs.spec.action)
     act, step = timed("policy")(actor.act), timed("environment")(envs.step)
@@ -90,16 +88,15 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
         strict=True,
     )
     for t, into in enumerate(outputs):
-        staged[:] = seen
-        actions = buffer.actions[t] = act(buffer.staged_obs)[:n].astype(buffer.actions.dtype, copy=False)
+        actions = buffer.actions[t] = act(obs).astype(buffer.actions.dtype, copy=False)
         finals = step(to_env_actions(actions), *into)
         buffer.finals += [(t, final) for final in finals]
         if envs.lost_life is not None:
             buffer.lost_life[t] = envs.lost_life
-        seen = into[0]
+        obs = into[0]
         if agent.memory is not None:
             _remember(buffer, actor, t, [final.env for final in finals])
-    return actor.params()[:, :n].flatten(0, 1)
+    return actor.params().flatten(0, 1)
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> None:
@@ -128,13 +125,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
-    """Draw the whole rollout's action noise, `[T, padded N, noise_size]`."""
+    """Draw the whole rollout's action noise, `[T, N, noise_size]`."""
     distribution, steps, n = agent.distribution, buffer.num_steps, buffer.num_envs
     size = distribution.noise_size
     drawn = action_uniforms(seed, update, buffer.first_env, n, steps, size)
-    noise = torch.zeros(steps, buffer.staged_obs.shape[0], size, dtype=agent.dtype)
-    noise[:, :n] = distribution.noise(torch.from_numpy(drawn))
-    return noise
+    return distribution.noise(torch.from_numpy(drawn)).to(agent.dtype)
 
 
 def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
