@@ -10,7 +10,7 @@ RESULTS := benchmarks/results
 STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 
-.PHONY: train test stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
+.PHONY: train test test-fast stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -19,13 +19,17 @@ train: install
 test: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
+# What needs no processes of its own: a minute or two.
+test-fast: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile -m "not processes" $(TEST_FLAGS)
+
 # Kills training some 150 times, resumes it and compares: 5 to 20 minutes.
 stress: install
-	cd "$(CURDIR)" && "$(BIN)/python" -m tests.stress $(STRESS_FLAGS)
+	cd "$(CURDIR)" && "$(BIN)/python" -m tests.processes.stress $(STRESS_FLAGS)
 
 # Thousands of hostile command lines and files: 6 to 15 minutes.
 fuzz: install
-	cd "$(CURDIR)" && FABRIC_PPO_FUZZ=1 "$(BIN)/python" -m pytest tests/test_fuzz.py -s $(FUZZ_FLAGS)
+	cd "$(CURDIR)" && FABRIC_PPO_FUZZ=1 "$(BIN)/python" -m pytest tests/processes/test_fuzz.py -s $(FUZZ_FLAGS)
 
 check: lint types test
 

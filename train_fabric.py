@@ -1,4 +1,6 @@
-"""PPO on Lightning Fabric: every rank has environments and a copy of the agent, Fabric averages the gradients.
+"""PPO on Lightning Fabric: each rank has environments and a copy of the agent.
+
+Fabric averages the gradients.
 
 fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id LunarLander-v3
 python train_fabric.py                                   # one process, no launcher
@@ -8,7 +10,8 @@ from fabric_ppo.config import Config
 from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
-    CONFIG = parse_args(Config)  # before the heavy imports: --help and a wrong flag answer at once
+    # before the heavy imports, so that --help and a wrong flag are answered at once
+    CONFIG = parse_args(Config)
 
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -32,7 +35,7 @@ from fabric_ppo.run.summary import Summary
 
 
 def main(config: Config) -> Summary:
-    """Train, test, and leave a run folder."""
+    """Train and test an agent; its files are in the run folder."""
     run_dir = new_run_dir(config)
     one_process_unless_launched()
     fabric = Fabric()

@@ -1,4 +1,6 @@
-"""PPO on Lightning Fabric, decoupled: rank 0 is the player, with the environments; the other ranks are the trainers.
+"""PPO on Lightning Fabric, decoupled: rank 0 is the player, the other ranks are the trainers.
+
+The player has the environments and collects rollouts; the trainers optimise on them.
 
 fabric run --devices=3 train_fabric_decoupled.py --num-envs 4
 fabric run --devices=3 train_fabric_decoupled.py --num-envs 4 --overlap
@@ -8,7 +10,8 @@ from fabric_ppo.config import DecoupledConfig
 from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
-    CONFIG = parse_args(DecoupledConfig)  # before the heavy imports: --help and a wrong flag answer at once
+    # before the heavy imports, so that --help and a wrong flag are answered at once
+    CONFIG = parse_args(DecoupledConfig)
 
 from datetime import timedelta
 
@@ -60,7 +63,7 @@ from fabric_ppo.run.summary import Summary
 
 
 def main(config: DecoupledConfig) -> Summary | None:
-    """Join the others and take this rank's role."""
+    """Join the process groups, and be player or trainer."""
     forget_fabric_run()
     launch = read_launch()
     placement = place(launch.rank, config.cuda, config.player_on_gpu)
@@ -81,7 +84,10 @@ def main(config: DecoupledConfig) -> Summary | None:
 
 
 def player(config: DecoupledConfig, world: TorchCollective, placement: Placement) -> Summary:
-    """Collect rollouts, send them to the trainers and act with the weights that come back; log, test, save."""
+    """Collect rollouts, send them to the trainers, and act with the weights that they send back.
+
+    The player logs, tests and saves, too.
+    """
     run_dir = new_run_dir(config)
     devices = [placement.device] if config.player_on_gpu else 1
     fabric = Fabric(accelerator=placement.accelerator, devices=devices)
@@ -91,7 +97,8 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         send_spec(world, envs.spec, placement.packets_on)
         agent = make_agent(envs.spec, config)
         weights = fabric.setup_module(FlatWeights(agent))
-        optimizer = make_optimizer(weights, config)  # takes no step: it follows that of the trainers
+        # it takes no step: it gets the state of the trainers' optimizer, for checkpoints
+        optimizer = make_optimizer(weights, config)
         exchange = Exchange(world, agent, weights, optimizer, config, placement.packets_on)
 
         buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
@@ -118,23 +125,25 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
             agent.update_statistics(result.moments)
             adapt_learning_rate(optimizer, config, result.approx_kl)
             goes_on = ahead.is_there and not run.is_last(result)
-            sent = send(update + 1) if goes_on else None  # the trainers need not wait for the logs
+            # before the logs, so that the trainers need not wait for them
+            sent = send(update + 1) if goes_on else None
             run.finish_update(result, learning_rate, idle, of_trainers)
         exchange.send(None)
         return run.finish()
 
 
 def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:
-    """Optimise on what the player sends; DDP among the trainers averages the gradients."""
+    """Optimise on the rows that the player sends; DDP among the trainers averages the gradients."""
     ranks = ranks_of(trainers, placement.computes_on)
     devices = trainer_devices(config, ranks.size)
     ddp = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
-    strategy = ddp if ranks.size > 1 else "auto"  # alone there is nothing to average, but DDP would take its time
+    # a single trainer has nothing to average, and DDP would only take time
+    strategy = ddp if ranks.size > 1 else "auto"
     fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
     fabric.launch()
 
     agent = make_agent(receive_spec(world, placement.packets_on), config)
-    module = PPOModule(agent, config)
+    module = PPOModule(agent, config, prints=ranks.rank == 0)
     wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
     loss_fn = loss_through(wrapped)
     reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)

@@ -1,4 +1,4 @@
-"""PPO on raw PyTorch: every rank has environments and a copy of the agent, DDP averages the gradients.
+"""PPO on raw PyTorch: each rank has environments and a copy of the agent, DDP averages gradients.
 
 torchrun --nproc_per_node=2 --standalone train_torch.py --env-id LunarLander-v3
 python train_torch.py                                    # one process, no launcher
@@ -8,7 +8,8 @@ from fabric_ppo.config import TorchConfig
 from fabric_ppo.tools.flags import parse_args
 
 if __name__ == "__main__":
-    CONFIG = parse_args(TorchConfig)  # before the heavy imports: --help and a wrong flag answer at once
+    # before the heavy imports, so that --help and a wrong flag are answered at once
+    CONFIG = parse_args(TorchConfig)
 
 import torch
 import torch.distributed as dist
@@ -34,14 +35,14 @@ from fabric_ppo.run.summary import Summary
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """`[...] -> [world size, ...]`."""
+    """Gather a tensor of all ranks, `[...]` to `[world size, ...]`."""
     gathered = tensor.new_empty(dist.get_world_size(), *tensor.shape)
     dist.all_gather(list(gathered.unbind()), tensor.contiguous())
     return gathered
 
 
 def main(config: TorchConfig) -> Summary:
-    """Train, test, and leave a run folder."""
+    """Train and test an agent; its files are in the run folder."""
     run_dir = new_run_dir(config)
     launch = read_launch()
     device = torch.device("cuda", launch.local_rank) if config.cuda else torch.device("cpu")

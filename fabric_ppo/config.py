@@ -1,4 +1,4 @@
-"""Flags of the three scripts: one frozen dataclass field each, whose docstring is its `--help`.
+"""Flags of the three scripts: each is a field of a dataclass, whose docstring is its `--help`.
 
 Building a Config checks types and values, and does nothing else. What takes an import or a look at
 the machine is checked by `fabric_ppo.run.resolve`, before anything starts.
@@ -17,21 +17,15 @@ from fabric_ppo.process.errors import ConfigError, flag
 
 LEARNING_RATES = (1e-5, 1e-2)
 """Least and greatest learning rate that `--desired-kl` sets."""
-
-
 LOG_STD = (-20.0, 2.0)
-"""Range of the initial log standard deviation, and by default of a network's with
+"""Range of the initial log standard deviation, and by default of a network's output with
 `--state-dependent-std`."""
-
-
 ATARI = "atari"
-"""Value of --env-preset; an EnvSpec has it in the place of a wrapper."""
-
-
+"""Value of `--env-preset`; an EnvSpec has it in the place of a wrapper."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
-
-
+"""Built-in values of `--encoder`."""
 TRACKERS = ("tensorboard", "json_lines")
+"""Built-in values of `--trackers`."""
 
 
 MAY_DIFFER = (
@@ -40,11 +34,9 @@ MAY_DIFFER = (
     *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads"),
     *("exp_name", "log_dir"),
 )
-"""Flags of a run that a resumed one may be given anew; `Config.resume` lists them for the user."""
-
-
+"""Flags that may have other values in a resumed run; the help of `--resume` lists them."""
 _NOT_OF_THE_RESULT = ("config", "run_dir", "resume")
-"""Flags that config.yaml leaves out: they only say where this run lies and how it was started."""
+"""Flags that are not in config.yaml: a run's folder, and how it was started."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +213,7 @@ class Config:
         """Check every value.
 
         Raises:
-            ConfigError: names the first that cannot work.
+            ConfigError: a value cannot work; names the first such flag.
         """
         _check_types(self)
         _check_ranges(self)
@@ -233,23 +225,26 @@ class Config:
 
     @property
     def overlaps(self) -> bool:
-        """True where rollouts are collected while updates are made."""
+        """True if rollouts are collected while updates are made."""
         return False
 
     @property
     def effective_sequence_length(self) -> int:
-        """Rows in a unit of the permutation: --sequence-length with --recurrent, else 1."""
+        """Rows that minibatches keep together: --sequence-length with --recurrent, else 1."""
         return 1 if self.recurrent == "none" else self.sequence_length
 
     def num_updates(self, num_ranks: int) -> int:
-        """Compute the updates of a run whose `num_ranks` ranks have environments, rounded down.
+        """Return the number of updates of a run, rounded down.
 
-        Unit `transition` counts as the field does, total / (num_steps * num_envs * ranks);
-        `iteration` is total / num_steps, where a timestep is one call of the vectorised environment
-        on each rank.
+        With the unit `transition` it is total / (num_steps * num_envs * ranks), as is usual; with
+        `iteration` it is total / num_steps, where a timestep is one call of the vectorised
+        environment on each rank.
+
+        Args:
+            num_ranks: number of ranks with environments.
 
         Raises:
-            ConfigError: not even one update.
+            ConfigError: there is not even one update.
         """
         if self.timestep_unit == "iteration":
             per_update, formula = self.num_steps, f"num-steps {self.num_steps}"
@@ -263,21 +258,25 @@ class Config:
         return self.total_timesteps // per_update
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """Check that these flags fit `world_size` processes, `on_this_host` of them on this host.
+        """Check that the flags fit the launch.
+
+        Args:
+            world_size: number of processes.
+            on_this_host: number of processes on this host.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: they do not fit.
         """
         self.num_updates(world_size)
 
     def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
-        """Count the CUDA devices that the scripts themselves take on this host, by `--cuda`."""
+        """Return the number of CUDA devices that the script takes on this host with `--cuda`."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the flags as plain values for config.yaml, but for where this run lies.
+        """Return the flags in config.yaml, field name -> value of a type that YAML has.
 
-        Equal configurations give equal values: an int for a float comes as float, widths as a list.
+        Equal configurations have equal values, also where an int stands for a float.
         """
         kinds = field_types(type(self))
         return {
@@ -360,13 +359,13 @@ def script_file(config_type: type[Config]) -> str:
 
 
 def field_types(config_type: type[Config]) -> dict[str, Any]:
-    """Return field name -> its annotation, as a type."""
+    """Return field name -> type of its annotation."""
     kinds = get_type_hints(config_type)
     return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
 
 
 def accepted_values(kind: Any) -> str:
-    """Describe in words what a field of this type takes."""
+    """Return a description of the values that a field of this type takes, for errors."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if kind == tuple[int, ...]:
@@ -395,27 +394,29 @@ def takes_float(kind: Any) -> bool:
 
 
 def format_value(value: Any) -> str:
-    """Format a value for an error; of nested ones, which YAML can make endless, only their type."""
+    """Return a value as text for an error; of a nested part only its type."""
+    # YAML can nest values endlessly
     parts = value if isinstance(value, (tuple, list)) else (value,)
     nested = (list, tuple, dict, set)
     return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """Return the one form that equal values of a field have: floats as floats, tuples as lists."""
+    """Return a field's value for YAML: a tuple as a list, an int for a float as a float."""
     if isinstance(value, tuple):
         return list(value)
     return float(value) if type(value) is int and takes_float(kind) else value
 
 
 def _require(config: Config, name: str, holds: bool, accepted: str) -> None:
+    """Raise a ConfigError about the value of field `name` unless `holds`."""
     if not holds:
         value = format_value(getattr(config, name))
         raise ConfigError(f"{flag(name)} {value}".rstrip() + f": {accepted} is expected")
 
 
 _Rule = tuple[Callable[[Any], bool], str]
-"""Test of a field's value, and in words what passes it."""
+"""Test of a field's value, and a description of the values that pass it."""
 
 
 _COUNT: _Rule = (lambda value: value >= 1, "a whole number from 1 up")
@@ -448,16 +449,17 @@ _RULES: dict[str, _Rule] = {
     "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
     "env_preset": (lambda name: name == ATARI, ATARI),
 }
-"""Values that a field takes besides None where its type has that."""
+"""Rules for the values of fields; None is not tested."""
 
 
+# float32 overflows beyond 3e38
 _AT_MOST: dict[str, float] = {
-    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),  # float32 holds it
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),
     **dict.fromkeys(("max_grad_norm", "clip_coef", "ent_coef", "vf_coef"), 1e30),
     **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
     **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
 }
-"""Bounds beyond which no machine can work, and libraries answer with a crash."""
+"""Upper bounds, beyond which libraries crash or no machine has the memory."""
 
 
 _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -465,11 +467,12 @@ _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "trackers": (TRACKERS, f"{', '.join(TRACKERS)} or module:Name"),
     "callbacks": ((), "module:Name"),
 }
-"""Fields of names with commas between them, the built-in names, and in words what a name can be."""
+"""Fields that hold names with commas between them: built-in names, and a description of others."""
 
 
 def _check_types(config: Config) -> None:
-    """Hold every value against its annotation: a YAML file or a caller can hand in anything."""
+    """Check every value against its annotation."""
+    # dataclasses do not: a YAML file or a caller may pass anything
     for name, kind in field_types(type(config)).items():
         _require(config, name, has_type(getattr(config, name), kind), accepted_values(kind))
 
@@ -485,7 +488,7 @@ def _check_ranges(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    """Check the form of names of the user's own parts; only resolving imports them."""
+    """Check the form of names of the user's own parts; `run.resolve` imports them."""
     for name, (known, accepted) in _NAMES.items():
         value = getattr(config, name)
         for part in [] if value is None else value.split(","):
@@ -536,7 +539,7 @@ def _check_learning_rate(config: Config) -> None:
 
 
 def _check_log_std(config: Config) -> None:
-    """Check that log standard deviations start within their bounds, and that these are in order."""
+    """Check that the bounds of log standard deviations enclose the value at the start."""
     least = LOG_STD[0] if config.log_std_min is None else config.log_std_min
     most = LOG_STD[1] if config.log_std_max is None else config.log_std_max
     _require(config, "log_std_max", least <= most, "at least --log-std-min")

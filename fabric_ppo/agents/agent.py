@@ -14,20 +14,20 @@ from fabric_ppo.agents.distributions import make_distribution
 from fabric_ppo.agents.encoders import Encoder
 from fabric_ppo.agents.memory import Memory, Recurrent
 from fabric_ppo.agents.mlp import MLP, Activation
-from fabric_ppo.agents.normalize import RewardScale, RunningMoments
+from fabric_ppo.agents.normalize import Normalizing, RewardScale, RunningMoments
 from fabric_ppo.config import LOG_STD
 from fabric_ppo.envs.spaces import EnvSpec
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Those hyperparameters that shape the networks; saved beside the weights."""
+    """Hyperparameters that shape the networks; saved beside the weights."""
 
     activation_function: Activation
     hidden_sizes: tuple[int, ...]
     normalize_observations: bool = False
     reward_discount: float | None = None
-    """Gamma of the returns whose deviation rewards are divided by; None where they are not."""
+    """Discount of the returns by whose deviation rewards are divided; None: no such scaling."""
     encoder: str = "flatten"
     shared_trunk: bool = False
     layer_norm: bool = False
@@ -39,7 +39,8 @@ class Architecture:
 
     @property
     def log_std_bounds(self) -> tuple[float | None, float | None]:
-        """Bounds of the log standard deviation; None: no bound."""
+        """Lower and upper bound of the log standard deviation; None: no bound."""
+        # a network may give any number, and exp of it overflows; a free parameter moves slowly
         least, most = LOG_STD if self.state_dependent_std else (None, None)
         return (
             least if self.log_std_min is None else self.log_std_min,
@@ -47,18 +48,18 @@ class Architecture:
         )
 
     def to_json(self) -> str:
-        """Return JSON, of which `from_json` makes an equal value."""
+        """Return this as JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:
-        """Make an Architecture of what `to_json` returned."""
+        """Return the Architecture that `to_json` described."""
         values = json.loads(text)
         return cls(**values | {"hidden_sizes": tuple(values["hidden_sizes"])})
 
 
 class Evaluation(NamedTuple):
-    """An agent's view of a minibatch, as the loss needs it; each `[b]`."""
+    """Log-probabilities of the actions, entropies in nats and values of a minibatch; each `[b]`."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -66,36 +67,41 @@ class Evaluation(NamedTuple):
 
 
 NO_MEMORY = torch.zeros(0, 0)
-"""Memory of an agent that is not recurrent."""
+"""Memory of an agent that is not recurrent, and sequences of its rows."""
 _IMPOSSIBLE = -1e8
-"""Logit of an action that the mask excludes: its probability and its entropy are exactly 0."""
+"""Logit of an action that the mask excludes: `exp` of it is 0, and 0 times it is not NaN."""
 
 
-class Agent(nn.Module):
+class Agent(Normalizing):
     """Policy and value function, built from an EnvSpec: it never opens an environment.
 
-    Observations come as the environment gave them, raw: they are normalised and encoded in here, by
-    `inputs`, and nowhere else.
+    It takes raw observations: `inputs` normalises and encodes them, and nothing else does.
 
     Attributes:
-        spec: the environment's spaces.
-        architecture: the networks' shape.
+        spec, architecture: the environment's spaces, the networks' shape.
         distribution: the actions' distribution.
-        obs_moments, reward_scale: running statistics; None where they are not wanted.
+        encoder, policy, value: the networks; the encoder is shared by policy and value.
+        trunk, memory: shared hidden layers and the recurrent layer; None where there are none.
+        log_std: free log standard deviations, `[num_free]`; None where there are none.
+        obs_moments, reward_scale: running statistics, see `Normalizing`.
     """
 
     def __init__(self, spec: EnvSpec, architecture: Architecture) -> None:
-        """Build the networks with PyTorch's own initialisation, from the global generator."""
+        """Build the networks with PyTorch's own initialisation, from the global generator.
+
+        Raises:
+            ConfigError: the observations cannot be encoded as the architecture says.
+        """
         super().__init__()
-        self.spec = spec
-        self.architecture = architecture
+        self.spec, self.architecture = spec, architecture
         self.distribution = make_distribution(spec.action, architecture.state_dependent_std)
         num_free, num_params = self.distribution.num_free, self.distribution.num_params
+        # a mask has an entry for each logit; continuous actions cannot be masked
         num_choices = 0 if spec.action.kind == "box" else num_params
         self.encoder = Encoder(spec.observation, architecture.encoder, num_choices)
         width = self.encoder.num_features
-        hidden_sizes, activation = architecture.hidden_sizes, architecture.activation_function
-        layer_norm = architecture.layer_norm
+        hidden_sizes, layer_norm = architecture.hidden_sizes, architecture.layer_norm
+        activation = architecture.activation_function
         self.trunk: MLP | None = None
         if architecture.shared_trunk:
             self.trunk = MLP(width, hidden_sizes, 0, activation, layer_norm)
@@ -114,17 +120,17 @@ class Agent(nn.Module):
 
     @property
     def parts(self) -> list[object]:
-        """Parts that make actions, log-probabilities and values of observations, in order.
+        """Parts between observations and actions, log-probabilities and values, in order.
 
-        A fast form of the agent is used only where each part declares that it has that form, as
-        `fast_forms` of its own class: whatever is added here is computed plainly until it does.
+        A fast form of the agent, from `fast/`, is used only where every part declares that form in
+        `fast_forms` of its own class: a part that is added here is computed plainly until it does.
         """
         parts = [self.obs_moments, self.encoder, self.trunk, self.memory, self.policy, self.value]
         return [part for part in (*parts, self.distribution) if part is not None]
 
     @property
     def fast_forms(self) -> frozenset[str]:
-        """Fast forms that all parts have."""
+        """Fast forms that all parts declare: `array`, `closed`, both or none."""
         return frozenset.intersection(*map(declared_forms, self.parts))
 
     @property
@@ -134,24 +140,26 @@ class Agent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.policy.linear_layers[0].weight.device
 
     @property
     def memory_size(self) -> int:
-        """Entries of a recurrent agent's memory; 0: it has none."""
+        """Number of entries of a recurrent agent's memory; 0 for other agents."""
         return 0 if self.memory is None else self.memory.state_size
 
     @property
     def memory_dtype(self) -> type[np.floating[Any]]:
-        """NumPy's type of that memory."""
+        """NumPy type of the memory."""
         return np.float64 if self.dtype == torch.float64 else np.float32
 
     def inputs(self, obs: Tensor) -> Tensor:
         """Normalise and encode observations `[B, ...]`: the first perceptron's inputs, `[B, n]`.
 
-        An action mask comes last, as it is.
+        The last columns are the action mask, where there is one.
         """
+        if self.obs_moments is None and self.encoder.is_identity(self.dtype):
+            return obs
         inputs: Tensor = self.encoder(obs, self.dtype, self.obs_moments)
         return inputs
 
@@ -160,44 +168,48 @@ class Agent(nn.Module):
         inputs = self.inputs(obs)
         if self.trunk is None:
             return inputs
-        features, mask = self._split_mask(inputs)
+        features, mask = _split_mask(inputs, self.encoder.num_masks)
         return torch.cat([self.trunk(features), mask], dim=-1)
-
-    def _split_mask(self, features: Tensor) -> list[Tensor]:
-        masks = self.encoder.num_masks
-        return list(features.split([features.shape[-1] - masks, masks], dim=-1))
 
     def remember(self, features: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step of the recurrent layer, where there is one.
 
         Args:
             features: `[B, n]`.
-            memory: of the steps before, `[B, memory_size]`.
+            memory: state after the step before, `[B, memory_size]`.
 
         Returns:
             The inputs of policy and value, and the memory after this step.
         """
         if self.memory is None:
             return features, memory
-        inputs, mask = self._split_mask(features)
+        inputs, mask = _split_mask(features, self.encoder.num_masks)
         memory = self.memory(inputs, memory.to(inputs.dtype))
         return torch.cat([self.memory.output(memory), mask], dim=-1), memory
 
     def policy_params(self, features: Tensor) -> Tensor:
-        """Compute the parameters of the action distribution, `[B, num_params]`."""
+        """Compute the parameters of the action distribution, `[B, num_params]`.
+
+        Actions that the mask excludes have probability 0.
+        """
         if not self.encoder.num_masks:
             return self.with_log_std(self.policy(features).to(self.dtype))
-        features, mask = self._split_mask(features)
+        features, mask = _split_mask(features, self.encoder.num_masks)
         logits: Tensor = self.policy(features).to(self.dtype)
         return logits.masked_fill(mask == 0, _IMPOSSIBLE)
 
     def state_values(self, features: Tensor) -> Tensor:
-        """Compute the values, `[B]`."""
-        out: Tensor = self.value(self._split_mask(features)[0] if self.encoder.num_masks else features)
+        """Compute the values of `features [B, n]`, `[B]`."""
+        if self.encoder.num_masks:
+            features, _ = _split_mask(features, self.encoder.num_masks)
+        out: Tensor = self.value(features)
         return out.squeeze(-1).to(self.dtype)
 
     def with_log_std(self, out: Tensor) -> Tensor:
-        """Make parameters `[..., num_params]` of the policy network's outputs `[..., n]`."""
+        """Return the distribution's parameters, `[..., num_params]`, for the policy's outputs.
+
+        Those of a continuous action are the means and then the log standard deviations.
+        """
         if self.log_std is not None:
             return torch.cat([out, self.bounded(self.log_std).expand_as(out)], dim=-1)
         if self.spec.action.kind != "box":
@@ -206,24 +218,28 @@ class Agent(nn.Module):
         return torch.cat([means, self.bounded(log_std)], dim=-1)
 
     def bounded(self, log_std: Tensor) -> Tensor:
-        """Cut log standard deviations off at their bounds; beyond them they have no gradient."""
+        """Clamp log standard deviations to their bounds; beyond a bound the gradient is 0."""
         least, most = self.architecture.log_std_bounds
         return log_std if least is None and most is None else log_std.clamp(least, most)
 
-    @torch.no_grad()
     def clamp_log_std(self) -> None:
-        """Bring free log standard deviations that a step took beyond a bound back to it.
-
-        There they have a gradient; beyond it they would stay where they are for the rest of the run.
-        """
+        """Clamp the free log standard deviations themselves, after a gradient step."""
+        # on a bound they have a gradient, and can return; beyond it they would be stuck
         least, most = self.architecture.log_std_bounds
         if self.log_std is not None and not (least is None and most is None):
-            self.log_std.clamp_(least, most)
+            with torch.no_grad():
+                self.log_std.clamp_(least, most)
 
     def act(self, obs: Tensor, noise: Tensor | None, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
-        """Choose actions; return them, `[B, *action_shape]`, and the memory after them.
+        """Choose actions for `obs [B, ...]`.
 
-        They are drawn with `noise [B, noise_size]`; without, they are the most probable ones.
+        Args:
+            obs: raw observations.
+            noise: `[B, noise_size]`, to sample with; None: the most probable actions.
+            memory: `[B, memory_size]`, a recurrent agent's after the step before.
+
+        Returns:
+            Actions `[B, *action_shape]`, and the memory after them.
         """
         features, memory = self.remember(self.features(obs), memory)
         params = self.policy_params(features)
@@ -242,42 +258,32 @@ class Agent(nn.Module):
         return log_probs, self.state_values(features)
 
     def forward(self, obs: Tensor, actions: Tensor, sequences: Tensor = NO_MEMORY) -> Evaluation:
-        """Evaluate a minibatch; a recurrent agent needs sequences (see `Memory.along`)."""
+        """Compute the Evaluation of a minibatch of `b` rows; updates call this through DDP.
+
+        Args:
+            obs, actions: `[b, ...]`, as in `Rollout`.
+            sequences: a recurrent agent's (see `Memory.along`), whose rows are whole sequences.
+        """
         features = self.features(obs)
         if self.memory is not None:
-            inputs, mask = self._split_mask(features)
+            inputs, mask = _split_mask(features, self.encoder.num_masks)
             outputs = self.memory.along(inputs, sequences.to(inputs.dtype))
             features = torch.cat([outputs, mask], dim=-1)
         params = self.policy_params(features)
         log_probs, entropy = self.distribution.log_prob_and_entropy(params, actions)
         return Evaluation(log_probs, entropy, self.state_values(features))
 
-    @property
-    def _statistics(self) -> list[RunningMoments]:
-        return [each for each in (self.obs_moments, self.reward_scale) if each is not None]
 
-    def statistics(self) -> Tensor:
-        """Return the running statistics' sums, `[n]` float64; empty where there are none."""
-        sums = [each.all_sums() for each in self._statistics]
-        return torch.cat([torch.zeros(0, dtype=torch.float64, device=self.device), *sums])
-
-    def load_statistics(self, sums: Tensor) -> None:
-        """Take the place of an agent whose `statistics` these are."""
-        own = self._statistics
-        for each, part in zip(own, sums.split([each.num_sums for each in own]), strict=True):
-            each.load_sums(part)
-
-    def update_statistics(self, sums: Tensor) -> None:
-        """Add the rows that all ranks saw in a rollout: the sum of their `Rollout.moments`."""
-        own = self._statistics
-        for each, part in zip(own, sums.split([each.num_sums for each in own]), strict=True):
-            each.update(part)
+def _split_mask(features: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
+    """Split `features [B, n]` from the action mask, their last `num_masks` columns."""
+    inputs, mask = features.split([features.shape[-1] - num_masks, num_masks], dim=-1)
+    return inputs, mask
 
 
 def declared_forms(part: object) -> frozenset[str]:
-    """Return the fast forms that a part's own class declares.
-
-    A subclass has to declare its own, for what it changes is not known to them.
-    """
-    forms: frozenset[str] = part.fast_forms if "fast_forms" in vars(type(part)) else frozenset()  # type: ignore[attr-defined]
+    """Return the fast forms that a part's own class declares; see `Agent.parts`."""
+    # not inherited: a subclass may compute something else, which the fast forms do not know
+    if "fast_forms" not in vars(type(part)):
+        return frozenset()
+    forms: frozenset[str] = part.fast_forms  # type: ignore[attr-defined]
     return forms

@@ -1,7 +1,8 @@
-"""Action distributions as pure functions of the policy head's output, sampled from noise that is handed in.
+"""Action distributions as pure functions of the policy head's output and of noise.
 
-A distribution has no state: `params [B, num_params]` come from the network, `noise [B, noise_size]` from
-`seeding.action_uniforms` through `noise`. The same noise and the same params give the same action, on any rank.
+A distribution has no state: `params [B, num_params]` come from the network, `noise [B, noise_size]`
+from `seeding.action_uniforms` through `noise`. The same noise and the same params give the same
+action, on any rank.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ class Distribution(ABC):
 
     Attributes:
         num_params: width of `params`.
-        num_free: how many of them, the last ones, do not depend on the observation.
-        noise_size: draws that one action needs.
+        num_free: number of parameters, the last ones, that do not depend on the observation.
+        noise_size: number of draws for one action.
         action_shape, action_dtype: of one stored action.
-        fast_forms: fast parts that know it (see `Agent.parts`). `array` needs that `sample(params,
-            noise)` is `mode(params + noise)`, the noise times any standard deviation.
+        fast_forms: fast forms that it has (see `Agent.parts`). `array` requires that
+            `sample(params, noise)` is `mode(params + noise)`, with the noise multiplied by the
+            standard deviation where there is one.
     """
 
     fast_forms: frozenset[str] = frozenset()
@@ -39,27 +41,30 @@ class Distribution(ABC):
 
     @abstractmethod
     def noise(self, uniform: Tensor) -> Tensor:
-        """Turn draws that are uniform in (0, 1) into the noise that `sample` takes, elementwise."""
+        """Transform draws that are uniform in (0, 1) into the noise for `sample`, elementwise."""
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Actions `[B, *action_shape]`."""
+        """Return actions `[B, *action_shape]`, drawn with `noise [B, noise_size]`."""
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
-        """The most probable actions `[B, *action_shape]`."""
+        """Return the most probable actions `[B, *action_shape]`."""
 
     @abstractmethod
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """Log-probability (or density) of `actions`, `[B]`."""
+        """Return the log-probability, or log-density, of `actions`, `[B]`."""
 
     @abstractmethod
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of `actions` and entropy in nats, each `[B]`."""
+        """Return the log-probability of `actions` and the entropy in nats, each `[B]`."""
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise: `argmax(logits + gumbel)` is a draw from `softmax(logits)`."""
+    """Return standard Gumbel noise: `argmax(logits + gumbel)` is a draw from `softmax(logits)`.
+
+    This is the Gumbel-max trick (arXiv 1611.01144, section 2).
+    """
     return -torch.log(-torch.log(uniform))
 
 
@@ -69,66 +74,69 @@ class Categorical(Distribution):
     fast_forms = frozenset({"array", "closed"})
 
     def __init__(self, n: int) -> None:
-        """`n` choices."""
+        """Make a distribution over the choices 0 .. n-1."""
         self.num_params = self.noise_size = n
         self.action_shape = ()
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """Gumbel noise."""
+        """Return Gumbel noise."""
         return gumbel(uniform)
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """`argmax(logits + gumbel)`."""
+        """Return `argmax(logits + gumbel)`."""
         return torch.argmax(params + noise, dim=-1)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The choice with the largest logit."""
+        """Return the choice with the largest logit."""
         return torch.argmax(params, dim=-1)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """`log softmax(logits)[action]`."""
+        """Return `log softmax(logits)[action]`."""
         return torch.log_softmax(params, dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """`log p[action]` and `-sum p log p`."""
+        """Return `log p[action]` and `-sum p log p`."""
+        # log p once for both; a masked action has p = 0 and a finite log p, so it adds 0, not NaN
         log_p = torch.log_softmax(params, dim=-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         return log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
 
 
 class MultiCategorical(Distribution):
-    """Independent choices, `sizes[k]` of them for entry k."""
+    """Independent choices, one of `sizes[k]` for entry k of the action."""
 
     fast_forms = frozenset({"array"})
 
     def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        """Entries in flattened order; `shape` is the action's."""
+        """Make a distribution over actions of `shape`, with `sizes` in flattened order."""
         self.sizes = sizes
         self.parts = [Categorical(n) for n in sizes]
         self.num_params = self.noise_size = sum(sizes)
         self.action_shape = shape
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """Gumbel noise."""
+        """Return Gumbel noise."""
         return gumbel(uniform)
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """`argmax(logits + gumbel)` for each entry."""
+        """Return `argmax(logits + gumbel)` for each entry."""
         return self.mode(params + noise)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The choice with the largest logit, for each entry."""
+        """Return the choice with the largest logit, for each entry."""
+        # sizes differ, so entries cannot be one tensor with an axis of choices
         chosen = [part.argmax(-1) for part in params.split(self.sizes, dim=-1)]
         return torch.stack(chosen, dim=-1).view(-1, *self.action_shape)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """Sum over the entries."""
+        """Return the sum over the entries."""
         return self.log_prob_and_entropy(params, actions)[0]
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the entries."""
-        logits, chosen = params.split(self.sizes, dim=-1), actions.flatten(1).unbind(1)
-        pairs = [part.log_prob_and_entropy(*each) for part, *each in zip(self.parts, logits, chosen, strict=True)]
+        """Return the sums over the entries."""
+        entries = zip(self.parts, params.split(self.sizes, dim=-1), actions.flatten(1).unbind(1), strict=True)
+        pairs = [part.log_prob_and_entropy(logits, chosen) for part, logits, chosen in entries]
+        # entries are independent: log-probabilities and entropies add up
         return torch.stack([a for a, _ in pairs]).sum(0), torch.stack([b for _, b in pairs]).sum(0)
 
 
@@ -138,70 +146,74 @@ class Bernoulli(Distribution):
     fast_forms = frozenset({"array"})
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """`shape` is the action's."""
+        """Make a distribution over actions of `shape`."""
         self.num_params = self.noise_size = math.prod(shape)
         self.action_shape = shape
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """Standard logistic noise: `logit + logistic > 0` has probability `sigmoid(logit)`."""
+        """Return standard logistic noise: `logit + noise > 0` has probability `sigmoid(logit)`."""
+        # the inverse of the distribution function, which is the sigmoid
         return torch.logit(uniform)
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """One where `logit + logistic > 0`."""
+        """Return 1 where `logit + noise > 0`, else 0."""
         return self.mode(params + noise)
 
     def mode(self, params: Tensor) -> Tensor:
-        """One where the logit is positive."""
+        """Return 1 where the logit is positive, else 0."""
         return (params > 0).long().view(-1, *self.action_shape)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """`sum_k log sigmoid(+-logit_k)`."""
+        """Return `sum_k log sigmoid(+-logit_k)`, with + for a 1 and - for a 0."""
+        # 1 - sigmoid(l) = sigmoid(-l), which does not cancel for large l
         sign = 2 * actions.flatten(1).to(params.dtype) - 1
         return torch.nn.functional.logsigmoid(sign * params).sum(-1)
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the bits; a bit's entropy is `softplus(l) - l sigmoid(l)`."""
+        """Return the sums over the bits; a bit's entropy is `softplus(l) - l sigmoid(l)`."""
         entropy = (torch.nn.functional.softplus(params) - params * torch.sigmoid(params)).sum(-1)
         return self.log_prob(params, actions), entropy
 
 
 class DiagonalGaussian(Distribution):
-    """Independent normals; `params` are the means and then the log standard deviations.
+    """Independent normals; `params` are the means, then the log standard deviations.
 
-    The latter are free parameters: they do not depend on the observation.
+    The log standard deviations are free parameters: they do not depend on the observation.
     """
 
     fast_forms = frozenset({"array", "closed"})
     action_dtype = torch.float32
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """`shape` is the action's."""
+        """Make a distribution over actions of `shape`."""
         self.noise_size = self.num_free = math.prod(shape)
         self.num_params = 2 * self.noise_size
         self.action_shape = shape
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """Standard normal noise, by the inverse of the distribution function."""
+        """Return standard normal noise, by the inverse of the distribution function."""
+        # not torch.randn: a draw must be a function of its uniform number alone, on every device
         normal: Tensor = torch.special.ndtri(uniform)
         return normal
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """`mean + std * noise`."""
+        """Return `mean + std * noise`."""
         mean, log_std = params.chunk(2, dim=-1)
         return (mean + log_std.exp() * noise).view(-1, *self.action_shape)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The mean."""
+        """Return the mean."""
+        # works without the log standard deviations, too, which `fast.array_actor` leaves out
         return params[..., : self.noise_size].reshape(-1, *self.action_shape)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """Sum of the entries' log-densities."""
+        """Return the sum of the entries' log-densities, `-z^2 / 2 - log std - log sqrt(2 pi)`."""
         mean, log_std = params.chunk(2, dim=-1)
         scaled = (actions.reshape(mean.shape) - mean) * torch.exp(-log_std)
         return -(0.5 * scaled.square() + log_std + _LOG_SQRT_2PI).sum(-1)
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the entries; an entry's entropy is `log std + 0.5 log(2 pi e)`."""
+        """Return the sums over the entries; an entry's entropy is `log std + 0.5 log(2 pi e)`."""
         log_std = params[..., self.noise_size :]
         return self.log_prob(params, actions), (log_std + (0.5 + _LOG_SQRT_2PI)).sum(-1)
 
@@ -209,16 +221,22 @@ class DiagonalGaussian(Distribution):
 class StateDependentGaussian(DiagonalGaussian):
     """Independent normals whose log standard deviations come from the network too."""
 
+    # the fast forms add the same noise scale to every row
     fast_forms = frozenset()
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """`shape` is the action's."""
+        """Make a distribution over actions of `shape`."""
         super().__init__(shape)
         self.num_free = 0
 
 
 def make_distribution(space: SpaceSpec, state_dependent_std: bool = False) -> Distribution:
-    """Make the distribution over an action space."""
+    """Make the distribution over an action space.
+
+    Args:
+        space: the actions'.
+        state_dependent_std: take the log standard deviations of a Box from the network.
+    """
     if space.kind == "discrete":
         return Categorical(space.sizes[0])
     if space.kind == "multi_discrete":

@@ -1,4 +1,4 @@
-"""Encoders: observations of any space -> features, one part after the other."""
+"""Encoders: from observations of any space to features, part by part."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from torch import Tensor, nn
 
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, describe_error
 
 _SMALLEST = {"nature": 36, "impala": 8, "small": 20}
-"""Sides of the smallest images that a network takes."""
+"""Sides, in pixels, of the smallest images that a network takes."""
 
 
 class Encoder(nn.Module):
-    """Observations `[B, ...]` -> features `[B, num_features + num_masks]` of the agent's floating-point type.
+    """A module from observations `[B, ...]` to features `[B, num_features + num_masks]`.
 
-    A Box is flattened (bytes are scaled to 0 .. 1), a choice becomes one-hot, bits stay bits, images may go through a
-    convolutional network. Parts of nested spaces are encoded each by itself and put side by side. An action mask comes
-    last, as it is.
+    A Box is flattened (bytes are scaled to 0 .. 1), a choice becomes one-hot, bits stay bits, and
+    images may go through a convolutional network. Parts of a nested space are encoded one by one
+    and put side by side. The last features are the action mask, where there is one. All features
+    have the agent's floating-point type.
 
     Attributes:
-        num_features: how many features there are.
-        num_masks: entries of the action mask; 0 where there is none.
-        num_boxes: features that are numbers of a Box, unchanged but for the scale of bytes: what `boxes` gives.
-        has_weights: whether there is anything to be trained.
+        num_features: number of features without the mask.
+        num_masks: number of entries of the action mask; 0 where there is none.
+        num_boxes: number of features that are numbers of a Box, unchanged but for the scale of
+            bytes; `boxes` returns them.
+        has_weights: true if there is anything to be trained.
     """
 
     def __init__(self, space: SpaceSpec, name: str = "flatten", num_choices: int = 0) -> None:
@@ -36,12 +38,14 @@ class Encoder(nn.Module):
 
         Args:
             space: the observations'.
-            name: the network for images; `auto` takes `nature` for those that are large enough for it. Or a class
-                of one's own for all Box parts, `module:Class` (see `OwnNetwork`).
-            num_choices: entries that an action mask has to have; 0: an action mask is an observation like others.
+            name: the network for images; `auto` is `nature` for images that are large enough. Or
+                the user's class for all Box parts, `module:Class` (see `OwnNetwork`).
+            num_choices: number of entries that an action mask must have; 0: an action mask is an
+                observation like others.
 
         Raises:
-            ConfigError: `name` is no network for these observations, or an action mask has another size.
+            ConfigError: `name` is no network for these observations, or an action mask has another
+                size.
         """
         super().__init__()
         self._space = space
@@ -66,69 +70,81 @@ class Encoder(nn.Module):
         self._box_widths = [widths[index] for index in self._boxes]
         self.num_boxes = sum(self._box_widths)
         self.has_weights = any(True for _ in self.parameters())
+        # a nested observation is a row of bytes (`envs.spaces.Packer`): where each part lies in it
         ends = np.cumsum([0, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
         self._places = [
             (slice(start, stop), getattr(torch, part.dtype), part.shape)
             for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
         ]
+        # a flat Box of the agent's own type needs no copy
         is_flat = len(space.shape) == 1 and space.kind == "box" and isinstance(leaves[0], Flat)
         self._identity_dtype = getattr(torch, space.dtype, None) if is_flat else None
 
     @property
     def fast_forms(self) -> frozenset[str]:
-        """Fast parts that can take its place in front of them; see `Agent.parts`."""
-        if self.num_masks:
+        """Fast forms that may stand behind it; see `Agent.parts`."""
+        if self.num_masks:  # they do not mask logits
             return frozenset()
+        # the closed form's gradient ends at the features: it cannot train an encoder
         return frozenset({"array"} if self.has_weights else {"array", "closed"})
 
     def is_identity(self, dtype: torch.dtype) -> bool:
-        """Return whether observations are features as they are."""
+        """Return True if observations are features already, at this floating-point type."""
         return self._identity_dtype == dtype
 
     def boxes(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return those features of `obs [B, ...]` that are a Box's numbers, `[B, num_boxes]`."""
+        """Return the features of `obs [B, ...]` that are numbers of a Box, `[B, num_boxes]`."""
         return torch.cat([self._part(index, obs, dtype) for index in self._boxes], dim=-1)
 
     def _part(self, index: int, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode one part."""
+        """Encode part `index` of `obs`."""
         if self._space.parts:
             place, part_dtype, shape = self._places[index]
-            # a copy, since bytes are read as other types only where these may begin in memory
+            # a copy, for bytes can be viewed as another type only where they are aligned for it
             part = obs[:, place].clone(memory_format=torch.contiguous_format)
             obs = part.view(part_dtype).view(-1, *shape)
         features: Tensor = self._leaves[index](obs, dtype)
         return features
 
     def forward(self, obs: Tensor, dtype: torch.dtype, normalize: nn.Module | None = None) -> Tensor:
-        """Encode `obs [B, ...]` as `[B, num_features + num_masks]`; `boxes` go through `normalize`."""
-        if normalize is None and self.is_identity(dtype):
-            return obs
+        """Encode observations.
+
+        Args:
+            obs: `[B, ...]`, raw.
+            dtype: floating-point type of the features.
+            normalize: applied to `boxes`.
+
+        Returns:
+            `[B, num_features + num_masks]`.
+        """
         parts = [self._part(index, obs, dtype) for index in range(len(self._leaves))]
-        if normalize is not None:
+        if normalize is not None:  # all Box parts at once, for they share one vector of statistics
             normalized = normalize(torch.cat([parts[index] for index in self._boxes], dim=-1))
             split = normalized.split(self._box_widths, dim=-1)
             for index, part in zip(self._boxes, split, strict=True):
                 parts[index] = part
         if len(parts) == 1:
             return parts[0]
+        # the mask last, wherever the space has it
         in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
         return torch.cat([parts[k] for k in in_order], dim=-1)
 
 
 class Flat(nn.Module):
-    """Without weights: numbers as they are, choices one-hot."""
+    """An encoder without weights: numbers as they are, choices one-hot."""
 
     def __init__(self, space: SpaceSpec) -> None:
-        """Read the space."""
+        """Encode observations of `space`, which has no parts."""
         super().__init__()
         self._sizes, self._start = space.sizes, space.start
         self._scale = 1 / 255 if space.kind == "box" and space.dtype == "uint8" else 1.0
         self.num_features = sum(space.sizes) or space.size
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `obs [B, ...]`; a choice that the space does not have counts as the nearest one."""
+        """Encode `obs [B, ...]`; a choice outside of the space counts as the nearest one in it."""
         if self._sizes:
             entries = obs.reshape(len(obs), len(self._sizes)).long().unbind(1)
+            # clamped, for one_hot raises on other values, on a GPU without a usable message
             hot = [
                 nn.functional.one_hot((entry - start).clamp(0, size - 1), size)
                 for entry, start, size in zip(entries, self._start, self._sizes, strict=True)
@@ -139,14 +155,14 @@ class Flat(nn.Module):
 
 
 class ImageNetwork(nn.Module):
-    """Images of bytes through convolutions, whichever of their first and last axis holds the channels."""
+    """Convolutions for images of bytes, with the channels on their first or their last axis."""
 
     def __init__(self, space: SpaceSpec, layers: nn.Sequential, width: int) -> None:
         """Put a linear layer of `width` outputs and a rectifier on top of `layers`."""
         super().__init__()
         self._channels_last = channels_last(space)
         channels, *sides = np.roll(space.shape, 1).tolist() if self._channels_last else space.shape
-        with torch.no_grad():
+        with torch.no_grad():  # the size of the convolutions' output, from a blank image
             self._flat = layers(torch.zeros(1, channels, *sides)).numel()
         self.layers = layers
         self.head = nn.Linear(self._flat, width)
@@ -155,33 +171,38 @@ class ImageNetwork(nn.Module):
     def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
         """Encode `obs [B, H, W, C]` or `[B, C, H, W]`."""
         images = obs.movedim(-1, 1) if self._channels_last else obs
-        # convolutions on CPUs have quicker backward passes, and slower forward ones, with the channels last
-        layout = torch.channels_last if torch.is_grad_enabled() and obs.device.type == "cpu" else torch.preserve_format
+        # on CPUs, channels last make the backward pass faster, and the forward pass slower
+        trains_on_cpu = torch.is_grad_enabled() and obs.device.type == "cpu"
+        layout = torch.channels_last if trains_on_cpu else torch.preserve_format
+        # bytes 0 .. 255 to 0 .. 1, converted here: they travel and are stored as bytes
         values = self.layers(images.to(self.head.weight.dtype, memory_format=layout).div_(255))
         return torch.relu(self.head(values.reshape(len(obs), self._flat)))
 
 
 class OwnNetwork(nn.Module):
-    """A user's class for a Box: made with its SpaceSpec, a module `[B, *shape] -> [B, num_features]`.
+    """A module of the user's own for a Box, from `[B, *shape]` to `[B, num_features]`.
 
     It gets bytes and integers as they are, other numbers in the agent's floating-point type.
     """
 
     def __init__(self, space: SpaceSpec, name: str) -> None:
-        """Make the module.
+        """Make the module, by calling `name` (`module:Class`) with `space`.
 
         Raises:
-            ConfigError: that fails, or it is no module, or does not say `num_features` or gives other than that.
+            ConfigError: this fails, it is no module, it has no `num_features`, or its output has
+                another width.
         """
         super().__init__()
         make = named_function(name, "encoder")
         try:
             network = make(space)
         except Exception as error:  # the user's code may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe_error(error).splitlines()[0]
             raise ConfigError(f"--encoder {name}: it raised {reason}") from error
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
             raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
+        # the ratio of probabilities is that of the policy's change only if the same observation has
+        # the same features in the rollout and in every minibatch
         for each in network.modules():
             draws = isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0
             if draws or isinstance(each, nn.modules.batchnorm._BatchNorm):
@@ -194,50 +215,62 @@ class OwnNetwork(nn.Module):
 
     @torch.no_grad()
     def _try(self, space: SpaceSpec, name: str) -> None:
-        """Encode two blank observations, and leave no trace."""
-        self.eval()
+        """Raise a ConfigError unless two blank observations can be encoded."""
+        self.eval()  # so that layers with running statistics do not count the blank ones
         blank = torch.from_numpy(np.zeros((2, *space.shape), space.dtype))
         try:
             shape = tuple(self(blank, torch.get_default_dtype()).shape)
         except Exception as error:  # the user's code may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe_error(error).splitlines()[0]
             raise ConfigError(f"--encoder {name}: with {list(blank.shape)} it raised {reason}") from error
         if shape != (2, self.num_features):
-            says = f"it makes {list(shape)} of {list(blank.shape)}"
-            raise ConfigError(f"--encoder {name}: {says}; [2, num_features], here {self.num_features}, is expected")
+            made = f"it makes {list(shape)} of {list(blank.shape)}"
+            raise ConfigError(f"--encoder {name}: {made}; [2, num_features], here {self.num_features}, is expected")
         self.train()
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `obs [B, ...]`."""
+        """Encode `obs [B, *shape]` as `[B, num_features]` of type `dtype`."""
         features: Tensor = self.network(obs.to(dtype) if obs.is_floating_point() else obs)
         return features.to(dtype)
 
 
 def channels_last(space: SpaceSpec) -> bool:
-    """Whether the last of an image's axes is the one with the channels: the smaller one of first and last."""
+    """Return True if the last axis of an image holds the channels, rather than the first.
+
+    The smaller of the two axes counts as the one with the channels.
+    """
     return space.shape[2] <= space.shape[0]
 
 
 def is_image(space: SpaceSpec) -> bool:
-    """Whether a space holds images: bytes on three axes."""
+    """Return True if a space holds images: bytes on three axes."""
     return space.kind == "box" and space.dtype == "uint8" and len(space.shape) == 3
 
 
 def nature(channels: int) -> nn.Sequential:
-    """The convolutions of Mnih et al., Nature 518 (2015), Methods; theirs has a layer of 512 on top."""
+    """Return the convolutions of Mnih et al., Nature 518 (2015), Methods.
+
+    The paper's network has a linear layer of 512 on top.
+    """
     return _convolutions((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
 
 
 def small(channels: int) -> nn.Sequential:
-    """The convolutions of Mnih et al., "Playing Atari" (arXiv 1312.5602), 4.1; theirs has a layer of 256 on top."""
+    """Return the convolutions of Mnih et al., "Playing Atari" (arXiv 1312.5602), section 4.1.
+
+    The paper's network has a linear layer of 256 on top.
+    """
     return _convolutions((channels, 16, 8, 4), (16, 32, 4, 2))
 
 
 def _convolutions(*sizes: tuple[int, int, int, int]) -> nn.Sequential:
-    return nn.Sequential(*(layer for n, m, k, stride in sizes for layer in (nn.Conv2d(n, m, k, stride), nn.ReLU())))
+    pairs = [(nn.Conv2d(n, m, kernel, stride), nn.ReLU()) for n, m, kernel, stride in sizes]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))
 
 
 class _Residual(nn.Module):
+    """A residual block of two convolutions, `x + f(x)`."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
@@ -249,7 +282,10 @@ class _Residual(nn.Module):
 
 
 def impala(channels: int) -> nn.Sequential:
-    """The deep network of Espeholt et al., "IMPALA" (arXiv 1802.01561), figure 3; theirs has a layer of 256 on top."""
+    """Return the deep network of Espeholt et al., "IMPALA" (arXiv 1802.01561), figure 3.
+
+    The paper's network has a linear layer of 256 on top.
+    """
     blocks = [
         nn.Sequential(nn.Conv2d(n, m, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), _Residual(m), _Residual(m))
         for n, m in pairwise((channels, 16, 32, 32))
@@ -258,12 +294,17 @@ def impala(channels: int) -> nn.Sequential:
 
 
 def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
-    """What encodes one part."""
+    """Make the encoder of a space without parts.
+
+    Raises:
+        ConfigError: its images are too small for the network `name`.
+    """
     if ":" in name and space.kind == "box":
         return OwnNetwork(space, name)
     if name == "flatten" or ":" in name or not is_image(space):
         return Flat(space)
     *sides, channels = space.shape if channels_last(space) else np.roll(space.shape, -1).tolist()
+    # a smaller image has no pixel left after nature's convolutions
     if name == "auto":
         name = "nature" if min(sides) >= _SMALLEST["nature"] else "flatten"
         return _leaf(space, name)
@@ -275,7 +316,10 @@ def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
 
 
 def orthogonal_init(network: nn.Module) -> None:
-    """Orthogonal weights of gain sqrt(2), zero biases; an encoder of one's own stays as its class made it."""
+    """Initialise layers with orthogonal weights of gain sqrt(2) and zero biases.
+
+    The user's own encoder stays as its class made it.
+    """
     own = {each for owner in network.modules() if isinstance(owner, OwnNetwork) for each in owner.modules()}
     for module in network.modules():
         if module not in own and isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -1,4 +1,4 @@
-"""From a configuration to the agent that a run starts with."""
+"""The agent that a run starts with, from its configuration."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from fabric_ppo.seeding import init_seed
 def make_agent(spec: EnvSpec, config: Config) -> Agent:
     """Make the agent that a run starts with.
 
-    It is a function of the environment's spaces and the configuration, the same on every rank.
+    It depends on nothing but the spaces and the configuration, so it is the same on every rank.
+
+    Args:
+        spec: the environment's spaces.
+        config: hyperparameters and seed.
 
     Raises:
-        ConfigError: the environment's observations cannot be normalised or encoded as the flags say.
+        ConfigError: the observations cannot be normalised or encoded as the flags say.
     """
-    reward_discount = config.gamma if config.normalize_rewards else None
     architecture = Architecture(
         activation_function=config.activation_function,
         hidden_sizes=tuple(config.hidden_sizes),
         normalize_observations=config.normalize_observations,
-        reward_discount=reward_discount,
+        reward_discount=config.gamma if config.normalize_rewards else None,
         encoder=config.encoder,
         shared_trunk=config.shared_trunk,
         layer_norm=config.layer_norm,
@@ -39,6 +42,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         log_std_min=config.log_std_min,
         log_std_max=config.log_std_max,
     )
+    # PyTorch's initialisation draws from the global generator, whose state is restored afterwards
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
         agent = Agent(spec, architecture)
@@ -52,22 +56,25 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     if agent.log_std is not None:
         nn.init.constant_(agent.log_std, config.log_std_init)
     elif spec.action.kind == "box":
-        with torch.no_grad():  # the second half of the head's outputs
+        # the second half of the head's outputs are the log standard deviations
+        with torch.no_grad():
             agent.policy.linear_layers[-1].bias[spec.action.size :] += config.log_std_init
     return agent
 
 
 def _orthogonal_init(agent: Agent) -> None:
-    """Set orthogonal weights and zero biases.
+    """Initialise all networks with orthogonal weights and zero biases.
 
-    After detail 2 of the ICLR blog post "The 37 implementation details of PPO".
+    This is detail 2 of the ICLR blog post "The 37 implementation details of PPO".
     """
     for shared in (agent.encoder, agent.trunk):
         if shared is not None:
             orthogonal_init(shared)
     if agent.memory is not None:
         orthogonal_memory(agent.memory)
+    # a small gain of the policy's head makes all actions about equally probable at the start
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
+        head = network.linear_layers[-1]
         for layer in network.linear_layers:
-            nn.init.orthogonal_(layer.weight, head_gain if layer is network.linear_layers[-1] else math.sqrt(2))
+            nn.init.orthogonal_(layer.weight, head_gain if layer is head else math.sqrt(2))
             nn.init.zeros_(layer.bias)

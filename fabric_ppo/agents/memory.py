@@ -1,4 +1,4 @@
-"""What a recurrent agent remembers: an LSTM or GRU between the encoder and the heads of policy and value."""
+"""Memory of a recurrent agent: an LSTM or GRU between the encoder and policy and value."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Recurrent = Literal["none", "lstm", "gru"]
 
 
 class Memory(nn.Module):
-    """One recurrent layer, a step at a time or along sequences, with its state as one vector a row.
+    """A recurrent layer, called step by step or along sequences.
 
-    A state is `[B, state_size]`: the layer's output, and with an LSTM (Hochreiter & Schmidhuber, 1997) its cell after
-    it; a GRU (arXiv 1406.1078) has the output only. Zeros are the state in which an episode begins.
+    Its state is one vector a row, `[B, state_size]`: the layer's output, followed by the cell of an
+    LSTM (Hochreiter & Schmidhuber, 1997); a GRU (arXiv 1406.1078) has the output only. An episode
+    begins with a state of zeros.
 
     Attributes:
-        num_features: of the output.
-        state_size: of a state.
+        num_features: width of the output.
+        state_size: width of a state.
     """
 
     def __init__(self, kind: Recurrent, inputs: int, size: int) -> None:
@@ -29,38 +30,40 @@ class Memory(nn.Module):
         self.state_size = 2 * size if kind == "lstm" else size
 
     def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
-        """The state after a step with `inputs [B, n]` in `state [B, state_size]`."""
+        """Return the state after a step with `inputs [B, n]` from `state [B, state_size]`."""
         if isinstance(self.cell, nn.LSTMCell):
             return torch.cat(self.cell(inputs, state.chunk(2, dim=1)), dim=1)
         after: Tensor = self.cell(inputs, state)
         return after
 
     def output(self, state: Tensor) -> Tensor:
-        """What policy and value see of `state`, `[B, num_features]`."""
+        """Return the layer's output in `state`, `[B, num_features]`, for policy and value."""
         return state[:, : self.num_features]
 
     def along(self, inputs: Tensor, sequences: Tensor) -> Tensor:
-        """Outputs along sequences, through which gradients flow, `[b, num_features]`.
+        """Return the outputs along sequences, `[b, num_features]`, with gradients through time.
 
         Args:
             inputs: `[b, n]`, one sequence of L steps after the other.
-            sequences: `[b / L, state_size + L]`: the state before a sequence's first step, and for each step 1 where
-                an episode begins within the sequence, so that the state is forgotten before it, else 0.
+            sequences: `[b / L, state_size + L]`: the state before each sequence's first step, and
+                for each step 1 where an episode begins with it, so that the state is reset, else 0.
         """
         state, begins = sequences[:, : self.state_size], sequences[:, self.state_size :]
         steps = inputs.view(len(sequences), begins.shape[1], inputs.shape[1]).unbind(1)
         outputs = []
         for step, begin in zip(steps, begins.split(1, dim=1), strict=True):
+            # backpropagation through time ends at the sequence's first step and between episodes
             state = self(step, state * (1 - begin))
             outputs.append(self.output(state))
         return torch.stack(outputs, dim=1).flatten(0, 1)
 
 
 def orthogonal_memory(memory: Memory) -> None:
-    """Orthogonal weights for each of the layer's gates, zero biases."""
+    """Initialise each of the layer's gates with orthogonal weights and zero biases."""
     for name, parameter in memory.cell.named_parameters():
         if name.startswith("bias"):
             nn.init.zeros_(parameter)
         else:
+            # PyTorch stacks the gates in one matrix, which as a whole would not be orthogonal
             for gate in parameter.data.split(memory.num_features):
                 nn.init.orthogonal_(gate)

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 Activation = Literal["relu", "tanh"]
 
 ROW_MULTIPLE = 16
-"""Batches that act are padded to a multiple of this: a product of fewer rows rounds differently.
+"""Multiple to which batches that act are padded: a product of fewer rows rounds differently.
 
-From so many rows on, PyTorch's products give a row the same bits among however many others. Of 8
-rows that is true as well on processors with AVX2, not with AVX-512.
+From 16 rows on, PyTorch's matrix products give a row the same bits however many other rows there
+are. With AVX2 8 rows are enough, with AVX-512 they are not.
 """
 
 
 class Tanh(nn.Tanh):
-    """Tanh; on the CPU without gradients by way of `exp`.
+    """Tanh, on the CPU without gradients computed from `exp`.
 
-    That takes a third of the time of PyTorch's, and is exact to two roundings.
+    This takes a third of the time of PyTorch's tanh, and is exact to two roundings.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Same shape."""
+        """Return the elementwise tanh of `features`."""
         if torch.is_grad_enabled() or not has_exact_exp(features):
             return super().forward(features)
         # tanh x = 2 sigmoid 2x - 1
@@ -33,12 +33,12 @@ class Tanh(nn.Tanh):
 
 
 def has_exact_exp(values: Tensor) -> bool:
-    """Return whether `exp` of these is exact to the last place but one."""
+    """Return True if PyTorch's `exp` is exact to the last place but one on this device and type."""
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
 class MLP(nn.Sequential):
-    """Linear layers with activations between them, maybe with a layer norm before each activation."""
+    """Linear layers with activations between them, optionally with a layer norm before each."""
 
     def __init__(
         self,
@@ -65,15 +65,17 @@ class MLP(nn.Sequential):
         super().__init__(*layers, *([nn.Linear(widths[-1], outputs)] if outputs else []))
         self.activation = activation
         self.num_hidden = len(hidden_sizes)
+        # a tuple is not registered as a module, so names in `state_dict` stay those of Sequential
         self._linears = tuple(layer for layer in self if isinstance(layer, nn.Linear))
 
     @property
     def linear_layers(self) -> tuple[nn.Linear, ...]:
-        """From the inputs to the outputs."""
+        """Linear layers from the inputs to the outputs."""
         return self._linears
 
     @property
     def fast_forms(self) -> frozenset[str]:
-        """Fast parts that can take its place: those know these layers; see `Agent.parts`."""
+        """Fast forms that it has; see `Agent.parts`."""
+        # they are written for these layers only: not for a layer norm, nor for a subclass
         is_known = all(type(layer) in (nn.Linear, nn.ReLU, Tanh) for layer in self)
         return frozenset({"array", "closed"} if is_known else ())

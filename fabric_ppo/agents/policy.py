@@ -1,4 +1,4 @@
-"""A trained agent behind NumPy, for whoever wants to act with it."""
+"""A trained agent that acts on NumPy arrays, without an environment."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fabric_ppo.process.errors import ConfigError, first_line
 
 
 class Policy:
-    """A trained agent behind NumPy; `load_agent` returns one.
+    """A trained agent that takes and returns NumPy arrays; `load_agent` makes one.
 
     Attributes:
         spec: the environment's spaces.
-        noise_size: draws that sampling one action needs.
-        memory_size: numbers that a recurrent agent remembers from step to step; 0 for others.
-        pack: a Dict or Tuple observation -> the row of bytes that stands for it in a batch.
+        noise_size: number of draws for sampling one action.
+        memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
+        pack: function from a Dict or Tuple observation to its row of bytes in a batch.
     """
 
     def __init__(self, agent: Agent) -> None:
-        """Use `agent` where it is."""
+        """Act with `agent`, on its device; the weights are not copied."""
         self.spec = agent.spec
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
@@ -36,40 +36,58 @@ class Policy:
         self._device = agent.device
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
-        """Return the memory with which an episode begins: zeros, `[memory_size]` or `[batch, memory_size]`."""
+        """Return the memory with which an episode begins, zeros.
+
+        Its shape is `[memory_size]`, with `batch` episodes `[batch, memory_size]`.
+        """
         shape = (self.memory_size,) if batch is None else (batch, self.memory_size)
         return np.zeros(shape, self._agent.memory_dtype)
 
     def act(
         self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """Choose the most probable action, as the environment takes it.
+        """Choose the most probable actions, in the form that the environment takes.
 
         Args:
-            obs: one observation or a batch of them; of Dict or Tuple observations a list or what `pack` gave.
-            noise: uniform draws `[B, noise_size]` to sample with instead.
-            memory: what a recurrent agent remembers, from `new_memory`; renewed in place. None: an episode begins.
+            obs: one observation, or a batch `[B, ...]` of them; a batch of Dict or Tuple
+                observations is a list, or an array of what `pack` returned.
+            noise: `[B, noise_size]`, uniform in (0, 1): sample the actions with it instead.
+            memory: a recurrent agent's, from `new_memory`; updated in place. None: an episode
+                begins.
+
+        Returns:
+            One action, or `[B, ...]` for a batch.
 
         Raises:
-            ValueError: `obs` has neither an observation's shape nor a batch's, or `memory` another.
+            ValueError: `obs` or `memory` has another shape.
         """
         batch, is_single = self._batch(obs)
-        given = None
+        transformed = None
         if noise is not None:
+            # padding rows are dropped again: their noise only has to be finite
             padded = np.full((len(batch), noise.shape[-1]), 0.5)
             padded[: len(noise)] = noise
-            given = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
+            transformed = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
+        before = self._padded(memory, batch, None if is_single else len(obs))
         with torch.inference_mode():
-            drawn, after = self._agent.act(batch, given, self._padded(memory, batch, None if is_single else len(obs)))
+            drawn, after = self._agent.act(batch, transformed, before)
             actions = self._to_env(drawn.cpu().numpy())
         if memory is not None:
             memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
         return actions[0] if is_single else actions[: len(obs)]
 
     def value(self, obs: Any, memory: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Estimate the discounted return from `obs` on: a scalar array for one observation, else `[B]`.
+        """Estimate the discounted return from `obs` on.
 
-        `memory` is as in `act`, and not renewed.
+        Args:
+            obs: as in `act`.
+            memory: as in `act`; it is not updated.
+
+        Returns:
+            A scalar array for one observation, `[B]` for a batch.
+
+        Raises:
+            ValueError: `obs` or `memory` has another shape.
         """
         batch, is_single = self._batch(obs)
         with torch.inference_mode():
@@ -78,7 +96,10 @@ class Policy:
         return values[0] if is_single else values[: len(obs)]
 
     def _padded(self, memory: NDArray[Any] | None, batch: torch.Tensor, given: int | None) -> torch.Tensor:
-        """Pad `memory`, of `given` rows (None: a single one), to the rows of `batch`, on its device."""
+        """Pad `memory` to the rows of `batch`, on its device; None: all rows begin an episode.
+
+        It has `given` rows, or is `[memory_size]` where `given` is None.
+        """
         padded = self.new_memory(len(batch))
         if memory is not None:
             if memory.shape != (expected := self.new_memory(given).shape):
@@ -87,7 +108,7 @@ class Policy:
         return torch.from_numpy(padded).to(self._device)
 
     def _batch(self, obs: Any) -> tuple[torch.Tensor, bool]:
-        """Return `obs` as a batch padded to ROW_MULTIPLE, and whether it was a single observation."""
+        """Return `obs` as a batch padded to ROW_MULTIPLE, and True if it was one observation."""
         space = self.spec.observation
         if space.parts and not isinstance(obs, np.ndarray):
             obs = np.stack([self.pack(each) for each in obs]) if isinstance(obs, list) else self.pack(obs)
@@ -97,20 +118,21 @@ class Policy:
             array = array[None]
         elif array.shape[1:] != space.shape or array.ndim == 0:
             raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
+        # repeated observations, which the networks can take; zeros need not be valid
         padding = np.repeat(array[:1], -len(array) % ROW_MULTIPLE, axis=0)
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
 
 
 def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
-    """Load a finished run's policy, or the one in a checkpoint; opens no environment.
+    """Load the policy of a finished run or of a checkpoint; opens no environment.
 
     Args:
         run_dir: folder of a finished run, or a file in its `checkpoints`.
-        own_code: import the module of an encoder of one's own that the file names; without it, no file can have
-            anything imported.
+        own_code: import the module of the user's own encoder, which the file names. Without this,
+            loading a file never imports or runs code that it names.
 
     Raises:
-        ConfigError: no readable policy there, or one that needs `own_code`.
+        ConfigError: there is no readable policy, or it needs `own_code`.
     """
     path = policy_path(run_dir)
     try:
@@ -126,8 +148,13 @@ def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
 
 
 def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.Tensor]) -> Agent:
-    """Build the agent whose weights these are."""
-    with torch.device("cpu" if ":" in architecture.encoder else "meta"):  # a size that is a lie takes no memory
+    """Build an agent with these weights.
+
+    Raises:
+        ValueError: they do not fit the architecture.
+    """
+    # compared on the meta device first: a damaged file may name a size that fills the memory
+    with torch.device("cpu" if ":" in architecture.encoder else "meta"):
         require_weights(weights, Agent(spec, architecture).state_dict())
     agent = Agent(spec, architecture)
     for parameter in agent.parameters():  # running statistics keep their own precision
@@ -137,7 +164,10 @@ def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.T
 
 
 def own_modules(spec: EnvSpec) -> list[str]:
-    """Name the modules of an environment and its wrappers that are neither Gymnasium's nor ours."""
+    """Return the modules of an environment and its wrappers that the user must provide.
+
+    These are all but Gymnasium's and this package's.
+    """
     wrappers = [each.partition(":")[0] for each in spec.wrapper.split(",") if ":" in each]
     modules = [spec.env_id.rpartition(":")[0], *wrappers]
     return [each for each in modules if each.partition(".")[0] not in ("", "gymnasium", "fabric_ppo")]

@@ -1,30 +1,26 @@
-"""A trained policy as a file: `policy.safetensors`, or inside a checkpoint. Reading one runs no code."""
+"""Files of trained policies, `policy.safetensors` and checkpoints; reading one runs no code."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import Checkpoint, write_atomically
-
-if TYPE_CHECKING:
-    from fabric_ppo.agents.agent import Agent
-from fabric_ppo.agents.agent import Agent, Architecture
 
 POLICY_FILE = "policy.safetensors"
 
 
 def policy_path(run_dir: str | Path) -> Path:
-    """The file that holds the policy of a run folder; a checkpoint's is its own.
+    """Return the file that holds the policy of a run folder, or a checkpoint's own path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such file.
     """
     path = Path(run_dir)
     if path.suffix != ".ckpt":
@@ -37,7 +33,11 @@ def policy_path(run_dir: str | Path) -> Path:
 
 
 def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
-    """What rebuilds the agent, `env_spec` and `agent` as JSON, and its weights; a damaged file fails in many ways."""
+    """Read a policy: `env_spec` and `agent` as JSON, from which an agent is built, and its weights.
+
+    Raises:
+        Exception: of many kinds, where the file is damaged.
+    """
     from safetensors import safe_open
 
     if path.suffix == ".ckpt":
@@ -48,10 +48,10 @@ def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]
 
 
 def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """See that a file's weights have the names and shapes of an agent's, and are finite.
+    """Check that weights have the names and shapes of the expected ones, and are finite.
 
     Raises:
-        ValueError: they do not fit; says which.
+        ValueError: they do not; names the first tensor that is wrong.
     """
     if odd := sorted(weights.keys() ^ expected.keys()):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
@@ -64,7 +64,11 @@ def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, 
 
 
 def save_policy(agent: Agent, run_dir: Path) -> None:
-    """Write `policy.safetensors`: the weights without prefix, and what rebuilds the agent around them, as JSON."""
+    """Write `policy.safetensors`: the weights, and the spaces and the architecture as JSON.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from safetensors.torch import save
 
     metadata = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json()}
@@ -73,18 +77,20 @@ def save_policy(agent: Agent, run_dir: Path) -> None:
 
 
 def _in_order(content: bytes) -> bytes:
-    """The same safetensors file with its header's keys sorted: the library writes metadata in random order."""
+    """Return a safetensors file with the keys of its header sorted."""
+    # the library writes metadata in random order, but equal policies must give equal files
     size = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    # the format wants tensors to begin at a multiple of 8 bytes
     header = header.ljust(-(-len(header) // 8) * 8)
     return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def start_from(agent: Agent, run_dir: str) -> None:
-    """Take over the weights and running statistics of a trained policy (`--init-from`).
+    """Load the weights and running statistics of a trained policy (`--init-from`) into `agent`.
 
     Raises:
-        ConfigError: it cannot be read, or is the policy of another kind of agent.
+        ConfigError: the policy cannot be read, or its spaces or architecture are others.
     """
     try:
         path = policy_path(run_dir)
@@ -93,6 +99,7 @@ def start_from(agent: Agent, run_dir: str) -> None:
     except Exception as error:  # a damaged file fails in many ways
         reason = first_line(error)
         raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({reason})") from None
+    # not the whole EnvSpec: a policy may go on in another environment with the same spaces
     pairs = {
         "observations": (spec.observation, agent.spec.observation),
         "actions": (spec.action, agent.spec.action),

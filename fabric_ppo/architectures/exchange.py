@@ -1,4 +1,4 @@
-"""The exchange of player and trainers: rows and statistics one way, weights the other."""
+"""Messages of player and trainers: rows and statistics to the trainers, weights back."""
 
 from __future__ import annotations
 
@@ -25,22 +25,30 @@ from fabric_ppo.process.signals import signals
 from fabric_ppo.run.snapshot import optimizer_tensors
 from fabric_ppo.seeding import Stream, minibatch_order
 
-_END, _TRAIN, _STOP = 0, 1, 2  # the player's orders
+_END, _TRAIN, _STOP = 0, 1, 2
+"""Orders of the player: the run is over, train on these rows, a signal asked to stop."""
 
 
 @dataclass(frozen=True)
 class TrainerStats(Metrics):
-    """Numbers of a trainer: its idle share of the time, and whether a signal asks it to stop."""
+    """Numbers of a trainer: its idle share of the time, and 1 if a signal asked it to stop."""
 
     idle: float = metric("mean", "Time/trainer_idle")
     stop: float = metric("max")
 
 
 class Packet:
-    """Named tensors side by side in one buffer of bytes, so that one collective sends them all."""
+    """Named tensors in one buffer of bytes, so that one collective sends them all.
+
+    Attributes:
+        bytes: the buffer, uint8.
+        fields: name -> tensor, a view of the buffer.
+    """
 
     def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
-        """Allocate once; on the CPU in pinned memory where this process computes on a GPU."""
+        """Allocate a buffer for `fields`, name -> (dtype, shape), on `device`."""
+        # each field begins at a multiple of ALIGNMENT, so that it can be viewed as its own type; in
+        # pinned memory copies to and from a GPU are faster, and need not be waited for
         sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
         pinned = device.type == "cpu" and torch.cuda.is_initialized()
@@ -53,10 +61,10 @@ class Packet:
 
 
 class Exchange:
-    """The packets of player and trainers.
+    """Packets that player and trainers send each other, allocated once.
 
-    The player sends one an update, to all the same (`--share-data`) or to each its part; trainer 1
-    sends one back. All memory is allocated here, once.
+    In each update the player sends every trainer a packet of rows, the same one with
+    `--share-data`, else a part of the rows; the first trainer sends one with the weights back.
     """
 
     def __init__(
@@ -68,22 +76,25 @@ class Exchange:
         config: Config,
         device: torch.device,
     ) -> None:
-        """Allocate; without shared data the player has a packet for each trainer.
+        """Allocate the packets; without shared data the player has one for each trainer.
 
         Args:
             world: all processes.
             agent: gives the rows' shapes, and has the running statistics.
-            weights: what is trained, with one parameter.
-            optimizer: the trainers' own; the player's follows it.
+            weights: module with the weights as its only parameter.
+            optimizer: optimizer of `weights`; the player's gets the state of the trainers'.
             config: the run's configuration.
-            device: where packets lie: the CPU with gloo, the process's GPU with nccl.
+            device: device of the packets: the CPU with gloo, the process's GPU with nccl.
         """
         self._world, self._agent, self._config = world, agent, config
         self._optimizer = optimizer
         self._num_trainers = world.world_size - FIRST_TRAINER
         self._length = config.effective_sequence_length
         self._units = config.num_steps * config.num_envs // self._length
+        # the one flat parameter of `fast.flat_weights`
         (self._weights,) = weights.parameters()
+        # running statistics travel with the rows, for trainers normalise observations by those that
+        # the player acted with
         statistics = agent.statistics()
         fields = {"order": (torch.uint8, (1,)), "statistics": (statistics.dtype, tuple(statistics.shape))}
         fields |= self._columns_of(agent)
@@ -95,7 +106,7 @@ class Exchange:
         self._reply = Packet(numbers | like, device)
 
     def _columns_of(self, agent: Agent) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Return the fields of a packet of rows."""
+        """Return the fields of a packet of rows, large enough for the largest part."""
         units = self._units
         if not self._config.share_data:
             units = -(-units // self._num_trainers)
@@ -109,14 +120,14 @@ class Exchange:
         return columns
 
     def start(self, first_update: int) -> None:
-        """Send the trainers, from the player, where a run begins: update, weights and optimizer."""
+        """Send the first update's number, weights and optimizer from the player to the trainers."""
         self._pack_state()
         numbers = [first_update, self._optimizer.param_groups[0]["lr"]]
         self._reply.fields["numbers"][:2] = torch.tensor(numbers, dtype=torch.float64)
         self._world.broadcast(self._reply.bytes, PLAYER)
 
     def receive_start(self) -> int:
-        """Take over, on a trainer, what `start` sent; return the first update."""
+        """Receive on a trainer what `start` sent; return the number of the first update."""
         self._world.broadcast(self._reply.bytes, PLAYER)
         self._unpack_state()
         first_update, learning_rate = self._reply.fields["numbers"][:2].tolist()
@@ -126,26 +137,26 @@ class Exchange:
 
     @timed("transfer")
     def send(self, batch: Batch | None) -> None:
-        """Send the trainers, from the player, what to train on, with the statistics; None: the end.
-
-        A trainer that has died is noticed where its reply is awaited: what came before is logged
-        and saved until then.
-        """
+        """Send rows and running statistics from the player to the trainers; None: the end."""
         end = _STOP if signals.name else _END
         for trainer, packet in enumerate(self._batches):
             packet.fields["order"].fill_(_TRAIN if batch is not None else end)
             packet.fields["statistics"].copy_(self._agent.statistics())
             if batch is not None:
                 self._pack_rows(batch, trainer, packet)
+        # a trainer that has died is reported when its reply is awaited: until then the player can
+        # log and save the update before
         with _suppressing_lost_contact():
             if self._config.share_data:
                 self._world.broadcast(self._batches[0].bytes, PLAYER)
             else:
-                nothing = self._batches[0].bytes  # the player's own part, which it does not use
+                # a scatter has a part for the player too, which nobody reads
+                nothing = self._batches[0].bytes
                 parts = [nothing, *(packet.bytes for packet in self._batches)]
                 self._world.scatter(nothing, parts, PLAYER)
 
     def _pack_rows(self, batch: Batch, trainer: int, packet: Packet) -> None:
+        """Copy a trainer's rows into its packet."""
         rows = batch.rows
         if not self._config.share_data and self._num_trainers > 1:
             rows = take(rows, self._part(batch.update, trainer), self._length)
@@ -154,16 +165,17 @@ class Exchange:
             packet.fields[name][: len(column)].copy_(column)
 
     def _part(self, update: int, trainer: int) -> Tensor:
-        """Return a trainer's sequences, in canonical order: its part of a permutation."""
+        """Return the indices of a trainer's sequences in an update, in canonical order."""
+        # parts of a random permutation: in canonical order the parts would be stretches of time
         order = minibatch_order(self._config.seed, update, 0, self._units, Stream.SPLIT)
         start, stop = cut(self._units, trainer, self._num_trainers)
         return torch.from_numpy(order[start:stop]).sort().values
 
     @timed("wait")
     def receive(self, update: int, device: torch.device) -> Batch | None:
-        """Receive, on a trainer, what to train on; None at the end.
+        """Receive rows on a trainer; None if the run is over.
 
-        If a signal asked for the end, `signals` note that.
+        If a signal asked the player to stop, `signals` notes that.
         """
         packet, trainer = self._batches[0], self._world.rank - FIRST_TRAINER
         if self._config.share_data:
@@ -181,6 +193,7 @@ class Exchange:
         columns = {name: packet.fields[name][:count] for name in self._columns}
         if "sequences" in columns:
             columns["sequences"] = columns["sequences"][: count // self._length]
+        # the copies need not be waited for: a device runs its work in order
         moved = {name: each.to(device, non_blocking=True) for name, each in columns.items()}
         share, num_shares = (trainer, self._num_trainers) if shares else (0, 1)
         uneven = () if shares else rows_per_rank
@@ -189,7 +202,8 @@ class Exchange:
 
     @timed("transfer")
     def reply(self, stats: UpdateStats, own: TrainerStats) -> None:
-        """Send the player, from trainer 1, merged numbers, the weights and the optimizer's state."""
+        """Send merged numbers, weights and optimizer state from the first trainer to the player."""
+        # all trainers have the same weights after an update
         if self._world.rank == FIRST_TRAINER:
             numbers = torch.cat([stats.to_tensor(), own.to_tensor()])
             self._reply.fields["numbers"].copy_(numbers)
@@ -198,7 +212,7 @@ class Exchange:
 
     @timed("wait")
     def receive_reply(self) -> tuple[UpdateStats, TrainerStats]:
-        """Receive the trainers' numbers on the player, and take over the weights."""
+        """Receive the trainers' numbers on the player; load their weights and optimizer state."""
         self._world.recv(self._reply.bytes, FIRST_TRAINER)
         self._unpack_state()
         sizes = [UpdateStats.width(), TrainerStats.width()]
@@ -208,7 +222,7 @@ class Exchange:
         return stats, own
 
     def _state(self) -> dict[str, Tensor]:
-        """Return the memory of weights and optimizer."""
+        """Return the tensors of weights and optimizer themselves, not copies."""
         return {"weights": self._weights, **optimizer_tensors(self._optimizer)}
 
     @torch.no_grad()
@@ -218,12 +232,13 @@ class Exchange:
 
     @torch.no_grad()
     def _unpack_state(self) -> None:
+        # in place: the agent's parameters are views of this memory
         for name, tensor in self._state().items():
             tensor.copy_(self._reply.fields[name])
 
 
 def merge_trainers(stats: UpdateStats, own: TrainerStats, ranks: Ranks) -> tuple[UpdateStats, TrainerStats]:
-    """Merge the numbers of all trainers (one collective)."""
+    """Merge the numbers of all trainers (one collective); `own` and `stats` are this rank's."""
     numbers = ranks.gather(torch.cat([stats.to_tensor(), own.to_tensor()]))
     of_updates, of_trainers = numbers.split([UpdateStats.width(), TrainerStats.width()], dim=1)
     return UpdateStats.merge(of_updates), TrainerStats.merge(of_trainers)
@@ -231,6 +246,7 @@ def merge_trainers(stats: UpdateStats, own: TrainerStats, ranks: Ranks) -> tuple
 
 @contextlib.contextmanager
 def _suppressing_lost_contact() -> Iterator[None]:
+    """Ignore errors that mean that another rank has died."""
     try:
         yield
     except Exception as error:
@@ -239,7 +255,7 @@ def _suppressing_lost_contact() -> Iterator[None]:
 
 
 def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:
-    """Send the trainers the environment's spaces, from the player, as JSON."""
+    """Send the environment's spaces from the player to the trainers, as JSON."""
     text = torch.frombuffer(bytearray(spec.to_json().encode()), dtype=torch.uint8).to(device)
     world.broadcast(torch.tensor([text.numel()], device=device), PLAYER)
     world.broadcast(text, PLAYER)
@@ -254,7 +270,7 @@ def receive_spec(world: TorchCollective, device: torch.device) -> EnvSpec:
 
 
 class Stopwatch:
-    """The share of each round that was spent waiting."""
+    """Clock of the time spent waiting: as a context manager it measures a wait."""
 
     def __init__(self) -> None:
         """Start the first round."""

@@ -1,4 +1,4 @@
-"""The agent and its loss as Lightning has them: a LightningModule, and its call through Fabric."""
+"""The agent and its loss as a LightningModule, and calls of it through Fabric's wrapper."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
 
 
 class _Minibatch:
-    """Rows in a wrapping that Fabric does not look into.
+    """Minibatch and coefficients as one argument of a type that Fabric does not convert.
 
-    Mixed precision, which is for the networks, would round what they learn from.
+    With mixed precision Fabric would round tensors among the arguments: returns and advantages too,
+    not only the inputs of the networks.
     """
 
     def __init__(self, rows: Rows, coefs: Coefficients) -> None:
@@ -27,14 +28,14 @@ class _Minibatch:
 class PPOModule(LightningModule):
     """An agent with its loss and its optimizer.
 
-    Called through Fabric's wrapper (`forward`), so that precision is applied and DDP sees the
-    forward pass.
+    It is called through Fabric's wrapper, by `forward`, so that the precision is applied and DDP
+    averages the gradients.
     """
 
-    def __init__(self, agent: Agent, config: Config) -> None:
-        """Take over the weights of `agent`, which goes on acting with them."""
+    def __init__(self, agent: Agent, config: Config, prints: bool | None = None) -> None:
+        """Make the loss of `agent`, which acts with the same weights; see `PPOLoss`."""
         super().__init__()
-        self.loss = PPOLoss(agent, config)
+        self.loss = PPOLoss(agent, config, prints)
         self.config = config
 
     def forward(self, minibatch: _Minibatch) -> MinibatchLoss:
@@ -47,16 +48,16 @@ class PPOModule(LightningModule):
         return loss
 
     def configure_optimizers(self) -> ClippedAdam:
-        """Make Adam, which clips gradients first."""
+        """Make the optimizer: Adam that clips the gradient first."""
         return make_optimizer(self, self.config)
 
 
 def loss_through(wrapped: nn.Module) -> LossFn:
-    """Return the loss of a minibatch, through the wrapper that `Fabric.setup` put around a PPOModule."""
+    """Return the loss as a function that calls a PPOModule through Fabric's wrapper."""
     return lambda rows, coefs: wrapped(_Minibatch(rows, coefs))
 
 
 def ddp_inside(wrapped: nn.Module) -> DistributedDataParallel | None:
-    """Return DDP's wrapper inside of Fabric's; None where there is only one rank."""
+    """Return DDP's wrapper inside Fabric's; None where there is only one rank."""
     inside = (each for each in wrapped.modules() if isinstance(each, DistributedDataParallel))
     return next(inside, None)

@@ -1,4 +1,4 @@
-"""The player's rollouts: with `--overlap`, the next is collected while the trainers optimise."""
+"""The player's rollouts; with `--overlap` the next is collected while the trainers optimise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fabric_ppo.run.snapshot import copies
 
 @dataclass(frozen=True)
 class PlayerStats(Metrics):
-    """Numbers of the player: by how many updates the policy that acted was old, and its idle share."""
+    """Numbers of the player: age of the policy that acted, in updates, and its own idle share."""
 
     policy_lag: float = metric("max", "Info/policy_lag")
     idle: float = metric("mean", "Time/player_idle")
@@ -28,11 +28,11 @@ class RolloutAhead:
     """The rollout that is collected ahead of its update, if there is one.
 
     Attributes:
-        policy_lag: of the rollout that `take` returned last, in updates.
+        policy_lag: age of the policy that collected the last rollout from `take`, in updates.
     """
 
     def __init__(self, agent: Agent, buffer: RolloutBuffer, config: DecoupledConfig) -> None:
-        """Collect with `agent` into `buffer`; nothing has been collected yet."""
+        """Prepare to collect with `agent` into `buffer`."""
         self._agent, self._buffer, self._config = agent, buffer, config
         self._rollout: Rollout | None = None
         self._num_updates = config.num_updates(1)
@@ -40,31 +40,32 @@ class RolloutAhead:
 
     @property
     def is_there(self) -> bool:
-        """Whether a rollout has been collected, and not been taken yet."""
+        """True if a rollout has been collected, and not been taken yet."""
         return self._rollout is not None
 
     def collect(self, update: int) -> None:
-        """With `--overlap`, collect the rollout of a coming update, with the policy as it is.
-
-        Its values come later, from the policy that `take` finds.
-        """
+        """Collect the rollout of a coming update with the present policy, with `--overlap`."""
+        # without values: `take` computes them with the weights that the trainers send meanwhile
         if self._config.overlap and update < self._num_updates:
             seed = self._config.seed
             self._rollout = collect(self._agent, self._buffer, seed, update, with_values=False)
 
     def resume(self, in_flight: Mapping[str, Tensor], update: int) -> None:
-        """Collect the rollout that was in progress, with the weights that it was begun with.
+        """Collect again the rollout that was in progress when a run was interrupted.
 
-        There are none where no rollout was.
+        Args:
+            in_flight: weights that it was collected with; empty where there was none.
+            update: number of its update.
         """
         if in_flight:
+            # an interrupted run must go on with the same rollout, which newer weights would change
             newest = copies(self._agent.state_dict())
             self._agent.load_state_dict(in_flight)
             self.collect(update)
             self._agent.load_state_dict(newest)
 
     def take(self, update: int) -> Rollout:
-        """Return the rollout of an update: collected ahead and revalued, or else collected now."""
+        """Return the rollout of an update: the one collected ahead, revalued, or else a new one."""
         ahead, self._rollout = self._rollout, None
         self.policy_lag = 0 if ahead is None else 1
         if ahead is None:

@@ -1,4 +1,4 @@
-"""Placement of player and trainers on devices, and their groups."""
+"""Devices of player and trainers, and their process groups."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fabric_ppo.config import DecoupledConfig
 from fabric_ppo.process.group import Ranks
 
 PLAYER = 0
-
-
+"""Rank of the player."""
 FIRST_TRAINER = 1
+"""Rank of the first trainer; the others follow."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of a process of the decoupled architecture, and the backends of its groups."""
+    """Device of a process of the decoupled architecture, and backends of its process groups."""
 
     accelerator: str
     device: int
@@ -40,9 +40,10 @@ class Placement:
 
 
 def place(rank: int, cuda: bool, player_on_gpu: bool) -> Placement:
-    """Place a rank: without `cuda` on the CPU, with it trainer k on GPU k-1, the player on the CPU.
+    """Return the placement of a rank.
 
-    With `player_on_gpu` the player takes GPU 0 and the trainers those after it; then all packets go
+    Without `cuda` all are on the CPU. With it trainer k is on GPU k-1 and the player on the CPU;
+    with `player_on_gpu` the player is on GPU 0, the trainers are on those after it, and packets go
     over nccl.
     """
     if not cuda:
@@ -54,14 +55,17 @@ def place(rank: int, cuda: bool, player_on_gpu: bool) -> Placement:
 
 
 def trainer_devices(config: DecoupledConfig, num_trainers: int) -> int | list[int]:
-    """Return the trainers' `devices` as Fabric takes them: a number of CPU processes, or the GPUs."""
+    """Return Fabric's argument `devices`: a number of CPU processes, or the trainers' GPUs."""
     if not config.cuda:
         return num_trainers
     return [place(FIRST_TRAINER + each, True, config.player_on_gpu).device for each in range(num_trainers)]
 
 
 def ranks_of(group: TorchCollective, device: torch.device) -> Ranks:
-    """Return the members of a group as `Ranks`, which gather by way of `device`, as its backend needs."""
+    """Return the members of a group as `Ranks`; tensors are gathered on `device`.
+
+    Gloo needs the CPU, nccl a GPU.
+    """
 
     def all_gather(tensor: Tensor) -> Tensor:
         sent = tensor.to(device).contiguous()
@@ -72,19 +76,21 @@ def ranks_of(group: TorchCollective, device: torch.device) -> Ranks:
 
 
 def forget_fabric_run() -> None:
-    """Drop the variables of `fabric run` about devices: each role builds a Fabric of its own."""
+    """Delete the environment variables of `fabric run` about devices."""
+    # player and trainers each make a Fabric of their own, with other devices
     for name in ("CLI_USED", "ACCELERATOR", "STRATEGY", "DEVICES", "NUM_NODES"):
         os.environ.pop(f"LT_{name}", None)
 
 
 class TrainerEnvironment(ClusterEnvironment):
-    """The trainers as Fabric sees them: ranks 0 .. N-1 of a world that the player is no part of."""
+    """The trainers as Fabric's cluster: ranks 0 .. N-1 of a world without the player."""
 
     def __init__(self, trainers: Ranks) -> None:
-        """Take this process's place among the trainers."""
+        """Make the environment of this process, one of the `trainers`."""
         super().__init__()
         self._rank, self._size = trainers.rank, trainers.size
 
+    # the launcher has started all processes: Fabric must not start more
     creates_processes_externally = True
 
     @property
@@ -94,32 +100,32 @@ class TrainerEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """The port there."""
+        """Port of rank 0 of the run."""
         return int(os.environ["MASTER_PORT"])
 
     @staticmethod
     def detect() -> bool:
-        """Never found by itself: it is handed in."""
+        """Return False: it is passed to the strategy, never detected."""
         return False
 
     def world_size(self) -> int:
-        """Number of trainers."""
+        """Return the number of trainers."""
         return self._size
 
     def set_world_size(self, size: int) -> None:
-        """Nothing to set: the launcher has."""
+        """Do nothing: the launcher has set it."""
 
     def global_rank(self) -> int:
-        """Number of this trainer, from 0."""
+        """Return the number of this trainer, from 0."""
         return self._rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing to set: the launcher has."""
+        """Do nothing: the launcher has set it."""
 
     def local_rank(self) -> int:
-        """Number of this trainer, on one host; devices are handed in accordingly."""
+        """Return the number of this trainer, which is its index in `trainer_devices`."""
         return self._rank
 
     def node_rank(self) -> int:
-        """Trainers are counted through."""
+        """Return 0: to Fabric all trainers are on one node."""
         return 0

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from fabric_ppo.config import ATARI
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, first_line, flag
-
-ATARI = "atari"
-"""A value of --env-preset; an EnvSpec has it in the place of a wrapper."""
 
 
 def named_function(name: str, of_flag: str) -> Callable[..., Any]:

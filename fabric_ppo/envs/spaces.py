@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.ids import ATARI
+from fabric_ppo.config import ATARI
 from fabric_ppo.process.errors import ConfigError
 
 if TYPE_CHECKING:

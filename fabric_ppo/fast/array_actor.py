@@ -16,71 +16,101 @@ from fabric_ppo.agents.agent import Agent, declared_forms
 from fabric_ppo.agents.distributions import Categorical
 from fabric_ppo.agents.mlp import MLP
 from fabric_ppo.envs.contract import Array
+from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.rollouts.actor import Actor
 
 _BLOCK_ROWS = 8
-"""Rows of one product. So many round the same way wherever they stand."""
+"""Rows of one product: always the same number, so that a row rounds alike in any batch."""
 _SMALL = 2**15
-"""Weights of a layer up to which OpenBLAS, which NumPy calls, leaves eight rows to one thread."""
-_TOLERANCE = 1e-4
-"""Difference from the plain actor, relative to its largest entry, that is no rounding any more."""
+"""Most weights of a layer with which OpenBLAS, NumPy's library, multiplies 8 rows in one thread."""
+_STEPS = 16
+"""Steps that are compared: so many draws that also a single environment shows a difference."""
 
 
 class ActorChoice:
-    """Chooses the actor of each rollout of a run: an ArrayActor where one can act for the agent.
+    """Choice of the actor for each rollout of a run: an ArrayActor where it can act for the agent.
 
-    It is held against the plain actor once, on the run's first observations. Where they differ
-    beyond rounding the plain one acts, and a line says so: whoever edits `Agent` or a distribution
-    gets what was written.
+    Both actors are compared once, on the run's first observations. Where they differ by more than
+    rounding, the plain one acts and a line is printed: an edit of `Agent` or of a distribution
+    takes effect.
     """
 
     def __init__(self) -> None:
-        """Nothing has been compared yet."""
+        """Start without a comparison."""
         self._is_equal: bool | None = None
 
     def __call__(self, agent: Agent, noise: Tensor, obs: Array) -> Actor:
-        """Make the actor of a rollout with `noise [T, B, noise_size]` that begins with `obs`."""
+        """Make the actor of a rollout.
+
+        Args:
+            agent: what acts.
+            noise: `[T, N, noise_size]`.
+            obs: `[N, ...]`, the rollout's first observations.
+        """
         if not can_act_in_arrays(agent):
             return Actor(agent, noise)
         if self._is_equal is None:
-            self._is_equal = acts_alike(Actor(agent, noise), ArrayActor(agent, noise), obs)
+            self._is_equal = actors_agree(agent, noise[:_STEPS], obs)
             if not self._is_equal:
                 print_from_rank_zero("agents/ acts differently from fast/array_actor.py: the former, slower, is used")
         return (ArrayActor if self._is_equal else Actor)(agent, noise)
 
 
 def can_act_in_arrays(agent: Agent) -> bool:
-    """Return whether an ArrayActor can act for this agent, and is the faster one."""
+    """Return True if an ArrayActor can act for this agent, and is faster than an Actor."""
     networks = [network for network in (agent.trunk, agent.policy) if network is not None]
     return "array" in declared_forms(agent) and all(map(_is_small, networks))
 
 
-def acts_alike(plain: Actor, fast: Actor, obs: Array) -> bool:
-    """Return whether both do the same in one step, but for rounding."""
-    expected, actions = plain.act(obs), fast.act(obs)
-    params = plain.params()
-    bound = _TOLERANCE * params.abs().max()
-    if not bool(((params - fast.params()).abs() <= bound).all()):
+def actors_agree(agent: Agent, noise: Tensor, obs: Array) -> bool:
+    """Return True if both actors do the same, but for rounding.
+
+    They are compared on a copy of the agent in float64, where rounding is small.
+
+    Args:
+        agent: what acts.
+        noise: `[T, N, noise_size]`.
+        obs: `[N, ...]`, seen in all T steps.
+    """
+    twin, noise = float64_twin(agent), noise.double()
+    if not _agree(Actor(twin, noise), ArrayActor(twin, noise), noise, obs):
         return False
-    if expected.dtype.kind == "f":
-        return np.allclose(expected, actions, rtol=_TOLERANCE, atol=_TOLERANCE)
-    # where two choices are as good as equal, rounding decides: one row may differ
-    return int(np.sum(expected != actions)) <= 1
+    move_weights(twin)
+    if not _agree(Actor(twin, noise), ArrayActor(twin, noise), noise, obs):
+        return False
+    # how it draws, from parameters that are further apart than those of a fresh policy
+    fast = ArrayActor(twin, noise)
+    width = twin.distribution.num_params - twin.distribution.num_free
+    outputs = 3 * torch.arange(noise[..., 0].numel() * width).cos().double().view(-1, width)
+    drawn = fast.draw(outputs.numpy(), (noise * fast.scale).flatten(0, 1).numpy())
+    plain = twin.distribution.sample(twin.with_log_std(outputs), noise.flatten(0, 1))
+    return is_close(plain.double(), torch.from_numpy(drawn).double())
+
+
+def _agree(plain: Actor, fast: Actor, noise: Tensor, obs: Array) -> bool:
+    """Return True if both choose the same actions, from the same parameters."""
+    expected, actions = (torch.from_numpy(np.stack([each.act(obs) for _ in noise])).double() for each in (plain, fast))
+    return is_close(plain.params(), fast.params()) and is_close(expected, actions)
 
 
 class ArrayActor(Actor):
-    """Chooses actions in NumPy, as the most probable ones of perturbed parameters."""
+    """An Actor in NumPy: its actions are the most probable ones of perturbed parameters.
+
+    Attributes:
+        scale: factor of the noise: free standard deviations, else one.
+    """
 
     row_multiple = _BLOCK_ROWS
 
     def __init__(self, agent: Agent, noise: Tensor) -> None:
-        """See `Actor`; `agent` is one that `can_act_in_arrays`."""
+        """See `Actor`; `can_act_in_arrays(agent)` must hold."""
         super().__init__(agent, noise)
-        scaled = self._noise
-        if agent.log_std is not None:  # mean + std * noise is the mode of the shifted normal
-            scaled = scaled * agent.bounded(agent.log_std).exp()
-        self._scaled_noise = scaled.numpy()
+        # mean + std * noise is the mode of a normal with that mean; free deviations do not change
+        # during a rollout, so all noise is scaled here, once
+        free = agent.log_std
+        self.scale = torch.ones(()) if free is None else agent.bounded(free).exp()
+        self._scaled_noise = (self._noise if free is None else self._noise * self.scale).numpy()
         self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
         networks = [network for network in (agent.trunk, agent.policy) if network is not None]
         self._forwards = [array_forward(network) for network in networks]
@@ -95,11 +125,17 @@ class ArrayActor(Actor):
             out = self._agent.inputs(torch.from_numpy(out)).numpy()
         for forward in self._forwards:
             out = forward(out)
-        perturbed = out + self._scaled_noise[len(self._outputs)]
+        actions = self.draw(out, self._scaled_noise[len(self._outputs)])
         self._outputs.append(out)
+        return actions[:n]
+
+    def draw(self, outputs: Array, scaled_noise: Array) -> Array:
+        """Draw actions `[B, *action_shape]` from the policy network's outputs, `[B, n]`."""
+        # argmax(logits + gumbel), mode(logit + logistic) or mean + std * normal
+        perturbed = outputs + scaled_noise
         if self._is_categorical:
-            return perturbed.argmax(-1)[:n]  # type: ignore[no-any-return]
-        return self._agent.distribution.mode(torch.from_numpy(perturbed)).numpy()[:n]
+            return perturbed.argmax(-1)  # type: ignore[no-any-return]
+        return self._agent.distribution.mode(torch.from_numpy(perturbed)).numpy()
 
     def params(self) -> Tensor:
         """See `Actor.params`."""
@@ -108,7 +144,7 @@ class ArrayActor(Actor):
 
 
 def _is_small(network: MLP) -> bool:
-    """Return whether starting its products costs more than computing them."""
+    """Return True if starting the network's products takes longer than computing them."""
     weights = [layer.weight for layer in network.linear_layers]
     first = weights[0]
     is_on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
@@ -116,7 +152,11 @@ def _is_small(network: MLP) -> bool:
 
 
 def array_forward(network: MLP) -> Callable[[Array], Array]:
-    """Return `network.forward` for arrays `[8 k, inputs]`, while the weights stay as they are."""
+    """Return `network.forward` as a function of arrays `[8 k, inputs]`.
+
+    It is valid until the weights change.
+    """
+    # BLAS multiplies faster with the transposed weights in one piece
     layers = [
         (np.ascontiguousarray(layer.weight.detach().t().numpy()), layer.bias.detach().numpy())
         for layer in network.linear_layers
@@ -124,6 +164,7 @@ def array_forward(network: MLP) -> Callable[[Array], Array]:
     is_tanh, num_hidden = network.activation == "tanh", network.num_hidden
 
     def forward(features: Array) -> Array:
+        # a stack of products of 8 rows each: one product of all rows would round by their number
         values = features.reshape(-1, _BLOCK_ROWS, features.shape[-1])
         for index, (weight, bias) in enumerate(layers):
             values = np.matmul(values, weight)

@@ -1,6 +1,6 @@
-"""Adam behind a clip of the gradient's norm, in as few kernels as there can be.
+"""Gradient clipping and an Adam step in as few kernels as possible.
 
-It stands for `clip_grad_norm_` and `torch.optim.Adam`, one after the other.
+It stands for `torch.nn.utils.clip_grad_norm_` followed by `torch.optim.Adam` (arXiv 1412.6980).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from fabric_ppo.process.profile import timed
 
 
 class ClippedAdam(torch.optim.Adam):
-    """`clip_grad_norm_` and then `torch.optim.Adam(fused=True)`, as one step.
+    """Adam whose step clips the gradient first: `clip_grad_norm_`, then `Adam(fused=True)`.
 
-    The state is Adam's, under Adam's names. Bookkeeping is saved: at PPO's usual sizes PyTorch's
-    two calls take several times as long to find out what to do as to do it. Nothing waits for the
-    device.
+    The state is Adam's, under Adam's names. At PPO's usual sizes PyTorch's two calls spend several
+    times as long on bookkeeping as on arithmetic: here the bookkeeping is done once. Nothing waits
+    for the device.
 
     PyTorch's hooks before and after a step are called; its profiler does not see the step.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float, max_grad_norm: float) -> None:
-        """Take over `params`.
+        """Optimise `params`.
 
         Args:
-            params: what is trained; each has a gradient in every step.
+            params: parameters; each must have a gradient in every step.
             lr, eps: Adam's.
-            max_grad_norm: a longer gradient is scaled down to this norm.
+            max_grad_norm: largest norm of the gradient; a longer one is scaled down to it.
         """
         super().__init__(params, lr=lr, eps=eps)
         self._max_grad_norm = max_grad_norm
         self._parts: list[_Part] = []
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """See `torch.optim.Optimizer.zero_grad`, which profiles and checks more."""
         if not set_to_none:
             super().zero_grad(set_to_none=False)
             return
@@ -49,21 +49,22 @@ class ClippedAdam(torch.optim.Adam):
 
     @timed("optimizer")
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
-        """Clip all gradients, in place, to the norm they may have together, and take one Adam step.
+        """Clip all gradients together, in place, to the largest norm, and take one Adam step.
 
         Args:
-            closure: computes the gradients anew, as `torch.optim.Optimizer.step` has it.
+            closure: recomputes the gradients, as in `torch.optim.Optimizer.step`.
 
         Returns:
-            The norm before clipping.
+            The norm before clipping, a scalar.
         """
+        # Fabric and users may hook into steps; the wrapper is entered only when somebody does
         if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
             hooked: Any = torch.optim.Optimizer.profile_hook_step(type(self)._step)
             return hooked(self, closure)  # type: ignore[no-any-return]
         return self._step(closure)
 
-    # so PyTorch does not wrap `step`, for its profiler and for hooks that are seldom there, which
-    # costs as much as the kernels
+    # keeps PyTorch from wrapping `step` for its profiler and for hooks, which are rarely there: the
+    # wrapper takes as long as the kernels
     step.hooked = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
@@ -74,7 +75,8 @@ class ClippedAdam(torch.optim.Adam):
         parts = self._initialize()
         grads = [grad for part in parts for grad in part.grads()]
         norm = _norm(grads)
-        # clip_grad_norm_'s factor; of tensors, for a Python number costs each operation a conversion
+        # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python
+        # number would be converted to one in every step
         most, tiny, one = parts[0].constants
         scale = torch.minimum(most / (norm + tiny), one)
         for grad in grads:
@@ -83,12 +85,13 @@ class ClippedAdam(torch.optim.Adam):
             part.step()
         return norm
 
-    # PyTorch hides these three from its compiler, and loads the compiler for it: without them it is
-    # not loaded, which saves a process seconds at its start
+    # PyTorch wraps these three methods to hide them from its compiler, and loads the compiler for
+    # that: unwrapped, they save a process seconds at its start
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `torch.optim.Optimizer.state_dict`; with zeros before the first step."""
+        """See `torch.optim.Optimizer.state_dict`; before the first step the state is zeros."""
+        # a state that is always there has the same shape in every checkpoint and packet
         self._initialize()
         unwrapped: dict[str, Any] = inspect.unwrap(torch.optim.Optimizer.state_dict)(self)
         return unwrapped
@@ -97,15 +100,18 @@ class ClippedAdam(torch.optim.Adam):
         """See `torch.optim.Optimizer.load_state_dict`."""
         inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         for parameter, state in self.state.items():
-            state["step"] = state["step"].to(parameter.device, torch.float32)  # as the kernel wants it
+            # the fused kernel takes the count of steps as a float on the parameter's device
+            state["step"] = state["step"].to(parameter.device, torch.float32)
         self._parts = []
 
     def _initialize(self) -> list[_Part]:
-        """Look up what a step needs; only now, for the parameters may have moved since the start."""
+        """Return the parameter groups as `_Part`s."""
+        # not in __init__: a module may be moved to its device after its optimizer is made
         self._parts = self._parts or [self._part(group) for group in self.param_groups]
         return self._parts
 
     def _part(self, group: dict[str, Any]) -> _Part:
+        """Return a parameter group as a `_Part`, with a state of zeros where it has none."""
         params = group["params"]
         for each in params:
             if not self.state[each]:
@@ -124,7 +130,13 @@ class ClippedAdam(torch.optim.Adam):
 
 @dataclass(frozen=True)
 class _Part:
-    """A parameter group with the memory of its state at hand."""
+    """Parameter group with the tensors of its state, as PyTorch's kernels take them.
+
+    Attributes:
+        group: the group, with its learning rate, betas and epsilon.
+        params, exp_avgs, exp_avg_sqs, steps: parameters, and the state of each.
+        constants: largest norm, 1e-6 and 1 as scalars on the parameters' device.
+    """
 
     group: dict[str, Any]
     params: list[nn.Parameter]
@@ -134,11 +146,12 @@ class _Part:
     constants: list[Tensor]
 
     def grads(self) -> list[Tensor]:
-        """Return the gradients of its parameters."""
+        """Return the gradients of the parameters."""
         return [each.grad for each in self.params]  # type: ignore[misc]
 
     def step(self) -> None:
         """Take one Adam step with the gradients as they are."""
+        # read anew in each step: schedules change the learning rate in the group
         group = self.group
         beta1, beta2 = group["betas"]
         torch._foreach_add_(self.steps, 1.0)
@@ -160,6 +173,7 @@ class _Part:
 
 
 def _norm(grads: list[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of all gradients together."""
+    """Compute the Euclidean norm of all gradients together, a scalar."""
+    # as clip_grad_norm_ does: the norm of the norms
     norms: list[Tensor] = [torch.linalg.vector_norm(each) for each in grads]
     return norms[0] if len(norms) == 1 else _norm([torch.stack(norms)])

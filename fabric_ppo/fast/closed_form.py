@@ -1,4 +1,4 @@
-"""A perceptron's forward and backward pass without autograd; stands for `agents.mlp.MLP`."""
+"""Forward and backward pass of a perceptron without autograd; stands for `agents.mlp.MLP`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from fabric_ppo.agents.mlp import MLP, has_exact_exp
 
 MANY_ROWS = 1024
-"""Rows from which the transposed product is the faster one for a narrow gradient of weights.
+"""Number of rows from which a layer with few inputs computes its weights' gradient transposed.
 
-It takes a fifth of the time for 8 inputs and 64 outputs, and rounds differently.
+For 8 inputs and 64 outputs that takes a fifth of the time; it rounds differently.
 """
 
 
 class ClosedForm:
-    """Both passes in as few kernels and as little memory as it takes.
+    """Both passes of an MLP in few kernels and little memory.
 
-    It reads the weights of an MLP in place, for as long as they keep their memory. What lies
-    between the layers is kept in memory of its own, which the next pass overwrites.
+    It reads the weights in place, so it is valid while they keep their memory. Values between the
+    layers are kept in buffers, which the next pass overwrites.
     """
 
     def __init__(self, network: MLP) -> None:
-        """Look up the weights of `network`."""
+        """Refer to the weights of `network`."""
         self._tanh, self._num_hidden = network.activation == "tanh", network.num_hidden
         self._layers = [
             (layer.bias.detach(), layer.weight.detach(), layer.weight.detach().t()) for layer in network.linear_layers
@@ -36,7 +36,8 @@ class ClosedForm:
         self._by_sigmoid = has_exact_exp(weight)
 
     def _buffers(self, rows: int) -> list[tuple[Tensor, Tensor]]:
-        """Return memory for each hidden layer's values and their gradients, `[rows, width]` each."""
+        """Return buffers for values and gradients of each hidden layer, `[rows, width]` each."""
+        # minibatches have one or two sizes, which share one piece of memory
         if rows not in self._between:
             widths = [weight.shape[0] for _, weight, _ in self._layers[: self._num_hidden]]
             if self._memory.numel() < 2 * rows * sum(widths):
@@ -49,9 +50,10 @@ class ClosedForm:
         return self._between[rows]
 
     def layer_values(self, features: Tensor) -> list[Tensor]:
-        """Return the inputs of every layer, and then the outputs; without gradients.
+        """Return the inputs of every layer and then the outputs, `[B, width]` each.
 
-        The outputs are new memory unless all layers are hidden.
+        The outputs of a network with an output layer are new memory; all else is overwritten by the
+        next pass.
         """
         values = [features]
         buffers = self._buffers(len(features))
@@ -59,7 +61,7 @@ class ClosedForm:
             if not self._tanh:
                 torch.addmm(bias, values[-1], weight, out=value).relu_()
             elif self._by_sigmoid:
-                # tanh x = 2 sigmoid 2x - 1, as agents.mlp.Tanh has it
+                # tanh x = 2 sigmoid 2x - 1, as in agents.mlp.Tanh; addmm computes 2x at no cost
                 torch.addmm(bias, values[-1], weight, alpha=2, beta=2, out=value).sigmoid_()
                 torch.add(self._minus_one, value, alpha=2, out=value)
             else:
@@ -70,16 +72,16 @@ class ClosedForm:
         return values
 
     def backward_into(self, grads: Sequence[Tensor], values: list[Tensor], grad_out: Tensor) -> Tensor:
-        """Backpropagate `grad_out [B, outputs]`, and write the weights' gradients into `grads`.
+        """Backpropagate `grad_out`, and write the gradients of the weights into `grads`.
 
         Args:
-            grads: weight and bias of each layer, from the inputs to the outputs.
-            values: from `layer_values`; like `grad_out`, not changed.
-            grad_out: the gradient with respect to the outputs.
+            grads: where to write, weight and bias of each layer, from the inputs to the outputs.
+            values: what `layer_values` returned; it is not changed.
+            grad_out: gradient with respect to the outputs, `[B, outputs]`; it is not changed.
 
         Returns:
-            The gradient with respect to the first layer's sums, for `grad_features`; the next pass
-            overwrites it.
+            The gradient with respect to the first layer's pre-activations `W x + b`, for
+            `grad_features`; the next pass overwrites it.
         """
         grad, buffers = grad_out, self._buffers(len(grad_out))
         for index in range(len(self._layers) - 1, -1, -1):
@@ -87,11 +89,13 @@ class ClosedForm:
                 grad = self._through_activation(grad, values[index + 1], buffers[index][1])
             value = values[index]
             weight_grad = grads[2 * index]
-            # d loss / d weight = gradient of the sums, transposed, times the layer's inputs
+            # with pre-activations s = x W^T + b and their gradient g: dL/dW = g^T x, the sum of the
+            # rows' outer products
             if len(value) >= MANY_ROWS and 2 * weight_grad.shape[1] <= weight_grad.shape[0]:
                 weight_grad.copy_(torch.mm(value.t(), grad).t())
             else:
                 torch.mm(grad.t(), value, out=weight_grad)
+            # dL/db = sum of g over rows, and dL/dx = g W, the gradient for the layer before
             torch.sum(grad, 0, out=grads[2 * index + 1])
             if index > 0:
                 grad = torch.mm(grad, self._layers[index][1], out=buffers[index - 1][1])
@@ -100,12 +104,20 @@ class ClosedForm:
     def grad_features(self, grad_sums: Tensor) -> Tensor:
         """Return the gradient with respect to the features, `[B, inputs]`.
 
-        `grad_sums` is what `backward_into` returned.
+        Args:
+            grad_sums: what `backward_into` returned.
         """
         return torch.mm(grad_sums, self._layers[0][1])
 
     def _through_activation(self, grad: Tensor, value: Tensor, into: Tensor) -> Tensor:
-        """Compute the gradient before an activation; it follows from the activation's output."""
+        """Backpropagate through an activation; return the gradient before it, written to `into`.
+
+        Args:
+            grad: gradient with respect to the activation's output.
+            value: the activation's output, `[B, width]`.
+            into: where to write, `[B, width]`.
+        """
+        # both derivatives are functions of the output y: 1 - y^2 of tanh, [y > 0] of the rectifier
         aten = torch.ops.aten
         if self._tanh:
             return aten.tanh_backward.grad_input(grad, value, grad_input=into)  # type: ignore[no-any-return]

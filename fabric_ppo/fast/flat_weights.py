@@ -1,4 +1,4 @@
-"""All weights of a module as one vector."""
+"""The weights of a module as one vector; stands for its separate parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 
 class FlatWeights(nn.Module):
-    """All weights of a module as one parameter `flat`; the module's own become views of it.
+    """All weights of a module as one parameter; the module's own parameters become views of it.
 
-    Clipping is then one norm, Adam one kernel, and DDP one bucket with one hook, whose sums do not
-    depend on the order in which gradients come. The module itself is not registered here: it goes
-    on acting with the same memory, and its `state_dict` keeps its names.
+    Clipping is then one norm and Adam one kernel. DDP has one bucket with one hook, whose sums do
+    not depend on the order in which gradients are ready. The module itself is not registered here:
+    it acts with the same memory, and its `state_dict` keeps its names.
+
+    Attributes:
+        flat: the weights, `[n]`, in the order of the module's `named_parameters`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,9 +35,11 @@ class FlatWeights(nn.Module):
         self._link()
 
     def _link(self) -> None:
+        """Make the module's parameters views of `flat`, and allocate a gradient like it."""
         (module,) = self._linked
         for name, view in self.views(self.flat.data).items():
             owner, _, own_name = name.rpartition(".")
+            # gradients are those of `flat`: a view with one of its own would hold a second copy
             parameter = nn.Parameter(view, requires_grad=False)
             setattr(module.get_submodule(owner), own_name, parameter)
         self._gradient = torch.zeros_like(self.flat.data)
@@ -43,15 +48,16 @@ class FlatWeights(nn.Module):
             self._gradient_views.setdefault(name.split(".")[0], []).append(view)
 
     def gradient(self) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Return memory for a gradient written by hand, and its parts by submodule.
+        """Return memory for a gradient of `flat`, `[n]`, and views of it by submodule.
 
-        The next gradient overwrites it.
+        It is always the same memory: the next gradient overwrites this one.
         """
         return self._gradient, self._gradient_views
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlatWeights:
-        """Move or convert; `.to(...)` gives `flat` new memory, and the views follow."""
+        """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""
         super()._apply(fn, recurse)
+        # `flat` has new memory, and the module, which is not registered, has not moved yet
         self._link()
         for module in self._linked[0].modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -59,12 +65,13 @@ class FlatWeights(nn.Module):
         return self
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Map the module's names to their parts of a vector like `flat`."""
+        """Return name -> view of its part of a vector like `flat`, in the parameter's shape."""
         parts = flat.split(self._sizes)
         named = zip(self._names, parts, self._shapes, strict=True)
         return {name: part.view(shape) for name, part, shape in named}
 
     def forward(self, *args: Any) -> Any:
-        """Call the module so that gradients reach `flat`."""
+        """Call the module so that gradients flow to `flat`."""
+        # autograd sees the weights as views of one parameter
         (module,) = self._linked
         return torch.func.functional_call(module, self.views(self.flat), args)

@@ -1,7 +1,9 @@
-"""The PPO loss as a module over one flat vector of weights; stands for `ppo.loss.minibatch_loss`."""
+"""The PPO loss as a module with one flat parameter; stands for `ppo.loss.minibatch_loss`."""
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,87 +15,75 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.fast.clipped_adam import ClippedAdam
 from fabric_ppo.fast.flat_weights import FlatWeights
-from fabric_ppo.fast.fused_loss import FusedLoss, can_fuse
+from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form, mixes_precisions
+from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
 from fabric_ppo.ppo.batch import Rows, blank_rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
-from fabric_ppo.process.console import print_from_rank_zero
-
-_TOLERANCE = 1e-3
-"""Difference from the plain loss's gradient, relative to its norm, that is no rounding any more."""
+from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 
 
 class PPOLoss(nn.Module):
-    """The PPO loss of an agent: (minibatch, coefficients) -> MinibatchLoss.
+    """The PPO loss of an agent, a module from a minibatch and coefficients to a MinibatchLoss.
 
-    It is computed in closed form where all parts of the agent declare that they have one, by
-    autograd elsewhere. On a run's first minibatch the closed form is held against autograd's loss
-    and gradient. Where they differ beyond rounding, autograd's is used, and a line says so.
+    It is computed in closed form where all parts of the agent declare that they have one, else by
+    autograd. On a run's first minibatch the closed form is compared with autograd's loss and
+    gradient: where they differ by more than rounding, autograd's is used and a line is printed.
 
     Attributes:
-        weights: all of the agent's, in one parameter.
+        weights: all weights of the agent, in one parameter.
     """
 
-    def __init__(self, agent: Agent, config: Config) -> None:
-        """Take over the weights of `agent`, which goes on acting with them."""
+    def __init__(self, agent: Agent, config: Config, prints: bool | None = None) -> None:
+        """Make the weights of `agent` one parameter; the agent acts with the same memory.
+
+        Args:
+            agent: what is trained.
+            config: hyperparameters.
+            prints: whether this rank prints that autograd's loss is used; None: rank 0 does.
+        """
         super().__init__()
         self.weights = FlatWeights(agent)
         self._agent = (agent,)  # in a tuple, so that its weights are not registered twice
         self._config = config
+        self._prints = is_rank_zero() if prints is None else prints
         self._fused: FusedLoss | None = None
-        self._is_equal: bool | None = None
+        self._can_fuse, self._is_checked = has_closed_form(agent), False
         self._compiled: Callable[..., Any] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PPOLoss:
-        """Move or convert; `.to(...)` gives the weights new memory."""
+        """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""
         super()._apply(fn, recurse)
+        # it refers to the weights' old memory
         self._fused = None
         return self
 
     def forward(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
-        """Compute the loss of a minibatch."""
-        (agent,) = self._agent
+        """Compute the loss of a minibatch; `loss.backward()` gives the gradient of `weights`."""
         if self._compiled is not None:
             return MinibatchLoss(*self._compiled(*rows))
-        if self._is_equal is False or not can_fuse(agent, rows.weights.device.type):
-            return minibatch_loss(self.weights, rows, coefs)
+        fused = self._fused_loss(rows, coefs)
+        return minibatch_loss(self.weights, rows, coefs) if fused is None else fused(rows, coefs)
+
+    def _fused_loss(self, rows: Rows, coefs: Coefficients) -> FusedLoss | None:
+        """Return the loss in closed form, checked on the run's first minibatch; None if unfit."""
+        device_type = rows.weights.device.type
+        if not self._can_fuse or mixes_precisions(device_type):
+            return None
         if self._fused is None:
-            self._fused = FusedLoss(agent, self.weights)
-        if self._is_equal is None and rows.weights.device.type != "meta":
-            self._is_equal = self._compare(self._fused, rows, coefs)
-            if not self._is_equal:
-                print_from_rank_zero(
-                    "ppo/loss.py and agents/ compute another loss than fast/fused_loss.py: the former, slower, trains"
+            self._fused = FusedLoss(self._agent[0], self.weights)
+        # tensors on the meta device hold no numbers to compare, nor does a share without rows
+        if not self._is_checked and device_type != "meta" and len(rows.weights) > 0:
+            self._is_checked, self._can_fuse = True, losses_agree(self._agent[0], rows, coefs)
+            if self._prints and not self._can_fuse:
+                print_line(
+                    "ppo/loss.py and agents/ compute another loss than fast/fused_loss.py: the former, slower, trains",
+                    sys.stderr,
                 )
-                return minibatch_loss(self.weights, rows, coefs)
-        return self._fused(rows, coefs)
-
-    def _compare(self, fused: FusedLoss, rows: Rows, coefs: Coefficients) -> bool:
-        """Return whether closed form and autograd agree on rows like these, but for rounding.
-
-        Nothing was clipped yet, for the agent is still the one that collected: as if it were not,
-        log-probabilities, values and weights are moved to both sides of each bound.
-        """
-        sides = torch.linspace(-3, 3, len(rows.weights)).to(rows.weights).mul_(coefs.clip_coef)
-        moved = rows._replace(
-            log_probs=rows.log_probs + sides,
-            values=rows.values + sides.flip(0),
-            returns=rows.returns + sides.roll(1),
-        )
-        flat = self.weights.flat
-        for each in (rows, moved):
-            # with an entropy bonus also where there is none yet
-            some = coefs._replace(ent_coef=coefs.ent_coef or 0.01)
-            plain, fast = minibatch_loss(self.weights, each, some), fused(each, some)
-            (expected,) = torch.autograd.grad(plain.loss, flat)
-            (grad,) = torch.autograd.grad(fast.loss, flat)
-            pairs = [(expected, grad), *zip(plain, fast, strict=True)]
-            if not all(_is_close(a.detach(), b.detach()) for a, b in pairs):
-                return False
-        return True
+        return self._fused if self._can_fuse else None
 
     def compile_loss(self) -> None:
-        """Have `torch.compile` translate autograd's loss, for minibatches of any size, now."""
+        """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
         (agent,) = self._agent
         coefs = coefficients(self._config, 0, 1)  # they stay: --compile refuses those that anneal
 
@@ -102,29 +92,62 @@ class PPOLoss(nn.Module):
 
         self._compiled = torch.compile(columns, dynamic=True)
         blank = blank_rows(agent, self._config.per_rank_batch_size)
-        # the backward pass is compiled when it is first needed
+        # compilation starts at the first call, that of the backward pass at the first gradient
         torch.autograd.grad(self(blank, coefs).loss, self.weights.flat)
 
 
-def _is_close(plain: Tensor, fast: Tensor) -> bool:
-    """Return whether two vectors differ by no more than rounding makes of their norm."""
-    if plain.shape != fast.shape:
+def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
+    """Return True if closed form and autograd give equal losses and gradients, but for rounding.
+
+    They are compared on a copy of the agent in float64, where rounding is small.
+    """
+    twin = float64_twin(agent)
+    weights = FlatWeights(twin)
+    fused = FusedLoss(twin, weights)
+    rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
+    # with an entropy bonus also where there is none yet
+    coefs = coefs._replace(ent_coef=coefs.ent_coef or 0.01)
+    # in the first minibatch nothing is clipped, for its rows were collected with the present
+    # weights: they are also moved to both sides of each bound. Not by a whole multiple, for of a
+    # row that lies on a bound rounding decides
+    near = (rows, _moved(rows, math.pi * coefs.clip_coef))
+    if not all(_agree(weights, fused, each, coefs) for each in near):
         return False
-    error, norm = torch.linalg.vector_norm(plain - fast), torch.linalg.vector_norm(plain)
-    return bool(error <= _TOLERANCE * norm.clamp(min=1e-6)) or not bool(norm.isfinite())
+    move_weights(twin)
+    return _agree(weights, fused, _moved(rows, math.pi), coefs)
+
+
+def _moved(rows: Rows, reach: float) -> Rows:
+    """Return rows whose log-probabilities, values and returns are up to `reach` away."""
+    sides = torch.linspace(-reach, reach, len(rows.weights)).to(rows.weights)
+    return rows._replace(
+        log_probs=rows.log_probs + sides,
+        values=rows.values + sides.flip(0),
+        returns=rows.returns + sides.roll(1),
+    )
+
+
+def _agree(weights: FlatWeights, fused: FusedLoss, rows: Rows, coefs: Coefficients) -> bool:
+    """Return True if both losses of a minibatch and their gradients are close."""
+    plain, fast = minibatch_loss(weights, rows, coefs), fused(rows, coefs)
+    (expected,) = torch.autograd.grad(plain.loss, weights.flat)
+    (grad,) = torch.autograd.grad(fast.loss, weights.flat)
+    pairs = [(expected, grad), *zip(plain, fast, strict=True)]
+    return all(is_close(a.detach(), b.detach()) for a, b in pairs)
 
 
 def compile_loss(loss: PPOLoss, config: Config) -> None:
-    """With `--compile`, compile the loss before the clock of the training starts."""
+    """Compile the loss with `--compile`, before training time is measured; else do nothing."""
     if not config.compile:
         return
     started = time.perf_counter()
     if config.torch_deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)  # the compiler reads it, too
+        # `prepare_process` sets the mode in a way that does not load the compiler, nor reach it
+        torch.use_deterministic_algorithms(True, warn_only=True)
     loss.compile_loss()
     print_from_rank_zero(f"--compile took {time.perf_counter() - started:.1f} s")
 
 
 def make_optimizer(module: nn.Module, config: Config) -> ClippedAdam:
-    """Make the Adam that trains a module's parameters, and clips their gradient first."""
+    """Make the optimizer of a module's parameters: Adam that clips their gradient first."""
     return ClippedAdam(module.parameters(), config.learning_rate, config.adam_eps, config.max_grad_norm)

@@ -1,4 +1,4 @@
-"""From a rollout to minibatches: advantages, normalisation, flat rows, and who trains on which."""
+"""From a rollout to minibatches: advantages, their normalisation, flat rows, each rank's share."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from fabric_ppo.rollouts.buffer import Rollout
 from fabric_ppo.seeding import minibatch_order
 
 _BYTES_AT_A_TIME = 2**24
+"""Bytes of rows that are permuted at once (see `Batch.stretches`)."""
 
 
 class Rows(NamedTuple):
     """Transitions, one a row, `[b, ...]`, in canonical order: by t, then by global environment id.
 
-    A recurrent agent's are sequences of L rows, one after the other, by t of their first row, then
-    by environment.
+    Rows of a recurrent agent are sequences of L rows, ordered by t of their first row, then by
+    environment.
 
     Attributes:
         obs: raw, as the environment gave them.
         actions: as drawn.
         log_probs, values: of the policy that collected.
         advantages, returns: from GAE.
-        weights: relative; 0 for a row that is no transition, 1 on average over all ranks. In a
-            minibatch they carry its normalisation too (see `Batch.minibatches`).
+        weights: relative weights in a mean: 0 for a row that is no transition, 1 on average over
+            all ranks. In a minibatch they include the division by its size (`Batch.minibatches`).
         sequences: `[b / L, ...]`, as `Memory.along` takes them; empty where the agent is not
             recurrent.
     """
@@ -53,13 +54,13 @@ class Batch:
     """The rows of one update, and this rank's share of them.
 
     Attributes:
-        rows: those that this rank holds: its own, or with shared data everybody's.
-        share: which of `num_shares` parts of every minibatch this rank trains on.
-        num_shares: 1 where each rank trains on rows of its own.
-        seed, update: name the order of the rows.
+        rows: rows that this rank holds: its own, or with shared data those of all ranks.
+        share: index of this rank's part of every minibatch, of `num_shares`.
+        num_shares: number of parts; 1 where each rank trains on rows of its own.
+        seed, update: determine the order of the rows in each epoch.
         sequence_length: L, rows that no permutation or cut separates.
-        rows_per_rank: how many each of the ranks holds, where they train on uneven parts; empty
-            where all hold as many.
+        rows_per_rank: number of rows of each rank, where ranks hold unequal numbers of their own;
+            empty where all hold the same number.
     """
 
     rows: Rows
@@ -71,11 +72,10 @@ class Batch:
     rows_per_rank: tuple[int, ...] = ()
 
     def num_minibatches(self, per_rank_batch_size: int) -> int:
-        """Count the minibatches of an epoch: `ceil(rows / (num_shares * per_rank_batch_size))`.
-
-        It is the same on every rank, or collectives would wait for ever.
-        """
+        """Return the minibatches of an epoch: `ceil(rows / (num_shares * per_rank_batch_size))`."""
         length = self.sequence_length
+        # from the largest rank's rows, which all know: ranks with different numbers of gradient
+        # steps would wait for each other for ever
         most = max(self.rows_per_rank, default=len(self.rows.weights)) // length
         return -(-most // (self.num_shares * max(per_rank_batch_size // length, 1)))
 
@@ -83,28 +83,38 @@ class Batch:
     def minibatches(self, epochs: range, per_rank_batch_size: int) -> Minibatches:
         """Return this rank's part of each minibatch of some epochs.
 
-        In each epoch the rows (or sequences) are permuted, cut into chunks whose sizes differ by at
-        most one, and each chunk is split over the shares likewise. Where that leaves all rows in
-        one minibatch they stay in order. Weights are scaled by `num_shares / chunk`: the mean over
-        ranks of a dot product with them is the mean over the chunk, however it was split.
+        In each epoch the rows (or sequences) are permuted and cut into chunks, the minibatches,
+        whose sizes differ by at most one; each chunk is split over the shares in the same way.
+        Where one minibatch holds all rows they stay in order. Weights are scaled by
+        `num_shares / chunk size`: the mean over ranks of a dot product with them is the mean over
+        the chunk, however it was split.
+
+        Args:
+            epochs: numbers of the epochs.
+            per_rank_batch_size: rows of a minibatch on each rank, a multiple of L.
         """
         length = self.sequence_length
         total = len(self.rows.weights) // length
         num_chunks = self.num_minibatches(per_rank_batch_size)
         parts, scales = [], []
         for chunk in range(num_chunks):
+            # equal chunks, not full ones and a rest: a small last minibatch has a noisy gradient
             start, stop = cut(total, chunk, num_chunks)
             first, last = cut(stop - start, self.share, self.num_shares)
             parts.append(slice(start + first, start + last))
+            # DDP averages over R ranks: weights of R / (rows of the chunk on all ranks) make that
+            # average the mean over the chunk
             elsewhere = (cut(rows // length, chunk, num_chunks) for rows in self.rows_per_rank)
             in_chunk = sum(map(size_of, elsewhere)) or stop - start
             num_ranks = len(self.rows_per_rank) or self.num_shares
             scales.append(num_ranks / max(in_chunk * length, 1))
         sizes = [(part.stop - part.start) * length for part in parts]
-        if num_chunks == self.num_shares == 1:  # one sum of all, whatever their order
+        # the gradient of a single minibatch is a sum over all rows, whatever their order
+        if num_chunks == self.num_shares == 1:
             rows = Rows(*(torch.cat([column] * len(epochs)) for column in self.rows))
         else:
             orders = [minibatch_order(self.seed, self.update, epoch, total) for epoch in epochs]
+            # all ranks draw the same permutation, and each takes its own parts of it
             if self.num_shares > 1:
                 orders = [order[part] for order in orders for part in parts]
             rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), length)
@@ -113,7 +123,12 @@ class Batch:
         return Minibatches(rows, sizes * len(epochs), length)
 
     def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
-        """Cut the epochs into stretches, of as many as take 16 MB, whose rows are permuted at once."""
+        """Split an update's epochs into groups whose rows are permuted at once, of about 16 MB.
+
+        Args:
+            num_epochs: number of epochs.
+            one_by_one: put each epoch into a group of its own.
+        """
         epoch_bytes = sum(column.nbytes for column in self.rows) // self.num_shares
         step = 1 if one_by_one else max(1, _BYTES_AT_A_TIME // max(epoch_bytes, 1))
         return [range(first, min(first + step, num_epochs)) for first in range(0, num_epochs, step)]
@@ -123,7 +138,7 @@ class Minibatches:
     """Minibatches, in order.
 
     Attributes:
-        rows: those of all of them, one minibatch after the other.
+        rows: rows of all minibatches, one minibatch after the other.
     """
 
     def __init__(self, rows: Rows, sizes: list[int], sequence_length: int = 1) -> None:
@@ -134,19 +149,25 @@ class Minibatches:
             self._sequences = list(rows.sequences.split([size // sequence_length for size in sizes]))
 
     def __len__(self) -> int:
-        """How many minibatches."""
+        """Return the number of minibatches."""
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[Rows]:
-        """The minibatches; views of `rows`."""
+        """Yield the minibatches, as views of `rows`."""
         return map(Rows, *(column.split(self._sizes) for column in self.rows[:-1]), self._sequences)
 
 
 def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:
-    """Take the sequences (of one row each, unless recurrent) that an index on the CPU names."""
+    """Return some sequences of `rows`, or single rows where the length is 1.
+
+    Args:
+        rows: where they are taken from.
+        index: `[n]` int64 on the CPU, the sequences' numbers.
+        sequence_length: L, rows of a sequence.
+    """
     index = index.to(rows.weights.device)
     sequences = rows.sequences.index_select(0, index) if rows.sequences.shape[1] else NO_MEMORY
-    if sequence_length > 1:
+    if sequence_length > 1:  # sequence i is rows i * L to i * L + L - 1
         within = torch.arange(sequence_length, device=index.device)
         index = (index.unsqueeze(-1) * sequence_length + within).flatten()
     columns = (column.index_select(0, index) for column in rows[:-1])
@@ -154,7 +175,7 @@ def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:
 
 
 def blank_rows(agent: Agent, count: int) -> Rows:
-    """Return rows of the right shapes and types that are no transitions."""
+    """Return `count` rows of zeros with the shapes, types and device of an agent's transitions."""
     space, distribution = agent.spec.observation, agent.distribution
     obs = torch.from_numpy(np.zeros((count, *space.shape), space.dtype))
     actions = torch.zeros(count, *distribution.action_shape, dtype=distribution.action_dtype)
@@ -164,7 +185,10 @@ def blank_rows(agent: Agent, count: int) -> Rows:
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:
-    """Return start and stop of one of `parts` slices of `total` rows, of almost equal sizes."""
+    """Return start and stop of slice `index` when `total` rows are cut into `parts` slices.
+
+    Sizes of slices differ by at most one.
+    """
     return total * index // parts, total * (index + 1) // parts
 
 
@@ -175,11 +199,17 @@ def size_of(bounds: tuple[int, int]) -> int:
 
 @timed("batch")
 def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, device: torch.device) -> Batch:
-    """Estimate advantages and value targets of a rollout, and return flat rows on `device`.
+    """Compute advantages and value targets of a rollout, and return flat rows on `device`.
 
     With `--share-data` the rows of all ranks are gathered (one collective) and every rank trains on
-    a part of each minibatch; otherwise each rank trains on its own. Advantages are normalised, and
-    then weighed by the rollout's importance, which is 1 but for the overlapped architecture.
+    a part of each minibatch; otherwise each rank trains on its own rows.
+
+    Args:
+        rollout: this rank's, `[T, N, ...]`.
+        config: hyperparameters.
+        ranks: those with rollouts.
+        update: number of the update, which determines the order of the rows.
+        device: of the rows.
     """
     advantages, returns = gae(
         rollout.rewards.to(rollout.values.dtype),
@@ -191,6 +221,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         config.gae_lambda,
     )
     weights, length = rollout.valid.to(rollout.values.dtype), config.effective_sequence_length
+    # in the order of the fields of Rows
     columns = [rollout.obs, rollout.actions, rollout.log_probs, rollout.values]
     columns += [advantages, returns, weights]
     sequences = [_sequences(rollout, length)] if rollout.memory.shape[-1] else []
@@ -203,9 +234,12 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
     rows = Rows(*(_flat(each, length).to(device) for each in columns))
     if sequences:
         rows = rows._replace(sequences=sequences[0].flatten(0, 1).to(device))
+    # gathered rows are those of all ranks already
     rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
     if not shared:
-        # the surrogate is linear in the advantage: the importance may weigh that instead
+        # the decoupled objective multiplies the surrogate by the importance (arXiv 2110.00641,
+        # equation 5). That is positive, so multiplying the advantage is the same. It is 1 unless
+        # rollouts overlap updates, where one player has all rows and nothing is gathered
         importance = _flat(rollout.importance, length).to(device)
         rows = rows._replace(advantages=rows.advantages * importance)
     share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
@@ -216,23 +250,25 @@ def _flat(column: Tensor, length: int) -> Tensor:
     """Flatten `[T, N, ...]` to `[T * N, ...]`, in the order of `Rows`."""
     if length == 1:
         return column.flatten(0, 1)
+    # [T, N, ...] -> [T / L, L, N, ...] -> [T / L, N, L, ...]: the steps of a sequence side by side
     return column.view(-1, length, *column.shape[1:]).swapaxes(1, 2).flatten(0, 2)
 
 
 def _sequences(rollout: Rollout, length: int) -> Tensor:
-    """Return `Memory.along`'s `sequences`, `[T / L, N, memory_size + L]`."""
+    """Return the argument `sequences` of `Memory.along`, `[T / L, N, memory_size + L]`."""
     begins = rollout.begins.view(-1, length, rollout.begins.shape[1]).swapaxes(1, 2)
     begins = begins.to(rollout.memory.dtype)
-    # memory before a sequence's first step is cleared already where an episode begins with it
+    # where an episode begins with a sequence's first step, the memory before it is zeros already
     begins[..., 0] = 0
     return torch.cat([rollout.memory[::length], begins], dim=-1)
 
 
 def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> Rows:
-    """Scale weights to mean 1, and advantages to mean 0 and population deviation 1.
+    """Scale weights to mean 1, and advantages to mean 0 and population standard deviation 1.
 
-    Over the transitions of all ranks, with sums in float64.
+    Both are over the transitions of all `ranks`; None: of these rows alone.
     """
+    # sums, unlike means, can be added up over ranks; in float64, so that their order hardly matters
     weights, advantages = rows.weights.double(), rows.advantages.double()
     sums = [torch.ones_like(weights).sum(), weights.sum()]
     moments = torch.stack([*sums, weights @ advantages, weights @ advantages.square()])
@@ -243,6 +279,7 @@ def _normalize(rows: Rows, normalize_advantages: bool, ranks: Ranks | None) -> R
     if not normalize_advantages:
         return rows
     mean = first / valid
+    # Var[A] = E[A^2] - E[A]^2, which rounding can make negative
     std = (second / valid - mean.square()).clamp(min=0).sqrt()
     normalized = (advantages - mean) / (std + 1e-8)
     return rows._replace(advantages=normalized.to(rows.advantages.dtype))

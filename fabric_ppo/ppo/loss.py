@@ -1,11 +1,11 @@
 """The PPO objective (arXiv 1707.06347, equations 7 and 9) on one minibatch.
 
-Every mean is a dot product with row weights that the caller hands in: a rank that holds part of a
-minibatch weighs its rows so that the mean over ranks is the mean over the minibatch, and a row that
-is no transition weighs nothing.
+Every mean is a dot product with the rows' weights. Where each rank holds a part of a minibatch, the
+weights make the mean over ranks the mean over the minibatch. A row that is no transition has
+weight 0.
 
-This is the loss that trains. `fast/fused_loss.py` stands for it where it computes the same, which
-is checked when a run begins: edit this file, and your edit is trained on.
+This is the loss that trains. `fast/fused_loss.py` replaces it only where both compute the same,
+which is checked when a run begins: an edit of this file takes effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fabric_ppo.ppo.batch import Rows
 
 
 class Coefficients(NamedTuple):
-    """The loss's hyperparameters in one update."""
+    """Hyperparameters of the loss in one update; see the flags of the same names."""
 
     clip_coef: float
     vf_coef: float
@@ -30,7 +30,7 @@ class Coefficients(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The loss of some rows, the only part with a gradient, and its parts: scalars, detached."""
+    """Loss of a minibatch, which has a gradient, and its parts without gradients; scalars."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -41,9 +41,10 @@ class Losses(NamedTuple):
 
 
 class MinibatchLoss(NamedTuple):
-    """One minibatch's loss, the only part with a gradient, and the agent's view of its rows, `[b]`.
+    """Loss of a minibatch, a scalar with a gradient, and the Evaluation of its rows, `[b]` each.
 
-    From the latter follow the logged parts of the loss, for all minibatches of an epoch at once.
+    The Evaluation has no gradient. The logged parts of the loss are computed from it, for all
+    minibatches of an epoch at once.
     """
 
     loss: Tensor
@@ -53,20 +54,24 @@ class MinibatchLoss(NamedTuple):
 
 
 LossFn = Callable[[Rows, Coefficients], MinibatchLoss]
-"""The loss of a minibatch, through the wrapped module where gradients are to be synchronised."""
+"""Loss of a minibatch; it calls the module that DDP wraps, or gradients would not be averaged."""
 
 
 def ppo_loss(rows: Rows, new: Evaluation, coefs: Coefficients) -> Losses:
-    """Compute clipped surrogate + vf_coef * value loss - ent_coef * entropy.
+    """Compute the PPO loss: policy loss + vf_coef * value loss - ent_coef * entropy (equation 9).
 
-    The value loss carries the factor 1/2 of the paper's code.
+    The value loss has the factor 1/2 of the paper's code.
 
     Args:
-        rows: as collected, `[b]`; weights of `1 / b` each give the plain mean.
-        new: the agent's view of these rows as it is, with gradients.
+        rows: transitions as collected, `[b]`; weights of `1 / b` each give the plain mean.
+        new: log-probabilities, entropies and values of these rows with the present weights.
         coefs: hyperparameters.
+
+    Returns:
+        The loss and its parts; only the loss has a gradient.
     """
-    # the surrogate, equation 7: no gain from moving the ratio further than the clip
+    # equation 7, L^CLIP = E[min(r A, clip(r, 1 - eps, 1 + eps) A)] with the probability ratio r:
+    # the minimum leaves nothing to be gained by moving r beyond the clipping range
     log_ratio = new.log_probs - rows.log_probs
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - coefs.clip_coef, 1 + coefs.clip_coef)
@@ -74,17 +79,21 @@ def ppo_loss(rows: Rows, new: Evaluation, coefs: Coefficients) -> Losses:
     policy_loss = -torch.dot(rows.weights, surrogate)
 
     squared_error = (new.values - rows.returns).square()
+    # the same idea for values, from the paper's code: a step beyond the clipping range around the
+    # value at collection time does not lower the loss
     if coefs.clip_vloss:
         moved = (new.values - rows.values).clamp(-coefs.clip_coef, coefs.clip_coef)
         bounded_error = rows.values + moved - rows.returns
         squared_error = torch.maximum(squared_error, bounded_error.square())
     value_loss = 0.5 * torch.dot(rows.weights, squared_error)
 
+    # equation 9, L = L^CLIP - c1 L^VF + c2 S; negated, for optimizers minimise
     entropy_loss = -torch.dot(rows.weights, new.entropy)
-    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss  # equation 9
+    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss
 
     with torch.no_grad():
-        # the estimator (r - 1) - log r of the KL divergence, http://joschu.net/blog/kl-approx.html
+        # (r - 1) - log r estimates the KL divergence without bias and is never negative, unlike
+        # -log r (http://joschu.net/blog/kl-approx.html, k3)
         approx_kl = torch.dot(rows.weights, ratio - 1 - log_ratio)
         is_clipped = ((ratio - 1).abs() > coefs.clip_coef).to(rows.weights.dtype)
         clip_fraction = torch.dot(rows.weights, is_clipped)
@@ -93,7 +102,13 @@ def ppo_loss(rows: Rows, new: Evaluation, coefs: Coefficients) -> Losses:
 
 
 def minibatch_loss(agent: Callable[..., Evaluation], rows: Rows, coefs: Coefficients) -> MinibatchLoss:
-    """Compute the PPO loss of a minibatch for any agent, by autograd."""
+    """Compute the PPO loss of a minibatch for any agent, by autograd.
+
+    Args:
+        agent: called as `Agent.forward`.
+        rows: the minibatch, `[b]`.
+        coefs: hyperparameters.
+    """
     new = agent(rows.obs, rows.actions, rows.sequences)
     loss = ppo_loss(rows, new, coefs).loss
     return MinibatchLoss(loss, *(column.detach() for column in new))

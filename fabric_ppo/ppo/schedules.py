@@ -8,13 +8,20 @@ from fabric_ppo.config import LEARNING_RATES, Config
 from fabric_ppo.ppo.loss import Coefficients
 
 _RATE_STEP = 1.5
+"""Factor by which `--desired-kl` changes the learning rate after an update."""
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
     """Set the optimizer's learning rate for an update, and return it.
 
-    With `anneal_lr` it falls linearly to zero at the end of the run. With `desired_kl` it is the
-    optimizer's own, as `adapt_learning_rate` left it.
+    With `anneal_lr` it falls linearly to zero at the end of the run. With `desired_kl` it is what
+    `adapt_learning_rate` has set.
+
+    Args:
+        optimizer: gets the rate.
+        config: hyperparameters.
+        update: updates before this one, so that the first has the full rate.
+        num_updates: updates of the whole run.
     """
     if config.desired_kl is None:
         rate = _annealed(config.learning_rate, config.anneal_lr, update, num_updates)
@@ -25,7 +32,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
 
 
 def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:
-    """Return the loss's hyperparameters in an update; some may fall linearly to zero."""
+    """Return the loss's hyperparameters in an update; those to be annealed fall linearly to zero.
+
+    The arguments are those of `set_learning_rate`.
+    """
     return Coefficients(
         clip_coef=_annealed(config.clip_coef, config.anneal_clip_coef, update, num_updates),
         vf_coef=config.vf_coef,
@@ -35,23 +45,27 @@ def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:
 
 
 def _annealed(value: float, anneals: bool, update: int, num_updates: int) -> float:
+    """Return `value`, where it `anneals` times alpha of arXiv 1707.06347, table 5: from 1 to 0."""
     return value * (1 - update / num_updates) if anneals else value
 
 
 def adapt_learning_rate(optimizer: torch.optim.Optimizer, config: Config, approx_kl: float) -> None:
-    """With `desired_kl`, set the next update's learning rate by how far the policy moved in this one.
+    """Lower or raise the learning rate for the next update with `desired_kl`; else do nothing.
 
-    The rule of rsl_rl (arXiv 2109.11978), with the KL divergence of a whole update instead of a
-    minibatch's.
+    The rule is that of rsl_rl (arXiv 2109.11978), with the KL divergence of a whole update instead
+    of a minibatch's.
 
     Args:
         optimizer: holds the rate.
         config: hyperparameters.
-        approx_kl: mean over the update's minibatches and over all ranks, so that all decide alike.
+        approx_kl: mean over the update's minibatches and over all ranks, so that all ranks set the
+            same rate.
     """
     if config.desired_kl is None:
         return
     least, most = LEARNING_RATES
+    # between half and twice the desired divergence the rate stays, or it would swing with the
+    # noise of the estimate
     for group in optimizer.param_groups:
         if approx_kl > 2 * config.desired_kl:
             group["lr"] = max(least, group["lr"] / _RATE_STEP)

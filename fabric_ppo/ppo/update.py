@@ -1,6 +1,6 @@
-"""One update: epochs x minibatches (arXiv 1707.06347, algorithm 1).
+"""One update: the epochs and minibatches of arXiv 1707.06347, algorithm 1.
 
-Nothing in the loop waits for a device.
+Nothing in the loop waits for a device: numbers are read once, when all steps have been queued.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from fabric_ppo.process.group import ALONE, Ranks
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.process.profile import timed
 
-_KL = Losses._fields[1:].index("approx_kl")  # its place among the sums of an epoch
+_KL = Losses._fields[1:].index("approx_kl")
+"""Index of the KL divergence among the sums of `_loss_sums`."""
 _KL_MARGIN = 1.5
+"""Multiple of `--target-kl` that ends an update's epochs."""
 
 
 @dataclass(frozen=True)
 class UpdateStats(Metrics):
-    """Numbers of an update: means over its minibatches, of this rank's share of them.
+    """Numbers of an update: means over this rank's share of its minibatches.
 
-    The sums are over this rank's transitions, of the returns r and of what the values missed of
-    them, d: from them all ranks together know the explained variance, `1 - Var[d] / Var[r]`.
+    The sums are over this rank's transitions: of the returns r and of the values' errors d = r - V.
+    Added up over all ranks, they give the explained variance, `1 - Var[d] / Var[r]`.
     """
 
     policy_loss: float = metric("mean", "Loss/policy_loss")
@@ -47,12 +49,13 @@ class UpdateStats(Metrics):
     seconds: float = metric("max", "Time/update_seconds")
 
     def tagged(self) -> dict[str, float]:
-        """See `Metrics.tagged`; constant returns have no variance to be explained."""
+        """Return `Metrics.tagged` with the explained variance, unless all returns are equal."""
         values, n = super().tagged(), self.num_rows
+        # Var[x] = E[x^2] - E[x]^2, from sums, which ranks can add
         variance = self.return_squares / n - (self.return_sum / n) ** 2
         if variance > 0:
-            missed = self.error_squares / n - (self.error_sum / n) ** 2
-            values["Info/explained_variance"] = 1 - missed / variance
+            unexplained = self.error_squares / n - (self.error_sum / n) ** 2
+            values["Info/explained_variance"] = 1 - unexplained / variance
         return values
 
 
@@ -67,16 +70,19 @@ def ppo_update(
     """Train on a batch for `update_epochs` epochs, or fewer with `target_kl`.
 
     Args:
-        loss_fn: the loss of a minibatch.
+        loss_fn: loss of a minibatch.
         batch: this rank's rows.
-        step: takes the loss; backward, clip, optimizer step; returns the gradient's norm.
+        step: backward pass, gradient clipping and optimizer step for a loss; returns the
+            gradient's norm, a scalar.
         coefs: the loss's hyperparameters.
         config: epochs, batch size and `target_kl`.
-        ranks: those that train together, which end their epochs together.
+        ranks: those that train together; with `target_kl` they stop after the same epoch.
     """
     started = time.perf_counter()
     means = run_epochs(loss_fn, batch, step, coefs, config, ranks)
-    values = torch.cat([means, _value_sums(batch)]).cpu()  # the first wait for the device
+    # one copy of all numbers, which is the first to wait for the device; before it a clock would
+    # measure how fast steps are queued
+    values = torch.cat([means, _value_sums(batch)]).cpu()
     seconds = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
     return UpdateStats.of(torch.cat([values, seconds]))
 
@@ -89,14 +95,15 @@ def run_epochs(
     config: Config,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Take the gradient steps of `ppo_update`.
+    """Take the gradient steps of `ppo_update`, whose arguments these are.
 
-    Nothing here waits for a device, but for `target_kl`, once an epoch.
+    Nothing here waits for a device, but with `target_kl` once an epoch.
 
     Returns:
-        The first fields of UpdateStats up to `gradient_steps`, `[7]` float64.
+        The fields of UpdateStats up to `gradient_steps`, `[7]` float64.
     """
     loss_fn, step = timed("loss")(loss_fn), timed("backward")(step)
+    # target_kl may end the update after any epoch, so none is prepared before the one before it
     one_by_one = config.target_kl is not None
     sums, count = [], 0
     for epochs in batch.stretches(config.update_epochs, one_by_one):
@@ -106,6 +113,8 @@ def run_epochs(
             loss, *evaluation = loss_fn(rows, coefs)
             norms.append(step(loss))
             evaluations.append(evaluation)
+        # the logged numbers, for all minibatches at once: a handful of large operations instead of
+        # some for each of many small minibatches
         sums.append(_loss_sums(minibatches.rows, evaluations, norms, coefs))
         count += len(minibatches)
         if one_by_one and _is_too_far(sums[-1][_KL] / len(minibatches), config, ranks):
@@ -114,20 +123,24 @@ def run_epochs(
 
 
 def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
-    """Return whether the policy has moved as far as it may in one update.
-
-    It goes by the mean over ranks, so that all stop alike.
-    """
+    """Return whether the policy has moved as far as `target_kl` allows in one update."""
     assert config.target_kl is not None
+    # the mean over ranks, so that all stop together: gradients are averaged over all of them
     return bool(ranks.gather(approx_kl).mean() > _KL_MARGIN * config.target_kl)
 
 
 @torch.no_grad()
 def _loss_sums(rows: Rows, evaluations: list[list[Tensor]], norms: list[Tensor], coefs: Coefficients) -> Tensor:
-    """Sum the loss's parts, and the gradient's norm, over some minibatches; `[6]` float64.
+    """Sum the loss's parts and the gradient's norm over some minibatches, `[6]` float64.
 
-    All minibatches at once, in float64: their weights make each dot product a sum of means.
+    Args:
+        rows: those of all these minibatches, one after the other.
+        evaluations: log-probabilities, entropies and values of each minibatch.
+        norms: the gradient's norm of each.
+        coefs: the loss's hyperparameters.
     """
+    # weights include the division by the minibatch's size: a dot product over the rows of many
+    # minibatches is the sum of their means
     columns = zip(*evaluations, strict=True)
     new = Evaluation(*(torch.cat(column).double() for column in columns))
     rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
@@ -137,6 +150,7 @@ def _loss_sums(rows: Rows, evaluations: list[list[Tensor]], norms: list[Tensor],
 
 def _value_sums(batch: Batch) -> Tensor:
     """Compute the sums of UpdateStats over this rank's share of the rows, `[5]` float64."""
+    # of shared rows each rank takes every W-th, so that each row is counted once
     share = slice(batch.share, None, batch.num_shares)
     columns = (batch.rows.weights, batch.rows.returns, batch.rows.values)
     weights, returns, values = (column[share].double() for column in columns)

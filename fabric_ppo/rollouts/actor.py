@@ -1,6 +1,6 @@
-"""Acting for a rollout: choosing actions, step after step, while the weights stay as they are.
+"""Choice of a rollout's actions, step after step, while the weights do not change.
 
-Without gradients: an Actor is made and used under `torch.no_grad`.
+An Actor is made and used under `torch.no_grad`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from fabric_ppo.envs.contract import Array
 
 
 class Actor:
-    """Chooses the actions of one step after the other, on the agent's device.
+    """The agent as it acts in N environments for one rollout, on its own device.
 
     Attributes:
-        row_multiple: its batches are padded to a multiple of this, so that an environment acts
-            alike, bit for bit, among however many others.
-        memory: `[rows, memory_size]`, a recurrent agent's, on its device; those of environments
-            come first.
+        row_multiple: multiple to which batches are padded, so that actions in an environment are
+            the same bits however many other environments there are.
+        memory: a recurrent agent's, `[rows, memory_size]` on its device; the first N rows are those
+            of the environments, the others padding.
     """
 
     row_multiple = ROW_MULTIPLE
 
     def __init__(self, agent: Agent, noise: Tensor) -> None:
-        """Act T times in N environments, with `noise [T, N, noise_size]`."""
+        """Prepare T steps in N environments, with `noise [T, N, noise_size]`."""
         self._agent, self._num_envs = agent, noise.shape[1]
+        # padding rows act, too, on zeros; their actions are dropped
         padding = -self._num_envs % self.row_multiple
         rows = self._num_envs + padding
         self._noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
@@ -40,7 +41,7 @@ class Actor:
         self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
     def act(self, obs: Array) -> Array:
-        """Choose actions `[N, *action_shape]` for `obs [N, ...]`."""
+        """Choose the next step's actions `[N, *action_shape]` for `obs [N, ...]`."""
         agent = self._agent
         self._obs[: self._num_envs] = obs
         features = agent.features(torch.from_numpy(self._obs).to(agent.device))
@@ -51,14 +52,14 @@ class Actor:
         return actions[: self._num_envs].cpu().numpy()
 
     def params(self) -> Tensor:
-        """Return the parameters that actions were drawn with, `[T, N, num_params]`, on the CPU."""
+        """Return the distributions' parameters of all steps, `[T, N, num_params]`, on the CPU."""
         return torch.stack(self._params)[:, : self._num_envs].cpu()
 
 
 MakeActor = Callable[[Agent, Tensor, Array], Actor]
-"""Makes the actor of a rollout: from the agent, noise `[T, N, noise_size]` and the first `obs`."""
+"""Factory of a rollout's actor: from agent, noise `[T, N, noise_size]` and first `obs [N, ...]`."""
 
 
 def make_plain_actor(agent: Agent, noise: Tensor, obs: Array) -> Actor:
-    """Make an Actor, whatever the agent."""
+    """Make an Actor, which can act for any agent; a `MakeActor`."""
     return Actor(agent, noise)

@@ -1,4 +1,4 @@
-"""The memory of a rollout, and the rollout as a value."""
+"""The rollout: its data, and the buffer that they are written into."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
 
 @dataclass(frozen=True, order=True)
 class Episode:
-    """An episode that ended: at step `t` of its rollout, in global environment `env`."""
+    """An episode that ended: at step `t` of its rollout, in global environment `env`.
+
+    `ret` is its undiscounted return, `length` its number of steps.
+    """
 
     t: int
     env: int
@@ -29,8 +32,8 @@ class Episode:
 class RolloutStats(Metrics):
     """Numbers of a rollout.
 
-    `env_restarts` are worker processes that had to be replaced since the run began; the sums are
-    over the episodes that ended, undiscounted returns and lengths.
+    `env_restarts` counts the worker processes that were replaced since the run began; the sums are
+    of undiscounted returns and of lengths, over the episodes that ended.
     """
 
     env_steps: float = metric("sum")
@@ -41,7 +44,7 @@ class RolloutStats(Metrics):
     length_sum: float = metric("sum")
 
     def tagged(self) -> dict[str, float]:
-        """See `Metrics.tagged`; without an episode there is no mean."""
+        """Return `Metrics.tagged` with mean return and length, if an episode ended."""
         values = super().tagged()
         if self.num_episodes > 0:
             values["Rewards/rew_avg"] = self.return_sum / self.num_episodes
@@ -51,16 +54,16 @@ class RolloutStats(Metrics):
 
 @dataclass(frozen=True)
 class EnvSnapshot:
-    """N environments at the end of a rollout, copied out of its memory.
+    """State of N environments at the end of a rollout, copied from its buffer.
 
     Attributes:
-        actions: `[T, N, ...]` that led there, in the smallest dtype that holds them.
-        ended: `[T, N]`, where an episode ended.
-        obs: `[N, ...]`, the latest observation.
-        returns, lengths, discounted: `[N]`, of the episodes in progress; discounted returns where
-            rewards are scaled.
-        memory: `[N, memory_size]`, what a recurrent agent remembers of them.
-        states: from environments that offer `get_state`; empty where they do not.
+        actions: actions of the rollout, `[T, N, ...]`, in the smallest dtype that holds them.
+        ended: `[T, N]` bool, true where an episode ended.
+        obs: `[N, ...]`, the latest observations.
+        returns, lengths, discounted: `[N]`, of the episodes in progress; discounted returns are 0
+            unless rewards are scaled.
+        memory: `[N, memory_size]`, a recurrent agent's.
+        states: what `get_state` of the environments returned; empty where they do not have it.
     """
 
     actions: Array
@@ -79,22 +82,22 @@ class Rollout:
 
     Attributes:
         obs: `[T, N, ...]`, raw, in the environment's dtype.
-        actions: `[T, N, ...]` as drawn, before `spaces.ActionConverter`.
-        log_probs, values: of the agent that acted (of a later one after `revalue`), `[T, N]`.
-        importance: probability of the action under that agent over the one under the agent that
-            acted, `[T, N]`.
-        rewards: `[T, N]`, scaled where the agent does that; of Atari games their signs.
+        actions: `[T, N, ...]`, as drawn, before `spaces.ActionConverter`.
+        log_probs, values: `[T, N]`, of the agent that acted, or after `revalue` of a later one.
+        importance: `[T, N]`, probability of the action under the agent of `log_probs`, divided by
+            that under the agent that acted; 1 without `revalue`.
+        rewards: `[T, N]`, scaled where the agent scales them; in Atari games their signs.
         terminated, truncated: `[T, N]` bool; a life lost in an Atari game counts as terminated.
         valid: `[T, N]` bool, false where a row is no transition.
-        next_values: `[T, N]`, V of the true successor: of the final observation where the episode
-            was truncated.
+        next_values: `[T, N]`, V of the true successor, which is the final observation where the
+            episode was truncated.
         memory: `[T, N, memory_size]`, a recurrent agent's before each step.
-        begins: `[T, N]` bool, where it was cleared, as an episode began in this rollout.
+        begins: `[T, N]` bool, true where an episode began in this rollout and cleared the memory.
         moments: sums that these rows add to the agent's running statistics
-            (`Agent.update_statistics`); empty where it has none.
-        episodes: those that ended, ordered by (t, env).
+            (`Agent.update_statistics`), `[n]` float64; empty where it has none.
+        episodes: episodes that ended, ordered by (t, env).
         stats: numbers to be merged and logged.
-        snapshot: where its environments are at the end.
+        snapshot: state of the environments at the end.
     """
 
     obs: Tensor
@@ -116,9 +119,18 @@ class Rollout:
 
 
 class RolloutBuffer:
-    """The memory of one rollout, written in place by each `collect`, and the episodes in progress.
+    """Arrays that `collect` writes a rollout into, and the episodes in progress.
 
-    A Rollout refers to this memory: it is good until the next `collect`.
+    A Rollout refers to these arrays: it is valid until the next `collect`.
+
+    Attributes:
+        envs, make_actor, num_steps, num_envs, first_env: what a rollout is collected with; global
+            environment ids begin with `first_env`.
+        obs, memory, begins: `[T + 1, N, ...]`, also after the last step.
+        actions, rewards, terminated, truncated, valid, lost_life: `[T, N, ...]`.
+        finals: final observations of the episodes that ended, each with its step.
+        returns, lengths, discounted: `[N]`, of the episodes in progress.
+        log_dtype: smallest dtype that holds an action.
     """
 
     def __init__(
@@ -128,13 +140,13 @@ class RolloutBuffer:
         num_steps: int,
         make_actor: MakeActor = make_plain_actor,
     ) -> None:
-        """Allocate for `num_steps` steps of `envs`.
+        """Allocate the arrays.
 
         Args:
-            envs: this rank's environments.
-            agent: says what actions look like.
+            envs: this rank's N environments.
+            agent: gives the shapes of actions and memory.
             num_steps: T.
-            make_actor: makes what chooses the actions of each rollout.
+            make_actor: makes the actor of each rollout.
         """
         t, n, spec, distribution = num_steps, envs.num_envs, envs.spec, agent.distribution
         self.envs, self.make_actor = envs, make_actor
@@ -152,20 +164,25 @@ class RolloutBuffer:
         self.returns = np.zeros(n, np.float64)
         self.discounted = np.zeros(n, np.float64)
         self.lengths = np.zeros(n, np.int64)
+        # actions are logged for as long as episodes last: a byte instead of an int64 where it fits
         largest = max((size - 1 for size in spec.action.sizes), default=0)
         self.log_dtype = action.dtype if action.dtype.kind == "f" else np.min_scalar_type(largest)
 
     def start(self) -> None:
-        """Start the environments' first episodes, unless that has happened."""
+        """Start the environments' first episodes; do nothing in a later call."""
         if not self._has_started:
             self._has_started = True
             self.envs.reset(self.obs[-1])
 
     def rebuild(self, past: Sequence[PastEpisode]) -> list[str]:
-        """Bring the environments' episodes back to where they were, instead of `start`.
+        """Restore the episodes that were in progress, instead of `start`.
+
+        Args:
+            past: the episode of each environment.
 
         Returns:
-            Why that failed, for each environment, which then starts a new one; empty where it did not.
+            For each environment the reason why that failed, with which it starts a new episode;
+            empty where it did not fail.
         """
         self._has_started = True
         failed = self.envs.rebuild(past, self.obs[-1])
@@ -176,12 +193,14 @@ class RolloutBuffer:
         return failed
 
     def rewards_to_learn(self) -> Tensor:
-        """Return the rewards as the loss takes them, before scaling, `[T, N]`."""
+        """Return the rewards for the loss, before any scaling, `[T, N]`."""
         rewards = torch.from_numpy(self.rewards)
+        # scores of Atari games differ by orders of magnitude (Mnih et al., Nature 518, Methods)
         return rewards.sign() if self.envs.spec.is_atari else rewards
 
     def snapshot(self) -> EnvSnapshot:
-        """Copy what the environments' episodes in progress can be rebuilt from."""
+        """Return a copy of everything from which the episodes in progress can be rebuilt."""
+        # the next rollout is written into the same arrays, maybe before a checkpoint is
         return EnvSnapshot(
             actions=self.actions.astype(self.log_dtype),
             ended=self.terminated | self.truncated,

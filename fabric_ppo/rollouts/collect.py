@@ -1,4 +1,4 @@
-"""Collecting a rollout: the agent acts in its environments for T steps."""
+"""Collection of a rollout: the agent acts in its environments for T steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.spaces import ActionConverter
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.actor import Actor
-from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer, RolloutStats
+from fabric_ppo.rollouts.buffer import Episode, Rollout, RolloutBuffer, RolloutStats
 from fabric_ppo.rollouts.episodes import ended_episodes
 from fabric_ppo.rollouts.values import value_rollout
 from fabric_ppo.seeding import action_uniforms
@@ -22,17 +22,20 @@ from fabric_ppo.seeding import action_uniforms
 
 @torch.no_grad()
 def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_values: bool = True) -> Rollout:
-    """Step the environments T times and value what was seen.
+    """Step the environments T times, and compute the values of all observations.
 
-    Per step the agent only picks actions; values follow in one pass, as the weights do not change
-    meanwhile, and log-probabilities from the parameters that the actions were drawn with.
+    In a step the agent only chooses actions. Values follow in one pass at the end, as the weights
+    do not change meanwhile, and log-probabilities from the distributions' parameters.
 
     Args:
         agent: the plain module, not a wrapped one.
-        buffer: where the rollout is kept; its last observation is where this rollout starts.
+        buffer: arrays to write into; the rollout starts from the last observations in it.
         seed: the run's seed.
-        update: which rollout this is; with `seed` it names the action noise.
-        with_values: if not, values are NaN, until `revalue`.
+        update: number of the rollout; with `seed` it determines the action noise.
+        with_values: false leaves NaN for all values, until `revalue`.
+
+    Raises:
+        EnvironmentFault: an environment failed, or returned a value that is not finite.
     """
     started = time.perf_counter()
     buffer.start()
@@ -40,20 +43,14 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     with _one_thread():
         params = _step_environments(agent, buffer, noise)
     actions = torch.from_numpy(buffer.actions)
+    # of the parameters that the actions were drawn with: the ratio of the first minibatch is 1
     log_probs = agent.distribution.log_prob(params, actions.flatten(0, 1)).view(buffer.rewards.shape)
     unknown = torch.full_like(log_probs, torch.nan)
     values, next_values = value_rollout(agent, buffer) if with_values else (unknown, unknown)
     moments = _moments(agent, buffer)
     rewards = buffer.rewards_to_learn()
     episodes = ended_episodes(buffer)
-    stats = RolloutStats(
-        env_steps=int(buffer.valid.sum()),
-        seconds=time.perf_counter() - started,
-        env_restarts=buffer.envs.restarts,
-        num_episodes=len(episodes),
-        return_sum=sum(each.ret for each in episodes),
-        length_sum=sum(each.length for each in episodes),
-    )
+    stats = _stats(buffer, episodes, time.perf_counter() - started)
     return Rollout(
         obs=torch.from_numpy(buffer.obs[: buffer.num_steps]),
         actions=actions,
@@ -74,19 +71,30 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     )
 
 
+def _stats(buffer: RolloutBuffer, episodes: list[Episode], seconds: float) -> RolloutStats:
+    """Return the numbers of the rollout in `buffer`, which took `seconds`."""
+    return RolloutStats(
+        env_steps=int(buffer.valid.sum()),
+        seconds=seconds,
+        env_restarts=buffer.envs.restarts,
+        num_episodes=len(episodes),
+        return_sum=sum(each.ret for each in episodes),
+        length_sum=sum(each.length for each in episodes),
+    )
+
+
 def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
-    """Fill the buffer; return the parameters that actions were drawn with, `[T * N, num_params]`."""
+    """Fill the buffer; return the parameters of the action distributions, `[T * N, num_params]`."""
     buffer.finals = []
+    # the observation after the last rollout is the first of this one
     buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
     envs, n = buffer.envs, buffer.num_envs
     actor, obs = buffer.make_actor(agent, noise, buffer.obs[0]), buffer.obs[0]
     actor.memory[:n] = torch.from_numpy(buffer.memory[0]).to(agent.device)
     to_env_actions = ActionConverter(envs.spec.action)
     act, step = timed("policy")(actor.act), timed("environment")(envs.step)
-    outputs = zip(
-        *(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid),
-        strict=True,
-    )
+    # environments write their results into the buffer, without a copy
+    outputs = zip(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid, strict=True)
     for t, into in enumerate(outputs):
         actions = buffer.actions[t] = act(obs).astype(buffer.actions.dtype, copy=False)
         finals = step(to_env_actions(actions), *into)
@@ -100,11 +108,8 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> None:
-    """Keep the memory after step `t`, cleared where an episode begins: in environments that `ended`.
-
-    A row that is no transition lies between two episodes: until then, memory leads to the final
-    observation.
-    """
+    """Store the memory after step `t`, cleared in the environments whose episode `ended`."""
+    # a row that is no transition lies between two episodes: the next one begins after it
     begins = buffer.begins[t + 1]
     np.logical_not(buffer.valid[t], out=begins)
     begins[ended] = True
@@ -115,7 +120,8 @@ def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep PyTorch to one thread: a few rows gain nothing, and environments may want the cores."""
+    """Limit PyTorch to one thread within the block."""
+    # products of a few rows gain nothing from threads, and environments may need the cores
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,7 +131,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tensor:
-    """Draw the whole rollout's action noise, `[T, N, noise_size]`."""
+    """Draw the action noise of the whole rollout, `[T, N, noise_size]`."""
     distribution, steps, n = agent.distribution, buffer.num_steps, buffer.num_envs
     size = distribution.noise_size
     drawn = action_uniforms(seed, update, buffer.first_env, n, steps, size)
@@ -133,7 +139,8 @@ def _noise(agent: Agent, buffer: RolloutBuffer, seed: int, update: int) -> Tenso
 
 
 def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
-    """Compute `Rollout.moments`; carry the discounted returns in progress over in the buffer."""
+    """Compute `Rollout.moments`; store the discounted returns in progress in the buffer."""
+    # rows that are no transitions are left out: their number differs between backends
     sums, valid = [torch.zeros(0, dtype=torch.float64)], torch.from_numpy(buffer.valid)
     if agent.obs_moments is not None:
         seen = torch.from_numpy(buffer.obs[: buffer.num_steps])[valid]

@@ -1,4 +1,4 @@
-"""The episodes that ended in a rollout."""
+"""Returns and lengths of the episodes that ended in a rollout."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fabric_ppo.rollouts.buffer import Episode, RolloutBuffer
 
 
 def ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
-    """Sum up the episodes that ended in the rollout in `buffer`, ordered by (t, env).
+    """Return the episodes that ended in the rollout in `buffer`, ordered by (t, env).
 
-    Sums of those in progress are carried over to the next rollout, in the buffer.
+    Sums of the episodes in progress stay in the buffer, for the next rollout.
     """
     steps, num_envs = buffer.rewards.shape
     ended = (buffer.terminated | buffer.truncated).T
@@ -21,11 +21,14 @@ def ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
     valid = np.zeros((num_envs, steps + 1), np.int64)
     valid[:, :-1] = buffer.valid.T
     np.copyto(rewards[:, :-1], buffer.rewards.T, where=buffer.valid.T)
-    # one sum for each stretch between beginnings, over all environments one after the other
+    # all environments one after the other in one vector, cut where an episode begins: reduceat sums
+    # each piece, without a loop over steps
     at = np.flatnonzero(begins)
     returns, lengths = np.add.reduceat(rewards.ravel(), at), np.add.reduceat(valid.ravel(), at)
-    last = begins.sum(1).cumsum() - 1  # of each environment: the episode in progress
-    first = np.append(0, last[:-1] + 1)  # of each environment: goes on from the last rollout
+    # of each environment, the last piece is the episode in progress, and the first one goes on from
+    # the rollout before
+    last = begins.sum(1).cumsum() - 1
+    first = np.append(0, last[:-1] + 1)
     returns[first] += buffer.returns
     lengths[first] += buffer.lengths
     buffer.returns, buffer.lengths = returns[last], lengths[last]

@@ -1,4 +1,4 @@
-"""Test of a trained agent: greedy (or stochastic) episodes with seeds that training cannot draw."""
+"""Tests of a trained agent: greedy or stochastic episodes, with seeds that training cannot draw."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from fabric_ppo.envs.spaces import all_finite
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
-_SLOTS = 8  # environments that play at once: the policy's batch
+_SLOTS = 8
+"""Environments that play at once, as a batch of the policy."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,9 @@ class TestResult:
     """Undiscounted returns and lengths of test episodes, in the order of their seeds.
 
     Attributes:
-        returns: one for each episode.
-        lengths: steps, one for each episode.
-        unwritten: "a video in FOLDER (REASON)" if the video could not be written; empty if it was,
-            or if none was wanted.
+        returns: return of each episode.
+        lengths: number of steps of each episode.
+        unwritten: "a video in FOLDER (REASON)" if the video could not be written, else empty.
     """
 
     returns: list[float]
@@ -38,7 +38,7 @@ class TestResult:
     unwritten: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of `summary.json` and `evaluate --json`, with the population's std."""
+        """Return the values of `summary.json` and `evaluate --json`; std is the population's."""
         return {
             "episodes": len(self.returns),
             "return_mean": float(np.mean(self.returns)),
@@ -57,14 +57,14 @@ def evaluate(
     render_mode: str | None = None,
     stochastic: bool = False,
 ) -> TestResult:
-    """Play `episodes` episodes; the same for the same seed, however many play at once.
+    """Play test episodes; the same seed gives the same episodes.
 
     Args:
         policy: the agent that acts.
-        episodes: how many.
-        seed: names the episodes' reset seeds, all outside of what training draws.
-        video_dir: the first episode is recorded there; a video that cannot be written is noted in
-            the result.
+        episodes: number of episodes.
+        seed: determines the episodes' reset seeds, none of which training can draw.
+        video_dir: folder for a video of the first episode; empty for none. A video that cannot be
+            written is noted in the result.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
 
@@ -81,6 +81,7 @@ def evaluate(
         ]
         playing = [slot for slot in slots if slot.start(seed, waiting)]
         while playing:
+            # noise by episode and step, so that it does not depend on who plays at the same time
             at = [(slot.episode, lengths[slot.episode]) for slot in playing]
             noise = _noise(policy, seed, at) if stochastic else None
             memory = np.stack([slot.memory for slot in playing])
@@ -103,10 +104,10 @@ class _Slot:
     """An environment and the test episode that it plays.
 
     Attributes:
-        episode: its number; -1 before the first.
-        obs: the last observation, packed.
-        memory: `[memory_size]`, what a recurrent agent remembers of the episode.
-        unwritten: why its video could not be written, once it is closed; empty if it was.
+        episode: number of the episode; -1 before the first.
+        obs: the latest observation, packed.
+        memory: a recurrent agent's, `[memory_size]`.
+        unwritten: as in TestResult, once the environment is closed.
     """
 
     def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
@@ -122,7 +123,11 @@ class _Slot:
         self.unwritten = ""
 
     def step(self, action: NDArray[Any]) -> tuple[float, bool, bool]:
-        """Take a step: `obs` is what follows. Return reward, terminated, truncated."""
+        """Take a step and update `obs`; return reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFault: the environment failed, or returned a value that is not finite.
+        """
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action.item() if action.ndim == 0 else action)
             reward = float(reward)
@@ -134,7 +139,11 @@ class _Slot:
         return reward, terminated, truncated
 
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
-        """Start the next episode that waits; return whether there was one."""
+        """Start the next of the `waiting` episodes; return False if there is none left.
+
+        Raises:
+            EnvironmentFault: as `step`.
+        """
         episode = next(waiting, None)
         if episode is None:
             return False
@@ -155,7 +164,7 @@ class _Slot:
             self.unwritten = str(error)
 
     def _checked(self, obs: Any, call: str) -> Any:
-        """Return an observation packed, if it is finite."""
+        """Return an observation packed; raise an EnvironmentFault if it is not finite."""
         try:
             obs = self._pack(obs)
         except ValueError as error:
@@ -169,5 +178,5 @@ class _Slot:
 
 
 def _noise(policy: Policy, seed: int, at: list[tuple[int, int]]) -> NDArray[np.float64]:
-    """Draw uniformly from (0, 1) for each (episode, step), `[len(at), noise_size]`."""
+    """Return uniform draws from (0, 1) for each (episode, step) in `at`, `[B, noise_size]`."""
     return np.stack([uniforms(seed, Stream.TEST_ACTION, index, 0, policy.noise_size) for index in at])

@@ -1,4 +1,4 @@
-"""Values of a rollout's observations, by the agent that acted or by a later one."""
+"""Values of a rollout's observations, from the agent that acted or from a later one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer
 
 _ROWS_PER_PASS = 2048
-"""So few that malloc keeps the memory between layers of 64 units from pass to pass.
+"""Rows of a pass: few enough that malloc reuses the memory between layers of 64 units.
 
-Values take two thirds of the time then.
+Values then take two thirds of the time.
 """
 
 
 @timed("values")
 @torch.no_grad()
 def value_rollout(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
-    """Value the buffer's observations, and their true successors; `[T, N]` each.
-
-    All at once, after the last step: the weights do not change during a rollout.
-    """
+    """Compute the values of the buffer's observations and of their successors, `[T, N]` each."""
     obs, memory = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.memory)
     values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
+    # the value of row t + 1 is that of the successor of row t, so that each is computed once
     values = values.view(buffer.num_steps + 1, -1)
     return values[:-1], _next_values(agent, buffer, memory, values[1:].clone())
 
@@ -36,11 +34,11 @@ def value_rollout(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
 @timed("values")
 @torch.no_grad()
 def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
-    """Return a rollout as a later policy sees it: log-probabilities, values and importance.
+    """Return a rollout with log-probabilities, values and importance of a later policy.
 
     The later policy is the proximal policy of the decoupled objective (arXiv 2110.00641, equation
-    5): the surrogate is clipped against it, while `importance`, proximal over behaviour
-    probability, makes up for who acted.
+    5). The surrogate is clipped around it, and multiplied by `importance`, its probability of the
+    action divided by that of the policy that acted.
 
     Args:
         agent: with the later weights.
@@ -48,7 +46,8 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         rollout: as collected.
     """
     memory, actions = _remembered(agent, buffer), torch.from_numpy(buffer.actions)
-    actions = torch.cat([actions, actions[-1:]])  # of the last observation only the value counts
+    # the last observations need a value only, but rows of one pass all have an action
+    actions = torch.cat([actions, actions[-1:]])
     rows = (each.flatten(0, 1) for each in (torch.from_numpy(buffer.obs), actions, memory))
     both = _in_passes(agent, lambda *rows: torch.stack(agent.log_probs_and_values(*rows), -1), *rows)
     log_probs, values = both.view(buffer.num_steps + 1, buffer.num_envs, 2).unbind(-1)
@@ -64,13 +63,11 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
 
 
 def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
-    """Compute the agent's memory before each step and after the last, `[T + 1, N, memory_size]`.
-
-    It goes on from the memory with which the rollout began.
-    """
+    """Return the agent's memory before each step and after the last, `[T + 1, N, memory_size]`."""
     memory = torch.from_numpy(buffer.memory)
     if agent.memory is None:
         return memory
+    # recomputed with the agent's present weights, from the memory with which the rollout began
     before, device = [memory[0].to(agent.device)], agent.device
     all_obs, begins = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.begins[1:])
     for obs, begin in zip(all_obs.to(device), begins.to(device), strict=False):
@@ -80,11 +77,16 @@ def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
 
 
 def _next_values(agent: Agent, buffer: RolloutBuffer, memory: Tensor, values: Tensor) -> Tensor:
-    """Put into `values [T, N]`, of the next rows, those of final observations where it matters.
+    """Return the values of the true successors.
 
-    A truncated episode would have gone on from its final observation; the next row is already
-    another episode's first.
+    Args:
+        agent: computes values.
+        buffer: holds the final observations.
+        memory: a recurrent agent's, `[T + 1, N, memory_size]`.
+        values: those of the next rows, `[T, N]`; changed in place.
     """
+    # a truncated episode would have gone on from its final observation: the next row is the first
+    # of another episode. After termination the value does not count
     cut = [(t, final) for t, final in buffer.finals if buffer.truncated[t, final.env]]
     if cut:
         stacked = np.stack([final.obs for _, final in cut])
@@ -99,10 +101,9 @@ def _next_values(agent: Agent, buffer: RolloutBuffer, memory: Tensor, values: Te
 
 
 def _in_passes(agent: Agent, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call `function` with `inputs [B, ...]`, some rows at a time, on the agent's device.
+    """Return `function(*inputs)` for `inputs [B, ...]`, computed in passes of some rows.
 
-    Returns:
-        `[B, ...]` on the CPU.
+    It is called on the agent's device; the result `[B, ...]` is on the CPU.
     """
     parts = zip(*(each.split(_ROWS_PER_PASS) for each in inputs), strict=True)
     outputs = [function(*(each.to(agent.device) for each in part)).cpu() for part in parts]

@@ -1,4 +1,4 @@
-"""Checkpoint files in a run's folder: when they are written, which are kept, which is whole."""
+"""Checkpoint files of a run: writing, dropping old ones, and finding the newest whole one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from fabric_ppo.run.writes import Writes
 BEST = "best.ckpt"
 _NAME = re.compile(r"update_(\d+)\.ckpt")
 _SECONDS_BETWEEN = 60.0
+"""Seconds between checkpoints, unless `--checkpoint-every` counts updates."""
 
 
 class Checkpoints:
-    """On rank 0, the newest snapshot, kept in memory, and the files that are made of it.
+    """The newest snapshot of a run, in memory on rank 0, and the files that are written from it.
 
     Attributes:
-        last: where the last file lies, as the end of a message.
+        last: end of a message that says where the last file is.
     """
 
     def __init__(self, folder: Path, config: Config, writes: Writes, flush: Callable[[], object]) -> None:
         """Write into `folder` as often as `config` says.
 
-        `flush` is called before, so that the logs hold all that the checkpoint knows of.
+        Args:
+            folder: `checkpoints` in the run's folder.
+            config: the run's configuration.
+            writes: notes a checkpoint that cannot be written.
+            flush: writes out the logs.
         """
         self._folder, self._config, self._writes, self._flush = folder, config, writes, flush
         self._newest: Snapshot | None = None
@@ -41,15 +46,15 @@ class Checkpoints:
         self.last = "; nothing to save before the first update"
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, which need not be written again."""
+        """Count a checkpoint that the run was resumed from as written."""
         self._note_written(checkpoint.values["update"], checkpoint.values["best_return"])
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Have `save` write this one."""
+        """Replace the snapshot that `save` writes."""
         self._newest = snapshot
 
     def is_due(self, update: int, eval_return: float | None) -> bool:
-        """Return whether it is time for a file, or an evaluation was the best so far."""
+        """Return True if a file is due, or an evaluation had the best mean return so far."""
         if eval_return is not None and self._is_best(eval_return):
             return True
         every = self._config.checkpoint_every
@@ -58,14 +63,15 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= _SECONDS_BETWEEN
 
     def _is_best(self, mean: float | None) -> bool:
+        # there is no mean before an episode has ended: until then each checkpoint is the best one
         return self._best_return is None or (mean is not None and mean > self._best_return)
 
     @timed("checkpoint")
     def save(self) -> str:
         """Write the newest snapshot, unless that has been done; return `last`.
 
-        It asks nobody: another thread may call it, in the middle of an update, and when another
-        rank has died.
+        Any thread may call it, also in the middle of an update or when another rank has died: it
+        uses no collective.
         """
         with self._lock:
             snapshot = self._newest
@@ -75,6 +81,8 @@ class Checkpoints:
             is_best = self._is_best(mean)
             best = mean if is_best else self._best_return
             update, keep = snapshot.values["update"], self._config.keep_checkpoints
+            # first the logs: they must hold all updates that the checkpoint has, for a resumed run
+            # cuts them back to it, but cannot fill a gap
             self._flush()
             content = snapshot.to_checkpoint({"best_return": best}).to_bytes()
             self._written_at = time.monotonic()
@@ -90,16 +98,24 @@ class Checkpoints:
 
 
 def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_best: bool) -> Path:
-    """Write `update_<n>.ckpt`, and `best.ckpt` where it is the best; drop all but the `keep` newest.
+    """Write `update_<n>.ckpt`, and `best.ckpt` if it is the best; drop all but the newest files.
+
+    Args:
+        folder: is made if it is missing.
+        update: n.
+        content: bytes of the checkpoint.
+        keep: number of newest files to keep.
+        is_best: true if it has the best mean return so far.
 
     Raises:
-        OSError: it cannot be written; the older ones are as they were.
+        OSError: it cannot be written; the older ones stay as they were.
     """
     folder.mkdir(exist_ok=True)
     for stale in folder.glob(".*.tmp"):
-        stale.unlink()  # a kill in the middle of a write leaves one
+        stale.unlink()  # from a kill in the middle of a write
     path = folder / f"update_{update}.ckpt"
-    if is_best:  # first: a run killed between the two comes here again
+    # best.ckpt first: a run that is killed between the two resumes before this update
+    if is_best:
         write_atomically(folder / BEST, content)
     write_atomically(path, content)
     drop_old(folder, keep)
@@ -119,15 +135,13 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 
 def newest_intact(folder: Path) -> tuple[bytes, list[str]]:
-    """Find the newest checkpoint that is whole.
-
-    A damaged file is renamed to `update_<n>.ckpt.damaged`.
+    """Find the newest undamaged checkpoint; rename damaged ones to `update_<n>.ckpt.damaged`.
 
     Returns:
-        Its bytes, empty if there is no checkpoint, and what is wrong with newer ones.
+        Its bytes, empty if there is no checkpoint, and a line for each newer one that is damaged.
 
     Raises:
-        ConfigError: there are checkpoints, maybe renamed before, and none is whole.
+        ConfigError: there are checkpoints, perhaps renamed before, and all are damaged.
     """
     refused: list[str] = []
     put_aside = [f"{path}: damaged" for path in sorted(folder.glob("*.ckpt.damaged"))]

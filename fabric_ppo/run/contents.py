@@ -1,4 +1,7 @@
-"""Contents of a checkpoint: what must be in it, for whoever made the file knows its checksum too."""
+"""Checks of a checkpoint's contents, and the episodes in progress in it.
+
+A checksum finds damage only: a file of another program, or version, has a valid one too.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 
 _NUMBER = (int, float)
-
-
 _VALUES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("script", "env_spec", "agent"), (str,)),
     **dict.fromkeys(("config", "surroundings"), (dict,)),
@@ -27,19 +28,20 @@ _VALUES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("window", "state_sizes"), (list,)),
     "exact_resume": (bool,),
 }
-
-
+"""Values of a checkpoint, and the types that each may have."""
 _MOST = 2**53
+"""Bound of all numbers: up to it a float holds every integer."""
 
 
 def require_values(values: Any) -> None:
-    """See that a checkpoint's values are such as `Snapshot` has them.
+    """Check names, types and ranges of a checkpoint's values.
 
     Raises:
-        ValueError: they are not; says which.
+        ValueError: they are not those of `Snapshot.values`; names the first that is wrong.
     """
     if not isinstance(values, dict):
         raise ValueError("it holds no values")
+    # `type(...) in`, not isinstance: True is an int, but not a count
     for name, kinds in _VALUES.items():
         if name not in values or type(values[name]) not in kinds:
             raise ValueError(f"its {name} is of another kind")
@@ -62,18 +64,18 @@ def require_tensors(
     num_envs: int,
     overlaps: bool,
 ) -> None:
-    """See that a checkpoint's tensors have the names, types and shapes of a run's, and are finite.
+    """Check names, types and shapes of a checkpoint's tensors, and that they are finite.
 
     Args:
-        checkpoint: whose values have been checked.
-        agent: whose weights they are.
-        optimizer: its state's tensors.
-        buffer: of some of the environments.
-        num_envs: environments on all ranks.
-        overlaps: whether rollouts and updates overlap.
+        checkpoint: a checkpoint after `require_values`.
+        agent: the run's agent.
+        optimizer: the tensors of its optimizer's state.
+        buffer: a rank's, for the shapes of environments' tensors.
+        num_envs: number of environments on all ranks.
+        overlaps: true if rollouts and updates overlap.
 
     Raises:
-        ValueError: they do not fit; says which.
+        ValueError: they do not fit; names the first that is wrong.
     """
     weights = agent.state_dict()
     expected = {f"weights.{name}": tensor for name, tensor in weights.items()}
@@ -87,7 +89,8 @@ def require_tensors(
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
     for name, tensor in tensors.items():
         shape = expected[name].shape
-        if name == "env.actions":  # of any number of steps
+        # the log of actions is as long as the longest episode in progress
+        if name == "env.actions":
             shape = torch.Size((*tensor.shape[:1], *shape[1:]))
         if tensor.dtype != expected[name].dtype or tensor.shape != shape:
             raise ValueError(f"{name} has another type or shape")
@@ -97,7 +100,7 @@ def require_tensors(
 
 
 def _env_tensors(buffer: RolloutBuffer, num_envs: int) -> dict[str, Tensor]:
-    """Return tensors like those of all environments in a checkpoint."""
+    """Return zeros with the names, types and shapes of a checkpoint's tensors of environments."""
     counts = torch.zeros(num_envs, dtype=torch.int64)
     tensors = dict.fromkeys(("lengths", "numbers", "logged"), counts)
     tensors |= dict.fromkeys(("returns", "discounted"), counts.double())
@@ -109,6 +112,8 @@ def _env_tensors(buffer: RolloutBuffer, num_envs: int) -> dict[str, Tensor]:
 
 
 def _require_counts(checkpoint: Checkpoint, num_envs: int) -> None:
+    """Raise a ValueError unless counts of episodes, steps and logged actions are possible."""
+    # -1 logged actions: an episode that cannot be rebuilt
     tensors, sizes = checkpoint.tensors, checkpoint.values["state_sizes"]
     names = ("env.numbers", "env.lengths", "env.logged")
     numbers, lengths, logged = (tensors[name] for name in names)
@@ -121,13 +126,21 @@ def _require_counts(checkpoint: Checkpoint, num_envs: int) -> None:
 
 
 def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action: SpaceSpec) -> list[PastEpisode]:
-    """Return the episodes that were in progress, of the environments from global id `first_env` on."""
+    """Return the episodes that were in progress in some environments.
+
+    Args:
+        checkpoint: a checkpoint after `require_tensors`.
+        first_env: global id of the first of these environments.
+        num_envs: number of these environments.
+        action: the environments' action space.
+    """
     env = {name: tensor.numpy() for name, tensor in checkpoint.under("env.").items()}
     ends = np.cumsum(checkpoint.values["state_sizes"], dtype=int).tolist()
     states = [env["states"][start:stop].tobytes() for start, stop in zip([0, *ends], ends, strict=False)]
     to_env, episodes = ActionConverter(action), []
     for index in range(first_env, first_env + num_envs):
         logged = int(env["logged"][index])
+        # the log has a column for each environment, whose last rows are those of its episode
         taken = env["actions"][len(env["actions"]) - logged :, index] if logged >= 0 else None
         drawn_dtype = np.float32 if action.kind == "box" else np.int64
         actions = None if taken is None else to_env(taken.astype(drawn_dtype))
@@ -143,7 +156,7 @@ def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action:
 
 
 def action_log(checkpoint: Checkpoint, begun_anew: np.ndarray[Any, Any]) -> ActionLog:
-    """Return the log of the episodes in progress; `begun_anew [N]` where there is a new one."""
+    """Return the log of the episodes in progress; those with `begun_anew [N]` are new and empty."""
     names = ("numbers", "logged", "actions")
     numbers, lengths, actions = (checkpoint.tensors[f"env.{name}"].numpy() for name in names)
     return ActionLog(numbers + begun_anew, np.where(begun_anew, 0, lengths), actions)

@@ -1,4 +1,4 @@
-"""The counts of a run: how far it is, and what it has come to."""
+"""Counts of a run: updates, transitions, times and the latest returns."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Counts:
     """Counts of a run, the same on all ranks but for times.
 
     Attributes:
-        updates, env_steps, gradient_steps: so far; transitions are those of all ranks.
-        resumes: how often the run was resumed.
-        train_seconds: spent in updates.
-        wall_seconds_before: from starts to ends of the processes before this one.
-        is_exact: whether the result is the one of a run that was left alone.
+        updates, env_steps, gradient_steps: numbers so far; env_steps are transitions on all ranks.
+        resumes: number of times that the run was resumed.
+        train_seconds: seconds of all updates.
+        wall_seconds_before: seconds of all processes of the run before this one.
+        is_exact: true if the result is that of a run without interruptions, bit for bit.
         window: returns of the last RETURN_WINDOW episodes of all ranks.
-        started: when this process began with the run, by `time.perf_counter`.
+        started: time at which this process began with the run, from `time.perf_counter`.
     """
 
     updates: int = 0
@@ -56,7 +56,7 @@ class Counts:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of all processes of the run, up to now."""
+        """Seconds of all processes of the run so far."""
         return self.wall_seconds_before + time.perf_counter() - self.started
 
     @property
@@ -65,11 +65,11 @@ class Counts:
         return float(np.mean(self.window)) if self.window else None
 
     def has_reached(self, goal: float | None) -> bool:
-        """Return whether the mean return of a full window is at least `goal` (`--stop-at-return`)."""
+        """Return True if the mean return of a full window is at least `goal`; None: no goal."""
         return goal is not None and len(self.window) == RETURN_WINDOW and (self.return_mean or 0.0) >= goal
 
     def to_values(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this."""
+        """Return the counts as values of a checkpoint."""
         return {
             "update": self.updates,
             "env_steps": self.env_steps,
@@ -82,7 +82,7 @@ class Counts:
         }
 
     def resume_from(self, values: Mapping[str, Any]) -> None:
-        """Count on from what `to_values` returned."""
+        """Continue from the counts that `to_values` returned."""
         self.updates, self.env_steps = values["update"], values["env_steps"]
         self.gradient_steps, self.resumes = values["gradient_steps"], values["resumes"] + 1
         self.train_seconds, self.wall_seconds_before = values["train_seconds"], values["wall_seconds"]

@@ -18,12 +18,13 @@ from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import write_atomically
 
 _LOCK_SECONDS = 5
+"""Seconds to wait for the lock of a folder."""
 
 
 def new_run_dir(config: Config) -> Path:
-    """Choose the folder of a run.
+    """Return the folder of a run.
 
-    Unless `--run-dir` names it, rank 0 makes it at once; it goes again if it stays empty.
+    Unless `--run-dir` names it, rank 0 makes a new one, which is removed at exit if it is empty.
 
     Raises:
         ConfigError: `--run-dir` holds a run already, or there cannot be such a folder.
@@ -65,7 +66,7 @@ def _new_folder(config: Config) -> Path:
 
 
 def _claim(path: Path) -> bool:
-    """Make a folder, unless another run, maybe started in the same second, has it."""
+    """Make a folder; return False if it exists, from a run that started in the same second."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     try:
         path.mkdir(parents=True)
@@ -96,15 +97,18 @@ def make_folder(run_dir: Path, config: Config) -> None:
 
 
 def lock_folder(run_dir: Path) -> Callable[[], None]:
-    """Keep a second run out of a folder, until the returned function is called or the process ends.
+    """Lock a folder against other processes, and return the function that unlocks it.
+
+    The end of the process unlocks it, too.
 
     Raises:
-        ConfigError: another process trains there, or nothing can be written there.
+        ConfigError: another process has the lock, or nothing can be written there.
     """
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror})") from None
+        raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror}); a folder is expected") from None
     for attempt in range(_LOCK_SECONDS + 1):
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,6 +116,7 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return lock.close  # a file system without locks
-            if attempt < _LOCK_SECONDS:  # a run that was just killed may not be gone yet
+            # a run that was just killed may not have ended yet
+            if attempt < _LOCK_SECONDS:
                 time.sleep(1)
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")

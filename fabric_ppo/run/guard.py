@@ -1,4 +1,4 @@
-"""The guard of an update: it must end with finite numbers, or its beginning is restored."""
+"""Check that an update ends with finite numbers; otherwise its starting weights are restored."""
 
 from __future__ import annotations
 
@@ -14,36 +14,42 @@ _FINITE = ("policy_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm"
 
 
 class Guard:
-    """The weights and running statistics that an update starts from.
+    """Copy of the weights and running statistics that an update starts from.
 
     Attributes:
-        kept: those, by name.
+        kept: the copy, name -> tensor.
     """
 
     def __init__(self, agent: nn.Module) -> None:
-        """Keep the weights as they are now."""
+        """Copy the present weights."""
         self._agent = agent
         self.kept = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
 
     def keep(self) -> None:
-        """Keep the weights as they are now, at the end of an update."""
+        """Copy the weights at the end of an update, into the same memory."""
         for name, tensor in self._agent.state_dict().items():
             self.kept[name].copy_(tensor)
 
     @torch.no_grad()
     def check(self, stats: UpdateStats, update: int) -> None:
-        """See that an update's losses, and the weights after it, are finite.
+        """Check that the losses of an update and the weights after it are finite.
+
+        Args:
+            stats: numbers of the update.
+            update: updates before this one.
 
         Raises:
-            TrainingError: they are not; the weights are those that were kept.
+            TrainingError: they are not; the agent has the weights that were kept.
         """
         broken = [name for name in _FINITE if not math.isfinite(getattr(stats, name))]
         weights = self._agent.state_dict()
+        # one answer from the device for all tensors; which of them is broken matters only then
         if not bool(torch.cat([tensor.flatten() for tensor in weights.values()]).isfinite().all()):
             odd = {name for name, tensor in weights.items() if not bool(tensor.isfinite().all())}
             is_weight = bool(odd & dict(self._agent.named_parameters()).keys())
             broken.append("weights" if is_weight else "running statistics")
         if broken:
             self._agent.load_state_dict(self.kept)
+            # infinite statistics come from observations, which no learning rate changes
             hint = "" if broken == ["running statistics"] else "; lower --learning-rate?"
             raise TrainingError(f"update {update + 1}: {', '.join(broken)} not finite{hint}")

@@ -1,4 +1,4 @@
-"""An update as all ranks together saw it, merged in one collective."""
+"""Merging of the numbers of an update over all ranks, in one collective."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
 
 RETURN_WINDOW = 100
-"""The mean return is one of so many episodes, the last ones of all ranks."""
+"""Number of episodes, the last ones of all ranks, that a mean return is taken over."""
 
 
 @dataclass(frozen=True)
 class Requests(Metrics):
-    """Requests to stop, by a signal (to go on later) or by a callback; one rank's is enough."""
+    """Requests to stop, from a signal or a callback, as 0 or 1; that of one rank is enough."""
 
     signal: float = metric("max")
     callback: float = metric("max")
@@ -28,14 +28,14 @@ class Requests(Metrics):
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """An update as all ranks together saw it.
+    """Result of an update, merged over all ranks and the same on each.
 
     Attributes:
-        rollout, update: their numbers.
-        episodes: the last ones that ended, RETURN_WINDOW of each rank, ordered by (t, env).
-        moments: sums for `Agent.update_statistics`.
+        rollout, update: numbers of the rollout and of the update.
+        episodes: episodes that ended, the last RETURN_WINDOW of each rank, ordered by (t, env).
+        moments: sums for `Agent.update_statistics`, `[n]` float64.
         snapshot: the environments of all ranks.
-        requests: to stop, of any rank.
+        requests: requests to stop of any rank.
     """
 
     rollout: RolloutStats
@@ -47,16 +47,22 @@ class UpdateResult:
 
     @property
     def approx_kl(self) -> float:
-        """How far the policy has moved: mean over minibatches and ranks."""
+        """Approximate KL divergence of the update, mean over minibatches and ranks."""
         return self.update.approx_kl
 
     def tagged(self) -> dict[str, float]:
-        """Return what is logged: tag -> value."""
+        """Return the scalars to log, tag -> value."""
         return self.update.tagged() | self.rollout.tagged()
 
 
 def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks: Ranks) -> UpdateResult:
-    """Merge what the ranks saw of an update, in one collective (three with environments' states)."""
+    """Merge an update over all ranks, in one collective (three with environments' states).
+
+    Args:
+        rollout, stats, requests: this rank's.
+        ranks: those with rollouts.
+    """
+    # every rank sends the same number of rows, whatever number of episodes ended: NaN for none
     last = rollout.episodes[-RETURN_WINDOW:]
     episodes = torch.full((RETURN_WINDOW, 4), torch.nan, dtype=torch.float64)
     if last:
@@ -76,19 +82,20 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
 
 
 def _merge_episodes(of_ranks: Tensor) -> list[Episode]:
-    """Order the episodes of all ranks, `[W, RETURN_WINDOW, 4]`; NaN where there is none."""
+    """Return the episodes in `[W, RETURN_WINDOW, 4]`, in order; rows without one are NaN."""
     rows = of_ranks.flatten(0, 1)
     rows = rows[~rows[:, 0].isnan()]
     return sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows.tolist())
 
 
 def gather_snapshot(snapshot: EnvSnapshot, more: Sequence[Tensor], ranks: Ranks) -> tuple[EnvSnapshot, list[Tensor]]:
-    """Gather the snapshots of all ranks as one, and `more` of each rank, `[W, ...]` on the CPU."""
+    """Gather the snapshots of all ranks as one, and the tensors `more` of each rank.
+
+    Returns:
+        The snapshot, and each of `more` as `[W, ...]` on the CPU.
+    """
     by_step = (snapshot.actions, snapshot.ended)
-    by_env = (
-        *(snapshot.obs, snapshot.returns, snapshot.lengths),
-        *(snapshot.discounted, snapshot.memory),
-    )
+    by_env = (snapshot.obs, snapshot.returns, snapshot.lengths, snapshot.discounted, snapshot.memory)
     parts = [torch.from_numpy(np.ascontiguousarray(each)) for each in (*by_step, *by_env)]
     has_states = torch.tensor(bool(snapshot.states))
     *gathered, have_states = ranks.gather_all([*parts, *more, has_states])
@@ -98,13 +105,14 @@ def gather_snapshot(snapshot: EnvSnapshot, more: Sequence[Tensor], ranks: Ranks)
     flat = (x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in of_ranks[2:])
     obs, returns, lengths, discounted, memory = flat
     whole = EnvSnapshot(actions, ended, obs, returns, lengths, discounted, memory)
+    # states have different sizes, which takes two more collectives; all ranks must agree on that
     if have_states.all():
         whole = replace(whole, states=_gather_bytes(snapshot.states, ranks))
     return whole, [other.cpu() for other in gathered[len(parts) :]]
 
 
 def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[bytes]:
-    """Gather the texts of all ranks, as many on each, in order of rank."""
+    """Gather bytes of all ranks in order of rank; each rank has the same number of them."""
     sizes = ranks.gather(torch.tensor([len(text) for text in texts])).tolist()
     own = b"".join(texts).ljust(max(sum(row) for row in sizes) or 1)
     gathered = ranks.gather(torch.frombuffer(bytearray(own), dtype=torch.uint8)).tolist()

@@ -1,4 +1,4 @@
-"""Preparing a process for a run: threads, timeouts, determinism, and what ranks must agree on."""
+"""Preparation of a process for a run: threads, timeout, determinism, equal flags on all ranks."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ from fabric_ppo.process.launch import cores_per_rank
 from fabric_ppo.process.signals import signals
 
 _MULTIPLY_ADDS_FOR_THREADS = 2**25
+"""Multiplications in one matrix product from which threads make it faster."""
 
 
 def prepare_process(config: Config, ranks: Ranks) -> None:
-    """Set threads, the timeout and determinism; see that ranks were started alike; share signals.
+    """Set threads, timeout and determinism, compare the ranks' flags, and share signals.
 
     Raises:
         ConfigError: ranks have different flags.
     """
     threads = config.num_threads or useful_threads(config)
     torch.set_num_threads(threads)
-    # without it, Lightning sets threads anew when it launches
+    # otherwise Lightning sets the number of threads again when it launches
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     set_timeout(config.timeout)
     if config.torch_deterministic:
-        # as use_deterministic_algorithms(True, warn_only=True), which would load the compiler
+        # the same as use_deterministic_algorithms(True, warn_only=True), which loads the compiler
         torch.set_deterministic_debug_mode("warn")
     require_same_config(config, ranks)
     if ranks.size > 1:
+        # a signal that reaches one process of this host is passed on to its other ranks
         host = int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7], "big")
         everybody = ranks.gather(torch.tensor([host, os.getpid()])).tolist()
         signals.forward_to([pid for its_host, pid in everybody if its_host == host and pid != os.getpid()])
 
 
 def useful_threads(config: Config) -> int:
-    """Return the threads that a rank makes use of: one, unless its matrix products are large.
+    """Return the number of PyTorch's threads for a rank.
 
-    Then it is the rank's share of the host's cores. Products of a minibatch with small layers take
-    microseconds: threads gain nothing by sharing them, and on a busy machine lose a time slice
-    whenever they wait for each other.
+    It is one where matrix products are small, else the rank's share of the host's cores.
     """
+    # products of a minibatch with small layers take microseconds: threads gain nothing by sharing
+    # them, and on a busy machine lose a time slice whenever they wait for each other
     between_layers = [n * m for n, m in pairwise(config.hidden_sizes)]
     is_small = config.per_rank_batch_size * max(between_layers, default=0) < _MULTIPLY_ADDS_FOR_THREADS
     return 1 if is_small else cores_per_rank()
@@ -56,8 +58,9 @@ def require_same_config(config: Config, ranks: Ranks) -> None:
     """Compare the configurations of all ranks.
 
     Raises:
-        ConfigError: they differ; names the flags and a rank that has other values than rank 0.
+        ConfigError: they differ; names the flags, and the first rank that differs from rank 0.
     """
+    # digests first, whose size does not depend on the flags
     text = json.dumps(config.to_dict() | {"resume": config.resume}).encode()
     digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
     seen = ranks.gather(torch.tensor([digest, len(text)])).tolist()

@@ -1,4 +1,4 @@
-"""Progress on the terminal: one live line, or, in a file, a line every few seconds."""
+"""Progress of a run: one live line on a terminal, a line every few seconds in a file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Progress:
             self._task = self._live.add_task("training", total=total_steps, completed=steps, text="")
 
     def update(self, steps: int, return_mean: float | None, steps_per_second: float) -> None:
-        """Show how far the run is: transitions so far, mean return of late, speed."""
+        """Print transitions so far, the latest mean return, speed and the time that is left."""
         if not self._enabled:
             return
         score = "-" if return_mean is None else f"{return_mean:.1f}"
@@ -44,7 +44,7 @@ class Progress:
             print_line(text, sys.stdout)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._live is not None:
             with contextlib.suppress(OSError):
                 self._live.stop()

@@ -1,7 +1,7 @@
-"""Resolving of a Config: the checks that take an import, the environment's id or this machine.
+"""Resolution of a Config: checks that need an import, the environment's id or this machine.
 
 Building a Config checks values only. This step comes once after it, before anything starts or is
-written. It loads torch only for `--cuda`, so that a wrong flag answers at once.
+written. It loads torch for `--cuda` only, so that a wrong flag is answered at once.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ C = TypeVar("C", bound=Config)
 
 
 def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
-    """Check what a Config needs of this machine, and return it with the values that run.
+    """Check that a Config can run on this machine, and return it with its final values.
 
-    Its `env_id` is the one that runs, an int for a float is a float, and widths are a tuple, so
-    that equal runs have equal values.
+    These have the id of the environment that runs, floats as floats and widths as a tuple, so that
+    equal runs have equal values.
 
     Args:
-        config: as it was built.
-        world_size: processes of the run.
-        ranks_on_host: how many of them are on this host.
+        config: the flags.
+        world_size: number of processes of the run.
+        ranks_on_host: number of processes on this host.
 
     Raises:
         ConfigError: the flags do not fit the launch, a name cannot be imported, there is no such
@@ -49,7 +49,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
 
 
 def _require_importable(config: Config) -> None:
-    """Import each part of the user's own that a flag names as `module:name`."""
+    """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported."""
     if ":" in config.encoder:
         named_function(config.encoder, "encoder")
     for flag_name in ("env_wrapper", "trackers", "callbacks"):
@@ -59,7 +59,7 @@ def _require_importable(config: Config) -> None:
 
 
 def require_compiler() -> None:
-    """Raise a ConfigError where torch.compile would find no C++ compiler or no Python headers."""
+    """Raise a ConfigError if torch.compile would find no C++ compiler or no Python headers."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise ConfigError(f"--compile: a C++ compiler is needed, {compiler} is not found; CXX names another one")
@@ -68,7 +68,7 @@ def require_compiler() -> None:
 
 
 def require_cuda(num_devices: int) -> None:
-    """Raise a ConfigError where this host has fewer CUDA devices: the CPU is no substitute."""
+    """Raise a ConfigError if this host has fewer CUDA devices."""
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -77,10 +77,7 @@ def require_cuda(num_devices: int) -> None:
 
 
 def require_precision(precision: str | None) -> None:
-    """Raise a ConfigError for a `--precision` of `fabric run` with which this program cannot learn.
-
-    That of 16 bits leaves gradient steps out when they overflow, and weights of 16 bits do not move
-    by Adam's steps.
-    """
+    """Raise a ConfigError for a `--precision` of `fabric run` that agents cannot train with."""
+    # 16-mixed skips gradient steps that overflow; weights of 16 bits are too coarse for Adam
     if precision not in (None, "32", "32-true", "64", "64-true", "bf16", "bf16-mixed"):
         raise ConfigError(f"--precision {precision}: 32-true, 64-true or bf16-mixed is expected")

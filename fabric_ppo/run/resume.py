@@ -1,4 +1,4 @@
-"""Going on with a run (`--resume`): the checkpoint, whether it fits, and everything back in place."""
+"""Resuming of a run (`--resume`): finding its checkpoint, checking it, restoring everything."""
 
 from __future__ import annotations
 
@@ -33,17 +33,20 @@ _LIBRARIES = (
     *("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid"),
     "envpool",
 )
-_DAMAGED = (*(KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError),)
+"""Modules on whose versions the last bits of a run depend."""
+_DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+"""Errors that the contents of a checkpoint can cause where they are used."""
 
 
 @functools.cache
 def _digest_of_code() -> str:
+    """Return a digest of all files of this package."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what the last bits of a run depend on besides its flags."""
+    """Return everything on which the last bits of a run depend besides its flags, by name."""
     versions = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return versions | {
@@ -55,11 +58,13 @@ def surroundings() -> dict[str, Any]:
 
 
 def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint | None:
-    """Find the checkpoint to go on from, the same on all ranks: rank 0 chooses and sends it.
+    """Return the newest checkpoint of a run, the same on all ranks; None if there is none.
 
     Raises:
-        ConfigError: there are checkpoints, and none is whole, or the newest is another run's.
+        ConfigError: all checkpoints are damaged, or the newest does not fit this run.
     """
+    # rank 0 reads and sends it, for other hosts may not have the folder; an error is sent, too, so
+    # that all ranks end alike: "+" comes before a checkpoint, "-" before an error
     content = b""
     if ranks.rank == 0:
         try:
@@ -84,7 +89,7 @@ def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint |
 
 
 def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
-    """Return the bytes that rank 0 calls this with (two collectives)."""
+    """Return rank 0's argument on all ranks (two collectives)."""
     if ranks.size == 1:
         return content
     size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
@@ -94,7 +99,7 @@ def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
 
 @contextlib.contextmanager
 def _fitting(run_dir: Path) -> Iterator[None]:
-    """Raise a ConfigError, that the checkpoint does not fit, where something inside fails."""
+    """Turn an error of a checkpoint's contents within the block into a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -114,7 +119,14 @@ def restore(
     optimizer: torch.optim.Optimizer,
     buffer: RolloutBuffer,
 ) -> tuple[Counts, ActionLog]:
-    """Bring agent, optimizer and environments back to a checkpoint; every rank calls this.
+    """Restore agent, optimizer and environments from a checkpoint; every rank must call this.
+
+    Args:
+        checkpoint: what `find_checkpoint` returned.
+        run_dir: the run's folder.
+        config: the run's configuration.
+        ranks: those with environments.
+        agent, optimizer, buffer: what is restored.
 
     Returns:
         The run's counts, and the log of the actions of all environments.
@@ -136,6 +148,7 @@ def restore(
         past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action)
     counts = Counts()
     counts.resume_from(values)
+    # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
     begun_anew = _rebuild_episodes(buffer, past, ranks)
     before, current = values["surroundings"], surroundings()
     changed = [name for name in current if before.get(name) != current[name]]
@@ -146,7 +159,7 @@ def restore(
 
 
 def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Go on with the rate that `--desired-kl` has come to."""
+    """Set the learning rate that `--desired-kl` had reached; raise a ValueError if it cannot be."""
     if not LEARNING_RATES[0] <= rate <= LEARNING_RATES[1]:
         raise ValueError(f"its learning_rate is {rate}")
     for group in optimizer.param_groups:
@@ -154,10 +167,11 @@ def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> Non
 
 
 def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks) -> torch.Tensor:
-    """Bring the episodes in progress back, and agree with the other ranks on where that failed.
+    """Rebuild this rank's episodes in progress, and print why that failed (one collective).
 
     Returns:
-        `[W, 1 + N]` bool: whether a rank cannot go on exactly, and which environments begin anew.
+        `[W, 1 + N]` bool: for each rank, true if it cannot resume exactly, and then for each of its
+        environments, true if it began a new episode.
     """
     envs, failed = buffer.envs, buffer.rebuild(past)
     named = (f"environment {buffer.first_env + k}: {why}" for k, why in enumerate(failed) if why)
@@ -172,18 +186,23 @@ def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ran
 
 
 def require_same_run(config: Config, world_size: int, values: Mapping[str, Any]) -> None:
-    """Hold the flags of a resumed run against those that it was started with.
+    """Compare the flags of a resumed run with those that it was started with.
 
-    Another number of ranks is fine with shared data, as long as all ranks together have the same
+    With shared data the number of ranks may change, if all ranks together have the same
     environments and the same minibatches.
 
+    Args:
+        config: the present flags.
+        world_size: the present number of processes.
+        values: those of the checkpoint.
+
     Raises:
-        ConfigError: they differ where they must not; names the flags.
+        ConfigError: flags differ that must not; names them.
     """
     script = config.script
     if values["script"] != script:
         raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}")
-    # a flag that the run's version did not have is at its default
+    # a flag that an older version did not have was at its default
     before, current = type(config)().to_dict() | dict(values["config"]), config.to_dict()
     if current["total_timesteps"] < before["total_timesteps"]:
         raise ConfigError(
@@ -193,7 +212,8 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
     per_rank = _per_rank_flags(script, values["world_size"], world_size, config.share_data)
     may_differ = set(MAY_DIFFER)
     if "envpool" in (before.get("env_backend"), current["env_backend"]):
-        may_differ.remove("env_backend")  # EnvPool's episodes are others than Gymnasium's
+        # sync and async play the same episodes, EnvPool plays others
+        may_differ.remove("env_backend")
     differing = []
     for name in current:
         factors = per_rank.get(name, (1, 1))
@@ -209,7 +229,13 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
 
 
 def _per_rank_flags(script: str, before: int, current: int, share_data: bool) -> dict[str, tuple[int, int]]:
-    """Return the flags that count per rank, with the ranks of the run and those of this start."""
+    """Return the flags that count per rank: name -> (ranks before, ranks at present).
+
+    Value times ranks must stay the same. It is empty where the number of ranks is the same.
+
+    Raises:
+        ConfigError: the number of ranks differs, without shared data.
+    """
     if before == current:
         return {}
     if not share_data:

@@ -1,4 +1,4 @@
-"""A run before its first update: the process, the folder and the checkpoint, and what it closes."""
+"""Setup of a run before its first update: process, folder, checkpoint, trackers and callbacks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ from fabric_ppo.run.folder import lock_folder, make_folder
 from fabric_ppo.run.prepare import prepare_process
 from fabric_ppo.run.resume import find_checkpoint, from_rank_zero, restore
 from fabric_ppo.run.run import Books, Run
-from fabric_ppo.run.trackers.tracker import Trackers, make_part, make_trackers
+from fabric_ppo.run.trackers.json_lines import JsonLines
+from fabric_ppo.run.trackers.tensorboard import TensorBoard
+from fabric_ppo.run.trackers.tracker import Tracker, Trackers, make_part
 from fabric_ppo.run.writes import Writes
 
 R = TypeVar("R", bound="Closable")
 
+_BUILT_IN: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "json_lines": JsonLines}
+"""Trackers that `--trackers` names without a module."""
+
 
 class Closable(Protocol):
-    """A resource of a run."""
+    """A resource of a run, such as its environments."""
 
     def close(self) -> object:
         """Close it.
@@ -44,44 +49,43 @@ class Closable(Protocol):
 
 
 class RunSetup(contextlib.ExitStack):
-    """A run before its first update; `start` makes a Run of it.
-
-    As a context manager it closes what the run has, however the run ends.
+    """Context of a run: `start` begins the run, and leaving the context closes all it has opened.
 
     Attributes:
-        dir: the run's folder; a run that cannot start leaves none.
-        video_dir: where training videos go; empty for none (EnvPool's cannot be recorded).
+        dir: the run's folder; it does not exist yet, and a run that cannot start leaves none.
+        video_dir: folder of training videos; empty for none (EnvPool cannot record any).
     """
 
     def __init__(self, config: Config, ranks: Ranks, run_dir: Path) -> None:
-        """Prepare the process, and find the checkpoint to go on from with `--resume`.
+        """Prepare the process, and find the checkpoint for `--resume`.
 
         Args:
             config: the run's configuration, resolved.
             ranks: those with environments.
-            run_dir: from `new_run_dir`.
+            run_dir: what `new_run_dir` returned.
 
         Raises:
-            ConfigError: ranks were started differently; no checkpoint that fits these flags.
+            ConfigError: ranks have different flags, or the checkpoint does not fit these flags.
         """
         super().__init__()
         self._started = time.perf_counter()
         self._config, self._ranks, self._leads = config, ranks, ranks.rank == 0
         prepare_process(config, ranks)
+        # a folder's default name has the time in it, which other ranks read later
         named_by_rank_zero = Path(os.fsdecode(from_rank_zero(os.fsencode(run_dir), ranks)))
         self.dir = named_by_rank_zero if config.run_dir is None else run_dir
         records = config.capture_video and config.env_backend != "envpool"
         self.video_dir = str(self.dir / "train_videos") if records else ""
         self._writes = Writes()
-        is_locked = self._leads and config.resume and self.dir.exists()
-        if is_locked:
+        # before reading a checkpoint, or a run that still trains there could write a newer one
+        self._is_locked = self._leads and config.resume and self.dir.exists()
+        if self._is_locked:
             self.callback(lock_folder(self.dir))
-        self._is_locked = is_locked
         self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
         self._run: Run | None = None
 
     def closing(self, resource: R) -> R:
-        """Close `resource` when the run ends, however it ends."""
+        """Close `resource` when the context is left, and return it."""
 
         def close() -> None:
             try:
@@ -93,14 +97,14 @@ class RunSetup(contextlib.ExitStack):
         return resource
 
     def start(self, agent: Agent, optimizer: torch.optim.Optimizer, buffer: RolloutBuffer) -> Run:
-        """Start the environments, with the policy of `--init-from` if one is named.
+        """Start the environments, or restore everything from a checkpoint, and return the run.
 
-        Where `--resume` found a checkpoint, bring everything back to it instead.
+        A new run starts with the policy of `--init-from`, if there is one.
 
         Args:
-            agent: what is trained, the plain module.
+            agent: the agent to train, the plain module.
             optimizer: its optimizer.
-            buffer: of this rank's environments.
+            buffer: the buffer of this rank's environments.
 
         Raises:
             ConfigError: the checkpoint or the policy does not fit, or the folder cannot be made.
@@ -113,10 +117,10 @@ class RunSetup(contextlib.ExitStack):
             num_envs, shape = buffer.num_envs * ranks.size, buffer.actions.shape[2:]
             counts, log = Counts(), ActionLog.empty(num_envs, shape, buffer.log_dtype)
         else:
-            restored = restore(checkpoint, self.dir, config, ranks, agent, optimizer, buffer)
-            counts, log = restored
+            counts, log = restore(checkpoint, self.dir, config, ranks, agent, optimizer, buffer)
         counts.started = self._started
         trackers, callbacks = Trackers({}, self._writes), []
+        # the folder comes last, so that a run that cannot start leaves none
         if self._leads:
             trackers, callbacks = self._make_trackers(), self._make_callbacks()
             self._open_folder(trackers, counts)
@@ -130,17 +134,21 @@ class RunSetup(contextlib.ExitStack):
         return self._run
 
     def _make_trackers(self) -> Trackers:
-        return Trackers(make_trackers(self._config.trackers.split(",")), self._writes)
+        names = self._config.trackers.split(",")
+        made = {name: _make_tracker(name) for name in names}
+        return Trackers(made, self._writes)
 
     def _make_callbacks(self) -> list[Callback]:
         names = (self._config.callbacks or "").split(",")
         return [make_part(name, "callbacks", Callback) for name in names if name]
 
     def _open_folder(self, trackers: Trackers, counts: Counts) -> None:
+        """Make and lock the folder, and start the trackers in it."""
         config = self._config
-        make_folder(self.dir, config)
+        # before anything is written: another run may have been started there
         if not self._is_locked:
             self.callback(lock_folder(self.dir))
+        make_folder(self.dir, config)
         folder, keep = self.dir / "checkpoints", config.keep_checkpoints
         # a kill may have come between writing a checkpoint and dropping an old one
         self._writes.do("a checkpoint", drop_old, folder, keep)
@@ -151,6 +159,7 @@ class RunSetup(contextlib.ExitStack):
         self._print_remainder(num_updates)
 
     def _print_remainder(self, num_updates: int) -> None:
+        """Print a line if `--total-timesteps` is no whole number of updates."""
         config = self._config
         per_update = config.num_steps
         if config.timestep_unit == "transition":
@@ -163,7 +172,7 @@ class RunSetup(contextlib.ExitStack):
             )
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
-        """Close everything; where something could not be written, and nothing is worse, say so.
+        """Save the state of a run that failed, and close everything.
 
         Raises:
             NotAllWrittenError: the run is done, but something could not be written.
@@ -176,7 +185,8 @@ class RunSetup(contextlib.ExitStack):
         return suppresses
 
     def _fail(self, error: BaseException) -> None:
-        """Save the state from before the update that failed, and say where; no signal interrupts."""
+        """Save the state from before the update that failed, and print where it is."""
+        # from here on no signal interrupts the writing
         signals.stopping()
         is_failure = not isinstance(error, (ConfigError, StoppedBySignal))
         where = self._run.fail() if self._run is not None else None
@@ -184,3 +194,9 @@ class RunSetup(contextlib.ExitStack):
             print_from_rank_zero(f"the run has failed{where}")
         if is_failure:
             signals.failed(error)
+
+
+def _make_tracker(name: str) -> Tracker:
+    """Return a built-in tracker, or one of the user's own."""
+    tracker: Tracker = _BUILT_IN[name]() if name in _BUILT_IN else make_part(name, "trackers", Tracker)
+    return tracker

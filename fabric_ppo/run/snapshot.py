@@ -1,4 +1,4 @@
-"""A run at the end of an update, kept in memory: a checkpoint can be made of it at any moment."""
+"""Snapshot of a run after an update, in memory; a checkpoint can be written from it at any time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fabric_ppo.rollouts.buffer import EnvSnapshot
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at the end of an update, of all ranks together; nothing in it changes afterwards.
+    """State of a run after an update, of all ranks; nothing in it changes afterwards.
 
     Attributes:
-        weights, optimizer: by name.
-        in_flight: the weights that the rollout in progress is collected with, where rollouts and
+        weights, optimizer: the agent's and the optimizer's state, name -> tensor.
+        in_flight: weights that the rollout in progress is collected with, where rollouts and
             updates overlap; else empty.
         envs: the environments of all ranks.
         log: their actions since their resets.
-        values: everything else, as JSON has it.
+        values: everything else, as JSON values.
     """
 
     weights: dict[str, Tensor]
@@ -36,7 +36,7 @@ class Snapshot:
     values: dict[str, Any]
 
     def to_checkpoint(self, more: dict[str, Any]) -> Checkpoint:
-        """Make a checkpoint of it, with `more` values."""
+        """Return this as a checkpoint, with `more` values."""
         envs = self.envs
         arrays = {
             "obs": envs.obs,
@@ -57,24 +57,24 @@ class Snapshot:
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy each tensor into memory of its own, on the CPU."""
+    """Return a copy of each tensor, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the memory of an optimizer's state, parameter by parameter, as `<index>.<name>`.
+    """Return the tensors of an optimizer's state, not copies, as `<parameter's index>.<name>`.
 
-    What the names are, only the optimizer knows.
+    The names are the optimizer's own: nothing else depends on them.
     """
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Have an optimizer go on from what `optimizer_tensors` returned."""
+    """Load into an optimizer the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        # a copy: an optimizer takes over what it is given
+        # a copy, for an optimizer changes the tensors that it loads in place
         state.setdefault(int(index), {})[name] = value.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

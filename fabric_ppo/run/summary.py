@@ -1,4 +1,4 @@
-"""The summary of a run: `summary.json`, and the lines that a training ends with."""
+"""Summary of a run: `summary.json`, and the lines printed at the end of a training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.config import Config
 from fabric_ppo.process.files import write_atomically
+from fabric_ppo.process.launch import read_launch
+from fabric_ppo.run.counts import Counts
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run; the fields of `summary.json`, as README describes them."""
+    """Result of a run: the fields of `summary.json`, as README describes them."""
 
     script: str
     env_id: str
@@ -35,18 +38,18 @@ class Summary:
         """Write `summary.json`.
 
         Raises:
-            OSError: it cannot be written; an older one is as it was.
+            OSError: it cannot be written; an older one stays as it was.
         """
         text = json.dumps(asdict(self), indent=2, allow_nan=False)
         write_atomically(run_dir / "summary.json", f"{text}\n".encode())
 
     def lines(self, run_dir: Path, video_dirs: list[str], has_own_code: bool) -> str:
-        """Format what a training ends with: its figures, and where everything is.
+        """Return the text printed at the end of a training: its figures, and paths of its results.
 
         Args:
             run_dir: the run's folder.
             video_dirs: folders with videos.
-            has_own_code: whether evaluating needs modules of the user's own.
+            has_own_code: true if `evaluate` must import modules of the user's own.
         """
         test, own = self.test, " --own-code" if has_own_code else ""
         lines = [
@@ -58,3 +61,25 @@ class Summary:
             f"again   python -m fabric_ppo evaluate {run_dir}{own}",
         ]
         return "\n".join(lines)
+
+
+def summarize(config: Config, counts: Counts, test: dict[str, Any]) -> Summary:
+    """Return the summary of a run; `test` is `TestResult.to_dict`, empty before the test."""
+    return Summary(
+        script=config.script,
+        env_id=config.env_id,
+        seed=config.seed,
+        world_size=read_launch().world_size,
+        total_timesteps=config.total_timesteps,
+        env_steps=counts.env_steps,
+        updates=counts.updates,
+        gradient_steps=counts.gradient_steps,
+        wall_seconds=counts.wall_seconds,
+        train_seconds=counts.train_seconds,
+        steps_per_second=counts.env_steps / counts.train_seconds,
+        train_return_mean=counts.return_mean,
+        train_return_episodes=len(counts.window),
+        resumes=counts.resumes,
+        exact_resume=counts.is_exact,
+        test=test,
+    )

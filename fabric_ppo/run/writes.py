@@ -1,4 +1,4 @@
-"""Writing that goes on where the disk is full or read-only."""
+"""Writing that may fail: training goes on where the disk is full or read-only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fabric_ppo.process.errors import NotAllWrittenError, describe_error
 
 
 class Writes:
-    """Calls that write: those that fail are printed at once, and named again at the end."""
+    """Record of failed writes: each is printed at once, and named again at the end of the run."""
 
     def __init__(self) -> None:
-        """Nothing has failed yet."""
+        """Start without a failed write."""
         self._failed: dict[str, str] = {}
 
     def do(self, what: str, write: Callable[..., object], *args: Any) -> bool:
-        """Call `write(*args)`, which writes `what`; return whether that worked."""
+        """Call `write(*args)`, which writes `what`; return False if it raised an OSError."""
         with self.tolerating(what):
             write(*args)
             return True
@@ -26,18 +26,19 @@ class Writes:
 
     @contextlib.contextmanager
     def tolerating(self, what: str, errors: type[Exception] = OSError) -> Iterator[None]:
-        """Run the block, and go on where it raises one of `errors`: `what` was not written."""
+        """Suppress `errors` of the block, and record that `what` was not written."""
         try:
             yield
         except errors as error:
             why = str(error) if isinstance(error, OSError) else describe_error(error)
+            # once, not in every update: what failed will mostly fail again
             if what not in self._failed:
                 message = f"warning: {what} could not be written ({why}); the training goes on"
                 print_from_rank_zero(message)
             self._failed[what] = why
 
     def note(self, error: OSError) -> None:
-        """Note an error that has been printed already; its text names what was not written."""
+        """Record an error that was printed already, with text that names what was not written."""
         self._failed[str(error)] = ""
 
     def raise_if_incomplete(self) -> None:

@@ -1,1 +1,4 @@
-"""Command line, benchmark suite, plots and videos: what one does around a run."""
+"""Command line, benchmark suite, plots and videos.
+
+This room uses run, rollouts, agents, envs, process and config; the scripts use its `flags`.
+"""

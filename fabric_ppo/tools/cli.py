@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fabric_ppo.config import SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError
+from fabric_ppo.run.folder import require_no_run
 from fabric_ppo.run.resolve import require_precision, resolve
 from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.locate import script_path
@@ -28,14 +29,14 @@ COMMAND --help says more."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors are one line, like all others here."""
+    """ArgumentParser that raises a ConfigError, so that its errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status."""
+    """Run a command and return its exit status; `args` are by default those of the process."""
     args = sys.argv[1:] if args is None else list(args)
     commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "benchmark": _benchmark}
     if not args or args[0] in ("-h", "--help"):
@@ -56,7 +57,11 @@ def console() -> NoReturn:
 
 
 def _train(args: list[str]) -> int:
-    """Check everything that can be checked, and become the launcher."""
+    """Check the flags, and replace this process by the launcher of a script.
+
+    Raises:
+        ConfigError: something cannot work; nothing has been launched or written.
+    """
     if not args or args[0] not in SCRIPT_CONFIGS:
         raise ConfigError(f"train {args[0] if args else ''}: one of {', '.join(SCRIPT_CONFIGS)} is expected")
     name, rest = args[0], args[1:]
@@ -70,15 +75,15 @@ def _train(args: list[str]) -> int:
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {name}")
     config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
     require_precision(getattr(launch, "precision", None))
-    if config.run_dir is not None and not config.resume and (Path(config.run_dir) / "config.yaml").exists():
-        raise ConfigError(f"--run-dir {config.run_dir}: holds a run already; a new folder or --resume is expected")
+    require_no_run(config)
     sys.stdout.flush()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the script sets its own; torchrun would warn
+    # without it torchrun prints a warning; the script sets its own number of threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.execv(sys.executable, [sys.executable, *_launch_command(config_type, launch), *flags])
 
 
 def _launcher_parser(name: str) -> _Parser:
-    """Return the parser of the launcher's flags for a script."""
+    """Return the parser for the launcher's flags of a script."""
     parser = _Parser(prog=f"fabric-ppo train {name}", allow_abbrev=False, add_help=False)
     parser.add_argument("--devices", type=int, default=1, help="processes on each host (default: 1)")
     parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
@@ -103,9 +108,9 @@ def _check_launcher(launch: argparse.Namespace) -> None:
 
 
 def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> list[str]:
-    """Return the arguments with which Python launches a script.
+    """Return Python's arguments that launch a script.
 
-    One process is the script itself, several are `torchrun`'s or `fabric run`'s.
+    They are the script itself for one process, else `torchrun` or `fabric run` with the script.
     """
     path = str(script_path(config_type))
     options = {name: getattr(launch, name, None) for name in ("accelerator", "strategy", "precision")}
@@ -117,7 +122,8 @@ def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> li
         where = [f"--nnodes={launch.num_nodes}", f"--node_rank={launch.node_rank}"]
         where += [f"--master_addr={address}", f"--master_port={port}"]
         return ["-m", "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, path]
-    if processes > 1 and config_type is not DecoupledConfig:  # whose trainers set up their own
+    # player and trainers of the decoupled script make a strategy of their own
+    if processes > 1 and config_type is not DecoupledConfig:
         options["strategy"] = options["strategy"] or "ddp"
     where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
     where += [f"--main-address={address}", f"--main-port={port}", f"--devices={launch.devices}"]
@@ -126,6 +132,7 @@ def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> li
 
 
 def _free_port() -> int:
+    """Return a port of this host that nobody uses at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -133,14 +140,15 @@ def _free_port() -> int:
 
 
 def _evaluate(args: list[str]) -> int:
-    """Play test episodes with a run's policy."""
+    """Play test episodes with a run's policy, and print the scores."""
     given = _evaluate_parser().parse_args(args)
     if given.episodes < 1:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
+    # these imports load torch, which takes seconds: wrong flags are reported before
     from fabric_ppo.agents.policy import load_agent, own_modules
-    from fabric_ppo.envs.ids import ATARI, resolve_env_id
+    from fabric_ppo.envs.ids import resolve_env_id
     from fabric_ppo.process.errors import EnvironmentFault
     from fabric_ppo.rollouts.evaluate import evaluate
     from fabric_ppo.tools.video import recorded_gif
@@ -148,7 +156,7 @@ def _evaluate(args: list[str]) -> int:
     policy = load_agent(given.run_dir, own_code=given.own_code)
     if (modules := own_modules(policy.spec)) and not given.own_code:
         raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
-    # this imports the module that registers the environment
+    # imports the module that registers the environment
     resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
     run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
@@ -186,7 +194,7 @@ def _evaluate_parser() -> _Parser:
 
 
 def _plot(args: list[str]) -> int:
-    """Draw the learning curves of runs."""
+    """Draw the learning curves of runs into a picture."""
     parser = _Parser(prog="fabric-ppo plot", allow_abbrev=False)
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folders of runs")
     parser.add_argument("--out", required=True, metavar="FILE", help="picture to write: .svg, .png or .pdf")

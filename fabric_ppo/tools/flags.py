@@ -1,6 +1,6 @@
 """Parsing of the command line and of YAML files into a Config.
 
-This module loads nothing heavy, so that `--help` and a wrong flag answer at once.
+This module imports nothing heavy, so that `--help` and a wrong flag are answered at once.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ C = TypeVar("C", bound=Config)
 
 
 def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
-    """Read a file of flags for `config_type`; drop those of another script only, and print which.
+    """Read a YAML file of flags for `config_type`; flags of other scripts are printed and ignored.
+
+    Returns:
+        Field name -> value, with the field's type.
 
     Raises:
-        ConfigError: unreadable file, or a key that no script has.
+        ConfigError: the file cannot be read, or has a key that no script has.
     """
     import yaml
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # what PyYAML makes of a bad `!!int` alone has five types
+    except Exception as error:  # PyYAML raises five types of errors for a bad `!!int` alone
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -64,13 +67,12 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
 
 
 def _from_yaml(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as its flag wants it.
-
-    A list becomes a tuple; what YAML 1.1 takes for text as it has no point, such as 3e-4, a number.
+    """Return the value of a flag in a YAML file, converted to the flag's type.
 
     Raises:
         ConfigError: it has another type than its flag.
     """
+    # YAML 1.1 reads 3e-4, which has no point, as text, and has lists, but no tuples
     if isinstance(value, list):
         value = tuple(value)
     elif takes_float(kind) and type(value) in (str, int):
@@ -82,12 +84,14 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
 
 
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
-    """Read a script's command line into a Config that fits the launch and this machine.
+    """Parse a script's command line into a Config that fits the launch and this machine.
 
-    From here on the script also listens to signals, and ends with its launcher.
+    Without `args` it parses the command line of this process, which from then on handles signals,
+    and ends when its launcher does.
 
     Raises:
-        SystemExit: status 2 after one line from rank 0, for what cannot work; 0 after `--help`.
+        SystemExit: with status 2, after one line from rank 0, if a flag cannot work; with status 0
+            after `--help`.
     """
     if args is None:
         die_with_launcher()
@@ -95,7 +99,8 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
     try:
         launch = read_launch()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # nobody knows which rank would be 0
+        # the rank is not known, so each process prints it
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
@@ -108,17 +113,18 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
 
 
 def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = None) -> C:
-    """Parse flags into a Config that is not resolved yet.
+    """Parse flags into a Config that is not yet resolved.
 
     Raises:
         ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
-        SystemExit: `--help` was asked for.
+        SystemExit: `--help` is among the flags.
     """
     import tyro
 
     given = _given_flags(config_type, args)
     path = (given.get("config") or [""])[0]
-    # tyro would swallow a ConfigError raised while it builds the Config: it builds an unchecked one
+    # tyro hides a ConfigError that is raised while it builds the Config: let it build one without
+    # checks
     unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})
     default = unchecked(**(load_yaml(path, config_type) if path else {}))
     output = io.StringIO()
@@ -137,7 +143,7 @@ def _accept(config: Config) -> None:
 
 
 def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, list[str]]:
-    """Return field name -> its words on the command line.
+    """Return field name -> words of its value on the command line.
 
     Raises:
         ConfigError: a word belongs to no flag.
@@ -171,7 +177,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
 
 
 def _hint(word: str, known: Collection[str]) -> str:
-    """Suggest what somebody may have meant by a flag that a script does not have."""
+    """Return a hint for the error about a flag that a script does not have."""
     if owners := [kind for kind in SCRIPT_CONFIGS.values() if word in map(flag, field_types(kind))]:
         hint = "; fabric run takes --accelerator=cuda" if word == "--cuda" else ""
         return f"it is one of {' and '.join(map(script_file, owners))}{hint}"
@@ -180,7 +186,7 @@ def _hint(word: str, known: Collection[str]) -> str:
 
 
 def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) -> str:
-    """Format what tyro prints in a box as one line: the flag, its value and the type expected."""
+    """Return tyro's error, which is printed in a box, as one line: flag, value, expected type."""
     kinds = field_types(config_type)
     for found in re.findall(r"--[\w-]+", box):
         name = found.removeprefix("--").removeprefix("no-").replace("-", "_")

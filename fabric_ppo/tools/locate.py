@@ -17,7 +17,8 @@ def script_path(config_type: type[Config]) -> Path:
 
 
 def preset_path(preset: str) -> Path:
-    """Return a preset's file of flags: a wheel has them in the package, a checkout beside it."""
+    """Return the YAML file of a preset."""
+    # a wheel has the presets in the package, a checkout beside it
     installed = Path(__file__).parents[1] / "configs"
     folder = installed if installed.is_dir() else script_path(TorchConfig).with_name("configs")
     return folder / f"{preset}.yaml"

@@ -14,7 +14,11 @@ _METRIC = "Rewards/rew_avg"
 
 
 def plot_runs(run_dirs: list[Path], out: Path) -> None:
-    """Draw the mean return of training episodes over transitions into `out`, one line a run.
+    """Draw the mean return of training episodes over transitions, one line for each run.
+
+    Args:
+        run_dirs: folders of runs.
+        out: picture to write.
 
     Raises:
         ConfigError: matplotlib is missing, a folder holds no run, or `out` is no kind of picture.
@@ -27,7 +31,7 @@ def plot_runs(run_dirs: list[Path], out: Path) -> None:
 
 
 def draw(out: Path, curves: list[np.ndarray], title: str, goal: float | None) -> None:
-    """Draw curves of several seeds, with their mean and any goal, into `out`.
+    """Draw curves of several seeds, with their mean and the goal, if there is one.
 
     Args:
         out: picture to write.
@@ -41,6 +45,7 @@ def draw(out: Path, curves: list[np.ndarray], title: str, goal: float | None) ->
     figure, axes = _figure()
     for steps, returns in curves:
         axes.plot(steps, returns, linewidth=0.6, alpha=0.5, color="tab:blue")
+    # the mean only where all curves have points, interpolated at the same transitions
     shared = np.linspace(max(each[0][0] for each in curves), min(each[0][-1] for each in curves), 200)
     mean = np.mean([np.interp(shared, *each) for each in curves], axis=0)
     axes.plot(shared, mean, linewidth=2, color="tab:blue", label=f"mean of {len(curves)}")
@@ -58,7 +63,8 @@ def _figure() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("plot needs matplotlib: pip install matplotlib") from None
-    matplotlib.rcParams["svg.hashsalt"] = "fabric-ppo"  # the same curves give the same file
+    # otherwise ids in an SVG are random: the same curves are to give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "fabric-ppo"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="transitions", ylabel="mean return of the episodes that ended")

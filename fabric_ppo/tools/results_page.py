@@ -1,4 +1,4 @@
-"""Page of a benchmark's scores: a table with statistics over runs, and a section for each preset.
+"""Page of a benchmark's scores: a table with statistics over runs, a section for each preset.
 
 `results.json`, beside the page, holds every finished run; table and curves are made from it.
 """
@@ -18,15 +18,14 @@ from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.plot import draw
 
 TEST_EPISODES = 100
-"""Episodes that score a run."""
-
-
+"""Number of test episodes whose mean return is the score of a run."""
 _RESAMPLES = 50_000
+"""Number of bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Preset of `configs/`, published scores of its environment, and a goal if there is one."""
+    """Row of the table: a preset of `configs/`, published scores, and a goal if there is one."""
 
     preset: str
     published: str
@@ -39,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """Finished run: mean return of its test episodes, curve of its training."""
+    """Result of a finished run: its test's returns and its learning curve."""
 
     preset: str
     env_id: str
@@ -57,9 +56,9 @@ class Result:
 
 
 def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
-    """Average over the last axis without its lowest and its highest quarter, each rounded down.
+    """Return the mean over the last axis without its lowest and its highest quarter.
 
-    See arXiv 2108.13264, 4.3.
+    A quarter is rounded down to whole scores. See arXiv 2108.13264, section 4.3.
     """
     ordered: NDArray[np.float64] = np.sort(np.asarray(scores, np.float64))
     cut = ordered.shape[-1] // 4
@@ -71,8 +70,13 @@ def interval(
 ) -> tuple[float, float]:
     """Compute the 95 % percentile bootstrap interval of a statistic over runs.
 
-    See arXiv 2108.13264, 4.1. The draws are always the same, so equal scores give equal intervals.
+    See arXiv 2108.13264, section 4.1.
+
+    Args:
+        scores: one for each run.
+        statistic: function from `[samples, runs]` to `[samples]`.
     """
+    # a fixed seed, so that equal scores give equal intervals
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(scores, np.float64), (_RESAMPLES, len(scores)))
     low, high = np.percentile(statistic(drawn), [2.5, 97.5])
@@ -80,7 +84,13 @@ def interval(
 
 
 def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
-    """Put a result into the page's `results.json`, in place of an earlier one of the same run."""
+    """Add a result to `results.json` of the page `out`; it replaces an earlier one of the same run.
+
+    Args:
+        out: the page.
+        result: what is added.
+        rows: preset -> its row, in the order of the page.
+    """
     others = [each for each in _read_results(out) if (each.preset, each.seed) != (result.preset, result.seed)]
     order = list(rows)
     results = sorted([*others, result], key=lambda each: (order.index(each.preset), each.seed))
@@ -95,16 +105,16 @@ def _read_results(out: Path) -> list[Result]:
 
 
 def _folder(out: Path) -> Path:
-    """Return the folder of `results.json` and of the curves."""
+    """Return the folder of `results.json` and of the curves of a page."""
     return out.with_suffix("")
 
 
 def write_page(out: Path, preset: str, rows: Mapping[str, Row]) -> None:
-    """Write the page of all results so far, and draw the curves of a preset anew.
+    """Write the page of all results so far, and draw the curves of one preset.
 
     Args:
         out: the page.
-        preset: one that has a result.
+        preset: a preset with a new result.
         rows: preset -> its row, in the order of the page.
     """
     results = _read_results(out)
@@ -182,11 +192,11 @@ def _is_goal_reached(row: Row, runs: list[Result]) -> bool:
 
 
 def _number_format(runs: list[Result]) -> str:
-    """Return the format of their scores: fewer decimals for large ones."""
+    """Return the format of the runs' scores, with fewer decimals for large ones."""
     return ".1f" if max(abs(run.test_return) for run in runs) > 10 else ".3f"
 
 
 def _title(run: Result) -> str:
-    """Return the environment, with the recurrent layer where its preset has one."""
+    """Return the environment's id, followed by the recurrent layer if there is one."""
     recurrent = run.flags.get("recurrent", "none")
     return run.env_id if recurrent == "none" else f"{run.env_id} ({recurrent})"

@@ -1,7 +1,7 @@
-"""`fabric-ppo benchmark`: train presets over several seeds, and test each final policy.
+"""Benchmark suites (`fabric-ppo benchmark`): presets trained with several seeds, and tested.
 
-Every finished run is a line of `results.json`, from which the page of scores is made: a suite can
-be killed and repeated, and run in parts.
+Every finished run is a line of `results.json`, from which the page of scores is made. A suite can
+be killed and started again, and be run in parts.
 """
 
 from __future__ import annotations
@@ -33,16 +33,13 @@ from fabric_ppo.tools.plot import curve
 from fabric_ppo.tools.results_page import TEST_EPISODES, Result, Row, add_result, write_page
 
 _CURVE_POINTS = 60
-
-
+"""Largest number of points of a curve in `results.json`."""
 _PACKAGES = ("torch", "gymnasium", "box2d", "mujoco", "minigrid", "ale-py", "opencv-python-headless", "envpool")
-
-
+"""Packages whose versions are noted with a result."""
 _MADE_WITH = "made_with.txt"
-
-
+"""File in a run's folder that holds machine and versions."""
 _FREE = ("seed", "test_episodes", "num_threads", "log_dir")
-"""Flags that a run has besides those of its preset."""
+"""Flags of a run that its preset does not set."""
 
 
 SUITES = {
@@ -78,7 +75,7 @@ ROWS = {row.preset: row for rows in SUITES.values() for row in rows}
 
 
 def presets_of(names: Sequence[str]) -> list[str]:
-    """Return the presets of suites and presets by name.
+    """Return the presets that names of suites and presets stand for, each once.
 
     Raises:
         ConfigError: a name is neither.
@@ -92,26 +89,26 @@ def presets_of(names: Sequence[str]) -> list[str]:
 
 
 def check_presets(presets: Sequence[str]) -> None:
-    """Raise a ConfigError for a preset that cannot work here, or has an environment that cannot."""
+    """Raise a ConfigError for a preset whose flags or environment cannot work on this machine."""
     for preset in presets:
         config = _resolved(preset_path(preset))
         make_gymnasium_env(config.env_id, config.env_preset or config.env_wrapper or "").close()
 
 
 def _resolved(path: Path) -> TorchConfig:
-    """Return the flags of a file, as they run."""
+    """Return the resolved flags of a YAML file."""
     return resolve(TorchConfig(**load_yaml(str(path), TorchConfig)))
 
 
 def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out: Path) -> int:
-    """Train what is not finished yet, `jobs` runs side by side, and write the page.
+    """Train all runs that are not finished, `jobs` at a time, and write the page after each.
 
     Args:
-        presets: by name.
-        seeds: number of runs of each, with seeds from 1 up.
-        jobs: runs at a time, one core each.
-        log_dir: folder of the run folders; unfinished runs go on from there.
-        out: the page to write; `results.json` and the curves lie beside it, in a folder of its
+        presets: names of presets.
+        seeds: number of runs of each preset, with seeds from 1 up.
+        jobs: number of runs at a time, one core each.
+        log_dir: folder of the run folders; unfinished runs in it are resumed.
+        out: the page to write; `results.json` and the curves are beside it, in a folder of its
             name.
 
     Returns:
@@ -138,12 +135,13 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
                 failed += 1
                 print(f"{preset}, seed {seed}: ended with status {status}, see {run_dir}/output.txt", file=sys.stderr)
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt has reached those that run, too
+        # an interrupt has reached the running ones, too; those that wait must not start
+        pool.shutdown(cancel_futures=True)
     return failed
 
 
 def _train(preset: str, seed: int, run_dir: Path) -> int:
-    """Train and test one run, unless that has happened; return its exit status."""
+    """Train and test one run, unless it is finished; return its exit status."""
     summary = run_dir / "summary.json"
     if summary.is_file() and json.loads(summary.read_text())["test"]:
         return 0
@@ -158,23 +156,26 @@ def _train(preset: str, seed: int, run_dir: Path) -> int:
 
 
 def _flags(preset: str, seed: str) -> list[str]:
-    """Return the flags of a run; its preset's path is relative where it lies below this folder."""
+    """Return the flags of a run."""
+    # a path below the working directory as a relative one, so that it does not name this machine
     path = preset_path(preset)
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return ["--config", str(path), "--seed", seed, "--test-episodes", str(TEST_EPISODES)]
 
 
 def _changed_flags(preset: str, run_dir: Path) -> list[str]:
-    """Return the flags of a run that are no longer what its preset says."""
-    before, now = (_resolved(path).to_dict() for path in (run_dir / "config.yaml", preset_path(preset)))
-    return [name for name in now if name not in _FREE and before[name] != now[name]]
+    """Return the flags whose values in the preset have changed since a run was trained."""
+    paths = (run_dir / "config.yaml", preset_path(preset))
+    before, current = (_resolved(path).to_dict() for path in paths)
+    return [name for name in current if name not in _FREE and before[name] != current[name]]
 
 
 def _result(preset: str, run_dir: Path) -> Result:
     """Read a finished run's result from its folder."""
     summary = json.loads((run_dir / "summary.json").read_text())
     steps, returns = curve(run_dir)
-    noted = run_dir / _MADE_WITH  # a suite that is looked at again may have other versions by then
+    # written when the run was trained: a page that is made again later may see other versions
+    noted = run_dir / _MADE_WITH
     parts = np.array_split(np.stack([steps, returns]), min(_CURVE_POINTS, len(steps) or 1), axis=1)
     return Result(
         preset=preset,
@@ -192,7 +193,7 @@ def _result(preset: str, run_dir: Path) -> Result:
 
 
 def made_with() -> str:
-    """Describe this machine, and the versions of the packages that run here."""
+    """Return a description of this machine and of the packages' versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     cpu = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in reversed(lines) if ":" in line)

@@ -10,21 +10,20 @@ from pathlib import Path
 from fabric_ppo.process.errors import ConfigError
 
 _FRAMES_PER_SECOND = 20
-
-
 _HEIGHT = 240
+"""Height of the GIF in pixels."""
 
 
 @contextlib.contextmanager
 def recorded_gif(path: str | None, video_dir: str) -> Iterator[str]:
-    """Give a folder to record into, and make the video there the GIF `path` at the end.
+    """Yield a folder to record into, and at the end convert the video in it to a GIF.
 
     Args:
         path: GIF to write; None for none.
-        video_dir: folder of a recording that is wanted anyhow, empty for none.
+        video_dir: folder in which the video is to stay; empty for none.
 
     Raises:
-        ConfigError: there cannot be such a file.
+        ConfigError: `path` is no file in an existing folder.
     """
     if path is None:
         yield video_dir
@@ -37,7 +36,7 @@ def recorded_gif(path: str | None, video_dir: str) -> Iterator[str]:
         recorded = video_dir or str(Path(folder) / "video")
         yield recorded
         if not (videos := list(Path(recorded).glob("*.mp4"))):
-            return  # why has been printed
+            return  # the reason has been printed
         video = max(videos, key=lambda file: file.stat().st_mtime)
         with VideoFileClip(str(video)) as clip:
             clip.resized(height=_HEIGHT).write_gif(path, fps=_FRAMES_PER_SECOND, logger=None)

@@ -1,1 +1,1 @@
-"""Trackers: where the metrics of a run go."""
+"""Trackers: destinations of a run's metrics; the protocol, TensorBoard and JSON lines."""

@@ -13,12 +13,12 @@ from fabric_ppo.run.trackers.tracker import Position, Tracker
 
 
 class JsonLines(Tracker):
-    """Appends a line an update, whole or not at all."""
+    """Tracker that appends a line in each update, whole or not at all."""
 
     label = "metrics.jsonl"
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Open the file; take lines out of it that will come again."""
+        """Open the file, and cut off lines of updates that will come again."""
         path = run_dir / "metrics.jsonl"
         if path.exists():
             kept = _lines_until(path.read_bytes(), resumed_at.update)
@@ -30,12 +30,13 @@ class JsonLines(Tracker):
         """Append one line.
 
         Raises:
-            OSError: it cannot be written; the file ends with the line before.
+            OSError: it cannot be written; the file then ends with the line before.
         """
         self._update += 1
         line = json.dumps({"step": step, "update": self._update} | dict(metrics)).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
+            # on a full disk a write may store a part of the line, without an error
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
@@ -48,7 +49,7 @@ class JsonLines(Tracker):
 
 
 def _lines_until(content: bytes, update: int) -> Iterator[bytes]:
-    """Yield the lines up to an update, or to one that is damaged."""
+    """Yield the lines up to `update`, or up to the first damaged one."""
     for line in content.splitlines(keepends=True):
         try:
             is_kept = line.endswith(b"\n") and json.loads(line)["update"] <= update

@@ -1,4 +1,4 @@
-"""TensorBoard: one event an update, and the hyperparameters as a text."""
+"""TensorBoard: one event for each update, and the hyperparameters as text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fabric_ppo.run.trackers.tracker import Position, Tracker
 
 
 class TensorBoard(Tracker):
-    """Writes event files directly into the run's folder."""
+    """Tracker that writes event files directly into the run's folder."""
 
     label = "TensorBoard's events"
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Open an event file; take events out of older ones that will come again."""
+        """Open an event file, and remove events from older ones that will come again."""
         from torch.utils.tensorboard import SummaryWriter
 
         if events := sorted(run_dir.glob("events.out.tfevents.*")):
@@ -27,7 +27,8 @@ class TensorBoard(Tracker):
         self._writer.add_text("hyperparameters", markdown_table(config))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write the scalars as one event: a seventh of the price of as many, and read alike."""
+        """Write the scalars of an update as one event."""
+        # one event takes a seventh of the time of one for each scalar, and TensorBoard reads both
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
@@ -35,7 +36,7 @@ class TensorBoard(Tracker):
         file_writer.add_summary(Summary(value=values), step)
 
     def flush(self) -> None:
-        """Write out what was logged."""
+        """Write logged events to the disk."""
         self._writer.flush()
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
@@ -49,9 +50,9 @@ class TensorBoard(Tracker):
 
 
 def _cut_back(events: list[Path], env_steps: int) -> None:
-    """Make one file of `events`, without those after `env_steps`, so that the run has one curve."""
-    # TensorBoard reads files by name, which holds the time: this one comes first, also where the
-    # clock went back
+    """Merge `events` into one file, without those after `env_steps`, so that there is one curve."""
+    # TensorBoard reads files in order of their names, which begin with the time: `0` comes first,
+    # also where the clock was set back
     whole = events[0].with_name("events.out.tfevents.0")
     write_atomically(whole, b"".join(_scalars_until(events, env_steps)))
     for path in events:
@@ -60,10 +61,11 @@ def _cut_back(events: list[Path], env_steps: int) -> None:
 
 
 def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
-    """Yield records that hold a version, or a scalar up to `env_steps`; the test's come again."""
+    """Yield the records with a version or a scalar up to `env_steps`, but none of the test's."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    seen = set()  # a kill in the middle of cutting back leaves records in two files
+    # a kill in the middle of `_cut_back` leaves records in two files
+    seen = set()
     for path in paths:
         for event, record in _events(path):
             tags = tuple(value.tag for value in event.summary.value)
@@ -78,7 +80,7 @@ def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
 
 
 def _events(path: Path) -> Iterator[tuple[Any, bytes]]:
-    """Yield a file's events, and the records that they were read from, up to any damage."""
+    """Yield the events of a file and the records that they were read from, up to any damage."""
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event

@@ -1,8 +1,8 @@
-"""The door for trackers: a protocol, and those of a run, together."""
+"""Trackers: the protocol for built-in ones and the user's own, and all trackers of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,60 +12,60 @@ from fabric_ppo.run.writes import Writes
 
 
 class Position(NamedTuple):
-    """How far a run is: updates, and transitions over all ranks; zeros at its start."""
+    """Progress of a run: updates, and transitions over all ranks; zeros at its start."""
 
     update: int
     env_steps: int
 
 
 class Tracker:
-    """Something that metrics go to, on rank 0; each method may be left as it is.
+    """Destination of metrics, on rank 0; a subclass overrides what it needs.
 
-    An error in any of them but `start` is printed, and the training goes on. Whatever a tracker
-    does, the weights stay the same, bit for bit.
+    An error in a method other than `start` is printed, and the training goes on. A tracker cannot
+    change the weights.
 
     Attributes:
-        label: names what it writes, in messages.
+        label: name of what it writes, for messages.
     """
 
     label = ""
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Begin, or go on with a run that was resumed.
+        """Start to track a run, which may be a resumed one.
 
         Args:
             config: flag -> value, as in `config.yaml`.
             run_dir: the run's folder, which exists.
-            resumed_at: where the run goes on. It was killed later than that, maybe: whatever was
-                logged after this comes again.
+            resumed_at: progress of the checkpoint that the run resumes from. Everything that was
+                logged after it will be logged again.
         """
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take the scalars of one update, tag -> value, after `step` transitions over all ranks."""
+        """Log the scalars of an update, tag -> value, after `step` transitions over all ranks."""
 
     def flush(self) -> None:
-        """Write out what was logged: a checkpoint is about to be written."""
+        """Write everything logged to its destination, before a checkpoint is written."""
 
     def artifact(self, path: Path, kind: str) -> None:
-        """Take a file that the run has written; `kind` is `policy`, or `video` for a folder."""
+        """Track a file of the run; `kind` is `policy`, or `video` for a folder of videos."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """End; `summary` is that of `summary.json`, None where the run has failed or was stopped."""
+        """Stop tracking; `summary` is as in `summary.json`, None if the run did not finish."""
 
 
 class Trackers:
     """The trackers of a run."""
 
     def __init__(self, trackers: Mapping[str, Tracker], writes: Writes) -> None:
-        """Take trackers by name; what they fail to write goes into `writes`."""
+        """Track with all of `trackers`, name -> tracker; `writes` records their errors."""
         self._trackers = {each.label or name: each for name, each in trackers.items()}
         self._writes = writes
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Start all.
+        """Start all trackers.
 
         Raises:
-            ConfigError: one cannot start.
+            ConfigError: one of them cannot start.
         """
         for name, tracker in self._trackers.items():
             try:
@@ -97,36 +97,20 @@ class Trackers:
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """See `Tracker.finish`; a second call does nothing."""
+        # removed first: an error of one must not leave it, or the others, to be finished twice
         while self._trackers:
             name, tracker = self._trackers.popitem()
             with self._writes.tolerating(name, Exception):
                 tracker.finish(summary)
 
 
-def make_trackers(names: Sequence[str]) -> dict[str, Tracker]:
-    """Make the trackers of `--trackers`.
-
-    Raises:
-        ConfigError: one of the user's own cannot be made, or is no Tracker.
-    """
-    return {name: _make_tracker(name) for name in names}
-
-
-def _make_tracker(name: str) -> Tracker:
-    if name == "tensorboard":
-        from fabric_ppo.run.trackers.tensorboard import TensorBoard
-
-        return TensorBoard()
-    if name == "json_lines":
-        from fabric_ppo.run.trackers.json_lines import JsonLines
-
-        return JsonLines()
-    tracker: Tracker = make_part(name, "trackers", Tracker)
-    return tracker
-
-
 def make_part(name: str, of_flag: str, kind: type[Any]) -> Any:
-    """Make a part of the user's own, which `module:Name` names.
+    """Make a part of the user's own from its class.
+
+    Args:
+        name: the class, `module:Name`.
+        of_flag: field of the Config that names it, for messages.
+        kind: class that it must inherit from.
 
     Raises:
         ConfigError: it cannot be made, or is not of this kind.
