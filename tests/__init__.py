@@ -1,0 +1,1 @@
+"""Tests of Fabric PPO: `unit`, `properties`, `processes`, and their `fixtures`."""

@@ -1,0 +1,201 @@
+"""Commands of README.md and docs/cluster.md, run as they stand.
+
+Each runs in a folder of its own, with flags appended that make it tiny (the last of a repeated flag wins). Commands
+that differ in flags only are run once, with the flags of the longest one; `unit/test_pages.py` parses the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fabric_ppo.tools import cli
+from tests.fixtures.launching import BIN, ROOT, clean_environment, free_port
+from tests.fixtures.pages import (
+    PAGES,
+    TRAINING,
+    fences,
+    is_for_several_hosts,
+    kind_of,
+    of_kind,
+    parsed,
+    script_of,
+    split_variables,
+    table_rows,
+)
+from tests.fixtures.processes import PATIENCE
+
+TINY = (
+    "--num-steps",
+    "16",
+    "--num-envs",
+    "2",
+    "--total-timesteps",
+    "128",
+    "--update-epochs",
+    "1",
+    "--test-episodes",
+    "1",
+)
+
+
+PICTURES = ("docs/lander.gif", "docs/curve.svg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A clone's scripts, to run commands in; they use the package of this one."""
+    path = tmp_path_factory.mktemp("readme")
+    for script in ROOT.glob("train_*.py"):
+        shutil.copy(script, path)
+    (path / "docs").mkdir()
+    shutil.copytree(ROOT / "configs", path / "configs")
+    return path
+
+
+def environment() -> dict[str, str]:
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return clean_environment(PATH=path, PYTHONPATH=str(ROOT), SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy")
+
+
+def run_here(words: list[str], folder: Path, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    variables, words = split_variables(words)
+    if words[0] in ("python", "python3"):
+        words = [sys.executable, *words[1:]]
+    return subprocess.run(
+        words, cwd=folder, env=environment() | variables, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def train(folder):
+    """Runs a command that trains, tiny, once: its outcome and the run folder that it made in logs/, if any."""
+    outcomes = {}
+
+    def trained(words: list[str]) -> tuple[subprocess.CompletedProcess[str], Path | None]:
+        key = tuple(words)
+        if key not in outcomes:
+            before = {*folder.glob("logs/*/*"), *folder.glob("runs/*")}
+            # fabric run's port is always the same one: another test run on this machine may hold it
+            port = [f"--main-port={free_port()}"] if words[0] == "fabric" else []
+            done = run_here([*words[:2], *port, *words[2:], *TINY], folder)
+            made = {*folder.glob("logs/*/*"), *folder.glob("runs/*")} - before
+            assert len(made) <= 1
+            outcomes[key] = done, next(iter(made), None)
+        return outcomes[key]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder, train):
+    """A trained agent's folder, made by one of the commands; relative to where they run."""
+    done, made = train(next(words for words in of_kind("script") if script_of(words)[0] == "torch"))
+    assert done.returncode == 0, done.stderr
+    return str(made.relative_to(folder))
+
+
+def to_run() -> list[list[str]]:
+    """Of commands that are the same but for flags, the longest; of `python -m fabric_ppo train`, the raw PyTorch one.
+
+    What the others of those launch is parsed by `test_the_command_line_launches_a_command_of_the_page`.
+    """
+    longest: dict[tuple[str, ...], list[str]] = {}
+    for words in of_kind(*TRAINING):
+        if is_for_several_hosts(words) or (kind_of(words) == "train" and script_of(words)[0] != "torch"):
+            continue
+        key = (*script_of(words)[1], "--cuda" if "--cuda" in words else "")
+        longest[key] = max(longest.get(key, []), words, key=len)
+    return list(longest.values())
+
+
+@pytest.mark.parametrize("words", to_run(), ids=" ".join)
+def test_commands_that_train_run(words, folder, train):
+    wanted = parsed(words)
+    done, made = train(words)
+    if wanted.cuda and torch.cuda.device_count() < wanted.ranks:
+        assert done.returncode != 0
+        if torch.cuda.device_count() == 0:  # with some, but too few, `fabric run` refuses in its own words
+            assert re.search(r"^error: --cuda: \d+ CUDA devices are needed here, 0 found$", done.stderr, re.MULTILINE)
+        assert made is None
+        return
+    assert done.returncode == 0, done.stderr
+    assert str(made.parent.relative_to(folder)) + "/" in PAGES[0].read_text()
+    text = (made / "summary.json").read_text()
+    assert f'"world_size": {wanted.ranks},' in text
+    assert f'"env_id": "{wanted.config.env_id}"' in text
+    videos = [next((made / name).glob("*.mp4"), None) for name in ("train_videos", "test_videos")]
+    assert all(videos) == wanted.config.capture_video
+
+
+def test_the_run_folder_is_as_listed(folder, run_dir):
+    rows = table_rows("| file | content |")
+    listed = [name for row in rows if "--capture-video" not in row[1] for name in re.findall(r"`([^`]+)`", row[0])]
+    found = sorted(path.name for path in (folder / run_dir).iterdir())
+    assert len(found) == len(listed)
+    for pattern in listed:
+        assert len(list((folder / run_dir).glob(pattern))) == 1
+    line = (folder / run_dir / "metrics.jsonl").read_text()
+    tags = set(re.findall(r'"([A-Z]\w+/\w+)"', line))
+    assert tags
+    assert all(f"`{tag}`" in PAGES[0].read_text() for tag in tags)
+
+
+@pytest.mark.parametrize("words", of_kind("evaluate", "plot"), ids=" ".join)
+def test_commands_for_afterwards_run(words, folder, run_dir, monkeypatch, capsys):
+    """In this process: `python -m fabric_ppo` is `cli.main`, which another test starts as a process."""
+    args = [word.replace("RUN_DIR", run_dir) for word in words[3:]]
+    if args[0] == "evaluate":
+        args += ["--episodes", "3"]
+    monkeypatch.chdir(folder)
+    before = set(folder.rglob("*"))
+    assert cli.main(args) == 0
+    said = capsys.readouterr().out
+    if "--json" in args:
+        assert said.startswith("{")
+    for option in ("--gif", "--out"):
+        if option in args:
+            assert args[args.index(option) + 1] in PICTURES
+            assert (folder / args[args.index(option) + 1]).stat().st_size > 0
+    if "--video" in args:
+        assert any(path.suffix == ".mp4" for path in set(folder.rglob("*")) - before)
+
+
+def test_python_runs(folder, run_dir, monkeypatch):
+    monkeypatch.chdir(folder)
+    for block in fences("python"):
+        exec(compile(block.replace('"RUN_DIR"', repr(run_dir)), "README.md", "exec"), {})
+
+
+def test_the_environment_of_ones_own(folder):
+    """As the page says: its file, the command that trains in it, the one that evaluates."""
+    blocks = [block for block in fences("python") if "gymnasium.register(" in block]
+    assert len(blocks) == 2
+    (folder / "my_envs.py").write_text("\n".join(blocks))
+    text = PAGES[0].read_text()
+    (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", text)
+    (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", text))
+    done = run_here([*train.split(), *TINY, "--run-dir", "runs/own"], folder)
+    assert done.returncode == 0, done.stderr
+    done = run_here([*evaluate.replace("RUN_DIR", "runs/own").split(), "--episodes", "2", "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    assert '"episodes": 2' in done.stdout
+    (env_id,) = re.findall(r"`(my_envs:Windy-v0)`", text)
+    code = f"import gymnasium; print(gymnasium.make('{env_id}').unwrapped.enable_wind)"
+    assert run_here([sys.executable, "-c", code], folder).stdout == "True\n"
+
+
+def test_tensorboard_finds_the_runs(folder, run_dir):
+    """Instead of serving the curves, `--inspect` lists them."""
+    (words,) = of_kind("tensorboard")
+    said = run_here([*words, "--inspect"], folder)
+    assert said.returncode == 0, said.stderr
+    assert run_dir in said.stdout
+    assert "Loss/policy_loss" in said.stdout

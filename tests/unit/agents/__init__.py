@@ -1,0 +1,1 @@
+"""Tests of fabric_ppo/agents."""

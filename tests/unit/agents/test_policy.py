@@ -1,0 +1,132 @@
+"""Policies, as they were and loaded again, held against the agent itself and against PyTorch's LSTM."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from fabric_ppo.agents.policy import Policy, load_agent
+from fabric_ppo.agents.policy_file import save_policy
+from fabric_ppo.api import train
+from fabric_ppo.config import Config
+from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.seeding import evaluation_seed
+from tests.fixtures.agents import agent_for
+from tests.fixtures.configs import TINY, tiny
+from tests.fixtures.recurrent import layer_of
+from tests.fixtures.spaces import sample_many
+from tests.fixtures.toy_envs import ACTIONS, OBSERVATIONS, toy_env
+
+NESTED = "tests.fixtures.nested_envs:Nested-v0"
+RECURRENT = tiny(recurrent="lstm", recurrent_size=5, hidden_sizes=(7,), activation_function="tanh")
+
+
+def save_and_load(agent, folder):
+    save_policy(agent, folder)
+    return load_agent(folder)
+
+
+@pytest.mark.parametrize("observation", list(OBSERVATIONS))
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_a_loaded_policy_acts_and_values_as_the_agent_did(tmp_path, observation, action):
+    """Exactly as in memory, to rounding as the networks' training pass; a batch as each of its rows alone."""
+    agent = agent_for(toy_env(observation=observation, action=action), activation="relu")
+    kept, loaded = Policy(agent), save_and_load(agent, tmp_path)
+    obs = sample_many(OBSERVATIONS[observation], 13)
+    actions, values = loaded.act(obs), loaded.value(obs)
+    np.testing.assert_array_equal(actions, kept.act(obs))
+    np.testing.assert_array_equal(values, kept.value(obs))
+    expected = agent(torch.from_numpy(obs), torch.zeros(13, *agent.distribution.action_shape, dtype=torch.int64))
+    np.testing.assert_allclose(values, expected.values.detach(), rtol=1e-5, atol=1e-5)
+    assert len(np.unique(values)) > 3
+    for row in range(13):
+        np.testing.assert_array_equal(loaded.act(obs[row]), actions[row])
+        np.testing.assert_array_equal(loaded.value(obs[row]), values[row])
+        assert loaded.act(obs[row]).shape == ACTIONS[action].shape
+        assert loaded.value(obs[row]).shape == ()
+    for count in (1, 7, 8):
+        np.testing.assert_array_equal(loaded.act(obs[:count]), actions[:count])
+        np.testing.assert_array_equal(loaded.value(obs[:count]), values[:count])
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_actions_are_ready_for_the_environment(action, with_noise):
+    """Each is an element of the action space: choices from `start` up, clipped to the bounds, of the space's type."""
+    env_id = toy_env(action=action)
+    agent, space = agent_for(env_id), ACTIONS[action]
+    with torch.no_grad():  # beyond every bound
+        agent.policy.linear_layers[-1].weight *= 100
+    policy = Policy(agent)
+    obs = sample_many(OBSERVATIONS["float32"], 32)
+    uniform = np.random.default_rng(0).uniform(size=(32, policy.noise_size)) if with_noise else None
+    actions = policy.act(obs, uniform)
+    assert actions.dtype == space.dtype
+    assert all(space.contains(each) for each in actions)
+    assert len(np.unique(actions, axis=0)) > 1
+    if action == "discrete_start":
+        logits = agent.policy(agent.encoder(torch.from_numpy(obs), torch.float32)).detach().numpy()
+        logits = logits if uniform is None else logits - np.log(-np.log(uniform))
+        np.testing.assert_array_equal(actions, 5 + logits.argmax(-1))
+
+
+def test_loading_opens_no_environment(tmp_path, monkeypatch):
+    agent = agent_for()
+    save_policy(agent, tmp_path)
+    monkeypatch.setattr(gymnasium, "make", lambda *args, **kwargs: pytest.fail("opened an environment"))
+    assert load_agent(tmp_path).spec == agent.spec
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expected"), [("CartPole-v1", "(4,)"), ("Toy-v0", "(2, 2)"), ("ToyUint8-v0", "(2, 3)")]
+)
+def test_observations_of_another_shape_are_refused(env_id, expected):
+    """With the shape that they have, and the one that is expected."""
+    policy = Policy(agent_for(env_id))
+    for shape in [(), (3,), (5, 3), (2, 2, 2, 2)]:
+        for method in (policy.act, policy.value):
+            with pytest.raises(ValueError, match="shape") as caught:
+                method(np.zeros(shape))
+            assert str(shape) in str(caught.value)
+            assert expected in str(caught.value)
+
+
+def test_a_policy_takes_nested_observations_one_or_many(tmp_path):
+    policy = load_agent(train(Config(**TINY, env_id=NESTED, run_dir=str(tmp_path / "run"))))
+    env = gymnasium.make(NESTED)
+    obs = [env.observation_space.sample() for _ in range(11)]
+    assert [policy.act(each) for each in obs] == policy.act(obs).tolist()
+    rows = np.stack([policy.pack(each) for each in obs])
+    assert np.array_equal(policy.value(rows), policy.value(obs))
+
+
+def test_a_trained_agent_remembers(tmp_path):
+    """`load_agent` and `evaluate`, against PyTorch's LSTM along the same episodes."""
+    run_dir = train(Config(**RECURRENT | {"total_timesteps": 512}, run_dir=str(tmp_path / "run")))
+    policy = load_agent(run_dir)
+    assert policy.memory_size == 10
+    played = evaluate(policy, 3, seed=5)
+    agent, layer = policy._agent, layer_of(policy._agent.memory)
+    for episode, length in enumerate(played.lengths):
+        env, seen, ended = gymnasium.make("CartPole-v1"), [], False
+        obs, _ = env.reset(seed=evaluation_seed(5, episode))
+        memory, batch_memory = policy.new_memory(), policy.new_memory(2)
+        while not ended:
+            seen.append(obs)
+            with torch.no_grad():
+                outputs = layer(torch.from_numpy(np.stack(seen))[None])[0][0]
+                expected = agent.distribution.mode(agent.policy_params(outputs))[-1].item()
+                value = agent.state_values(outputs)[-1].item()
+            assert policy.value(obs, memory) == pytest.approx(value, rel=1e-4, abs=1e-5)
+            action = policy.act(obs, memory=memory)
+            assert action == expected
+            np.testing.assert_array_equal(policy.act(np.stack([obs, obs]), memory=batch_memory), [expected] * 2)
+            obs, _, terminated, truncated, _ = env.step(action.item())
+            ended = terminated or truncated
+        assert len(seen) == length
+        np.testing.assert_allclose(batch_memory, np.stack([memory, memory]))
+    assert Policy(agent).act(obs) == policy.act(obs, memory=policy.new_memory())
+    with pytest.raises(ValueError, match=r"memory has shape \(10,\): \(2, 10\), from new_memory, is expected"):
+        policy.act(np.stack([obs, obs]), memory=policy.new_memory())

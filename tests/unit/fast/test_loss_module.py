@@ -1,0 +1,52 @@
+"""The loss as a module: compiled, and by autograd where no faster form is known."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from fabric_ppo.config import Config
+from fabric_ppo.fast.loss_module import PPOLoss, compile_loss
+from fabric_ppo.ppo.batch import Rows, blank_rows
+from tests.fixtures.agents import build_agent, masked_agent
+from tests.fixtures.rows import make_rows
+from tests.fixtures.spaces import ACTIONS
+from tests.fixtures.updates import CONFIG, coefs_of, make_step
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("action", ["discrete", "multi_discrete"])
+def test_the_compiled_loss_is_the_loss(action):
+    """Compiled once, before the first minibatch: other sizes, and weights that move, need no further compiling."""
+    agent = build_agent(ACTIONS[action])
+    weights, rows = PPOLoss(agent, CONFIG), make_rows(agent, 40)
+    compiled = PPOLoss(free := copy.deepcopy(agent), dataclasses.replace(CONFIG, compile=True))
+    before = copy.deepcopy(free.state_dict())
+    compile_loss(compiled, dataclasses.replace(CONFIG, compile=True))
+    assert all(torch.equal(value, before[name]) for name, value in free.state_dict().items())
+    assert compiled.weights.flat.grad is None
+    steps = [make_step(owner, module, CONFIG) for owner, module in ((agent, weights), (free, compiled))]
+    coefs = coefs_of(CONFIG)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for size in (8, 7, 3, 7):
+            part = Rows(*(column[:size] for column in rows))
+            want, got = weights(part, coefs), compiled(part, coefs)
+            torch.testing.assert_close(tuple(got), tuple(want), rtol=1e-9, atol=1e-9)
+            steps[0](want.loss)
+            steps[1](got.loss)
+            torch.testing.assert_close(compiled.weights.flat, weights.weights.flat, rtol=1e-9, atol=1e-9)
+
+
+def test_an_agent_that_cannot_be_fused_goes_by_autograd():
+    _, agent = masked_agent()
+    config = Config(per_rank_batch_size=8)
+    loss = PPOLoss(agent, config)
+    value = loss(blank_rows(agent, 8), coefs_of(config)).loss
+    value.backward()
+    assert loss.weights.flat.grad is not None

@@ -1,0 +1,214 @@
+"""The door for callbacks, tried with some that the package does not know."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from fabric_ppo.agents.policy import load_agent
+from tests.fixtures.parts import MODULE, notes, trained, write_parts
+from tests.fixtures.resuming import assert_same_run, checkpoints, finish, metrics, summary, train
+
+__all__ = ["write_parts"]
+
+
+NOTES = """
+import numpy as np
+
+
+def seen_of(run):
+    obs = np.full((3, *run.policy.spec.observation.shape), 0.1, np.float32)
+    values = run.policy.value(obs).tolist()
+    return [dict(run.config), str(run.run_dir), run.update, run.env_steps, run.num_updates, values]
+
+
+class Notes(Callback):
+    def on_start(self, run):
+        note("start", seen_of(run))
+
+    def on_update(self, run, metrics):
+        note("update", seen_of(run), dict(metrics))
+        metrics.clear()  # what others see stays what it was
+
+    def on_evaluation(self, run, result):
+        note("evaluation", seen_of(run), dict(result))
+
+    def on_end(self, run, summary):
+        note("end", seen_of(run), dict(summary))
+
+
+class Silent(Callback):
+    \"\"\"Each method is left as it is.\"\"\"
+
+
+class After(Callback):
+    def on_update(self, run, metrics):
+        note("after", dict(metrics))
+"""
+OWN = f"{MODULE}:Silent,{MODULE}:Notes,{MODULE}:After"
+PER_UPDATE = 32
+"""Transitions of an update, of `resuming.TINY`."""
+
+
+def of_kind(seen, kind):
+    return [each for each in seen if each[0] == kind]
+
+
+def logged(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{tag: value for tag, value in line.items() if tag not in ("step", "update")} for line in lines]
+
+
+def test_a_callback_sees_every_update_every_evaluation_and_the_end(tmp_path, write_parts):
+    write_parts(NOTES)
+    run_dir = tmp_path / "run"
+    flags = {"eval_every": 2, "eval_episodes": 3}
+    assert trained(run_dir, updates=4, callbacks=OWN, **flags) == ""
+    noted = notes()
+    seen = [each for each in noted if each[0] != "after"]
+    kinds = ["start", "update", "evaluation", "update", "update", "evaluation", "update", "end"]
+    assert [each[0] for each in seen] == kinds
+    assert [each[1][2] for each in seen] == [0, 1, 2, 2, 3, 4, 4, 4]
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["callbacks"] == OWN
+    for _, (its_config, its_dir, update, env_steps, num_updates, _), *_ in seen:
+        assert (its_config, its_dir, num_updates) == (config, str(run_dir), 4)
+        assert env_steps == update * PER_UPDATE
+    assert [each[2] for each in of_kind(seen, "update")] == logged(run_dir)
+    assert [each[1] for each in of_kind(noted, "after")] == logged(run_dir)
+    evaluations = of_kind(seen, "evaluation")
+    assert [each[2]["return_mean"] for each in evaluations] == [
+        line["Eval/return_mean"] for line in logged(run_dir) if "Eval/return_mean" in line
+    ]
+    for _, _, result in evaluations:
+        assert (result["episodes"], len(result["returns"])) == (3, 3)
+        assert result["return_mean"] == pytest.approx(np.mean(result["returns"]))
+    assert seen[-1][2] == summary(run_dir)
+
+
+def test_the_policy_of_a_callback_is_the_agent_as_it_is(tmp_path, write_parts):
+    """It differs from update to update, and is in the end the one that is saved."""
+    write_parts(NOTES)
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, callbacks=OWN) == ""
+    values = [each[1][5] for each in notes() if each[0] != "after"]
+    assert len({str(each) for each in values}) == 4, "before the first update, and after each of three"
+    final = load_agent(run_dir)
+    assert values[-1] == final.value(np.full((3, 4), 0.1, np.float32)).tolist()
+
+
+def test_looking_on_changes_nothing(tmp_path, write_parts):
+    write_parts(NOTES)
+    alone, run_dir = tmp_path / "alone", tmp_path / "run"
+    assert (trained(alone), trained(run_dir, callbacks=OWN)) == ("", "")
+    assert_same_run(run_dir, alone, resumes=0)
+
+
+STOPS = """
+class Stops(Callback):
+    def on_update(self, run, metrics):
+        note(run.update)
+        return {on_update}
+
+    def on_evaluation(self, run, result):
+        return {on_evaluation}
+
+    def on_end(self, run, summary):
+        note("end", summary["updates"])
+"""
+ASKS = [("run.update == 2", "None"), ("None", "run.update == 2")]
+
+
+def assert_ended_after_the_third_update(run_dir, ranks_with_envs=1):
+    done = summary(run_dir)
+    assert (done["updates"], done["env_steps"]) == (3, 3 * PER_UPDATE * ranks_with_envs)
+    assert done["test"]["episodes"] == 1
+    assert len(metrics(run_dir)) == 3
+    assert checkpoints(run_dir)[0] == 3
+    assert (run_dir / "policy.safetensors").is_file()
+    assert notes() == [[1], [2], [3], ["end", 3]]
+
+
+@pytest.mark.parametrize(("on_update", "on_evaluation"), ASKS)
+def test_true_ends_the_run_after_the_following_update(tmp_path, write_parts, on_update, on_evaluation):
+    """Status 0, with its test and everything else that a run ends with."""
+    write_parts(STOPS.format(on_update=on_update, on_evaluation=on_evaluation))
+    run_dir = tmp_path / "run"
+    flags = {"callbacks": f"{MODULE}:Stops", "eval_every": 2, "eval_episodes": 1}
+    assert trained(run_dir, updates=6, **flags) == ""
+    assert_ended_after_the_third_update(run_dir)
+
+
+@pytest.mark.parametrize("script", ["torch", "decoupled"])
+def test_all_ranks_end_alike(tmp_path, write_parts, script):
+    """A callback runs on rank 0 only."""
+    write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
+    run_dir = tmp_path / "run"
+    assert train(script, 2, run_dir, callbacks=f"{MODULE}:Stops") == ["", ""]
+    assert_ended_after_the_third_update(run_dir, 1 if script == "decoupled" else 2)
+
+
+@pytest.mark.parametrize("answer", ["False", "0", "None"])
+def test_nothing_but_true_ends_a_run(tmp_path, write_parts, answer):
+    write_parts(STOPS.format(on_update=answer, on_evaluation=answer))
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, callbacks=f"{MODULE}:Stops", eval_every=1, eval_episodes=1) == ""
+    assert summary(run_dir)["updates"] == 3
+
+
+RAISES = """
+class Raises(Callback):
+    def {method}(self, run, *given):
+        if run.update == {update} and not Path("healed").exists():
+            raise LookupError("told to raise")
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "saved"), [("on_update", 3, 3), ("on_evaluation", 4, 4), ("on_end", 6, 6), ("on_start", 0, 0)]
+)
+def test_a_callback_that_raises_ends_the_run_which_can_be_resumed(tmp_path, write_parts, method, update, saved):
+    """With its own error, and a checkpoint of that update: it resumes to the bits of a run left alone."""
+    write_parts(RAISES.format(method=method, update=update))
+    flags = {"eval_every": 2, "eval_episodes": 1}
+    alone, run_dir = tmp_path / "alone", tmp_path / "run"
+    assert trained(alone, updates=6, **flags) == ""
+    flags |= {"callbacks": f"{MODULE}:Raises"}
+    assert trained(run_dir, updates=6, **flags) == "LookupError: told to raise"
+    assert checkpoints(run_dir)[:1] == ([saved] if saved else [])
+    (tmp_path / "here/healed").touch()
+    finish("torch", 1, run_dir, resume=True, **flags)
+    assert_same_run(run_dir, alone, resumes=1 if saved else 0)
+
+
+WRONG = """
+class NoCallback:
+    pass
+
+
+class Raises(Callback):
+    def __init__(self):
+        raise ValueError("no\\nkey")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (f"{MODULE}:NoCallback", "a subclass of fabric_ppo.run.callbacks.Callback is expected"),
+        (f"{MODULE}:Raises", "it raised ValueError: no\\nkey"),
+        (f"{MODULE}:Missing", "cannot be imported "),
+        ("no_such_module:Callback", "cannot be imported "),
+        ("json_lines", "module:Name is expected"),
+    ],
+)
+def test_what_is_no_callback_is_refused_in_one_line_before_anything_is_written(tmp_path, write_parts, name, why):
+    write_parts(WRONG)
+    run_dir = tmp_path / "run"
+    ended = trained(run_dir, callbacks=name)
+    assert ended.startswith(f"ConfigError: --callbacks {name}: {why}")
+    assert "\n" not in ended
+    assert not run_dir.exists()

@@ -1,0 +1,196 @@
+"""The door for trackers, tried with some that the package does not know."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+import train_torch
+from fabric_ppo.process.errors import TrainingError
+from fabric_ppo.run.trackers.tracker import Position
+from tests.fixtures.launching import SCRIPTS, printed_in_fork
+from tests.fixtures.parts import MODULE, notes, outcome, trained, write_parts
+from tests.fixtures.resuming import die, finish, metrics, on_call, train
+
+__all__ = ["write_parts"]
+
+
+NOTES = """
+class Notes(Tracker):
+    label = "my notes"
+
+    def start(self, config, run_dir, resumed_at):
+        position = type(resumed_at).__name__, *resumed_at, resumed_at.update, resumed_at.env_steps
+        note("start", dict(config), str(run_dir), position, run_dir.is_dir())
+
+    def log(self, metrics, step):
+        note("log", dict(metrics), step)
+
+    def flush(self):
+        note("flush")
+
+    def artifact(self, path, kind):
+        note("artifact", str(path), kind, path.is_dir() if kind == "video" else path.stat().st_size)
+
+    def finish(self, summary):
+        note("finish", None if summary is None else dict(summary))
+
+
+class Silent(Tracker):
+    \"\"\"Each method is left as it is.\"\"\"
+"""
+OWN = f"json_lines,{MODULE}:Notes,{MODULE}:Silent"
+PER_UPDATE = 32
+"""Transitions of an update, of `resuming.TINY`."""
+
+
+def logged(run_dir, first=0):
+    """What `metrics.jsonl` says that a tracker was to be given, from update `first` on."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line.pop("update") for line in lines] == list(range(1, len(lines) + 1))
+    return [["log", line, step] for line in lines[first:] if (step := line.pop("step"))]
+
+
+def of_kind(seen, *kinds):
+    return [each for each in seen if each[0] in kinds]
+
+
+def test_a_tracker_of_ones_own_gets_everything_that_a_run_has(tmp_path, write_parts):
+    write_parts(NOTES)
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, trackers=OWN, eval_every=2, eval_episodes=1) == ""
+    seen = notes()
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["trackers"] == OWN
+    assert seen[0] == ["start", config, str(run_dir), ["Position", 0, 0, 0, 0], True]
+    assert of_kind(seen, "log") == logged(run_dir)
+    assert [each[2] for each in of_kind(seen, "log")] == [PER_UPDATE, 2 * PER_UPDATE, 3 * PER_UPDATE]
+    assert ["Eval/return_mean" in each[1] for each in of_kind(seen, "log")] == [False, True, False]
+    policy = run_dir / "policy.safetensors"
+    assert of_kind(seen, "artifact") == [["artifact", str(policy), "policy", policy.stat().st_size]]
+    assert seen[-1] == ["finish", json.loads((run_dir / "summary.json").read_text())]
+    assert seen[-1][1]["test"]["episodes"] == 1
+    order = [each[0] for each in seen if each[0] != "flush"]
+    assert order == ["start", "log", "log", "log", "artifact", "finish"]
+    # a checkpoint, one after two updates and one at the end, is never ahead of what was logged
+    assert [each[0] for each in seen[1:7]] == ["log", "log", "flush", "log", "flush", "artifact"]
+
+
+def test_videos_are_artifacts(tmp_path, write_parts):
+    write_parts(NOTES)
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, trackers=f"{MODULE}:Notes", capture_video=True) == ""
+    assert of_kind(notes(), "artifact")[1:] == [["artifact", str(run_dir / "test_videos"), "video", True]]
+
+
+def test_a_tracker_of_a_resumed_run_is_told_where_it_goes_on(tmp_path, monkeypatch, write_parts):
+    """A run that is killed after its third update goes on after its second: the third comes again."""
+    write_parts(NOTES)
+    run_dir, flags = tmp_path / "run", {"trackers": OWN, "checkpoint_every": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS["torch"], "collect", on_call(4, 0, die, SCRIPTS["torch"].collect))
+        assert train("torch", 1, run_dir, **flags) == ["exit code 9"]
+    before = notes()
+    assert [each[0] for each in before if each[0] != "flush"] == ["start", "log", "log", "log"]
+    finish("torch", 1, run_dir, resume=True, **flags)
+    seen = notes()
+    assert seen[0][3] == ["Position", *Position(2, 2 * PER_UPDATE), *Position(2, 2 * PER_UPDATE)]
+    assert of_kind(seen, "log") == logged(run_dir, first=2)
+    assert len(of_kind(seen, "log")) == 4
+    assert seen[-1] == ["finish", json.loads((run_dir / "summary.json").read_text())]
+    again = of_kind(before, "log")[2], of_kind(seen, "log")[0]
+    third, once_more = ({tag: each for tag, each in one[1].items() if "Time/" not in tag} for one in again)
+    assert third == once_more
+
+
+def test_a_run_that_fails_has_no_summary(tmp_path, monkeypatch, write_parts):
+    write_parts(NOTES)
+
+    def fail():
+        raise TrainingError("told to fail")
+
+    monkeypatch.setattr(train_torch, "ppo_update", on_call(3, 0, fail, train_torch.ppo_update))
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, trackers=OWN) == "TrainingError: told to fail"
+    seen = notes()
+    assert [each for each in seen if each[0] != "flush"][1:] == [*logged(run_dir), ["finish", None]]
+    assert len(logged(run_dir)) == 2
+
+
+BREAKS = """
+class Breaks(Tracker):
+    def {method}(self, *given):
+        note("{method}")
+        raise ValueError("no network")
+"""
+
+
+@pytest.mark.parametrize("method", ["log", "flush", "artifact", "finish"])
+def test_a_tracker_that_fails_costs_its_own_output_only(tmp_path, write_parts, method):
+    """The others have everything, the weights are the same, and the end names it, once."""
+    write_parts(BREAKS.format(method=method))
+    alone, run_dir = tmp_path / "alone", tmp_path / "run"
+    assert trained(alone) == ""
+    flags = {"trackers": f"{MODULE}:Breaks,json_lines,tensorboard"}
+    ended, _, printed = printed_in_fork(outcome, run_dir, 3, flags)
+    named = f"{MODULE}:Breaks (ValueError: no network)"
+    assert ended == f"NotAllWrittenError: done, but not everything could be written: {named}"
+    assert printed.count("no network") == 1
+    assert f"warning: {MODULE}:Breaks could not be written (ValueError: no network); the training goes on\n" in printed
+    assert len(notes()) == {"log": 3, "flush": 2, "artifact": 1, "finish": 1}[method]
+    assert (run_dir / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
+    assert metrics(run_dir) == metrics(alone)
+    assert list(run_dir.glob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_cannot_start_is_refused_in_one_line(tmp_path, write_parts):
+    write_parts(BREAKS.format(method="start"))
+    ended = trained(tmp_path / "run", trackers=f"{MODULE}:Breaks")
+    assert ended == f"ConfigError: --trackers {MODULE}:Breaks: it cannot start (ValueError: no network)"
+
+
+WRONG = """
+class NoTracker:
+    pass
+
+class Raises(Tracker):
+    def __init__(self):
+        raise ValueError("no\\nkey")
+
+class NeedsMore(Tracker):
+    def __init__(self, project):
+        pass
+
+a_number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (f"{MODULE}:NoTracker", "a subclass of fabric_ppo.run.trackers.tracker.Tracker is expected"),
+        (f"{MODULE}:Raises", "it raised ValueError: no\\nkey"),
+        (f"{MODULE}:NeedsMore", "it raised TypeError: "),
+        (f"{MODULE}:a_number", "is a int; a function is expected"),
+        (f"{MODULE}:Missing", "cannot be imported "),
+        ("no_such_module:Tracker", "cannot be imported "),
+        ("wandb", "tensorboard, json_lines or module:Name is expected"),
+    ],
+)
+def test_what_is_no_tracker_is_refused_in_one_line_before_anything_is_written(tmp_path, write_parts, name, why):
+    write_parts(WRONG)
+    run_dir = tmp_path / "run"
+    ended = trained(run_dir, trackers=f"json_lines,{name}")
+    assert ended.startswith(f"ConfigError: --trackers {name}: {why}")
+    assert "\n" not in ended
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(("trackers", "has_lines", "has_events"), [("json_lines", 1, 0), ("tensorboard", 0, 1)])
+def test_a_built_in_tracker_alone_leaves_no_trace_of_the_other(tmp_path, no_launcher, trackers, has_lines, has_events):
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, trackers=trackers) == ""
+    assert len(list(run_dir.glob("metrics.jsonl"))) == has_lines
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == has_events

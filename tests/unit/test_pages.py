@@ -1,0 +1,321 @@
+"""README.md and docs/cluster.md: every flag, number and link is true, and every command in them is one that works.
+
+Commands are parsed here, by their launcher and by the script. A fence or command of a kind that no check knows fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import MISSING, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+from unittest import mock
+
+import pytest
+import torch
+
+from fabric_ppo.agents.make import make_agent
+from fabric_ppo.config import SCRIPT_CONFIGS, Config
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.loss_module import make_optimizer
+from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.ppo.update import UpdateStats
+from fabric_ppo.process.errors import flag
+from fabric_ppo.process.group import Ranks
+from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.rollouts.collect import collect
+from fabric_ppo.run.setup import RunSetup
+from fabric_ppo.tools import cli, suite
+from fabric_ppo.tools.suite import SUITES
+from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment
+from tests.fixtures.pages import (
+    PAGES,
+    TRAINING,
+    fences,
+    headline_command,
+    is_for_several_hosts,
+    of_kind,
+    parsed,
+    script_of,
+    split_variables,
+    table_rows,
+)
+from tests.fixtures.processes import PATIENCE
+
+
+def test_every_flag_is_in_the_table_with_its_default():
+    shown = {row[0].strip("`"): (row[1], row[2]) for row in table_rows("| flag | default | meaning |")}
+    assert len(shown) == len(table_rows("| flag | default | meaning |")), "a flag has two rows"
+    configs = SCRIPT_CONFIGS.values()
+    kinds = {name: kind for config in configs for name, kind in get_type_hints(config).items()}
+    defaults = {field.name: field.default for config in configs for field in fields(config)}
+    assert MISSING not in defaults.values()
+    assert sorted(shown) == sorted(map(flag, defaults))
+    for name, default in defaults.items():
+        cell, meaning = shown[flag(name)]
+        assert meaning
+        if default is None:
+            assert cell == "none"
+        elif isinstance(default, bool):
+            assert cell == ("on" if default else "off"), name
+        elif isinstance(default, (int, float)):
+            assert float(cell.strip("`")) == default, name
+        elif isinstance(default, tuple):
+            assert cell == f"`{' '.join(map(str, default))}`", name
+        else:
+            assert cell == f"`{default}`", name
+        if get_origin(kinds[name]) is Literal:
+            for choice in get_args(kinds[name]):
+                assert f"`{choice}`" in meaning, name
+
+
+def test_flags_of_some_scripts_only_name_them():
+    for row in table_rows("| flag | default | meaning |"):
+        name = row[0].strip("`")[2:].replace("-", "_")
+        having = {script for script, config in SCRIPT_CONFIGS.items() if name in {each.name for each in fields(config)}}
+        named = {script for script, module in SCRIPTS.items() if f"`{Path(module.__file__).name}`" in row[2]}
+        assert named == (having if len(having) < len(SCRIPT_CONFIGS) else set()), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors_of(target), link
+
+
+def anchors_of(page):
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_files_that_are_named_exist():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:tests|docs|fabric_ppo)/[\w./-]*|train_\w+\.py|requirements\.txt)`", page.read_text()
+        ):
+            assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_figure_is_left_to_be_measured(page):
+    assert re.findall(r"@@FIGURE:?[^@]*@*", page.read_text()) == []
+
+
+def test_the_diff_is_as_explained():
+    (words,) = of_kind("diff")
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE).stdout
+    removed, added = (len(re.findall(f"^{sign} ?", said, re.MULTILINE)) for sign in "<>")
+    lengths = [len((ROOT / name).read_text().splitlines()) for name in words[1:]]
+    text = f"{removed} lines of `{words[1]}` (of {lengths[0]}) and {added} of `{words[2]}` (of {lengths[1]})"
+    assert text in PAGES[0].read_text()
+    rows = table_rows("| lines about | `train_torch.py` | `train_fabric.py` |")
+    assert [sum(int(row[column]) for row in rows) for column in (1, 2)] == [removed, added]
+
+
+def test_updates_are_counted_as_explained():
+    headline = parsed(headline_command("fabric"))
+    config, steps = headline.config, headline.config.num_steps * headline.config.num_envs * headline.ranks
+    updates = config.num_updates(headline.ranks)
+    iterations = replace(config, timestep_unit="iteration").num_updates(headline.ranks)
+    text = PAGES[0].read_text()
+    assert f"that is {updates} updates and {updates * steps:,} transitions" in text
+    assert f"`--timestep-unit iteration` it would make {iterations}." in text
+
+
+def test_both_headline_commands_and_make_train_are_the_same_training():
+    args = ["make", "-n", "--no-print-directory", "train"]
+    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "TRAIN_FLAGS")}
+    said = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env=env).stdout
+    _, _, flags = script_of(headline_command("fabric"))
+    assert script_of(headline_command("torch"))[2] == flags
+    assert said.splitlines()[-1].endswith(" ".join(headline_command("fabric")[1:]))
+
+
+@pytest.mark.parametrize("words", of_kind("make"), ids=" ".join)
+def test_make_targets_exist(words, tmp_path):
+    variables, words = split_variables(words)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "-C", str(ROOT), *words[1:]],
+        cwd=tmp_path,
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    last = shlex.split(done.stdout.splitlines()[-1])
+    if "train" in words:
+        assert parsed(["fabric", *last[last.index("run") :]]).name == "fabric"
+    for word in words[1:]:
+        if word.startswith("TEST_FLAGS="):
+            test = ROOT / word.removeprefix("TEST_FLAGS=")
+            assert all(name in test.read_text() for name in variables)
+
+
+def test_setting_up_by_hand():
+    (venv,), (source,), (pip,) = of_kind("venv"), of_kind("source"), of_kind("pip")
+    assert source[1] == f"{venv[3]}/bin/activate"
+    assert pip[:3] == ["pip", "install", "-r"]
+    lines = [line.split("#")[0].strip() for line in (ROOT / pip[3]).read_text().splitlines()]
+    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; python_version .*)?", line) for line in lines if line)
+
+
+@pytest.mark.parametrize("words", of_kind(*TRAINING), ids=" ".join)
+def test_commands_that_train_parse(words):
+    got = parsed(words)
+    assert got.name in SCRIPT_CONFIGS
+    if is_for_several_hosts(words):
+        assert got.ranks > 1
+        assert got.address not in (None, "127.0.0.1")
+        assert got.port
+
+
+@pytest.mark.parametrize("words", of_kind("train"), ids=" ".join)
+def test_the_command_line_launches_a_command_of_the_page(words, monkeypatch):
+    """What `python -m fabric_ppo train` becomes is read by the launcher's parser, and has all the flags."""
+    execv = mock.Mock(side_effect=SystemExit)
+    monkeypatch.setattr("os.execv", execv)
+    _, plain = split_variables(words)
+    with pytest.raises(SystemExit):
+        cli.main(plain[3:])
+    ((_, (_, _, launcher, *rest)),) = (call.args for call in execv.call_args_list)
+    start = {"torch.distributed.run": ["torchrun"], "lightning.fabric.cli": ["fabric", "run"]}[launcher]
+    at = next(index for index, word in enumerate(rest) if word.endswith(".py"))
+    launched = parsed([*start, *rest[:at], Path(rest[at]).name, *rest[at + 1 :]])
+    wanted = parsed(words)
+    assert (launched.name, launched.config, launched.ranks) == (wanted.name, wanted.config, wanted.ranks)
+    if is_for_several_hosts(words):
+        assert (launched.address, launched.port) == (wanted.address, wanted.port)
+
+
+@pytest.mark.parametrize("words", of_kind("benchmark"), ids=" ".join)
+def test_suites_are_what_the_page_says(words, monkeypatch):
+    run_suite = mock.Mock(return_value=0)
+    monkeypatch.setattr(suite, "run_suite", run_suite)
+    assert cli.main(words[3:]) == 0
+    assert run_suite.call_args.args[0]
+    (listed,) = re.findall(r"^Suites are (.*?)\.", PAGES[0].read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(SUITES)
+
+
+def test_every_option_of_evaluate_is_listed(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    has = set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    rows = table_rows("| option of `evaluate` | meaning |")
+    assert {row[0].strip("`").split()[0] for row in rows} == has
+    shown = {word for words in of_kind("evaluate") for word in words if word.startswith("--")}
+    assert shown == has
+
+
+def test_the_job_file(tmp_path):
+    (text,) = fences("slurm")
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=PATIENCE)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    options = re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.MULTILINE)
+    assert text.count("#SBATCH") == len(options) + 1
+    assert "#SBATCH --requeue\n" in text
+    nodes, cores = dict(options)["nodes"], dict(options)["cpus-per-task"]
+    (line,) = (line for line in text.splitlines() if line.startswith("srun "))
+    task = shlex.split(line)[-1]
+    given = {"SLURM_NNODES": nodes, "SLURM_CPUS_PER_TASK": cores, "SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1"}
+    given["SLURM_JOB_ID"] = "7"
+    assert set(re.findall(r"\$(\w+)", task)) == set(given)
+    assert set(re.findall(r"^export (\w+)", text, re.MULTILINE)) - {"GLOO_SOCKET_IFNAME"} <= set(given)
+    for name, value in given.items():
+        task = task.replace(f"${name}", value)
+    assert parsed(shlex.split(task)).ranks == int(nodes) * int(cores)
+
+
+class Recorder:
+    """Two equal ranks; keeps how many bytes each gave to every all-gather."""
+
+    def __init__(self):
+        self.sent = []
+        self.ranks = Ranks(0, 2, self.all_gather)
+
+    def all_gather(self, tensor):
+        self.sent.append(tensor.nbytes)
+        return torch.stack([tensor, tensor])
+
+
+def test_what_is_sent_is_as_the_formulas_say():
+    text = PAGES[1].read_text()
+    headline = parsed(headline_command("torch"))
+    config, ranks = headline.config, headline.ranks
+    envs = make_envs(config, 0, ranks)
+    agent = make_agent(envs.spec, config)
+    weights = sum(parameter.numel() for parameter in agent.parameters())
+    obs = envs.spec.observation
+    row = prod(obs.shape) * torch.zeros((), dtype=getattr(torch, obs.dtype)).itemsize
+    row += prod(agent.distribution.action_shape) * agent.distribution.action_dtype.itemsize + 5 * 4
+    batch = make_batch(
+        collect(agent, RolloutBuffer(envs, agent, 8), config.seed, 0),
+        replace(config, share_data=True),
+        (recorder := Recorder()).ranks,
+        0,
+        torch.device("cpu"),
+    )
+    assert recorder.sent == [8 * config.num_envs * row]
+    assert batch.num_shares == 2
+    rollout = collect(agent, RolloutBuffer(envs, agent, 8), config.seed, 0)
+    make_batch(rollout, config, (recorder := Recorder()).ranks, 0, torch.device("cpu"))
+    assert recorder.sent == [32]
+    envs.close()
+    rows = config.num_steps * config.num_envs
+    steps = config.update_epochs * -(-rows // config.per_rank_batch_size)
+    updates = config.num_updates(ranks)
+    assert f"P = {weights} weights" in text
+    assert f"G = {steps} gradient steps" in text
+    assert f"R = {row} bytes" in text
+    assert f"| gradients: {steps} all-reduces of {4 * weights} bytes | {4 * weights * steps} |" in text
+    assert f"| rows, with `--share-data` | {rows * row} |" in text
+    gigabytes = 4 * weights * steps * updates / 1e9
+    assert f"Over the {updates} updates of the run, gradients come to {gigabytes:.2f} GB" in text
+    report = report_bytes(config.num_steps, config.num_envs, prod(obs.shape) * 4, 1)
+    assert f"| report | {report} |" in text
+
+
+def reported_bytes(config: Config, folder: Path) -> int:
+    """Bytes of the one collective that ends every update, measured."""
+    recorder = Recorder()
+    stats = UpdateStats(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, *(1.0,) * 5, seconds=1.0)
+    with RunSetup(config, recorder.ranks, folder) as setup:
+        envs = setup.closing(make_envs(config, 0, 2))
+        agent = make_agent(envs.spec, config)
+        buffer = RolloutBuffer(envs, agent, config.num_steps)
+        run = setup.start(agent, make_optimizer(agent, config), buffer)
+        recorder.sent = []
+        for update in run.updates():
+            run.finish_update(run.merge(collect(agent, buffer, config.seed, update), stats), 0.1)
+            (sent,) = recorder.sent
+            recorder.sent = []
+        assert run.finish().env_steps == config.total_timesteps
+    return sent
+
+
+@pytest.mark.parametrize(("env_id", "observation", "action"), [("LunarLander-v3", 32, 1), ("Pendulum-v1", 12, 4)])
+def test_the_report_is_as_its_formula_says(tmp_path, env_id, observation, action):
+    assert report_bytes(2048, 2, 32, 1) == 11680
+    t, m = 8, 4
+    config = Config(
+        env_id=env_id, num_steps=t, num_envs=m, total_timesteps=2 * 2 * t * m, num_threads=1, test_episodes=1
+    )
+    assert reported_bytes(config, tmp_path / "run") == report_bytes(t, m, observation, action)
+
+
+def report_bytes(t: int, m: int, o: int, a: int) -> int:
+    """The formula of docs/cluster.md."""
+    assert "`T x M x (A + 1) + M x (O + 24) + 3376`" in PAGES[1].read_text()
+    assert "The report's 3376 bytes are 421 float64" in PAGES[1].read_text()
+    return t * m * (a + 1) + m * (o + 24) + 3376

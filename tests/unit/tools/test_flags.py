@@ -1,0 +1,432 @@
+"""Flags on the command line and in YAML files: names, defaults, and how values are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from fabric_ppo.config import Config, TorchConfig
+from fabric_ppo.tools.flags import parse_args, parse_flags
+from tests.fixtures.flags import LAUNCH_VARIABLES, refusal
+
+pytestmark = pytest.mark.usefixtures("no_launcher")
+
+
+DEFAULTS = {
+    "--exp-name": "default",
+    "--seed": 42,
+    "--torch-deterministic": True,
+    "--num-threads": 0,
+    "--compile": False,
+    "--timeout": 300.0,
+    "--env-id": "CartPole-v1",
+    "--env-backend": "sync",
+    "--env-timeout": 60.0,
+    "--env-wrapper": None,
+    "--env-preset": None,
+    "--action-bounds": "rescale",
+    "--restart-envs": False,
+    "--num-envs": 2,
+    "--num-steps": 128,
+    "--total-timesteps": 65536,
+    "--timestep-unit": "transition",
+    "--stop-at-return": None,
+    "--share-data": False,
+    "--per-rank-batch-size": 64,
+    "--learning-rate": 1e-3,
+    "--adam-eps": 1e-5,
+    "--anneal-lr": True,
+    "--gamma": 0.99,
+    "--gae-lambda": 0.95,
+    "--update-epochs": 10,
+    "--normalize-advantages": True,
+    "--normalize-observations": False,
+    "--normalize-rewards": False,
+    "--target-kl": None,
+    "--desired-kl": None,
+    "--clip-coef": 0.2,
+    "--anneal-clip-coef": False,
+    "--clip-vloss": False,
+    "--ent-coef": 0.0,
+    "--anneal-ent-coef": False,
+    "--vf-coef": 0.5,
+    "--max-grad-norm": 0.5,
+    "--activation-function": "relu",
+    "--encoder": "auto",
+    "--hidden-sizes": (64, 64),
+    "--shared-trunk": False,
+    "--layer-norm": False,
+    "--recurrent": "none",
+    "--recurrent-size": 64,
+    "--sequence-length": 16,
+    "--log-std-init": 0.0,
+    "--state-dependent-std": False,
+    "--log-std-min": None,
+    "--log-std-max": None,
+    "--init-from": None,
+    "--ortho-init": False,
+    "--capture-video": False,
+    "--eval-every": 0,
+    "--eval-episodes": 10,
+    "--test-episodes": 10,
+    "--trackers": "tensorboard,json_lines",
+    "--callbacks": None,
+    "--quiet": False,
+    "--run-dir": None,
+    "--profile": False,
+    "--resume": False,
+    "--checkpoint-every": 0,
+    "--keep-checkpoints": 3,
+    "--log-dir": "logs",
+    "--config": None,
+}
+
+
+OTHER_WORDS = {str: ["other"], int: ["7"], float: ["0.25"]}
+
+
+OTHER = {
+    "--env-id": (["Pendulum-v1"], "Pendulum-v1"),
+    "--env-backend": (["async"], "async"),
+    "--timestep-unit": (["iteration"], "iteration"),
+    "--activation-function": (["tanh"], "tanh"),
+    "--recurrent": (["gru"], "gru"),
+    "--hidden-sizes": (["8", "16", "4"], (8, 16, 4)),
+    "--stop-at-return": (["-150.5"], -150.5),
+    "--target-kl": (["0.02"], 0.02),
+    "--desired-kl": (["0.02"], 0.02),
+    "--log-std-min": (["-5"], -5.0),
+    "--log-std-max": (["0.5"], 0.5),
+    "--run-dir": (["runs/a"], "runs/a"),
+    "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--env-preset": (["atari"], "atari"),
+    "--action-bounds": (["squash"], "squash"),
+    "--encoder": (["impala"], "impala"),
+    "--trackers": (["json_lines"], "json_lines"),
+    "--callbacks": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--init-from": (["runs/a"], "runs/a"),
+}
+
+
+NEEDED = {
+    "--resume": {"run_dir": "runs/a"},
+    "--restart-envs": {"env_backend": "async"},
+    "--env-preset": {"env_id": "ALE/Pong-v5"},
+}
+"""Other flags that a flag needs."""
+
+
+WITHOUT = {"--desired-kl": "anneal_lr"}
+"""A switch that has to be off for a flag."""
+
+
+SWITCHES = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
+
+
+def field(flag):
+    return flag.removeprefix("--").replace("-", "_")
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    """Write YAML text; its path."""
+
+    def write(text):
+        path = tmp_path / "flags.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_defaults():
+    config = parse_flags(Config, [])
+    assert {flag: getattr(config, field(flag)) for flag in DEFAULTS} == DEFAULTS
+    assert config == Config()
+    assert {each.name for each in dataclasses.fields(Config)} == {field(flag) for flag in DEFAULTS}
+
+
+def test_scripts_add_flags_of_their_own():
+    own = {each.name for each in dataclasses.fields(TorchConfig)} - {each.name for each in dataclasses.fields(Config)}
+    assert own == {"cuda"}
+    assert parse_flags(TorchConfig, []).cuda is False
+
+
+@pytest.mark.parametrize("flag", [flag for flag in DEFAULTS if flag not in SWITCHES and flag != "--config"])
+def test_every_flag_takes_a_value(flag):
+    """In each of its spellings; nothing else changes."""
+    kind = type(DEFAULTS[flag])
+    words, value = OTHER[flag] if flag in OTHER else (OTHER_WORDS[kind], kind(*OTHER_WORDS[kind]))
+    spellings = [[flag, *words], ["--" + field(flag), *words]]
+    if len(words) == 1:
+        spellings.append([f"{flag}={words[0]}"])
+    off, needed = [WITHOUT[flag]] if flag in WITHOUT else [], NEEDED.get(flag, {})
+    more = [
+        *("--no-" + name.replace("_", "-") for name in off),
+        *(f"--{name}={value}" for name, value in needed.items()),
+    ]
+    others = dict.fromkeys(off, False) | needed
+    for args in spellings:
+        config = parse_flags(Config, [*args, *more])
+        assert config == dataclasses.replace(Config(), **others, **{field(flag): value}) != Config()
+        assert type(getattr(config, field(flag))) is type(value)
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_switches_have_a_no(flag):
+    needed = [word for name, value in NEEDED.get(flag, {}).items() for word in ("--" + name, value)]
+    assert getattr(parse_flags(Config, [flag, *needed]), field(flag)) is True
+    assert getattr(parse_flags(Config, ["--no-" + flag[2:], *needed]), field(flag)) is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "needed"), [("--resume", "--run-dir is needed too"), ("--restart-envs", "--env-backend async is needed")]
+)
+def test_a_switch_that_needs_another_flag_says_so(flag, needed, capsys):
+    assert refusal([flag]).startswith(f"{flag}: {needed}")
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, [flag])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {refusal([flag])}\n"
+    assert parse_flags(Config, [flag, *(f"--{name}={value}" for name, value in NEEDED[flag].items())])
+
+
+def test_the_last_word_counts():
+    assert parse_flags(Config, ["--seed", "1", "--seed", "2"]).seed == 2
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(Config, ["--help"], prog="train_fabric.py")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "train_fabric.py" in text
+    assert all(flag in text for flag in DEFAULTS)
+    described = {each.name: each for each in dataclasses.fields(Config)}
+    assert len(described) == len(DEFAULTS)
+    assert "Discount factor" in text
+
+
+COUNT = ["whole number", "1"]
+
+
+RATE = ["number above 0"]
+
+
+UNIT = ["number from 0 to 1"]
+
+
+WEIGHT = ["number from 0 up"]
+
+
+COUNTS = (
+    "--num-envs",
+    "--num-steps",
+    "--total-timesteps",
+    "--per-rank-batch-size",
+    "--update-epochs",
+    "--test-episodes",
+    "--keep-checkpoints",
+)
+
+
+WRONG_VALUES = [
+    *((flag, value, COUNT) for flag in COUNTS for value in ("0", "-3")),
+    ("--num-envs", "1.5", ["whole number"]),
+    ("--num-envs", "many", ["whole number"]),
+    *(
+        (flag, value, RATE)
+        for flag in ("--learning-rate", "--adam-eps", "--timeout", "--env-timeout", "--max-grad-norm", "--clip-coef")
+        for value in ("0.0", "-1.0", "nan", "inf")
+    ),
+    *((flag, value, UNIT) for flag in ("--gamma", "--gae-lambda") for value in ("-0.1", "1.01", "nan", "inf")),
+    *((flag, value, WEIGHT) for flag in ("--ent-coef", "--vf-coef") for value in ("-0.1", "nan", "inf")),
+    ("--gamma", "high", ["number"]),
+    ("--learning-rate", "1e-3x", ["number"]),
+    ("--seed", "-1", ["whole number", "0", "4294967295"]),
+    ("--seed", "4294967296", ["whole number", "0", "4294967295"]),
+    ("--seed", "x", ["whole number"]),
+    ("--num-threads", "-1", ["whole number", "0"]),
+    ("--checkpoint-every", "-1", ["whole number", "0"]),
+    ("--checkpoint-every", "often", ["whole number"]),
+    ("--stop-at-return", "nan", ["finite number"]),
+    ("--stop-at-return", "high", ["number"]),
+    ("--env-backend", "thread", ["sync", "async"]),
+    ("--timestep-unit", "frames", ["transition", "iteration"]),
+    ("--activation-function", "gelu", ["relu", "tanh"]),
+    ("--hidden-sizes", "0", ["whole numbers from 1"]),
+    ("--hidden-sizes", "wide", ["whole numbers"]),
+    ("--exp-name", "a/b", ["letters", "digits"]),
+    ("--exp-name", "two words", ["letters", "digits"]),
+    ("--env-id", "not an id", ["Malformed", "(env-name)-v(version)"]),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "accepted"), WRONG_VALUES)
+def test_a_wrong_value_is_named_with_what_is_accepted(flag, value, accepted):
+    message = refusal([flag, value])
+    assert message.startswith(f"{flag} {value}: "), message
+    assert all(part in message.partition(": ")[2] for part in accepted), message
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--gamma", "7.0"), ("--gamma", "high"), ("--num-envs", "0")])
+def test_the_other_spelling_of_a_wrong_value(flag, value):
+    assert refusal([f"{flag}={value}"]) == refusal([flag, value])
+    assert refusal(["--seed", "3", f"{flag.replace('m-e', 'm_e')}={value}"]) == refusal([flag, value])
+
+
+@pytest.mark.parametrize("flag", [flag for flag in DEFAULTS if flag not in SWITCHES])
+def test_a_value_that_is_missing(flag):
+    for args in ([flag], [flag, "--anneal-lr"]):
+        message = refusal(args)
+        assert message.startswith(flag)
+        assert message.endswith("expected")
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_a_switch_takes_no_value(flag):
+    assert refusal([flag, "False"]).startswith(f"{flag} False: ")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--nun-envs", "3"], ["--nun-envs: unknown flag", "--num-envs?"]),
+        (["--learning_rte=0.1"], ["--learning-rte: unknown flag", "--learning-rate?"]),
+        (["--no-anneal"], ["--no-anneal: unknown flag", "--no-anneal-lr?"]),
+        (["--no-seed"], ["--no-seed: unknown flag"]),
+        (["--zzzzzzzzzz"], ["--zzzzzzzzzz: unknown flag", "--help"]),
+        (
+            ["--cuda"],
+            ["--cuda: unknown flag; it is one of train_torch.py and train_fabric_decoupled.py", "--accelerator"],
+        ),
+        (["--overlap"], ["--overlap: unknown flag; it is one of train_fabric_decoupled.py"]),
+        (["3"], ["3", "a flag is expected"]),
+        (["-x"], ["-x", "a flag is expected"]),
+        (["--seed", "3", "4"], ["--seed 4"]),
+    ],
+)
+def test_unknown_words(args, parts):
+    message = refusal(args)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("args", [["--gamma", "7"], ["--total-timesteps", "255"], ["--nun-envs", "1"]])
+def test_the_command_line_ends_with_status_2_and_one_line(args, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, args)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {args[0]}")
+    assert printed.err.count("\n") == 1
+
+
+def test_only_rank_0_prints_what_is_wrong(capsys, monkeypatch):
+    for name, value in zip(LAUNCH_VARIABLES, ("1", "2", "1", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, ["--gamma", "7"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_the_length_of_a_run_is_checked_for_all_ranks(capsys, monkeypatch):
+    """256 transitions are one update of one rank, none of two."""
+    args = ["--total-timesteps", "256"]
+    assert parse_args(Config, args).num_updates(1) == 1
+    for name, value in zip(LAUNCH_VARIABLES, ("0", "2", "0", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        parse_args(Config, args)
+    assert "--total-timesteps 256: at least 512" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["1", "x"])
+def test_a_half_set_launch_is_reported_by_every_rank(rank, capsys, monkeypatch):
+    """There is no rank 0 that could print it for all."""
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, [])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: environment variable")
+
+
+def test_yaml_is_a_start_that_flags_override(yaml_file):
+    path = yaml_file("learning-rate: 0.5\nnum_envs: 3\nhidden_sizes: [8]\nanneal_lr: false\nstop_at_return: 400\n")
+    from_file = {
+        "learning_rate": 0.5,
+        "num_envs": 3,
+        "hidden_sizes": (8,),
+        "anneal_lr": False,
+        "stop_at_return": 400.0,
+        "config": path,
+    }
+    assert parse_flags(Config, ["--config", path]) == Config(**from_file)
+    assert parse_flags(Config, [f"--config={path}"]) == Config(**from_file)
+    args = ["--num-envs", "5", "--anneal-lr", "--config", path, "--hidden-sizes", "4", "4", "--stop-at-return", "None"]
+    overridden = {"num_envs": 5, "anneal_lr": True, "hidden_sizes": (4, 4), "stop_at_return": None}
+    assert parse_flags(Config, args) == Config(**(from_file | overridden))
+
+
+def test_a_runs_own_yaml_gives_the_same_config(yaml_file):
+    config = Config(
+        exp_name="7", learning_rate=1e-5, adam_eps=1e-8, hidden_sizes=(3, 2), stop_at_return=-1e10, log_dir="1e-3"
+    )
+    path = yaml_file(yaml.safe_dump(config.to_dict()))
+    assert parse_flags(Config, ["--config", path]) == dataclasses.replace(config, config=path)
+    assert not {"run_dir", "config", "resume"} & set(config.to_dict())
+
+
+@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1e-3", 1e-3), ("1", 1.0), ("2.5E-4", 2.5e-4)])
+def test_numbers_in_yaml_as_people_write_them(yaml_file, text, value):
+    """YAML 1.1, which PyYAML reads, takes `3e-4` for text as it has no point."""
+    config = parse_flags(Config, ["--config", yaml_file(f"learning_rate: {text}")])
+    assert config.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("num_envs: 0", ["--num-envs 0: ", "whole number from 1"]),
+        ("num_envs: 1.5", ["--num-envs 1.5: ", "whole number"]),
+        ("num_envs: many", ["--num-envs many: ", "whole number"]),
+        ("num_envs: true", ["--num-envs True: ", "whole number"]),
+        ("seed:", ["--seed None: ", "whole number"]),
+        ("gamma: [1, 2]", ["--gamma 1 2: ", "number"]),
+        ("anneal_lr: 0", ["--anneal-lr 0: ", "true or false"]),
+        ("hidden_sizes: [64, wide]", ["--hidden-sizes 64 wide: ", "whole numbers"]),
+        ("hidden_sizes: []", ["--hidden-sizes", "whole numbers"]),
+        ("env_backend: thread", ["--env-backend thread: ", "sync, async, envpool"]),
+        ("nun_envs: 3", ["--config ", "unknown key nun_envs", "num_envs?"]),
+        ("zzzzzzzz: 3", ["--config ", "unknown key zzzzzzzz", "--help"]),
+        ("config: other.yaml", ["--config ", "unknown key config"]),
+        ("", ["--config ", "mapping"]),
+        ("- 3", ["--config ", "mapping"]),
+        ("3: 4", ["--config ", "mapping"]),
+        ("num_envs: [3", ["--config ", "cannot be read"]),
+    ],
+)
+def test_wrong_yaml(yaml_file, text, parts):
+    message = refusal(["--config", yaml_file(text)])
+    assert all(part in message for part in parts), message
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    missing = str(tmp_path / "missing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"seed: \xff\xfe")
+    assert refusal(["--config", missing]).startswith(f"--config {missing}: cannot be read (No such file")
+    assert "cannot be read" in refusal(["--config", str(tmp_path)])
+    assert "cannot be read" in refusal(["--config", str(tmp_path / "bytes.yaml")])
+
+
+def test_another_scripts_flags_are_ignored_with_a_line(yaml_file, capsys):
+    path = yaml_file("cuda: true\nseed: 7")
+    config = parse_flags(Config, ["--config", path])
+    assert config == Config(seed=7, config=path)
+    printed = capsys.readouterr().err
+    assert printed == f"--config {path}: ignoring --cuda of another script\n"
+    parse_flags(TorchConfig, ["--config", yaml_file("cuda: false")])
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,207 @@
+"""Scores: the statistics against definitions, and a suite that is run in parts."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fabric_ppo.config import Config
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools import cli, locate, results_page, suite
+from fabric_ppo.tools.flags import load_yaml
+from tests.fixtures.launching import ROOT
+
+TINY = "env_id: CartPole-v1\ntotal_timesteps: 512\nnum_steps: 64\nupdate_epochs: 1\n"
+
+
+def test_the_interquartile_mean_drops_a_quarter_on_either_side():
+    assert results_page.interquartile_mean([100, 1, 2, 3, -100]) == 2
+    assert results_page.interquartile_mean([5, 1, 3]) == 3
+    assert results_page.interquartile_mean(range(8)) == pytest.approx(np.mean([2, 3, 4, 5]))
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    """For many runs the bootstrap's percentiles are mean +- 1.96 s / sqrt n."""
+    scores = np.random.default_rng(1).normal(50, 10, 100)
+    half = 1.96 * np.std(scores) / math.sqrt(len(scores))
+    assert results_page.interval(scores, lambda rows: rows.mean(-1)) == pytest.approx(
+        (np.mean(scores) - half, np.mean(scores) + half), rel=0.005
+    )
+    assert results_page.interval([7.0] * 5) == (7, 7)
+
+
+@pytest.mark.parametrize("preset", suite.ROWS)
+def test_every_preset_is_valid_and_its_comment_names_its_environment(preset):
+    path = locate.preset_path(preset)
+    config = resolve(Config(**load_yaml(str(path), Config)))
+    assert config.env_id.rpartition(":")[2] in path.read_text().splitlines()[0]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Two presets that train in a second."""
+    paths = {name: tmp_path / "configs" / f"{name}.yaml" for name in ("cartpole", "acrobot")}
+    (tmp_path / "configs").mkdir()
+    for path in paths.values():
+        path.write_text(TINY)
+    monkeypatch.setattr(suite, "preset_path", lambda preset: paths[preset])
+    for module in (suite, results_page):
+        monkeypatch.setattr(module, "TEST_EPISODES", 3)
+    monkeypatch.setattr(results_page, "_RESAMPLES", 100)
+    return tmp_path
+
+
+def bench(folder, *words):
+    return cli.main(["benchmark", *words, "--log-dir", str(folder / "logs"), "--out", str(folder / "results.md")])
+
+
+@pytest.mark.processes
+def test_a_suite_is_run_in_parts_and_nothing_twice(tiny, capsys):
+    assert bench(tiny, "cartpole", "--seeds", "1", "--jobs", "1") == 0
+    first = (tiny / "logs" / "cartpole" / "seed_1" / "summary.json").stat().st_mtime_ns
+    assert bench(tiny, "cartpole", "acrobot", "--seeds", "2", "--jobs", "2") == 0
+    assert (tiny / "logs" / "cartpole" / "seed_1" / "summary.json").stat().st_mtime_ns == first
+    known = json.loads((tiny / "results" / "results.json").read_text())
+    assert [(each["preset"], each["seed"]) for each in known] == [
+        ("cartpole", 1),
+        ("cartpole", 2),
+        ("acrobot", 1),
+        ("acrobot", 2),
+    ]
+    scores = []
+    for each in known:
+        summary = json.loads((tiny / "logs" / each["preset"] / f"seed_{each['seed']}" / "summary.json").read_text())
+        assert summary["seed"] == each["seed"]
+        assert summary["test"]["episodes"] == 3
+        assert each["test_return"] == summary["test"]["return_mean"]
+        assert each["curve"][-1][0] == 512
+        scores.append(each["test_return"])
+    page = (tiny / "results.md").read_text()
+    assert f"| 2 | {np.mean(scores[:2]):.1f} +- {np.std(scores[:2]):.1f} |" in page
+    assert (tiny / "results" / "acrobot.svg").is_file()
+    assert capsys.readouterr().out.count("cartpole, seed 1:") == 2
+
+
+@pytest.mark.processes
+def test_a_run_that_was_killed_in_its_test_is_tested(tiny):
+    """What it trained is on record by then."""
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    path = tiny / "logs" / "cartpole" / "seed_1" / "summary.json"
+    expected = json.loads(path.read_text())
+    path.write_text(json.dumps(expected | {"test": {}}))
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    assert json.loads(path.read_text())["test"] == expected["test"]
+
+
+@pytest.mark.processes
+def test_a_run_of_other_flags_than_its_preset_has_now_is_no_result(tiny, capsys):
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    page = (tiny / "results.md").read_text()
+    (tiny / "configs" / "cartpole.yaml").write_text(TINY.replace("512", "1024") + "gamma: 0.9\n")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 1
+    said = capsys.readouterr().err
+    assert "cartpole, seed 1: --total-timesteps, --gamma changed since it was trained" in said
+    assert (tiny / "results.md").read_text() == page
+
+
+def test_results_are_of_the_presets_as_they_are():
+    results = ROOT / "docs" / "results" / "results.json"
+    for each in json.loads(results.read_text()):
+        now = load_yaml(str(locate.preset_path(each["preset"])), Config)
+        assert each["flags"] == json.loads(json.dumps(now)), each["preset"]
+
+
+def test_a_curve_is_of_means_over_stretches_of_the_training(tmp_path, monkeypatch):
+    lines = [json.dumps({"step": 10 * k, "Rewards/rew_avg": k**2}) for k in range(1, 121)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    summary = {"env_id": "E", "seed": 1, "env_steps": 1200, "wall_seconds": 90.0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"test": {"return_mean": 1.0, "return_std": 0.0}}))
+    result = suite._result("cartpole", tmp_path)
+    assert len(result.curve) == 60
+    assert result.curve[:2] == [(15, 2.5), (35, 12.5)]
+    assert (result.minutes, result.transitions) == (1.5, 1200)
+
+
+def made(preset, *scores):
+    return [
+        results_page.Result(preset, preset, seed, 512, score, 0.0, 1.0, "2026-01-01", "this machine", {}, [(1.0, 0.0)])
+        for seed, score in enumerate(scores, 1)
+    ]
+
+
+def test_the_page_says_what_was_reached_and_what_was_not(tmp_path):
+    """LunarLander's goal has two parts: a mean of 260, and 200 in each run."""
+    out = tmp_path / "results.md"
+    for result in made("lunarlander", 300, 199, 290) + made("acrobot", -75, -72) + made("pendulum", -166):
+        results_page.add_result(out, result, suite.ROWS)
+    results_page.write_page(out, "pendulum", suite.ROWS)
+    page = out.read_text()
+    assert "| 260, each run 200: missed so far |" in page
+    assert "| -74: reached so far |" in page
+    assert "Goals missed: pendulum, lunarlander." in page
+    assert "others 5): acrobot, pendulum, lunarlander." in page
+    assert "Not run: cartpole, mountaincar, " in page
+    assert "python -m fabric_ppo benchmark lunarlander --seeds 3\n" in page
+    assert "this machine" in page
+
+
+@pytest.mark.processes
+def test_a_run_that_fails_is_named(tiny, capsys):
+    (tiny / "configs" / "acrobot.yaml").write_text(TINY + "run_dir: elsewhere\ninit_from: nowhere\n")
+    assert bench(tiny, "acrobot", "cartpole", "--seeds", "1", "--jobs", "2") == 1
+    said = capsys.readouterr()
+    assert "acrobot, seed 1: ended with status 2" in said.err
+    assert "cartpole, seed 1:" in said.out
+
+
+@pytest.mark.parametrize("words", [("nothing",), ("classic", "--seeds", "0"), ("classic", "--jobs", "0")])
+def test_what_cannot_work_is_refused(tiny, words, capsys):
+    assert bench(tiny, *words) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_trained(tiny, capsys):
+    """A package that is missing, for instance, would be noticed hours later."""
+    (tiny / "configs" / "acrobot.yaml").write_text(TINY + "env_id: tests.fixtures.toy_envs:BrokenConstructor-v0\n")
+    assert bench(tiny, "cartpole", "acrobot", "--seeds", "1") == 2
+    assert capsys.readouterr().err.startswith("error: --env-id tests.fixtures.toy_envs:BrokenConstructor-v0")
+    assert not (tiny / "logs").exists()
+
+
+def test_a_length_that_is_no_update_is_refused_before_anything_is_trained(tiny, capsys):
+    (tiny / "configs" / "acrobot.yaml").write_text(TINY + "num_envs: 1000000\n")
+    assert bench(tiny, "cartpole", "acrobot", "--seeds", "1") == 2
+    assert capsys.readouterr().err.startswith("error: --total-timesteps 512: at least 64000000 ")
+    assert not (tiny / "logs").exists()
+
+
+@pytest.mark.processes
+def test_a_result_keeps_what_it_was_made_with(tiny, monkeypatch):
+    """Also when the suite is looked at again after something has been installed."""
+    monkeypatch.setattr(suite, "made_with", lambda: "old things")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    monkeypatch.setattr(suite, "made_with", lambda: "new things")
+    assert bench(tiny, "cartpole", "--seeds", "1") == 0
+    page = (tiny / "results.md").read_text()
+    assert "old things" in page
+    assert "new things" not in page
+
+
+def test_suites_and_presets_are_found_by_name_once():
+    assert suite.presets_of(["cartpole", "classic"])[:2] == ["cartpole", "acrobot"]
+    with pytest.raises(ConfigError, match=r"^benchmark doom: one of classic, box2d, mujoco, minigrid, atari, cartpole"):
+        suite.presets_of(["doom"])
+
+
+@pytest.mark.parametrize(("preset", "goal"), [("cartpole", "500, each run 500: missed so far"), ("pong", "-")])
+def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
+    out = tmp_path / "page.md"
+    curve = [(1.0, -21.0), (100.0, -5.0)]
+    result = results_page.Result(preset, "Some-v0", 1, 100, -5.0, 1.0, 2.0, "2026-01-01", "Python", {}, curve)
+    results_page.add_result(out, result, suite.ROWS)
+    results_page.write_page(out, preset, suite.ROWS)
+    row = next(line for line in out.read_text().splitlines() if line.startswith("| Some-v0"))
+    assert row.split(" | ")[6] == goal
+    assert ("<!-- goal -->" in (tmp_path / "page" / f"{preset}.svg").read_text()) is (goal != "-")

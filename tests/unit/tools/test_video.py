@@ -1,0 +1,117 @@
+"""Videos and GIFs of test episodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.policy import Policy
+from fabric_ppo.agents.policy_file import save_policy
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process.errors import NOT_ALL_WRITTEN
+from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.seeding import evaluation_seed
+from fabric_ppo.tools import cli
+from tests.fixtures.toy_envs import toy_env
+from tests.fixtures.videos import SEED, assert_shows, log_rendering, toy_policy, videos
+
+LENGTH = 6
+
+
+@pytest.fixture
+def rendered(monkeypatch, tmp_path):
+    return log_rendering(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A folder with a policy for an environment whose episodes take `LENGTH` steps."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_policy(toy_policy(toy_env(length=LENGTH)), folder)
+    return folder
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 12])
+def test_one_test_episode_is_recorded(tmp_path, rendered, episodes):
+    """The first, whole; and the results are those without a video."""
+    policy = Policy(toy_policy(toy_env(length=LENGTH)))
+    expected = evaluate(policy, episodes, SEED)
+    assert evaluate(policy, episodes, SEED, video_dir=str(tmp_path / "videos")) == expected
+    (name,) = videos(tmp_path / "videos")
+    assert_shows(tmp_path / "videos" / name, range(LENGTH + 1))
+    assert rendered() == [(evaluation_seed(SEED, 0), step) for step in range(LENGTH + 1)]
+
+
+def test_gif_of_the_first_test_episode(tmp_path, run_dir, capfd):
+    """It plays as long as the episode: 7 frames at 10 a second, from dark to bright."""
+    gif = tmp_path / "episode.gif"
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "2", "--gif", str(gif), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["episodes"] == 2
+    with Image.open(gif) as picture:
+        assert picture.format == "GIF"
+        levels, milliseconds = [], 0
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            levels.append(np.asarray(picture.convert("L")).mean())
+            milliseconds += picture.info["duration"]
+    assert milliseconds / 1000 == pytest.approx((LENGTH + 1) / 10, abs=0.11)
+    assert levels == sorted(levels)
+    assert levels[0] == pytest.approx(0, abs=4)
+    assert levels[-1] == pytest.approx(10 * LENGTH, abs=4)
+    assert not (run_dir / "test_videos").exists()
+
+
+def test_video_and_gif_may_both_be_asked_for(tmp_path, run_dir):
+    gif = tmp_path / "episode.gif"
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1", "--video", "--gif", str(gif)]) == 0
+    (name,) = videos(run_dir / "test_videos")
+    assert_shows(run_dir / "test_videos" / name, range(LENGTH + 1))
+    assert Image.open(gif).format == "GIF"
+
+
+def test_a_gif_that_cannot_be_written_is_one_line(tmp_path, run_dir, capfd):
+    """Said before any episode is played."""
+    gif = tmp_path / "missing" / "episode.gif"
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1", "--gif", str(gif)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: --gif {gif}: ")
+    assert err.count("\n") == 1
+
+
+def test_a_folder_for_videos_that_cannot_be_made_is_told(tmp_path, run_dir, capfd):
+    """The episodes are played all the same."""
+    folder = run_dir / "test_videos"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.touch()
+    words = ["evaluate", str(run_dir), "--episodes", "1", "--video", "--gif", str(tmp_path / "episode.gif")]
+    assert cli.main(words) == NOT_ALL_WRITTEN
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1
+    assert ": return " in out
+    assert err == f"warning: a video in {folder} (File exists) could not be written; it goes on without\n"
+    folder.unlink()
+
+
+def test_what_does_not_render_cannot_be_recorded(tmp_path, capfd):
+    """One line, status 2."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    import gymnasium
+
+    with gymnasium.make("Endless-v0") as env:
+        spec = env_spec("Endless-v0", env.observation_space, env.action_space)
+    save_policy(Agent(spec, Architecture("tanh", (4,))), folder)
+    assert cli.main(["evaluate", str(folder), "--episodes", "1", "--video"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: --env-id Endless-v0: ")
+    assert err.count("\n") == 1
+    assert not (folder / "test_videos").exists()
