@@ -51,7 +51,7 @@ from fabric_ppo.process import script as script_module
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.process.launch import die_with_parent
 from fabric_ppo.process.signals import signals
-from fabric_ppo.run import setup as setup_module
+from fabric_ppo.run import setup as run_setup
 from fabric_ppo.run.checkpoint import BEST, Checkpoints, newest_first
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.run import Run
@@ -258,8 +258,8 @@ def prepare_for_forks(rows: list[Row]) -> None:
         collector.collect = in_phase("rollout", collector.collect, "between")
     for script in SCRIPTS.values():
         script.ppo_update = in_phase("update", script.ppo_update, "between")
-    setup_module.find_checkpoint = in_phase("resume", setup_module.find_checkpoint)
-    setup_module.restore = in_phase("resume", setup_module.restore)
+    run_setup.find_checkpoint = in_phase("resume", run_setup.find_checkpoint)
+    run_setup.restore = in_phase("resume", run_setup.restore)
     Trackers.start = in_phase("resume", Trackers.start)  # cuts back what was logged after the checkpoint
     Run.merge = in_phase("exchange", Run.merge, "between")
     Run.finish = in_phase("end", Run.finish, "end")

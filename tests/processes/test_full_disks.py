@@ -172,15 +172,16 @@ def test_a_script_that_nobody_listens_to_ends_as_ever(tmp_path):
     assert summary(tmp_path / "run")["updates"] == 2
 
 
-def test_a_folder_for_videos_that_cannot_be_made_costs_the_videos(tmp_path):
+@pytest.mark.parametrize("name", ["train_videos", "test_videos"])
+def test_a_folder_for_videos_that_cannot_be_made_costs_the_videos(tmp_path, name):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/test_videos").touch()
+    (tmp_path / "run" / name).touch()
     config = config_of("torch", 1, tmp_path / "run", 2, capture_video=True)
     statuses = exit_codes(start_ranks("torch", [config], tmp_path / "out"))
     said = (tmp_path / "out/0.txt").read_text()
     assert statuses == [NOT_ALL_WRITTEN]
     assert "Traceback" not in said
     assert said.splitlines()[-1] == (
-        f"done, but not everything could be written: a video in {tmp_path}/run/test_videos (File exists)"
+        f"done, but not everything could be written: a video in {tmp_path}/run/{name} (File exists)"
     )
     assert summary(tmp_path / "run")["test"]["episodes"] == 1

@@ -13,6 +13,7 @@ import time
 import train_torch
 from fabric_ppo.config import Config, TorchConfig
 from fabric_ppo.run import folder as folder_module
+from fabric_ppo.run import setup as run_setup
 from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment, run_ranks
 from tests.fixtures.processes import FOREVER, PATIENCE, wait_until
 from tests.fixtures.resuming import config_of, finish, train
@@ -56,6 +57,23 @@ def test_only_one_process_trains_in_a_folder(tmp_path, monkeypatch):
         os.kill(first.pid, signal.SIGKILL)
         first.join()
     finish("torch", 1, tmp_path / "run", resume=True)
+
+
+def test_a_folder_is_locked_before_anything_is_written_in_it(tmp_path, monkeypatch):
+    """Of two runs that begin in a new folder at the same moment, the one that is refused overwrites nothing."""
+    lock, seen = run_setup.lock_folder, tmp_path / "seen"
+
+    def locked(run_dir):
+        names = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
+        unlock = lock(run_dir)
+        with seen.open("a") as file:
+            file.write(f"{names}\n")
+        return unlock
+
+    monkeypatch.setattr(run_setup, "lock_folder", locked)
+    for name, flags in (("named", {}), ("resumed", {"resume": True})):
+        finish("torch", 1, tmp_path / name, 1, **flags)
+    assert seen.read_text() == "[]\n[]\n"
 
 
 def test_a_run_leaves_a_trace_for_each_rank(tmp_path):

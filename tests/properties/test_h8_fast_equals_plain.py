@@ -203,6 +203,17 @@ def squashed_means(params):
     return torch.cat([means.tanh(), log_std], dim=-1)
 
 
+def softly_bounded(params):
+    """Log standard deviations within -0.5 .. 0.5; at zero, as at a run's start, nothing changes."""
+    means, log_std = params.chunk(2, dim=-1)
+    return torch.cat([means, 0.5 * torch.tanh(2 * log_std)], dim=-1)
+
+
+def sample_bounded(distribution, logits, noise):
+    """A choice by logits within -2 .. 2; those of a fresh policy are."""
+    return distribution.mode(logits.clamp(-2, 2) + noise)
+
+
 AGENTS = {
     "temperature": patched(Agent, "policy_params", lambda params: params / 2),
     "entropy": patched(Agent, "forward", lambda new: new._replace(entropy=2 * new.entropy)),
@@ -330,6 +341,8 @@ ACTING = [
     pytest.param(BOX_SPEC, BOXES["squash"], id="squash"),
     pytest.param(CHOICE_SPEC, patched(Categorical, "sample", lambda actions: 0 * actions), id="sample-choice"),
     pytest.param(BOX_SPEC, patched(DiagonalGaussian, "sample", lambda actions: actions / 2), id="sample-box"),
+    pytest.param(BOX_SPEC, patched(Agent, "with_log_std", softly_bounded), id="deviation"),
+    pytest.param(CHOICE_SPEC, lambda patch: patch.setattr(Categorical, "sample", sample_bounded), id="sample-bounded"),
 ]
 
 
