@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +15,6 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
 from fabric_ppo.ppo.update import UpdateStats
-from fabric_ppo.process.failures import is_lost_contact
 from fabric_ppo.process.group import ALIGNMENT, Ranks
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.process.profile import timed
@@ -88,6 +85,7 @@ class Exchange:
         """
         self._world, self._agent, self._config = world, agent, config
         self._optimizer = optimizer
+        self._failure: RuntimeError | None = None
         self._num_trainers = world.world_size - FIRST_TRAINER
         self._length = config.effective_sequence_length
         self._units = config.num_steps * config.num_envs // self._length
@@ -144,16 +142,21 @@ class Exchange:
             packet.fields["statistics"].copy_(self._agent.statistics())
             if batch is not None:
                 self._pack_rows(batch, trainer, packet)
-        # a trainer that has died is reported when its reply is awaited: until then the player can
-        # log and save the update before
-        with _suppressing_lost_contact():
-            if self._config.share_data:
-                self._world.broadcast(self._batches[0].bytes, PLAYER)
-            else:
-                # a scatter has a part for the player too, which nobody reads
-                nothing = self._batches[0].bytes
-                parts = [nothing, *(packet.bytes for packet in self._batches)]
-                self._world.scatter(nothing, parts, PLAYER)
+        try:
+            self._transmit()
+        except RuntimeError as error:
+            # raised when the reply is awaited: until then the update before is logged and saved
+            self._failure = error
+
+    def _transmit(self) -> None:
+        """Send the packets of rows, from the player."""
+        if self._config.share_data:
+            self._world.broadcast(self._batches[0].bytes, PLAYER)
+        else:
+            # a scatter has a part for the player too, which nobody reads
+            nothing = self._batches[0].bytes
+            parts = [nothing, *(packet.bytes for packet in self._batches)]
+            self._world.scatter(nothing, parts, PLAYER)
 
     def _pack_rows(self, batch: Batch, trainer: int, packet: Packet) -> None:
         """Copy a trainer's rows into its packet."""
@@ -212,7 +215,13 @@ class Exchange:
 
     @timed("wait")
     def receive_reply(self) -> tuple[UpdateStats, TrainerStats]:
-        """Receive the trainers' numbers on the player; load their weights and optimizer state."""
+        """Receive the trainers' numbers on the player; load their weights and optimizer state.
+
+        Raises:
+            RuntimeError: a trainer is gone, maybe since the rows were sent.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._world.recv(self._reply.bytes, FIRST_TRAINER)
         self._unpack_state()
         sizes = [UpdateStats.width(), TrainerStats.width()]
@@ -242,16 +251,6 @@ def merge_trainers(stats: UpdateStats, own: TrainerStats, ranks: Ranks) -> tuple
     numbers = ranks.gather(torch.cat([stats.to_tensor(), own.to_tensor()]))
     of_updates, of_trainers = numbers.split([UpdateStats.width(), TrainerStats.width()], dim=1)
     return UpdateStats.merge(of_updates), TrainerStats.merge(of_trainers)
-
-
-@contextlib.contextmanager
-def _suppressing_lost_contact() -> Iterator[None]:
-    """Ignore errors that mean that another rank has died."""
-    try:
-        yield
-    except Exception as error:
-        if not is_lost_contact(error):
-            raise
 
 
 def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:

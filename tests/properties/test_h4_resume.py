@@ -370,7 +370,7 @@ def test_an_update_counts_though_what_follows_cannot_be_sent(tmp_path, monkeypat
         raise RuntimeError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Exchange, "send", on_call(4, 0, fail, Exchange.send))
+        patch.setattr(Exchange, "_transmit", on_call(4, 0, fail, Exchange._transmit))
         said = train("decoupled", 2, tmp_path / "run", **OVERLAP)
     assert "gone" in said[0]
     assert checkpoints(tmp_path / "run")[0] == 3
