@@ -37,6 +37,8 @@ class Metrics:
     @classmethod
     def merge(cls: type[M], of_ranks: Tensor) -> M:
         """Merge what `to_tensor` gave on each rank, `[W, number of fields]`."""
+        if len(of_ranks) == 1:  # of a single rank, each of the three is the number itself
+            return cls.of(of_ranks[0])
         merged = {"mean": of_ranks.mean(0), "sum": of_ranks.sum(0), "max": of_ranks.amax(0)}
         values = {kind: each.tolist() for kind, each in merged.items()}
         own = fields(cls)

@@ -23,11 +23,13 @@ class Guard:
     def __init__(self, agent: nn.Module) -> None:
         """Copy the present weights."""
         self._agent = agent
-        self.kept = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+        # the tensors themselves, which stay where they are while a run trains
+        self._weights = agent.state_dict()
+        self.kept = {name: tensor.clone() for name, tensor in self._weights.items()}
 
     def keep(self) -> None:
         """Copy the weights at the end of an update, into the same memory."""
-        for name, tensor in self._agent.state_dict().items():
+        for name, tensor in self._weights.items():
             self.kept[name].copy_(tensor)
 
     @torch.no_grad()
@@ -42,7 +44,7 @@ class Guard:
             TrainingError: they are not; the agent has the weights that were kept.
         """
         broken = [name for name in _FINITE if not math.isfinite(getattr(stats, name))]
-        weights = self._agent.state_dict()
+        weights = self._weights
         # one answer from the device for all tensors; which of them is broken matters only then
         if not bool(torch.cat([tensor.flatten() for tensor in weights.values()]).isfinite().all()):
             odd = {name for name, tensor in weights.items() if not bool(tensor.isfinite().all())}
