@@ -53,7 +53,7 @@ class ActorChoice:
         if self._is_equal is None:
             self._is_equal = actors_agree(agent, noise[:_STEPS], obs)
             if not self._is_equal:
-                print_from_rank_zero("agents/ acts differently from fast/array_actor.py: the former, slower, is used")
+                print_from_rank_zero("agents/ differs from fast/array_actor.py: it acts as written, at PyTorch's speed")
         return (ArrayActor if self._is_equal else Actor)(agent, noise)
 
 

@@ -77,7 +77,8 @@ class PPOLoss(nn.Module):
             self._is_checked, self._can_fuse = True, losses_agree(self._agent[0], rows, coefs)
             if self._prints and not self._can_fuse:
                 print_line(
-                    "ppo/loss.py and agents/ compute another loss than fast/fused_loss.py: the former, slower, trains",
+                    "ppo/loss.py and agents/ differ from fast/fused_loss.py: "
+                    "they are trained on as written, at autograd's speed",
                     sys.stderr,
                 )
         return self._fused if self._can_fuse else None

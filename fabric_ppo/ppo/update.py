@@ -23,6 +23,11 @@ from fabric_ppo.process.profile import timed
 _KL = Losses._fields[1:].index("approx_kl")
 """Index of the KL divergence among the sums of `_loss_sums`."""
 _KL_MARGIN = 1.5
+_COMPUTED = (
+    *(*Losses._fields[1:], "grad_norm", "gradient_steps"),
+    *("num_rows", "return_sum", "return_squares", "error_sum", "error_squares"),
+)
+"""Fields of UpdateStats in the order in which an update computes them: of `Losses` first."""
 """Multiple of `--target-kl` that ends an update's epochs."""
 
 
@@ -82,9 +87,9 @@ def ppo_update(
     means = run_epochs(loss_fn, batch, step, coefs, config, ranks)
     # one copy of all numbers, which is the first to wait for the device; before it a clock would
     # measure how fast steps are queued
-    values = torch.cat([means, _value_sums(batch)]).cpu()
-    seconds = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-    return UpdateStats.of(torch.cat([values, seconds]))
+    values = torch.cat([means, _value_sums(batch)]).tolist()
+    by_name = dict(zip(_COMPUTED, values, strict=True))
+    return UpdateStats(**by_name, seconds=time.perf_counter() - started)
 
 
 def run_epochs(
@@ -100,7 +105,7 @@ def run_epochs(
     Nothing here waits for a device, but with `target_kl` once an epoch.
 
     Returns:
-        The fields of UpdateStats up to `gradient_steps`, `[7]` float64.
+        The first of `_COMPUTED`, up to `gradient_steps`, `[7]` float64.
     """
     loss_fn, step = timed("loss")(loss_fn), timed("backward")(step)
     # target_kl may end the update after any epoch, so none is prepared before the one before it
