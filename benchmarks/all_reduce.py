@@ -1,4 +1,4 @@
-"""What averaging one gradient costs between ranks of one host: gloo's all-reduce against shared memory.
+"""Cost of averaging one gradient between ranks of one host: gloo's all-reduce against shared memory.
 
     python benchmarks/all_reduce.py [--ranks 2] [--floats 9797]
 

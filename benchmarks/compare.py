@@ -149,7 +149,7 @@ def compare(workload: Workload, rounds: int) -> tuple[list[Run], list[Run], dict
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine and versions that the figures depend on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -89,12 +89,12 @@ def measure(size: Size, num_threads: int) -> Cost:
 
 
 def grown(size: Size) -> int:
-    """What grows in a point's sweep."""
+    """Return the name of the quantity that grows in a point's sweep."""
     return size.num_envs if size.sweep == "environments" else size.batch_size
 
 
 def rises(costs: Sequence[Cost], cost: Cost) -> bool:
-    """Whether a transition costs clearly more than at a smaller size, or at fewer ranks, of the same sweep."""
+    """Return True if a transition costs clearly more than at a smaller size, or fewer ranks, of the sweep."""
     least = min(
         (
             each.total

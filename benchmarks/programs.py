@@ -22,7 +22,7 @@ OURS = ("torch", "lightning", "gymnasium", "numpy")
 
 @dataclass(frozen=True)
 class Counted:
-    """What a program says that it did."""
+    """Work that a program reports."""
 
     env_steps: int
     gradient_steps: int
@@ -70,7 +70,7 @@ def _free_port() -> int:
 
 
 def _shared_flags(work: Work, seed: int, vf_coef: float) -> list[str]:
-    """What our scripts and Lightning's example, from which they grew, both take."""
+    """Return the flags that our scripts and Lightning's example, from which they grew, both take."""
     values = {
         "seed": seed,
         "env-id": work.env_id,
@@ -292,7 +292,7 @@ PROGRAMS = {
 
 
 def read_counts(folder: Path, output: str) -> Counted:
-    """What the run in `folder` did: our summary, or what the ranks of another program printed.
+    """Read the work of the run in `folder`: our summary, or what the ranks of another program printed.
 
     Raises:
         ValueError: nothing was told, or ranks that train took different numbers of gradient steps.

@@ -1,4 +1,4 @@
-"""What share of an update's time its matrix products need: samples per second of both, on one core, in turns.
+"""Share of an update's time that its matrix products need: samples per second of both, on one core, in turns.
 
     python benchmarks/update.py [--rows 64 1024 4096] [--activation relu] [--rounds 15] [--compile]
 
@@ -83,7 +83,7 @@ def products_of(config: Config, minibatches: int) -> Callable[[], object]:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """What one call takes."""
+    """Measure the seconds of one call."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What the programs are asked to do: the work, agreed in numbers, and who does it with which settings."""
+"""Work that the programs are asked to do, agreed in numbers, and who does it with which settings."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is compared: everyone's work against the agreed one, everyone's time against the first row's.
+    """Comparison: everyone's work against the agreed one, everyone's time against the first row's.
 
     `tolerance` is the share by which transitions and gradient steps may miss the agreed ones, for programs that stop
     between updates; times are then compared per transition. Where the work has a return to stop at, that is the

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 @dataclass
 class Count:
-    """What this rank has done so far."""
+    """Counts of this rank so far."""
 
     env_steps: int = 0
     gradient_steps: int = 0
