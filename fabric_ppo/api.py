@@ -26,6 +26,9 @@ def train(config: Config) -> Path:
             before.
         NotAllWrittenError: done, but something could not be written.
     """
+    if not isinstance(config, Config):
+        kind = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise ConfigError(f"train({kind}): a Config is expected, as in train(Config(env_id='CartPole-v1'))")
     if isinstance(config, DecoupledConfig):
         raise ConfigError(
             "train(DecoupledConfig): a Config or TorchConfig is expected; player and trainers are several processes, "

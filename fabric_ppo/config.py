@@ -32,11 +32,11 @@ MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
     *("capture_video", "test_episodes", "profile", "quiet", "trackers", "callbacks"),
     *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads"),
-    *("exp_name", "log_dir"),
+    *("exp_name", "init_from"),
 )
 """Flags that may have other values in a resumed run; the help of `--resume` lists them."""
-_NOT_OF_THE_RESULT = ("config", "run_dir", "resume")
-"""Flags that are not in config.yaml: a run's folder, and how it was started."""
+_NOT_OF_THE_RESULT = ("config", "run_dir", "log_dir", "resume")
+"""Flags that are not in config.yaml: the place of a run's folder, and how it was started."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Config:
     the run's own, but for those that leave the result as it is: --total-timesteps (upward),
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --env-backend (sync, async), --env-timeout, --restart-envs, --timeout, --num-threads, --profile,
-    --quiet, --trackers, --callbacks, --exp-name, --log-dir."""
+    --quiet, --trackers, --callbacks, --exp-name, --init-from."""
     checkpoint_every: int = 0
     """Updates between checkpoints; 0: about one a minute. There is always one at the end."""
     keep_checkpoints: int = 3
@@ -494,7 +494,7 @@ def _check_names(config: Config) -> None:
         for part in [] if value is None else value.split(","):
             module, _, attribute = part.partition(":")
             if part not in known and not (module and attribute):
-                raise ConfigError(f"{flag(name)} {part}: {accepted} is expected")
+                raise ConfigError(f"{flag(name)} {part or value}: {accepted} is expected")
 
 
 def _check_combinations(config: Config) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
-from fabric_ppo.process.errors import ConfigError, describe_error
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error
 
 _SMALLEST = {"nature": 36, "impala": 8, "small": 20}
 """Sides, in pixels, of the smallest images that a network takes."""
@@ -196,7 +196,7 @@ class OwnNetwork(nn.Module):
         make = named_function(name, "encoder")
         try:
             network = make(space)
-        except Exception as error:  # the user's code may raise anything
+        except USER_ERRORS as error:
             reason = describe_error(error).splitlines()[0]
             raise ConfigError(f"--encoder {name}: it raised {reason}") from error
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
@@ -220,7 +220,7 @@ class OwnNetwork(nn.Module):
         blank = torch.from_numpy(np.zeros((2, *space.shape), space.dtype))
         try:
             shape = tuple(self(blank, torch.get_default_dtype()).shape)
-        except Exception as error:  # the user's code may raise anything
+        except USER_ERRORS as error:
             reason = describe_error(error).splitlines()[0]
             raise ConfigError(f"--encoder {name}: with {list(blank.shape)} it raised {reason}") from error
         if shape != (2, self.num_features):

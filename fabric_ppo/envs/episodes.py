@@ -15,7 +15,7 @@ from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.spaces import Packer, all_finite
-from fabric_ppo.process.errors import EnvironmentFault, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
 from fabric_ppo.seeding import episode_seed
 
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
@@ -65,7 +65,7 @@ class Episodes:
         try:
             renew_world(self._env)
             obs, info = self._env.reset(seed=self._episode_seed)
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._fault(f"reset raised {describe_error(error)}", error) from error
         if self._counts_lives:
             self._lives = info["lives"]
@@ -77,7 +77,7 @@ class Episodes:
             return b""
         try:
             state = self._env.unwrapped.get_state()  # type: ignore[attr-defined]
-        except Exception:  # a method of that name that is something else
+        except USER_ERRORS:  # a method of that name that is something else
             state = None
         self._offers_state = isinstance(state, bytes) and state != b""
         return state if isinstance(state, bytes) else b""
@@ -126,7 +126,7 @@ class Episodes:
         """Hand the environment its state; return why that failed, or nothing."""
         try:
             self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
-        except Exception as error:
+        except USER_ERRORS as error:
             return f"set_state raised {describe_error(error)}".splitlines()[0]
         self._steps = past.length
         # the state is the innermost environment's: the time limit around it counts for itself
@@ -150,7 +150,7 @@ class Episodes:
         try:
             obs, reward, terminated, truncated, info = self._env.step(action)
             reward = float(reward)
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._fault(f"step raised {describe_error(error)}", error) from error
         if not -_LARGEST_REWARD <= reward <= _LARGEST_REWARD:
             raise self._fault(f"step returned reward {reward}, which is not finite as float32")

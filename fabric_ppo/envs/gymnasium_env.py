@@ -10,7 +10,7 @@ import gymnasium
 from fabric_ppo.config import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
-from fabric_ppo.process.errors import ConfigError, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
 
 
 def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -35,7 +35,7 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
         options |= atari.MAKE_OPTIONS
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
-    except Exception as error:  # the environment may be the user's: it may raise anything
+    except USER_ERRORS as error:
         reason = first_line(error)
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
     for each in filter(None, wrapper.split(",")):
@@ -51,7 +51,7 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         wrapped = named_function(wrapper, "env_wrapper")(env)
     except ConfigError:
         raise
-    except Exception as error:
+    except USER_ERRORS as error:
         raise ConfigError(f"--env-wrapper {wrapper}: it raised {describe_error(error)}".splitlines()[0]) from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ConfigError(f"--env-wrapper {wrapper}: it returned {type(wrapped).__name__}; an environment is expected")

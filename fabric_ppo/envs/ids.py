@@ -12,7 +12,7 @@ from typing import Any
 
 from fabric_ppo.config import ATARI
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import ConfigError, first_line, flag
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line, flag
 
 
 def named_function(name: str, of_flag: str) -> Callable[..., Any]:
@@ -31,7 +31,7 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
         raise ConfigError(f"{flag(of_flag)} {name}: module:name is expected")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's: it may raise anything
+    except USER_ERRORS as error:
         raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({first_line(error)})") from None
     if not callable(found):
         raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
@@ -98,7 +98,7 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
         if plain_id in gymnasium.registry:
             return env_id
         namespace, name, version = registration.parse_env_id(plain_id)
-    except Exception as error:  # the module is the user's: it may raise anything
+    except USER_ERRORS as error:
         kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
         raise ConfigError(f"--env-id {env_id}: {kind}{first_line(error)}") from None
     # only Gymnasium's registry knows what is retired: the id is unknown, a higher version is not

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0; 130 ends one that is interrupted twice (`signals`)."""
 
 _LONGEST_LINE = 1500
+
+USER_ERRORS = (Exception, SystemExit)
+"""Errors that code of the user's own may raise: it may call `sys.exit`, too."""
 
 
 class ConfigError(ValueError):
@@ -50,6 +55,13 @@ def first_line(error: BaseException) -> str:
 def describe_error(error: BaseException) -> str:
     """Return the type and text of an error: "ValueError: text"; the text may have several lines."""
     return f"{type(error).__name__}: {error}"
+
+
+def locate_error(error: BaseException) -> str:
+    """Return the type and text of an error, and the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return describe_error(error) + where
 
 
 def flag(name: str) -> str:

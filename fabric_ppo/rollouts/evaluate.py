@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
 from fabric_ppo.envs.recorder import record
 from fabric_ppo.envs.spaces import all_finite
-from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
@@ -72,6 +73,8 @@ def evaluate(
         ConfigError: the environment cannot be made, or does not render so.
         EnvironmentFault: the environment failed, or returned a value that is not finite.
     """
+    # an environment may change the working directory
+    video_dir = os.path.abspath(video_dir) if video_dir else ""
     returns, lengths = [0.0] * episodes, [0] * episodes
     waiting = iter(range(episodes))
     with contextlib.ExitStack() as stack:
@@ -131,7 +134,7 @@ class _Slot:
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action.item() if action.ndim == 0 else action)
             reward = float(reward)
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._fault(f"step raised {error}") from error
         if not math.isfinite(reward):
             raise self._fault(f"step returned reward {reward}, which is not finite")
@@ -152,7 +155,7 @@ class _Slot:
         self._seed = evaluation_seed(seed, episode)
         try:
             obs, _ = self._env.reset(seed=self._seed)
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._fault(f"reset raised {error}") from error
         self.obs = self._checked(obs, "reset")
         return True

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fabric_ppo.config import Config
 from fabric_ppo.run.metrics import RETURN_WINDOW, UpdateResult
 from fabric_ppo.run.trackers.tracker import Position
 
@@ -24,6 +25,8 @@ class Counts:
         train_seconds: seconds of all updates.
         wall_seconds_before: seconds of all processes of the run before this one.
         is_exact: true if the result is that of a run without interruptions, bit for bit.
+        asked_to_stop: true if a callback has asked to stop (known on rank 0 only).
+        ended_by_callback: true if the last update was the last of the run for that reason.
         window: returns of the last RETURN_WINDOW episodes of all ranks.
         started: time at which this process began with the run, from `time.perf_counter`.
     """
@@ -35,6 +38,8 @@ class Counts:
     train_seconds: float = 0.0
     wall_seconds_before: float = 0.0
     is_exact: bool = True
+    asked_to_stop: bool = False
+    ended_by_callback: bool = False
     window: deque[float] = field(default_factory=lambda: deque(maxlen=RETURN_WINDOW))
     started: float = field(default_factory=time.perf_counter)
 
@@ -47,6 +52,7 @@ class Counts:
             env_steps=self.env_steps + round(result.rollout.env_steps),
             gradient_steps=self.gradient_steps + round(result.update.gradient_steps),
             window=deque([*self.window, *returns], maxlen=RETURN_WINDOW),
+            ended_by_callback=result.requests.callback > 0,
         )
 
     @property
@@ -79,12 +85,32 @@ class Counts:
             "window": list(self.window),
             "resumes": self.resumes,
             "exact_resume": self.is_exact,
+            "asked_to_stop": self.asked_to_stop,
+            "ended_by_callback": self.ended_by_callback,
         }
 
-    def resume_from(self, values: Mapping[str, Any]) -> None:
-        """Continue from the counts that `to_values` returned."""
+    def ended_by(self, config: Config) -> str:
+        """Return why a run ends here: `callback`, or the flag, as in `summary.json`."""
+        if self.ended_by_callback:
+            return "callback"
+        return "stop_at_return" if self.has_reached(config.stop_at_return) else "total_timesteps"
+
+    def resume_from(self, values: Mapping[str, Any], config: Config) -> None:
+        """Continue from the counts that `to_values` returned.
+
+        A run that a callback ended is over, unless it has other callbacks or a greater length now.
+
+        Args:
+            values: those of the checkpoint.
+            config: the present flags.
+        """
         self.updates, self.env_steps = values["update"], values["env_steps"]
         self.gradient_steps, self.resumes = values["gradient_steps"], values["resumes"] + 1
         self.train_seconds, self.wall_seconds_before = values["train_seconds"], values["wall_seconds"]
         self.is_exact = values["exact_resume"]
         self.window.extend(values["window"])
+        before = values["config"]
+        is_longer = config.total_timesteps > before["total_timesteps"]
+        if not is_longer and config.callbacks == before.get("callbacks"):
+            self.asked_to_stop = values.get("asked_to_stop") is True
+            self.ended_by_callback = values.get("ended_by_callback") is True

@@ -25,7 +25,8 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     """Check that a Config can run on this machine, and return it with its final values.
 
     These have the id of the environment that runs, floats as floats and widths as a tuple, so that
-    equal runs have equal values.
+    equal runs have equal values, and absolute paths, since the user's code may change the working
+    directory.
 
     Args:
         config: the flags.
@@ -37,6 +38,8 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
             environment, or a compiler or CUDA devices are missing.
     """
     config.check_launch(world_size, ranks_on_host)
+    # before anything of the user's is imported
+    paths = {name: _absolute(getattr(config, name)) for name in ("run_dir", "log_dir", "init_from")}
     if config.compile:
         require_compiler()
     _require_importable(config)
@@ -45,7 +48,11 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     if num_devices := config.num_cuda_devices(world_size, ranks_on_host):
         require_cuda(num_devices)
     values = config.to_dict() | {"env_id": env_id, "hidden_sizes": tuple(config.hidden_sizes)}
-    return replace(config, **values)
+    return replace(config, **values | paths)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
 
 
 def _require_importable(config: Config) -> None:

@@ -147,13 +147,15 @@ def restore(
         action = buffer.envs.spec.action
         past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action)
     counts = Counts()
-    counts.resume_from(values)
+    counts.resume_from(values, config)
+    if counts.ended_by_callback:
+        print_from_rank_zero("a callback has ended this run: other --callbacks or more --total-timesteps go on with it")
     # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
     begun_anew = _rebuild_episodes(buffer, past, ranks)
     before, current = values["surroundings"], surroundings()
     changed = [name for name in current if before.get(name) != current[name]]
     if changed:
-        print_from_rank_zero(f"resumed with another {', '.join(changed)}: the last bits of the result will differ")
+        print_from_rank_zero(f"resumed with another {', '.join(changed)}: the result will not be the same bit for bit")
     counts.is_exact = counts.is_exact and not changed and not bool(begun_anew.any())
     return counts, action_log(checkpoint, begun_anew[:, 1:].flatten().numpy())
 

@@ -89,8 +89,8 @@ class Run:
         self._config, self._ranks, self._leads = config, ranks, ranks.rank == 0
         self._agent, self._optimizer, self._guard = agent, optimizer, Guard(agent)
         self._counts, self._log, self._books = counts, log, books
-        self._is_over = counts.has_reached(config.stop_at_return)
-        self._is_stopping = self._wants_to_stop = False
+        self._is_over = counts.ended_by(config) != "total_timesteps"
+        self._is_stopping = self._is_finished = False
         self._eval_return: float | None = None
         self._has_begun = False
         self._profile: Profile | None = None
@@ -134,18 +134,14 @@ class Run:
         """
         # before anything is logged or saved: the last checkpoint must be one to go on from
         self._guard.check(stats, self._counts.updates)
-        requests = Requests(signal=bool(signals.name), callback=self._wants_to_stop)
+        requests = Requests(signal=bool(signals.name), callback=self._counts.asked_to_stop)
         return merge_update(rollout, stats, requests, self._ranks)
 
     def is_last(self, result: UpdateResult) -> bool:
         """Return True if no update follows the one with this result."""
         counts = self._counts.after(result)
-        has_all = counts.updates == self.num_updates
-        return has_all or self._ends(counts, result) or result.requests.signal > 0
-
-    def _ends(self, counts: Counts, result: UpdateResult) -> bool:
-        """Return True if the run is to end before its last update."""
-        return counts.has_reached(self._config.stop_at_return) or result.requests.callback > 0
+        is_over = counts.updates == self.num_updates or counts.ended_by(self._config) != "total_timesteps"
+        return is_over or result.requests.signal > 0
 
     def finish_update(self, result: UpdateResult, learning_rate: float, *more: Metrics) -> None:
         """Log and print an update, evaluate if that is due, and keep a snapshot of the run.
@@ -164,7 +160,7 @@ class Run:
         in_flight = copies(self._guard.kept) if self._config.overlaps else {}
         self._guard.keep()
         self._counts = counts = self._counts.after(result)
-        self._is_over = self._ends(counts, result)
+        self._is_over = counts.ended_by(self._config) != "total_timesteps"
         self._is_stopping = result.requests.signal > 0
         started, self._update_started = self._update_started, time.perf_counter()
         counts.train_seconds = self._update_started - self._train_started
@@ -176,7 +172,9 @@ class Run:
             self._log_update(result, metrics)
             self._books.checkpoints.keep(self._snapshot(result, in_flight))
             # last: whatever a callback raises, the update is on record
-            self._wants_to_stop |= self._callbacks.on_update(counts, metrics, evaluation)
+            if self._callbacks.on_update(counts, metrics, evaluation):
+                counts.asked_to_stop = True
+                self._books.checkpoints.keep(self._snapshot(result, in_flight))
         self._progress.update(counts.env_steps, counts.return_mean, speed)
 
     @timed("evaluation")
@@ -242,13 +240,18 @@ class Run:
         books.trackers.artifact(books.dir / POLICY_FILE, "policy")
         if records:
             books.trackers.artifact(books.dir / "test_videos", "video")
+        self._is_finished = True
         self._callbacks.on_end(self._counts, summary)
         if not config.quiet:
             print_line(_closing_lines(summary, config, self._agent, books.dir), sys.stdout)
 
     def fail(self) -> str | None:
-        """Save the state from before the failed update; return where, None before the first one."""
-        if not self._has_begun:
+        """Save the state from before the failed update; return where.
+
+        Returns:
+            None before the first update and after the test, when there is nothing to go on with.
+        """
+        if not self._has_begun or self._is_finished:
             return None
         self._progress.close()
         return self._books.checkpoints.save() if self._leads else ""

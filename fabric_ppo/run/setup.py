@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -145,6 +146,7 @@ class RunSetup(contextlib.ExitStack):
     def _open_folder(self, trackers: Trackers, counts: Counts) -> None:
         """Make and lock the folder, and start the trackers in it."""
         config = self._config
+        is_new = not self.dir.exists() or not any(self.dir.iterdir())
         # before anything is written: another run may have been started there
         if not self._is_locked:
             self.callback(lock_folder(self.dir))
@@ -152,7 +154,12 @@ class RunSetup(contextlib.ExitStack):
         folder, keep = self.dir / "checkpoints", config.keep_checkpoints
         # a kill may have come between writing a checkpoint and dropping an old one
         self._writes.do("a checkpoint", drop_old, folder, keep)
-        trackers.start(config.to_dict(), self.dir, counts.position)
+        try:
+            trackers.start(config.to_dict(), self.dir, counts.position)
+        except ConfigError:
+            if is_new:
+                shutil.rmtree(self.dir, ignore_errors=True)
+            raise
         num_updates = config.num_updates(self._ranks.size)
         if self._checkpoint is not None and not config.quiet:
             print_from_rank_zero(f"resumed after update {counts.updates} of {num_updates}")

@@ -12,6 +12,9 @@ from fabric_ppo.process.files import write_atomically
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.run.counts import Counts
 
+_ENDS = {"callback": "a callback", "stop_at_return": "--stop-at-return"}
+"""Reasons for the end of a run before its last update."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -24,6 +27,7 @@ class Summary:
     total_timesteps: int
     env_steps: int
     updates: int
+    ended_by: str
     gradient_steps: int
     wall_seconds: float
     train_seconds: float
@@ -54,6 +58,7 @@ class Summary:
         test, own = self.test, " --own-code" if has_own_code else ""
         lines = [
             f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
+            *([f"ended   by {_ENDS[self.ended_by]}, after {self.updates} updates"] if self.ended_by in _ENDS else []),
             f"tested  return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes",
             f"summary {run_dir / 'summary.json'}",
             f"curves  tensorboard --logdir {run_dir}",
@@ -73,6 +78,7 @@ def summarize(config: Config, counts: Counts, test: dict[str, Any]) -> Summary:
         total_timesteps=config.total_timesteps,
         env_steps=counts.env_steps,
         updates=counts.updates,
+        ended_by=counts.ended_by(config),
         gradient_steps=counts.gradient_steps,
         wall_seconds=counts.wall_seconds,
         train_seconds=counts.train_seconds,

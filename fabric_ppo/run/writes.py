@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import NotAllWrittenError, describe_error
+from fabric_ppo.process.errors import NotAllWrittenError, locate_error
 
 
 class Writes:
@@ -25,15 +25,17 @@ class Writes:
         return False
 
     @contextlib.contextmanager
-    def tolerating(self, what: str, errors: type[Exception] = OSError) -> Iterator[None]:
+    def tolerating(
+        self, what: str, errors: type[Exception] | tuple[type[BaseException], ...] = OSError
+    ) -> Iterator[None]:
         """Suppress `errors` of the block, and record that `what` was not written."""
         try:
             yield
         except errors as error:
-            why = str(error) if isinstance(error, OSError) else describe_error(error)
+            why = str(error) if isinstance(error, OSError) else locate_error(error)
             # once, not in every update: what failed will mostly fail again
             if what not in self._failed:
-                message = f"warning: {what} could not be written ({why}); the training goes on"
+                message = f"warning: {what} could not be written ({why}); the run goes on without"
                 print_from_rank_zero(message)
             self._failed[what] = why
 

@@ -153,17 +153,18 @@ def _evaluate(args: list[str]) -> int:
     from fabric_ppo.rollouts.evaluate import evaluate
     from fabric_ppo.tools.video import recorded_gif
 
+    # the environment's code may change the working directory
+    run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
     policy = load_agent(given.run_dir, own_code=given.own_code)
     if (modules := own_modules(policy.spec)) and not given.own_code:
         raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
     # imports the module that registers the environment
     resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
-    run_dir = Path(given.run_dir)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
     video_dir = str(run_dir / "test_videos") if given.video else ""
     options = {"render_mode": given.render, "stochastic": given.stochastic}
     try:
-        with recorded_gif(given.gif, video_dir) as folder:
+        with recorded_gif(gif, video_dir) as folder:
             result = evaluate(policy, given.episodes, given.seed, video_dir=folder, **options)
     except EnvironmentFault as fault:
         print(f"error: {fault}", file=sys.stderr)

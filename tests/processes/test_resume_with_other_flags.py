@@ -66,7 +66,7 @@ def test_flags_that_may_differ_do(tmp_path, half):
     expected = finish("torch", 1, tmp_path / "expected", anneal_lr=False)
     finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False)
     anew = {"stop_at_return": 1e9, "checkpoint_every": 1, "keep_checkpoints": 5, "env_backend": "async"}
-    anew |= {"env_timeout": 2000.0, "restart_envs": True, "timeout": 2000.0, "exp_name": "x", "log_dir": "y"}
+    anew |= {"env_timeout": 2000.0, "restart_envs": True, "timeout": 2000.0, "exp_name": "x", "init_from": "nowhere"}
     finish("torch", 1, tmp_path / "run", resume=True, anneal_lr=False, **anew)
     policies = [(path / "policy.safetensors").read_bytes() for path in (tmp_path / "run", expected)]
     assert policies[0] == policies[1]
@@ -76,7 +76,7 @@ def test_flags_that_may_differ_do(tmp_path, half):
 def test_threads_may_differ_but_it_is_no_exact_resume(tmp_path, capfd):
     finish("torch", 1, tmp_path / "run", updates=2, anneal_lr=False)
     finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False, resume=True, num_threads=2)
-    assert "resumed with another threads: the last bits of the result will differ" in capfd.readouterr().err
+    assert "resumed with another threads: the result will not be the same bit for bit" in capfd.readouterr().err
     assert summary(tmp_path / "run")["exact_resume"] is False
 
 
@@ -85,7 +85,9 @@ def test_after_a_change_of_the_program_it_is_no_exact_resume(tmp_path, monkeypat
     monkeypatch.setattr(resume_module, "_digest_of_code", lambda: "changed")
     monkeypatch.setattr(np, "__version__", "99.0")
     finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False, resume=True)
-    assert "resumed with another numpy, fabric_ppo: the last bits of the result will differ" in capfd.readouterr().err
+    assert (
+        "resumed with another numpy, fabric_ppo: the result will not be the same bit for bit" in capfd.readouterr().err
+    )
     assert summary(tmp_path / "run")["exact_resume"] is False
 
 

@@ -26,6 +26,7 @@ SUMMARY = [
     "total_timesteps",
     "env_steps",
     "updates",
+    "ended_by",
     "gradient_steps",
     "wall_seconds",
     "train_seconds",
@@ -167,7 +168,7 @@ def test_the_command_line_checks_launches_and_evaluates(tmp_path):
         (["--nun-envs", "3"], "error: --nun-envs: unknown flag; did you mean --num-envs?"),
         (["--gamma", "nan"], "error: --gamma nan: a number from 0 to 1 is expected"),
         (["--total-timesteps", "10"], "error: --total-timesteps 10: at least 256"),
-        (["--run-dir", "taken"], "error: --run-dir taken: holds a run already"),
+        (["--run-dir", "taken"], "error: --run-dir {here}/taken: holds a run already"),
         (["--config", "nothing.yaml"], "error: --config nothing.yaml: cannot be read"),
         (["--config", "odd.yaml"], "error: --config odd.yaml: unknown key num_enws; did you mean num_envs?"),
         (["--env-id", "texts:Text-v0"], "error: --env-id texts:Text-v0: observation space Text"),
@@ -181,7 +182,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, said):
     before = sorted(tmp_path.glob("*"))
     done = run(command("torch", 0, *flags), tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(said.format(here=tmp_path))
     assert done.stderr.count("\n") == 1
     assert [path for path in sorted(tmp_path.glob("*")) if path.name != "__pycache__"] == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric_ppo.envs.ids import named_function
-from fabric_ppo.process.errors import ConfigError, describe_error
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error
 from fabric_ppo.run.writes import Writes
 
 
@@ -21,7 +21,7 @@ class Position(NamedTuple):
 class Tracker:
     """Destination of metrics, on rank 0; a subclass overrides what it needs.
 
-    An error in a method other than `start` is printed, and the training goes on. A tracker cannot
+    An error in a method other than `start` is printed, and the run goes on. A tracker cannot
     change the weights.
 
     Attributes:
@@ -62,37 +62,39 @@ class Trackers:
         self._writes = writes
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Start all trackers.
+        """Start all trackers, or none.
 
         Raises:
-            ConfigError: one of them cannot start.
+            ConfigError: one of them cannot start; those that had started are finished.
         """
-        for name, tracker in self._trackers.items():
+        trackers, self._trackers = self._trackers, {}
+        for name, tracker in trackers.items():
             try:
                 tracker.start(config, run_dir, resumed_at)
-            except OSError as error:
-                reason = error.strerror or error
-                raise ConfigError(f"{run_dir}: {name} cannot be written ({reason})") from None
-            except Exception as error:  # a tracker of the user's own may raise anything
-                reason = describe_error(error)
-                raise ConfigError(f"--trackers {name}: it cannot start ({reason})") from None
+            except USER_ERRORS as error:
+                self.finish(None)
+                if isinstance(error, OSError):
+                    reason = error.strerror or error
+                    raise ConfigError(f"{run_dir}: {name} cannot be written ({reason})") from None
+                raise ConfigError(f"--trackers {name}: it cannot start ({locate_error(error)})") from None
+            self._trackers[name] = tracker
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """See `Tracker.log`."""
         for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, Exception):
+            with self._writes.tolerating(name, USER_ERRORS):
                 tracker.log(metrics, step)
 
     def flush(self) -> None:
         """See `Tracker.flush`."""
         for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, Exception):
+            with self._writes.tolerating(name, USER_ERRORS):
                 tracker.flush()
 
     def artifact(self, path: Path, kind: str) -> None:
         """See `Tracker.artifact`."""
         for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, Exception):
+            with self._writes.tolerating(name, USER_ERRORS):
                 tracker.artifact(path, kind)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
@@ -100,7 +102,7 @@ class Trackers:
         # removed first: an error of one must not leave it, or the others, to be finished twice
         while self._trackers:
             name, tracker = self._trackers.popitem()
-            with self._writes.tolerating(name, Exception):
+            with self._writes.tolerating(name, USER_ERRORS):
                 tracker.finish(summary)
 
 
@@ -119,8 +121,8 @@ def make_part(name: str, of_flag: str, kind: type[Any]) -> Any:
         made = named_function(name, of_flag)()
     except ConfigError:
         raise
-    except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"--{of_flag} {name}: it raised {describe_error(error)}") from error
+    except USER_ERRORS as error:
+        raise ConfigError(f"--{of_flag} {name}: it raised {locate_error(error)}") from error
     if not isinstance(made, kind):
         expected = f"{kind.__module__}.{kind.__name__}"
         raise ConfigError(f"--{of_flag} {name}: a subclass of {expected} is expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -173,5 +174,5 @@ def test_another_kind_of_policy_is_no_start(tmp_path, flags, message):
     first = train(Config(**TINY, run_dir=str(tmp_path / "first")))
     with pytest.raises(ConfigError, match=f"^--init-from {first}: {message}$"):
         train(Config(**TINY | flags, init_from=str(first), run_dir=str(tmp_path / "second")))
-    with pytest.raises(ConfigError, match=r"^--init-from nowhere: .*no policy.safetensors"):
+    with pytest.raises(ConfigError, match=rf"^--init-from {Path.cwd()}/nowhere: .*no policy.safetensors"):
         train(Config(**TINY, init_from="nowhere", run_dir=str(tmp_path / "third")))

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from fabric_ppo.agents.policy import load_agent
-from tests.fixtures.parts import MODULE, notes, trained, write_parts
-from tests.fixtures.resuming import assert_same_run, checkpoints, finish, metrics, summary, train
+from fabric_ppo.run import run
+from tests.fixtures.launching import COLLECTORS, printed_in_fork
+from tests.fixtures.parts import MODULE, notes, outcome, trained, write_parts
+from tests.fixtures.resuming import assert_same_run, checkpoints, die, finish, metrics, on_call, summary, train
 
 __all__ = ["write_parts"]
 
@@ -125,6 +127,7 @@ ASKS = [("run.update == 2", "None"), ("None", "run.update == 2")]
 def assert_ended_after_the_third_update(run_dir, ranks_with_envs=1):
     done = summary(run_dir)
     assert (done["updates"], done["env_steps"]) == (3, 3 * PER_UPDATE * ranks_with_envs)
+    assert done["ended_by"] == "callback"
     assert done["test"]["episodes"] == 1
     assert len(metrics(run_dir)) == 3
     assert checkpoints(run_dir)[0] == 3
@@ -149,6 +152,46 @@ def test_all_ranks_end_alike(tmp_path, write_parts, script):
     run_dir = tmp_path / "run"
     assert train(script, 2, run_dir, callbacks=f"{MODULE}:Stops") == ["", ""]
     assert_ended_after_the_third_update(run_dir, 1 if script == "decoupled" else 2)
+
+
+def test_a_run_that_a_callback_ended_says_so_and_is_over(tmp_path, write_parts):
+    """Resuming tests it again; with other callbacks, or a greater length, it goes on."""
+    write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
+    run_dir, own = tmp_path / "run", f"{MODULE}:Stops"
+    ended, out, _ = printed_in_fork(outcome, run_dir, 6, {"callbacks": own})
+    assert ended == ""
+    assert "\nended   by a callback, after 3 updates\n" in out
+    ended, _, err = printed_in_fork(outcome, run_dir, 6, {"callbacks": own, "resume": True})
+    assert ended == ""
+    assert "a callback has ended this run" in err
+    assert (summary(run_dir)["updates"], summary(run_dir)["ended_by"]) == (3, "callback")
+    assert trained(run_dir, updates=7, callbacks=own, resume=True) == ""
+    assert (summary(run_dir)["updates"], summary(run_dir)["ended_by"]) == (7, "total_timesteps")
+
+
+def test_other_callbacks_go_on_with_a_run_that_a_callback_ended(tmp_path, write_parts):
+    write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
+    alone, run_dir = tmp_path / "alone", tmp_path / "run"
+    assert trained(alone, updates=6) == ""
+    assert trained(run_dir, updates=6, callbacks=f"{MODULE}:Stops") == ""
+    assert trained(run_dir, updates=6, resume=True) == ""
+    assert_same_run(run_dir, alone, resumes=1)
+
+
+@pytest.mark.parametrize("script", ["torch", "decoupled"])
+@pytest.mark.parametrize("killed_in", [3, 4])
+def test_a_run_that_is_killed_ends_where_its_callback_ended_it(tmp_path, write_parts, monkeypatch, script, killed_in):
+    """H4: asked to stop after update 2, killed in the next rollout, or with everything but its test done."""
+    write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
+    flags = {"callbacks": f"{MODULE}:Stops", "checkpoint_every": 1}
+    alone, run_dir = finish(script, 2, tmp_path / "alone", **flags), tmp_path / "run"
+    place, name = (COLLECTORS[script], "collect") if killed_in == 3 else (run, "evaluate")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, on_call(3 if killed_in == 3 else 1, 0, die, getattr(place, name)))
+        assert train(script, 2, run_dir, **flags)[0] == "exit code 9"
+    assert checkpoints(run_dir)[0] == killed_in - 1
+    finish(script, 2, run_dir, resume=True, **flags)
+    assert_same_run(run_dir, alone, resumes=1)
 
 
 @pytest.mark.parametrize("answer", ["False", "0", "None"])
@@ -177,7 +220,9 @@ def test_a_callback_that_raises_ends_the_run_which_can_be_resumed(tmp_path, writ
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
     assert trained(alone, updates=6, **flags) == ""
     flags |= {"callbacks": f"{MODULE}:Raises"}
-    assert trained(run_dir, updates=6, **flags) == "LookupError: told to raise"
+    ended, _, printed = printed_in_fork(outcome, run_dir, 6, flags)
+    assert ended == "LookupError: told to raise"
+    assert ("the run has failed" in printed) == (method != "on_end")
     assert checkpoints(run_dir)[:1] == ([saved] if saved else [])
     (tmp_path / "here/healed").touch()
     finish("torch", 1, run_dir, resume=True, **flags)

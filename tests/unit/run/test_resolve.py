@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fabric_ppo.config import Config, TorchConfig
@@ -20,7 +22,7 @@ def test_cuda_is_never_a_cpu_run(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     config = parse_flags(TorchConfig, ["--cuda"])
-    assert resolve(config, 4, ranks_on_host=2) == config
+    assert resolve(config, 4, ranks_on_host=2).cuda
     with pytest.raises(ConfigError, match="--cuda: 3 CUDA devices are needed here, 2 found"):
         resolve(config, 3, ranks_on_host=3)
 
@@ -49,3 +51,15 @@ def test_compiling_needs_a_compiler(monkeypatch, tmp_path):
         resolve(Config(compile=True))
     (tmp_path / "Python.h").touch()
     assert resolve(Config(compile=True)).compile
+
+
+def test_paths_are_absolute_before_the_users_code_is_imported(tmp_path, monkeypatch):
+    """A module may change the working directory; it stays where it wants to be."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "walks.py").write_text("import os\nos.chdir('elsewhere')\n\ndef same(env):\n    return env\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = resolve(Config(env_wrapper="walks:same", run_dir="run", log_dir="logs", init_from="first"))
+    assert Path.cwd() == tmp_path / "elsewhere"
+    paths = config.run_dir, config.log_dir, config.init_from
+    assert paths == tuple(str(tmp_path / name) for name in ("run", "logs", "first"))

@@ -32,13 +32,12 @@ OTHER = {
     "log_std_min": -5.0,
     "log_std_max": 1.0,
     "exp_name": "other",
-    "log_dir": "elsewhere",
     "trackers": "json_lines",
     "callbacks": "gymnasium.wrappers:FlattenObservation",
 }
 
 
-PLACE = ("run_dir", "resume", "config")
+PLACE = ("run_dir", "log_dir", "resume", "config")
 """Flags that say where a run lies; they are no part of it."""
 
 

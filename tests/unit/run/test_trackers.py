@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -123,22 +124,22 @@ BREAKS = """
 class Breaks(Tracker):
     def {method}(self, *given):
         note("{method}")
-        raise ValueError("no network")
+        {raises}
 """
+WHY = r"\(ValueError: no network in \S*parts_of_the_user.py, line \d+\)"
 
 
 @pytest.mark.parametrize("method", ["log", "flush", "artifact", "finish"])
 def test_a_tracker_that_fails_costs_its_own_output_only(tmp_path, write_parts, method):
     """The others have everything, the weights are the same, and the end names it, once."""
-    write_parts(BREAKS.format(method=method))
+    write_parts(BREAKS.format(method=method, raises='raise ValueError("no network")'))
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
     assert trained(alone) == ""
     flags = {"trackers": f"{MODULE}:Breaks,json_lines,tensorboard"}
     ended, _, printed = printed_in_fork(outcome, run_dir, 3, flags)
-    named = f"{MODULE}:Breaks (ValueError: no network)"
-    assert ended == f"NotAllWrittenError: done, but not everything could be written: {named}"
+    assert re.fullmatch(f"NotAllWrittenError: done, but not everything could be written: {MODULE}:Breaks {WHY}", ended)
     assert printed.count("no network") == 1
-    assert f"warning: {MODULE}:Breaks could not be written (ValueError: no network); the training goes on\n" in printed
+    assert re.search(f"warning: {MODULE}:Breaks could not be written {WHY}; the run goes on without\n", printed)
     assert len(notes()) == {"log": 3, "flush": 2, "artifact": 1, "finish": 1}[method]
     assert (run_dir / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
     assert metrics(run_dir) == metrics(alone)
@@ -146,9 +147,29 @@ def test_a_tracker_that_fails_costs_its_own_output_only(tmp_path, write_parts, m
 
 
 def test_a_tracker_that_cannot_start_is_refused_in_one_line(tmp_path, write_parts):
-    write_parts(BREAKS.format(method="start"))
+    """And leaves nothing behind, whatever others have written before it."""
+    write_parts(BREAKS.format(method="start", raises='raise ValueError("no network")'))
+    run_dir = tmp_path / "run"
+    ended = trained(run_dir, trackers=f"tensorboard,json_lines,{MODULE}:Breaks")
+    assert re.fullmatch(f"ConfigError: --trackers {MODULE}:Breaks: it cannot start {WHY}", ended)
+    assert not run_dir.exists()
+
+
+def test_a_tracker_that_cannot_start_takes_nothing_from_a_run_that_is_resumed(tmp_path, write_parts):
+    write_parts(BREAKS.format(method="start", raises='raise ValueError("no network")'))
+    run_dir = tmp_path / "run"
+    assert trained(run_dir) == ""
+    names = sorted(path.name for path in run_dir.iterdir())
+    assert trained(run_dir, trackers=f"{MODULE}:Breaks", resume=True).startswith("ConfigError: --trackers")
+    assert sorted(path.name for path in run_dir.iterdir()) == names
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "log"])
+def test_a_tracker_that_calls_sys_exit_is_one_that_fails(tmp_path, write_parts, method):
+    write_parts(BREAKS.format(method=method, raises="raise SystemExit(4)"))
     ended = trained(tmp_path / "run", trackers=f"{MODULE}:Breaks")
-    assert ended == f"ConfigError: --trackers {MODULE}:Breaks: it cannot start (ValueError: no network)"
+    assert "SystemExit: 4 in " in ended
+    assert ended.startswith("NotAll" if method == "log" else "ConfigError: ")
 
 
 WRONG = """

@@ -373,11 +373,11 @@ def test_yaml_is_a_start_that_flags_override(yaml_file):
 
 def test_a_runs_own_yaml_gives_the_same_config(yaml_file):
     config = Config(
-        exp_name="7", learning_rate=1e-5, adam_eps=1e-8, hidden_sizes=(3, 2), stop_at_return=-1e10, log_dir="1e-3"
+        exp_name="7", learning_rate=1e-5, adam_eps=1e-8, hidden_sizes=(3, 2), stop_at_return=-1e10, init_from="1e-3"
     )
     path = yaml_file(yaml.safe_dump(config.to_dict()))
     assert parse_flags(Config, ["--config", path]) == dataclasses.replace(config, config=path)
-    assert not {"run_dir", "config", "resume"} & set(config.to_dict())
+    assert not {"run_dir", "log_dir", "config", "resume"} & set(config.to_dict())
 
 
 @pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1e-3", 1e-3), ("1", 1.0), ("2.5E-4", 2.5e-4)])
