@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import pickle
 import sys
@@ -30,7 +31,7 @@ from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.process.launch import die_with_parent
 from fabric_ppo.process.signals import ignore_in_child
 
-_RESET, _STEP, _REBUILD, _STATE, _CLOSE, _DONE, _FAULT = b"r", b"s", b"b", b"g", b"c", b"d", b"f"
+_RESET, _STEP, _REBUILD, _TRY, _STATE, _CLOSE, _DONE, _FAULT = b"r", b"s", b"b", b"t", b"g", b"c", b"d", b"f"
 _MOST_REPLACEMENTS = 3  # for one command to one environment
 _CLOSE_SECONDS = 60.0  # a worker may have a video to write
 _KILL_SECONDS = 1.0  # for workers that are closed in the middle of a command
@@ -108,11 +109,17 @@ class AsyncEnvs(VectorEnvs):
             self._remember(self._log)
         return [FinalObs(int(index), arrays["final_obs"][index].copy()) for index in np.flatnonzero(has_ended)]
 
-    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+    def try_repeating(self, seconds: float) -> str:
+        """See `VectorEnvs.try_repeating`."""
+        self._send(0, _TRY + pickle.dumps(seconds))
+        # a trial's first reset and its last step may each take as long as any other
+        return self._answer(0, seconds + 4 * self._settings.timeout).decode()
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """See `VectorEnvs.rebuild`."""
         self._is_waiting = True
         for index, episode in enumerate(past):
-            self._send(index, _REBUILD + pickle.dumps(episode))
+            self._send(index, _REBUILD + pickle.dumps((episode, seconds)))
         failed = [self._answer(index, self._replay_seconds(episode)).decode() for index, episode in enumerate(past)]
         self._is_waiting = False
         obs[:] = self._arrays["obs"]
@@ -212,7 +219,7 @@ class AsyncEnvs(VectorEnvs):
         log = self._log.view()
         place = (self._last_obs[index], float("nan"), int(log.lengths[index]))
         episode = PastEpisode(int(log.numbers[index]), log.of(index), *place)
-        self._send(index, _REBUILD + pickle.dumps(episode))
+        self._send(index, _REBUILD + pickle.dumps((episode, math.inf)))
         if failed := self._answer(index, self._replay_seconds(episode)).decode():
             raise EnvironmentFault(f"{self._name(index)}: its worker was replaced, but {failed}")
 
@@ -296,8 +303,10 @@ def _work(pipe: Connection, settings: EnvSettings, index: int, buffers: dict[str
             if command == _STATE:
                 answer = env.state()
             elif command[:1] == _REBUILD:
-                arrays["obs"][...], why = env.rebuild(pickle.loads(command[1:]))
+                arrays["obs"][...], why = env.rebuild(*pickle.loads(command[1:]))
                 answer = why.encode()
+            elif command[:1] == _TRY:
+                answer = env.try_repeating(pickle.loads(command[1:])).encode()
             elif command == _RESET:
                 arrays["obs"][...] = env.reset()
             elif command == _STEP:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,6 @@ class VectorEnvs(ABC):
         num_envs: N.
         first_env: global id of the first of them; the others follow it.
         restarts: worker processes that had to be replaced so far.
-        rebuilds_episodes: `rebuild` can bring an episode back; otherwise a resumed run starts new
-            ones.
         lost_life: `[N]`, where the last step cost a life, though the game may go on; None if that
             is not of interest.
     """
@@ -112,7 +111,6 @@ class VectorEnvs(ABC):
     num_envs: int
     first_env: int
     restarts: int = 0
-    rebuilds_episodes: bool = True
     lost_life: Array | None = None
 
     @abstractmethod
@@ -143,8 +141,18 @@ class VectorEnvs(ABC):
             EnvironmentFault: an environment failed.
         """
 
+    def try_repeating(self, seconds: float) -> str:
+        """Try in one environment whether the same seed and actions bring the same episode.
+
+        Only `rebuild` may follow, or `reset`. It takes no longer than `seconds` and a step.
+
+        Returns:
+            Why an episode cannot be repeated exactly; empty if it can, as far as a trial shows.
+        """
+        return ""
+
     @abstractmethod
-    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """Bring every environment's episode back to where it was, instead of `reset`.
 
         Where that fails, the environment starts its next episode.
@@ -152,6 +160,7 @@ class VectorEnvs(ABC):
         Args:
             past: one for each environment.
             obs: `[N, ...]`, output: where the environments are.
+            seconds: time for all of them, after which the rest fails.
 
         Returns:
             Why it failed, for each environment; empty where it did not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,8 +27,6 @@ class EnvPoolEnvs(VectorEnvs):
     there. Where an episode ends by itself in the very step of its time limit, EnvPool reports
     truncated only.
     """
-
-    rebuilds_episodes = False
 
     def __init__(self, settings: EnvSettings) -> None:
         """Make the environments.
@@ -77,7 +76,7 @@ class EnvPoolEnvs(VectorEnvs):
             raise self._fault("observation", obs)
         return []
 
-    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """Start new episodes, with seeds of their own; see `VectorEnvs.rebuild`."""
         self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past], self._options)
         self._step = _step_of(self._pool)

@@ -6,6 +6,7 @@ This is the part that the backends over Gymnasium share, `SyncEnvs` and the work
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
 from fabric_ppo.envs.recorder import Recorder, record
+from fabric_ppo.envs.repeatable import try_repeating
 from fabric_ppo.envs.spaces import Packer, all_finite
 from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
 from fabric_ppo.seeding import episode_seed
@@ -82,14 +84,24 @@ class Episodes:
         self._offers_state = isinstance(state, bytes) and state != b""
         return state if isinstance(state, bytes) else b""
 
-    def rebuild(self, past: PastEpisode) -> tuple[Array, str]:
+    def try_repeating(self, seconds: float) -> str:
+        """See `VectorEnvs.try_repeating`."""
+        # without the recorder: a trial is no episode of the run
+        env: Any = self._env.env if isinstance(self._env, Recorder) else self._env
+        return try_repeating(env, self.spec.observation, seconds)
+
+    def rebuild(self, past: PastEpisode, seconds: float = math.inf) -> tuple[Array, str]:
         """Bring an episode back to where it was, or start the next one.
+
+        Args:
+            past: the episode.
+            seconds: time for it, after which that fails.
 
         Returns:
             Where the environment is, and why the episode could not be brought back, or nothing.
         """
         try:
-            why = self._replay(past)
+            why = self._replay(past, time.monotonic() + seconds)
         except EnvironmentFault as fault:
             why = first_line(fault)
         if not why:
@@ -97,7 +109,7 @@ class Episodes:
         self._episode = past.number
         return self.reset(), why
 
-    def _replay(self, past: PastEpisode) -> str:
+    def _replay(self, past: PastEpisode, deadline: float) -> str:
         """Reset with the episode's seed and repeat its actions, or hand it its state.
 
         Returns:
@@ -112,6 +124,10 @@ class Episodes:
         if past.actions is None:
             return "its episode was too long to keep its actions"
         for action in past.actions:
+            if time.monotonic() > deadline:
+                return (
+                    f"its {len(past.actions)} steps take longer than there is time for; a greater --timeout allows more"
+                )
             obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action.copy())
             ret += float(np.float32(reward))
             if terminated or truncated:

@@ -59,9 +59,12 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
 
 
 def renew_world(env: gymnasium.Env[Any, Any]) -> None:
-    """Give a Box2D environment a new world: its own outlives `reset`, with traces of episodes."""
+    """Give one of Gymnasium's Box2D environments a new world.
+
+    Its own outlives `reset`, with traces of episodes. Other classes, derived ones too, may keep
+    bodies in theirs and stay as they are.
+    """
     unwrapped: Any = env.unwrapped
-    world: Any = getattr(unwrapped, "world", None)
-    if type(world).__name__ == "b2World":
+    if type(unwrapped).__module__.startswith("gymnasium.envs.box2d."):
         unwrapped._destroy()
-        unwrapped.world = type(world)(gravity=world.gravity)
+        unwrapped.world = type(unwrapped.world)(gravity=unwrapped.world.gravity)

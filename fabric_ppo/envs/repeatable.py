@@ -2,52 +2,65 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
-from fabric_ppo.envs.spaces import ACTION_MASK, Packer, env_spec
+from fabric_ppo.envs.gymnasium_env import renew_world
+from fabric_ppo.envs.spaces import ACTION_MASK, Packer, SpaceSpec
+from fabric_ppo.process.errors import USER_ERRORS, describe_error
 
 _TRIAL_STEPS = 200
 
 
-def is_repeatable(env_id: str, wrapper: str = "") -> bool:
-    """Return whether an episode follows from its seed and actions, as far as a trial shows.
+def try_repeating(env: gymnasium.Env[Any, Any], space: SpaceSpec, seconds: float) -> str:
+    """Try whether an episode follows from its seed and actions.
 
-    An episode is played twice, with another one between: what an environment or a wrapper remembers
-    across `reset` (running statistics, for instance) makes a difference.
+    It is played twice, with another one between: what an environment or a wrapper remembers across
+    `reset` (running statistics, for instance) makes a difference.
 
-    Raises:
-        ConfigError: the environment cannot be made.
+    Args:
+        env: the environment; its episode in progress is lost.
+        space: its observations.
+        seconds: time for the trial, which shortens the episodes.
+
+    Returns:
+        Why it does not, or cannot be tried; empty if it does.
     """
-    env = make_gymnasium_env(env_id, wrapper)
+    pack = Packer(space)
     try:
-        first, _, again = (_trial(env, seed) for seed in (1, 2, 1))
-        return first == again
-    finally:
-        env.close()
+        first = _play(env, pack, 1, _TRIAL_STEPS, seconds / 3)
+        _play(env, pack, 2, _TRIAL_STEPS, seconds / 3)
+        again = _play(env, pack, 1, len(first) - 1, seconds)
+    except USER_ERRORS as error:
+        return f"an episode could not be tried ({describe_error(error)})".splitlines()[0]
+    return "" if first == again else "an episode does not follow from its seed and actions alone"
 
 
-def _trial(env: gymnasium.Env[Any, Any], seed: int) -> list[tuple[bytes, float]]:
+def _play(
+    env: gymnasium.Env[Any, Any], pack: Packer, seed: int, steps: int, seconds: float
+) -> list[tuple[bytes, float]]:
     """Play an episode with random actions; return each observation's bytes and reward."""
+    deadline = time.monotonic() + seconds
     renew_world(env)
-    env.action_space.seed(seed)
-    pack = Packer(env_spec("", env.observation_space, env.action_space).observation)
+    # a copy: the environment may draw from its own space
+    actions = copy.deepcopy(env.action_space)
+    actions.seed(seed)
     obs, _ = env.reset(seed=seed)
     seen = [(np.asarray(pack(obs)).tobytes(), 0.0)]
-    for _ in range(_TRIAL_STEPS):
-        obs, reward, terminated, truncated, _ = env.step(_random_action(env, obs))
+    while len(seen) <= steps and time.monotonic() < deadline:
+        obs, reward, terminated, truncated, _ = env.step(_random_action(actions, obs))
         seen.append((np.asarray(pack(obs)).tobytes(), float(reward)))
         if terminated or truncated:
             break
     return seen
 
 
-def _random_action(env: gymnasium.Env[Any, Any], obs: Any) -> Any:
+def _random_action(space: Any, obs: Any) -> Any:
     """Draw an action, among those that the observation's mask allows if it has one."""
-    space: Any = env.action_space
     action = space.sample()
     if not isinstance(obs, dict) or ACTION_MASK[0] not in obs or isinstance(space, gymnasium.spaces.Box):
         return action

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,11 +50,15 @@ class SyncEnvs(VectorEnvs):
         valid[:] = True
         return finals
 
-    def rebuild(self, past: Sequence[PastEpisode], obs: Array) -> list[str]:
+    def try_repeating(self, seconds: float) -> str:
+        """See `VectorEnvs.try_repeating`."""
+        return self._envs[0].try_repeating(seconds)
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """See `VectorEnvs.rebuild`."""
-        failed = []
+        failed, deadline = [], time.monotonic() + seconds
         for index, (env, episode) in enumerate(zip(self._envs, past, strict=True)):
-            obs[index], why = env.rebuild(episode)
+            obs[index], why = env.rebuild(episode, deadline - time.monotonic())
             failed.append(why)
         return failed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -174,18 +175,19 @@ class RolloutBuffer:
             self._has_started = True
             self.envs.reset(self.obs[-1])
 
-    def rebuild(self, past: Sequence[PastEpisode]) -> list[str]:
+    def rebuild(self, past: Sequence[PastEpisode], seconds: float = math.inf) -> list[str]:
         """Restore the episodes that were in progress, instead of `start`.
 
         Args:
             past: the episode of each environment.
+            seconds: time for all of them, after which the rest fails.
 
         Returns:
             For each environment the reason why that failed, with which it starts a new episode;
             empty where it did not fail.
         """
         self._has_started = True
-        failed = self.envs.rebuild(past, self.obs[-1])
+        failed = self.envs.rebuild(past, self.obs[-1], seconds)
         for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
             if not why:
                 self.returns[env], self.lengths[env] = episode.ret, episode.length

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import platform
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import LEARNING_RATES, MAY_DIFFER, Config
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
-from fabric_ppo.envs.repeatable import is_repeatable
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.files import Checkpoint
@@ -34,6 +35,8 @@ _LIBRARIES = (
     "envpool",
 )
 """Modules on whose versions the last bits of a run depend."""
+_SECONDS_OF_TRIAL, _SECONDS_OF_SILENCE = 10.0, 5.0
+"""Time for trying whether episodes repeat, and time after which a line says what takes so long."""
 _DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 """Errors that the contents of a checkpoint can cause where they are used."""
 
@@ -151,7 +154,8 @@ def restore(
     if counts.ended_by_callback:
         print_from_rank_zero("a callback has ended this run: other --callbacks or more --total-timesteps go on with it")
     # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
-    begun_anew = _rebuild_episodes(buffer, past, ranks)
+    with _printing_after(_SECONDS_OF_SILENCE, f"rebuilding episodes of up to {_longest(past)} steps"):
+        begun_anew = _rebuild_episodes(buffer, past, ranks, config.timeout)
     before, current = values["surroundings"], surroundings()
     changed = [name for name in current if before.get(name) != current[name]]
     if changed:
@@ -168,23 +172,40 @@ def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> Non
         group["lr"] = rate
 
 
-def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks) -> torch.Tensor:
+def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks, timeout: float) -> torch.Tensor:
     """Rebuild this rank's episodes in progress, and print why that failed (one collective).
+
+    Other ranks wait for the slowest: it ends in time for them.
 
     Returns:
         `[W, 1 + N]` bool: for each rank, true if it cannot resume exactly, and then for each of its
         environments, true if it began a new episode.
     """
-    envs, failed = buffer.envs, buffer.rebuild(past)
+    envs, is_alone = buffer.envs, read_launch().world_size == 1
+    # every rank tries at the same time, so that none waits for another one's trial
+    reason = envs.try_repeating(min(_SECONDS_OF_TRIAL, timeout / 10))
+    failed = buffer.rebuild(past, math.inf if is_alone else timeout / 2)
     named = (f"environment {buffer.first_env + k}: {why}" for k, why in enumerate(failed) if why)
-    reason = next(named, "")
-    if not reason and ranks.rank == 0:
-        spec = envs.spec
-        if not envs.rebuilds_episodes or not is_repeatable(spec.env_id, spec.wrapper):
-            reason = "an episode does not follow from its seed and actions alone"
+    reason = next(named, reason if ranks.rank == 0 else "")
     if reason:
         print_line(f"warning: {envs.spec.env_id} cannot be resumed exactly: {reason}", sys.stderr)
     return ranks.gather(torch.tensor([bool(reason), *map(bool, failed)])).cpu()
+
+
+def _longest(past: list[PastEpisode]) -> int:
+    return max(episode.length for episode in past)
+
+
+@contextlib.contextmanager
+def _printing_after(seconds: float, message: str) -> Iterator[None]:
+    """Print a line from rank 0 if the block takes longer than `seconds`."""
+    timer = threading.Timer(seconds, print_from_rank_zero, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def require_same_run(config: Config, world_size: int, values: Mapping[str, Any]) -> None:
