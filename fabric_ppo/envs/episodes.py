@@ -5,6 +5,7 @@ This is the part that the backends over Gymnasium share, `SyncEnvs` and the work
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import traceback
@@ -40,9 +41,10 @@ class Episodes:
         self._id = settings.first_env + index
         self._settings = settings
         records = settings.video_dir != "" and self._id == 0
-        env = make_gymnasium_env(settings.env_id, settings.env_wrapper, "rgb_array" if records else None)
+        make = functools.partial(make_gymnasium_env, settings.env_id, settings.env_wrapper)
+        env = make()
         self.spec = settings.spec_of(env)
-        self._env = record(env, settings.video_dir, None) if records else env
+        self._env = record(env, settings.video_dir, None, make) if records else env
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
         self._pack = Packer(self.spec.observation) if self.spec.observation.parts else None
         self._shape = self.spec.observation.shape

@@ -26,8 +26,8 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
         ConfigError: it cannot be made, for instance since a package is missing, or not wrapped, or
             it does not render so.
     """
-    if render_mode == "rgb_array" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would look for a screen
+    if render_mode == "rgb_array":
+        dispense_with_screen()
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if wrapper == ATARI or env_id.startswith("ALE/"):
         register_atari(env_id)
@@ -43,6 +43,12 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     return env
+
+
+def dispense_with_screen() -> None:
+    """Let pygame draw where there is no screen."""
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:

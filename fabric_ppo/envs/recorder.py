@@ -1,57 +1,115 @@
-"""Videos of episodes, without which a run goes on where they cannot be written."""
+"""Videos of episodes: recording changes nothing, and a video that cannot be had costs the video."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
+from numpy.typing import NDArray
 
 from fabric_ppo.envs.contract import UnwrittenVideoError
+from fabric_ppo.envs.gymnasium_env import dispense_with_screen
+from fabric_ppo.envs.known import ignores_render_mode
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+
+Maker = Callable[[str | None], gymnasium.Env[Any, Any]]
+"""Function that makes an environment with a render mode, as `make_gymnasium_env` does."""
+_RENDERING = ("rgb_array", "rgb_array_list")
+"""Render modes in which `render` returns pictures."""
 
 
 class Recorder(gymnasium.wrappers.RecordVideo):
-    """Gymnasium's RecordVideo, which goes on without a video that cannot be written.
+    """Gymnasium's RecordVideo, which nobody else notices.
 
-    In an episode that is not recorded the environment does not know that it could render:
-    LunarLander, which moves particles about for the picture, takes a fifth of the time then.
+    The environment keeps the render mode that it was made with, and its random numbers: it is able
+    to render only while it draws a picture. Where the mode is known to make no difference, it is
+    set in an episode that is recorded, and in no other: LunarLander moves particles about for the
+    picture then, and takes a fifth of the time without. An environment that cannot draw unless it
+    was made to is made again.
 
     Attributes:
         unwritten: why the last video that could not be written was not; empty if all were.
+        is_remade: the environment was made again, and may differ from those that are not recorded.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None) -> None:
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None, make: Maker
+    ) -> None:
         """Make the folder; see `record`.
 
         Raises:
-            OSError: there cannot be such a folder.
+            Exception: there cannot be such a folder, or MoviePy cannot be used.
         """
-        super().__init__(env, folder, episode_trigger=episodes, disable_logger=True)
-        self._mode = env.render_mode
-        self.unwritten = ""
+        self.unwritten, self.is_remade = "", False
+        self._make, self._is_indifferent = make, ignores_render_mode(env)
+        self._is_tried = self._is_indifferent
+        with _rendering(env):
+            super().__init__(env, folder, episode_trigger=episodes, disable_logger=True)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, and its video if one is wanted."""
         assert self.episode_trigger is not None
-        with contextlib.suppress(AttributeError):  # one that cannot be set stays as it is
-            self.unwrapped.render_mode = self._mode if self.episode_trigger(self.episode_id + 1) else None
-        return super().reset(seed=seed, options=options)
+        if self._is_indifferent:
+            self.unwrapped.render_mode = "rgb_array" if self.episode_trigger(self.episode_id + 1) else None
+        first = super().reset(seed=seed, options=options)
+        if self._is_tried:
+            return first
+        # before anything is played: an environment that is made again has forgotten what came before
+        self._is_tried = True
+        if not self.recorded_frames and not _draws(self.env):
+            self._make_again()
+            self.recording, self.episode_id = False, self.episode_id - 1
+            first = super().reset(seed=seed, options=options)
+        return first
+
+    def _make_again(self) -> None:
+        """Put an environment in place that was made to render, if there can be one."""
+        with contextlib.suppress(*USER_ERRORS):
+            self.env.close()
+        try:
+            self.env, self.is_remade = self._make("rgb_array"), True
+        except ConfigError:  # it takes no render mode
+            self.env = self._make(None)
+
+    def _capture_frame(self) -> None:
+        """Append a picture to the video, or give the video up; the first may be had in another way."""
+        frames: list[Any] = self.recorded_frames
+        try:
+            frame = _draw(self.env)
+            if frames and frame.shape != frames[0].shape:
+                raise _NoPicture(f"render returned pictures of shape {frames[0].shape} and of shape {frame.shape}")
+            frames.append(frame)
+        except _NoPicture as error:
+            if self._is_tried:
+                self._give_up(str(error))
 
     def stop_recording(self) -> None:
-        """Write the video, or note why that fails, with a warning the first time."""
+        """Write the video, or note why that fails."""
+        path = Path(self.video_folder, f"{self._video_name}.mp4")
         try:
             super().stop_recording()
-        except OSError as error:
-            reason = _describe_unwritten(self.video_folder, error)
-            if not self.unwritten:
-                _warn(reason)
-            self.unwritten = reason
-            # as where the video was written: RecordVideo would keep the frames, and record on
-            self.recording, self.recorded_frames = False, []
+            # MoviePy does not look at FFmpeg's exit status
+            if path.exists() and not path.stat().st_size:
+                raise OSError("FFmpeg wrote nothing")
+        except USER_ERRORS as error:
+            with contextlib.suppress(OSError):
+                path.unlink()  # a part of a video
+            self._give_up(_reason(error))
+
+    def _give_up(self, reason: str) -> None:
+        """Drop the video in progress, with a warning the first time."""
+        unwritten = f"a video in {self.video_folder} ({reason})"
+        if not self.unwritten:
+            _warn(unwritten)
+        self.unwritten = unwritten
+        self.recording, self.recorded_frames = False, []
 
     def close(self) -> None:
         """Close the environment and write the video of the episode in progress.
@@ -59,13 +117,17 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         Raises:
             UnwrittenVideoError: a video could not be written; all is closed nevertheless.
         """
-        super().close()
+        try:
+            self.env.close()
+        finally:
+            if self.recording:
+                self.stop_recording()
         if self.unwritten:
             raise UnwrittenVideoError(self.unwritten)
 
 
 class _Unrecorded(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose videos could not even have a folder."""
+    """An environment whose videos cannot even be begun."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], unwritten: str) -> None:
         super().__init__(env)
@@ -77,30 +139,105 @@ class _Unrecorded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def record(
-    env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None
+    env: gymnasium.Env[Any, Any], folder: str, episodes: Callable[[int], bool] | None, make: Maker
 ) -> gymnasium.Env[Any, Any]:
     """Wrap an environment to record episodes into `folder`, as `rl-video-episode-<number>.mp4`.
 
-    A video that cannot be written costs a warning, and an UnwrittenVideoError when the environment
-    is closed; so do all of them where there cannot be such a folder.
+    A video that cannot be had costs a warning, and an UnwrittenVideoError when the environment is
+    closed: where it cannot be written, where `render` raises or returns no picture, where there
+    cannot be such a folder.
 
     Args:
-        env: renders `rgb_array`.
+        env: made with `make(None)`, as one that is not recorded.
         folder: made if it is missing.
         episodes: true of the numbers to record; None for Gymnasium's schedule (the cubes up to
             1000, then every 1000th).
+        make: makes such an environment with a render mode.
+
+    Raises:
+        ConfigError: the environment declares no mode `rgb_array`.
+    """
+    dispense_with_screen()
+    if "rgb_array" not in env.metadata.get("render_modes", ()):
+        env.close()
+        env = make("rgb_array")  # which raises an error that says so
+    try:
+        return Recorder(env, folder, episodes, make)
+    except USER_ERRORS as error:
+        unwritten = f"a video in {folder} ({_reason(error)})"
+        _warn(unwritten)
+        return _Unrecorded(env, unwritten)
+
+
+class _NoPicture(Exception):
+    """An environment that does not draw a picture as a video takes it; its text says why."""
+
+
+def _draws(env: gymnasium.Env[Any, Any]) -> bool:
+    """Return True if an environment draws a picture."""
+    with contextlib.suppress(_NoPicture):
+        _draw(env)
+        return True
+    return False
+
+
+def _draw(env: gymnasium.Env[Any, Any]) -> NDArray[Any]:
+    """Return a picture of an environment, `[height, width, 3]` or 4, uint8, and of its own memory.
+
+    Raises:
+        _NoPicture: it cannot be had.
     """
     try:
-        return Recorder(env, folder, episodes)
-    except OSError as error:
-        reason = _describe_unwritten(folder, error)
-        _warn(reason)
-        return _Unrecorded(env, reason)
+        with _rendering(env), _same_randomness(env):
+            frame = env.render()
+    except USER_ERRORS as error:
+        raise _NoPicture(f"render raised {describe_error(error)}".splitlines()[0]) from error
+    if isinstance(frame, list) and frame:
+        frame = frame[-1]  # the latest since it was asked before
+    expected = "an array [height, width, 3] of uint8 is expected"
+    if not isinstance(frame, np.ndarray):
+        raise _NoPicture(f"render returned {type(frame).__name__}; {expected}")
+    if frame.ndim != 3 or frame.shape[2] not in (3, 4) or not frame.size:
+        raise _NoPicture(f"render returned an array {list(frame.shape)}; {expected}")
+    if frame.dtype.kind not in "iu" or frame.min() < 0 or frame.max() > 255:
+        raise _NoPicture(f"render returned an array of {frame.dtype}; {expected}")
+    return np.array(frame, np.uint8)
 
 
-def _describe_unwritten(folder: str, error: OSError) -> str:
-    return f"a video in {folder} ({error.strerror or first_line(error)})"
+@contextlib.contextmanager
+def _rendering(env: gymnasium.Env[Any, Any]) -> Iterator[None]:
+    """Let an environment know, for the block, that it renders."""
+    unwrapped = env.unwrapped
+    mode = unwrapped.render_mode
+    if mode in _RENDERING:
+        yield
+        return
+    unwrapped.render_mode = "rgb_array"
+    try:
+        yield
+    finally:
+        unwrapped.render_mode = mode
 
 
-def _warn(reason: str) -> None:
-    print_line(f"warning: {reason} could not be written; it goes on without", sys.stderr)
+@contextlib.contextmanager
+def _same_randomness(env: gymnasium.Env[Any, Any]) -> Iterator[None]:
+    """Restore, after the block, the random generators from which an environment may draw."""
+    own = getattr(env.unwrapped, "_np_random", None)
+    own_state: Any = own.bit_generator.state if isinstance(own, np.random.Generator) else None
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        if isinstance(own, np.random.Generator):
+            own.bit_generator.state = own_state
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error's text, in one line."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def _warn(unwritten: str) -> None:
+    print_line(f"warning: {unwritten} could not be written; it goes on without", sys.stderr)

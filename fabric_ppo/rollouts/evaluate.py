@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
-from fabric_ppo.envs.recorder import record
+from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.spaces import all_finite
 from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
@@ -82,7 +83,7 @@ def evaluate(
             _Slot(stack, policy, video_dir if index == 0 else "", render_mode)
             for index in range(1 if render_mode else min(_SLOTS, episodes))
         ]
-        playing = [slot for slot in slots if slot.start(seed, waiting)]
+        playing = _start(slots, seed, waiting)
         while playing:
             # noise by episode and step, so that it does not depend on who plays at the same time
             at = [(slot.episode, lengths[slot.episode]) for slot in playing]
@@ -103,6 +104,21 @@ def evaluate(
     return TestResult(returns, lengths, "".join(slot.unwritten for slot in slots))
 
 
+def _start(slots: list[_Slot], seed: int, waiting: Iterator[int]) -> list[_Slot]:
+    """Start an episode in each environment; return those that play.
+
+    Raises:
+        EnvironmentFault: an environment failed.
+    """
+    playing = []
+    for slot in slots:
+        if slot.start(seed, waiting):
+            playing.append(slot)
+        if slot.differs:
+            break  # one plays all: the same score for the same episode
+    return playing
+
+
 class _Slot:
     """An environment and the test episode that it plays.
 
@@ -115,8 +131,9 @@ class _Slot:
 
     def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
         spec, self._new_memory = policy.spec, policy.new_memory
-        env = make_gymnasium_env(spec.env_id, spec.wrapper, "rgb_array" if video_dir else render_mode)
-        self._env = record(env, video_dir, lambda number: number == 0) if video_dir else env
+        make = functools.partial(make_gymnasium_env, spec.env_id, spec.wrapper)
+        env = make(None if video_dir else render_mode)
+        self._env = record(env, video_dir, lambda number: number == 0, make) if video_dir else env
         stack.callback(self._close)
         self._pack = policy.pack
         self._seed = 0
@@ -159,6 +176,11 @@ class _Slot:
             raise self._fault(f"reset raised {error}") from error
         self.obs = self._checked(obs, "reset")
         return True
+
+    @property
+    def differs(self) -> bool:
+        """Return True once the environment was made otherwise than the others, to be recorded."""
+        return isinstance(self._env, Recorder) and self._env.is_remade
 
     def _close(self) -> None:
         try:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -164,8 +165,10 @@ def _evaluate(args: list[str]) -> int:
     video_dir = str(run_dir / "test_videos") if given.video else ""
     options = {"render_mode": given.render, "stochastic": given.stochastic}
     try:
-        with recorded_gif(gif, video_dir) as folder:
-            result = evaluate(policy, given.episodes, given.seed, video_dir=folder, **options)
+        with recorded_gif(gif, video_dir) as recording:
+            result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
+        if recording.unwritten:
+            result = replace(result, unwritten=recording.unwritten)
     except EnvironmentFault as fault:
         print(f"error: {fault}", file=sys.stderr)
         return FAILED

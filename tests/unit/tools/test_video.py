@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 
+import moviepy
 import numpy as np
 import pytest
 import torch
@@ -13,11 +16,13 @@ from PIL import Image
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.agents.policy_file import save_policy
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.process.errors import NOT_ALL_WRITTEN
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
 from fabric_ppo.tools import cli
+from tests.fixtures import rendering_envs
 from tests.fixtures.toy_envs import toy_env
 from tests.fixtures.videos import SEED, assert_shows, log_rendering, toy_policy, videos
 
@@ -115,3 +120,76 @@ def test_what_does_not_render_cannot_be_recorded(tmp_path, capfd):
     assert err.startswith("error: --env-id Endless-v0: ")
     assert err.count("\n") == 1
     assert not (folder / "test_videos").exists()
+
+
+DIFFERENT = ["Bar", "BarRenders", "OwnPicture", "OwnPictureRenders", "ByMode", "ByFirstMode", "Draws", "NoSuchMode"]
+"""Environments that could tell whether they are recorded."""
+
+
+def agent_for(name):
+    """An agent for `rendering_envs:NAME-v0` whose actions depend on what it sees."""
+    torch.manual_seed(0)
+    env_id = f"{rendering_envs.MODULE}:{name}-v0"
+    with contextlib.closing(make_gymnasium_env(env_id)) as env:
+        spec = env_spec(env_id, env.observation_space, env.action_space)
+    return Agent(spec, Architecture("tanh", (4,), encoder="small" if "OwnPicture" in name else "flatten"))
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_scores_are_the_same_with_and_without_a_video(tmp_path, name):
+    """In all episodes, whoever plays them."""
+    policy = Policy(agent_for(name))
+    expected = evaluate(policy, 12, SEED)
+    assert evaluate(policy, 12, SEED, video_dir=str(tmp_path / "videos")) == expected
+    assert videos(tmp_path / "videos") == ["rl-video-episode-0.mp4"]
+
+
+def test_one_plays_all_where_a_video_makes_a_difference(tmp_path):
+    """This environment earns 100 more in each step where it was made to draw, and cannot draw otherwise."""
+    policy = Policy(agent_for("NeedsMode"))
+    expected = [score + 600 for score in evaluate(policy, 12, SEED).returns]
+    assert evaluate(policy, 12, SEED, video_dir=str(tmp_path / "videos")).returns == pytest.approx(expected)
+    assert videos(tmp_path / "videos") == ["rl-video-episode-0.mp4"]
+
+
+@pytest.mark.parametrize("name", list(rendering_envs.PICTURES))
+def test_pictures_that_no_video_can_be_made_of_change_no_score(tmp_path, capfd, name):
+    """A warning, and why in the result."""
+    folder, policy = tmp_path / "videos", Policy(agent_for(f"Picture{name}"))
+    expected = evaluate(policy, 3, SEED)
+    result = evaluate(policy, 3, SEED, video_dir=str(folder))
+    assert dataclasses.replace(result, unwritten="") == expected
+    assert result.unwritten.startswith(f"a video in {folder} (")
+    assert capfd.readouterr().err == f"warning: {result.unwritten} could not be written; it goes on without\n"
+    assert videos(folder) == []
+
+
+def test_a_video_that_cannot_be_had_is_told_by_the_exit_status(tmp_path, capfd):
+    """Nor is an older video of the same folder taken for its GIF."""
+    save_policy(agent_for("PictureNothing"), tmp_path)
+    (tmp_path / "test_videos").mkdir()
+    (tmp_path / "test_videos/old.mp4").write_bytes(b"an older one")
+    words = ["--own-code", "--episodes", "2", "--video", "--gif", str(tmp_path / "episode.gif")]
+    assert cli.main(["evaluate", str(tmp_path), *words]) == NOT_ALL_WRITTEN
+    out, err = capfd.readouterr()
+    assert ": return " in out
+    assert "video:" not in out
+    assert err.startswith(f"warning: a video in {tmp_path}/test_videos (render returned NoneType; ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "episode.gif").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ImportError("no moviepy"), SystemExit("x")])
+def test_a_gif_that_moviepy_cannot_write_costs_the_gif(tmp_path, run_dir, capfd, monkeypatch, error):
+    """The scores are printed."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(moviepy, "VideoFileClip", fail)
+    gif = tmp_path / "episode.gif"
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1", "--gif", str(gif)]) == NOT_ALL_WRITTEN
+    out, err = capfd.readouterr()
+    assert ": return " in out
+    assert err == f"warning: {gif} ({getattr(error, 'strerror', None) or error}) could not be written\n"
+    assert not gif.exists()
