@@ -238,7 +238,7 @@ class Run:
         self._summary = summary = summarize(config, self._counts, result.to_dict())
         books.writes.do("summary.json", summary.write, books.dir)
         books.trackers.artifact(books.dir / POLICY_FILE, "policy")
-        if records:
+        if records and _has_video(books.dir / "test_videos"):
             books.trackers.artifact(books.dir / "test_videos", "video")
         self._is_finished = True
         self._callbacks.on_end(self._counts, summary)
@@ -289,7 +289,10 @@ def _logged(result: UpdateResult, more: Sequence[Metrics], config: Config) -> di
 def _closing_lines(summary: Summary, config: Config, agent: Agent, run_dir: Path) -> str:
     """Return the text that is printed at the end of a training."""
     has_own_code = ":" in config.encoder or bool(own_modules(agent.spec))
-    # EnvPool's environments cannot be recorded during training
-    names = ["test_videos"] if config.env_backend == "envpool" else ["train_videos", "test_videos"]
-    video_dirs = [str(run_dir / name) for name in names] if config.capture_video else []
-    return summary.lines(run_dir, video_dirs, has_own_code)
+    folders = [run_dir / name for name in ("train_videos", "test_videos")] if config.capture_video else []
+    return summary.lines(run_dir, [str(folder) for folder in folders if _has_video(folder)], has_own_code)
+
+
+def _has_video(folder: Path) -> bool:
+    """Return True if there is a video in a folder: none may have been made."""
+    return any(folder.glob("*.mp4"))

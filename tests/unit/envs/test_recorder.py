@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -130,6 +131,26 @@ def test_a_run_whose_video_cannot_be_written_names_it_in_the_end(backend, tmp_pa
         train_torch.main(dataclasses.replace(config, run_dir=str(run_dir)))
     assert f"a video in {run_dir}/test_videos (No space left" in str(caught.value)
     assert json.loads((run_dir / "summary.json").read_text())["test"]["episodes"] == config.test_episodes
+
+
+@pytest.mark.parametrize(
+    ("env_id", "shown"),
+    [
+        (toy_env(length=LENGTH), ["train_videos", "test_videos"]),
+        (f"{rendering_envs.MODULE}:PictureNothing-v0", []),
+        (f"{rendering_envs.MODULE}:PictureRaises-v0", []),
+    ],
+)
+def test_a_run_names_in_the_end_the_folders_that_hold_videos(tmp_path, capfd, env_id, shown):
+    """And those that were to hold one, with the reason."""
+    config = TorchConfig(**tiny(env_id=env_id, run_dir=str(tmp_path / "run")), capture_video=True, quiet=False)
+    missing = [] if shown else [f"a video in {tmp_path}/run/{name} (" for name in ("train_videos", "test_videos")]
+    with pytest.raises(NotAllWrittenError) if missing else contextlib.nullcontext() as caught:
+        train_torch.main(config)
+    lines = capfd.readouterr().out.splitlines()
+    named = ", ".join(f"{tmp_path}/run/{name}" for name in shown)
+    assert [line for line in lines if line.startswith("videos")] == ([f"videos  {named}"] if shown else [])
+    assert all(each in str(caught.value) for each in missing)
 
 
 def test_without_a_folder_nothing_is_rendered(backend, rendered):
