@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fabric_ppo.config import SCRIPT_CONFIGS
+from tests.fixtures import rendering_envs
 from tests.fixtures.launching import COLLECTORS, run_ranks
 from tests.fixtures.resuming import die, metrics, on_call, summary
 from tests.fixtures.videos import play, videos
@@ -31,6 +32,19 @@ WATCHED = {
         **{"callbacks": f"{CALLBACK},{CALLBACK}", "trackers": f"{TRACKER},json_lines"},
     },
 }
+ENVIRONMENTS = {
+    "particles for the picture": {"env_id": "LunarLander-v3"},
+    "a picture by a wrapper": {
+        "env_id": f"{rendering_envs.MODULE}:BarRenders-v0",
+        "env_wrapper": f"{rendering_envs.MODULE}:pixels",
+    },
+    "a picture of its own": {"env_id": f"{rendering_envs.MODULE}:OwnPictureRenders-v0"},
+    "a picture if it may render": {"env_id": f"{rendering_envs.MODULE}:OwnPicture-v0"},
+    "another reward if it may render": {"env_id": f"{rendering_envs.MODULE}:ByMode-v0"},
+    "another reward if it was made to render": {"env_id": f"{rendering_envs.MODULE}:ByFirstMode-v0"},
+    "random pictures": {"env_id": f"{rendering_envs.MODULE}:Draws-v0"},
+}
+"""Environments that could tell whether they are watched."""
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +156,26 @@ def test_a_tracker_of_ones_own_may_be_the_only_one(train, unwatched):
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
-def test_environments_that_are_recorded_return_the_same_bits(backend, tmp_path):
-    """CartPole, which draws and steps as usual."""
-    seen = [play("CartPole-v1", backend, video_dir, 40) for video_dir in ("", str(tmp_path / "videos"))]
+@pytest.mark.parametrize("what", list(ENVIRONMENTS))
+def test_whatever_the_environment_is_a_run_that_is_watched_ends_with_the_same_bits(train, backend, what):
+    """Weights, logged numbers and the test's returns."""
+    flags = ENVIRONMENTS[what] | {"env_backend": backend}
+    alone, watched = train("torch", 1, **flags), train("torch", 1, **flags, **WATCHED["all"])
+    assert (watched / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
+    lines = [{key: value for key, value in line.items() if key != "Eval/return_mean"} for line in metrics(watched)]
+    assert lines == metrics(alone)
+    assert summary(watched)["test"] == summary(alone)["test"]
+    for name in ("train_videos", "test_videos"):
+        assert videos(watched / name)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("env_id", "action"),
+    [("CartPole-v1", 1), ("LunarLander-v3", 2), ("BipedalWalker-v3", 1), ("Blackjack-v1", 1), ("Pendulum-v1", 1)],
+)
+def test_environments_that_are_recorded_return_the_same_bits(backend, tmp_path, env_id, action):
+    """Gymnasium's own, which have a render mode in some episodes and none in others."""
+    seen = [play(env_id, backend, folder, 250, action=action) for folder in ("", str(tmp_path / "videos"))]
     np.testing.assert_array_equal(*seen)
     assert videos(tmp_path / "videos")

@@ -122,7 +122,10 @@ def test_what_does_not_render_cannot_be_recorded(tmp_path, capfd):
     assert not (folder / "test_videos").exists()
 
 
-DIFFERENT = ["Bar", "BarRenders", "OwnPicture", "OwnPictureRenders", "ByMode", "ByFirstMode", "Draws", "NoSuchMode"]
+DIFFERENT = [
+    *("Bar", "BarRenders", "OwnPicture", "OwnPictureRenders", "ByMode", "ByFirstMode", "Draws", "DrawsGlobally"),
+    "NoSuchMode",
+]
 """Environments that could tell whether they are recorded."""
 
 
