@@ -158,9 +158,9 @@ def record(
         ConfigError: the environment declares no mode `rgb_array`.
     """
     dispense_with_screen()
-    if "rgb_array" not in env.metadata.get("render_modes", ()):
-        env.close()
-        env = make("rgb_array")  # which raises an error that says so
+    if "rgb_array" not in (env.metadata.get("render_modes") or ()):
+        name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        raise ConfigError(f"--env-id {name}: does not render rgb_array, which video needs")
     try:
         return Recorder(env, folder, episodes, make)
     except USER_ERRORS as error:
