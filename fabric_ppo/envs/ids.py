@@ -96,9 +96,12 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
         if module:
             importlib.import_module(module)  # registers its environments
         if plain_id in gymnasium.registry:
+            _require_environment(env_id)
             return env_id
         namespace, name, version = registration.parse_env_id(plain_id)
     except USER_ERRORS as error:
+        if isinstance(error, ConfigError):
+            raise
         kind = "" if isinstance(error, (gymnasium.error.Error, ImportError)) else f"{type(error).__name__}: "
         raise ConfigError(f"--env-id {env_id}: {kind}{first_line(error)}") from None
     # only Gymnasium's registry knows what is retired: the id is unknown, a higher version is not
@@ -117,6 +120,26 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
     raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
 
 
+def _require_environment(env_id: str) -> None:
+    """Raise a ConfigError for an id that Gymnasium keeps to say where its environment has gone."""
+    import gymnasium
+    from gymnasium.envs import registration
+
+    module, colon, plain_id = env_id.rpartition(":")
+    entry_point: Any = gymnasium.registry[plain_id].entry_point
+    # where others have their class, these have a function of Gymnasium's own that raises
+    if getattr(entry_point, "__module__", "") != "gymnasium.envs":
+        return
+    try:
+        entry_point()
+    except ImportError as error:
+        namespace, name, version = registration.parse_env_id(plain_id)
+        newest = registration.find_highest_version(namespace, name)
+        successor = module + colon + registration.get_env_id(namespace, name, newest)
+        hint = f"; its successor {successor} is expected" if newest != version else ""
+        raise ConfigError(f"--env-id {env_id}: {first_line(error).rstrip('.')}{hint}") from None
+
+
 @lru_cache
 def resolve_envpool_id(env_id: str, preset: str = "") -> str:
     """Return the id that runs, in EnvPool's environments and in Gymnasium's for the test.
@@ -133,11 +156,13 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
         raise ConfigError(
             f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
         ) from None
+    import gymnasium
+
     known = envpool.list_all_envs()
     try:
         resolved = resolve_env_id(env_id, preset)
     except ConfigError:
-        if env_id in known:
+        if env_id in known and env_id not in gymnasium.registry:
             raise ConfigError(
                 f"--env-id {env_id}: only EnvPool has it; an id that gymnasium.make takes too is expected, for the test"
             ) from None

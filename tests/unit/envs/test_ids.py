@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import gymnasium
 import pytest
 
 from fabric_ppo.config import Config
@@ -24,6 +25,22 @@ def test_a_retired_id_resolves_to_its_successor_with_one_line(capsys):
     assert resolve(dataclasses.replace(config, seed=3)).env_id == "LunarLander-v3"
     assert resolve(Config(env_id="LunarLander-v2")).env_id == "LunarLander-v3"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "gymnasium:"])
+@pytest.mark.parametrize(("name", "version"), [("HalfCheetah", 3), ("HalfCheetah", 2), ("Reacher", 2), ("Humanoid", 3)])
+def test_an_id_whose_environment_has_moved_out_names_the_one_that_stayed(name, version, prefix):
+    """Another package has the old one: it is for the user to choose."""
+    newest = gymnasium.envs.registration.find_highest_version(None, name)
+    message = refusal(["--env-id", f"{prefix}{name}-v{version}"])
+    assert message.startswith(f"--env-id {prefix}{name}-v{version}: ")
+    assert "gymnasium-robotics" in message
+    assert message.endswith(f"its successor {prefix}{name}-v{newest} is expected")
+
+
+def test_an_id_that_has_moved_out_without_a_successor():
+    assert "shimmy" in (message := refusal(["--env-id", "GymV21Environment-v0"]))
+    assert "successor" not in message
 
 
 def test_ids_that_run_are_left_alone(capsys):
