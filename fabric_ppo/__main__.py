@@ -1,8 +1,6 @@
 """Entry point of `python -m fabric_ppo`."""
 
-import sys
-
-from fabric_ppo.tools.cli import main
+from fabric_ppo.tools.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -207,7 +207,8 @@ class Config:
     log_dir: str = "logs"
     """Folder in which run folders are made."""
     config: str | None = None
-    """YAML file of flags to start from, such as a run folder's config.yaml; flags override it."""
+    """YAML file of flags to start from, such as a run folder's config.yaml, or a preset's name, see
+    `fabric-ppo presets` (a file of that name comes first); flags override it."""
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -46,6 +46,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def require_text_path(of: str, path: str | None) -> None:
+    """Raise a ConfigError for a path that is no text, which TensorBoard and others cannot open.
+
+    Args:
+        of: flag or argument that names it, for the error's text.
+        path: of a file or folder, which need not exist; None for none.
+    """
+    if path is not None:
+        try:
+            path.encode()  # fails for bytes that are no text in the locale's encoding
+            os.fsencode(path)  # fails for text that the locale's encoding does not have
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{of} {path}: a path in UTF-8 is expected, and a locale of that encoding, such as LC_ALL=C.UTF-8"
+            ) from None
+        if "\0" in path:
+            raise ConfigError(f"{of} {path}: a path without NUL characters is expected")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A run at the end of an update, as tensors and plain values.

@@ -92,6 +92,11 @@ def join_process_group(backend: str, timeout: float) -> None:
 
 
 def one_process_unless_launched() -> None:
-    """Have Fabric take one device where `fabric run` did not start it: it would take every GPU."""
+    """Have Fabric take one device where `fabric run` did not start it: it would take every GPU.
+
+    Nor is it to look for its rank in the variables of a SLURM job, unless a launcher set one.
+    """
     if "LT_CLI_USED" not in os.environ:
         os.environ.setdefault("LT_DEVICES", "1")
+    if "RANK" not in os.environ:
+        os.environ.pop("SLURM_NTASKS", None)

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from fabric_ppo.config import TRACKERS, Config
 from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, flag
+from fabric_ppo.process.files import require_text_path
 
 C = TypeVar("C", bound=Config)
 
@@ -40,6 +41,8 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     config.check_launch(world_size, ranks_on_host)
     # before anything of the user's is imported
     paths = {name: _absolute(getattr(config, name)) for name in ("run_dir", "log_dir", "init_from")}
+    for name, path in paths.items():
+        require_text_path(flag(name), path)
     if config.compile:
         require_compiler()
     _require_importable(config)
@@ -74,17 +77,10 @@ def require_compiler() -> None:
         raise ConfigError("--compile: Python's headers are needed (package python3-dev or similar)")
 
 
-def require_cuda(num_devices: int) -> None:
-    """Raise a ConfigError if this host has fewer CUDA devices."""
+def require_cuda(num_devices: int, of: str = "--cuda") -> None:
+    """Raise a ConfigError if this host has fewer CUDA devices than the flag `of` asks for."""
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < num_devices:
-        raise ConfigError(f"--cuda: {num_devices} CUDA devices are needed here, {found} found")
-
-
-def require_precision(precision: str | None) -> None:
-    """Raise a ConfigError for a `--precision` of `fabric run` that agents cannot train with."""
-    # 16-mixed skips gradient steps that overflow; weights of 16 bits are too coarse for Adam
-    if precision not in (None, "32", "32-true", "64", "64-true", "bf16", "bf16-mixed"):
-        raise ConfigError(f"--precision {precision}: 32-true, 64-true or bf16-mixed is expected")
+        raise ConfigError(f"{of}: {num_devices} CUDA devices are needed here, {found} found")

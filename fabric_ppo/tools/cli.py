@@ -1,8 +1,9 @@
-"""Commands of `python -m fabric_ppo` and `fabric-ppo`: train, evaluate, plot, benchmark."""
+"""Commands of `python -m fabric_ppo` and `fabric-ppo`: train, evaluate, plot, benchmark, presets."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -10,14 +11,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig
-from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError
+from fabric_ppo.process.console import end_stdout, lost_output, open_streams, print_line, stdout_on_stderr
+from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
+from fabric_ppo.process.files import require_text_path
+from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags, require_no_srun
 from fabric_ppo.run.folder import require_no_run
-from fabric_ppo.run.resolve import require_precision, resolve
+from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flags import parse_flags
-from fabric_ppo.tools.locate import script_path
+from fabric_ppo.tools.locate import describe_preset, preset_names, script_path
+
+if TYPE_CHECKING:
+    from fabric_ppo.rollouts.evaluate import TestResult
 
 USAGE = """usage: fabric-ppo COMMAND ...
 
@@ -25,6 +32,7 @@ USAGE = """usage: fabric-ppo COMMAND ...
   evaluate RUN_DIR [--episodes N] [--seed S]        play test episodes with a trained agent
   plot RUN_DIR... --out FILE                        draw learning curves
   benchmark SUITE... [--seeds N] [--jobs N]         train presets over seeds and write their scores
+  presets                                           list the presets, which --config takes by name
 
 COMMAND --help says more."""
 
@@ -40,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; `args` are by default those of the process."""
     args = sys.argv[1:] if args is None else list(args)
     commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "benchmark": _benchmark}
+    commands["presets"] = _presets
     if not args or args[0] in ("-h", "--help"):
         print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
         return 0 if args else BAD_INPUT
@@ -48,13 +57,17 @@ def main(args: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{args[0]}: unknown command; one of {', '.join(commands)} is expected")
         return commands[args[0]](args[1:])
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return BAD_INPUT
 
 
 def console() -> NoReturn:
-    """Run the console script `fabric-ppo`."""
-    sys.exit(main())
+    """Run the console script `fabric-ppo`: a process of its own."""
+    open_streams()
+    status = main()
+    # an environment's code may print as the process ends: that is none of the result
+    end_stdout()
+    sys.exit(status)
 
 
 def _train(args: list[str]) -> int:
@@ -73,9 +86,13 @@ def _train(args: list[str]) -> int:
         print("\nand the script's own:\n")
     launch, flags = parser.parse_known_args(rest)
     _check_launcher(launch)
+    if config_type is DecoupledConfig:
+        # its trainers find their GPUs themselves; `fabric run` would want one for every process
+        launch.accelerator = launch.accelerator or "cpu"
     config = parse_flags(config_type, flags, prog=f"fabric-ppo train {name}")
     config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
-    require_precision(getattr(launch, "precision", None))
+    if config_type is not TorchConfig:
+        _check_fabric(launch)
     require_no_run(config)
     sys.stdout.flush()
     # without it torchrun prints a warning; the script sets its own number of threads
@@ -90,9 +107,10 @@ def _launcher_parser(name: str) -> _Parser:
     parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
     parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this is (default: 0)")
     parser.add_argument("--main-address", help="address of host 0; needed for several hosts")
-    parser.add_argument("--main-port", type=int, help="port on host 0; needed for several hosts")
+    parser.add_argument("--main-port", type=int, help="port on host 0; needed for several hosts (default: a free one)")
     if SCRIPT_CONFIGS[name] is not TorchConfig:
-        parser.add_argument("--accelerator", help="passed on to fabric run, such as cpu or cuda")
+        default = " (default: cpu; --cuda still puts trainers on GPUs)" if name == "decoupled" else ""
+        parser.add_argument("--accelerator", help=f"passed on to fabric run, such as cpu or cuda{default}")
         parser.add_argument("--strategy", help="passed on to fabric run (default: ddp from 2 processes on)")
         parser.add_argument("--precision", help="passed on to fabric run, such as bf16-mixed")
     return parser
@@ -106,6 +124,15 @@ def _check_launcher(launch: argparse.Namespace) -> None:
         raise ConfigError(f"--node-rank {launch.node_rank}: a number from 0 to {launch.num_nodes - 1} is expected")
     if launch.num_nodes > 1 and (launch.main_address is None or launch.main_port is None):
         raise ConfigError(f"--num-nodes {launch.num_nodes}: --main-address and --main-port of host 0 are needed too")
+
+
+def _check_fabric(launch: argparse.Namespace) -> None:
+    """Raise a ConfigError for flags of `fabric run` that cannot work here."""
+    require_fabric_flags(launch.accelerator, launch.strategy, launch.precision, launch.devices)
+    if launch.accelerator in (None, "auto") and launch.devices > 1:
+        require_devices(launch.devices)
+    if launch.devices * launch.num_nodes == 1:
+        require_no_srun()
 
 
 def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> list[str]:
@@ -147,40 +174,56 @@ def _evaluate(args: list[str]) -> int:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
-    # these imports load torch, which takes seconds: wrong flags are reported before
-    from fabric_ppo.agents.policy import load_agent, own_modules
-    from fabric_ppo.envs.ids import resolve_env_id
-    from fabric_ppo.process.errors import EnvironmentFault
-    from fabric_ppo.rollouts.evaluate import evaluate
-    from fabric_ppo.tools.video import recorded_gif
-
+    require_text_path("RUN_DIR", given.run_dir)
+    require_text_path("--gif", given.gif)
     # the environment's code may change the working directory
     run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
-    policy = load_agent(given.run_dir, own_code=given.own_code)
-    if (modules := own_modules(policy.spec)) and not given.own_code:
-        raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
-    # imports the module that registers the environment
-    resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
     video_dir = str(run_dir / "test_videos") if given.video else ""
-    options = {"render_mode": given.render, "stochastic": given.stochastic}
     try:
-        with recorded_gif(gif, video_dir) as recording:
-            result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
-        if recording.unwritten:
-            result = replace(result, unwritten=recording.unwritten)
+        # environments may print, too, and JSON is to stand alone
+        with stdout_on_stderr() if given.json else contextlib.nullcontext():
+            env_id, result = _play(given, video_dir, gif)
     except EnvironmentFault as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print_line(f"error: {fault}", sys.stderr)
         return FAILED
     scores = result.to_dict()
     if given.json:
         print(json.dumps(scores))
     else:
         spread = f"{scores['return_mean']:.1f} +- {scores['return_std']:.1f}"
-        print(f"{policy.spec.env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes")
+        print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes")
         if video_dir and not result.unwritten:
             print(f"video: {video_dir}")
-    return NOT_ALL_WRITTEN if result.unwritten else 0
+    if error := lost_output(sys.stdout):
+        print_line(f"error: the scores could not be printed ({error.strerror})", sys.stderr)
+    return NOT_ALL_WRITTEN if result.unwritten or error else 0
+
+
+def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[str, TestResult]:
+    """Load the policy of a run and play; return the id of its environment, and the result.
+
+    Raises:
+        ConfigError: the policy cannot be loaded, or the environment cannot be made.
+        EnvironmentFault: the environment failed.
+    """
+    # these imports load torch, which takes seconds: wrong flags are reported before
+    from fabric_ppo.agents.policy import load_agent, own_modules
+    from fabric_ppo.envs.ids import resolve_env_id
+    from fabric_ppo.rollouts.evaluate import evaluate
+    from fabric_ppo.tools.video import recorded_gif
+
+    policy = load_agent(given.run_dir, own_code=given.own_code)
+    if (modules := own_modules(policy.spec)) and not given.own_code:
+        raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
+    # imports the module that registers the environment
+    resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
+    options = {"render_mode": given.render, "stochastic": given.stochastic}
+    with recorded_gif(gif, video_dir) as recording:
+        result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
+    if recording.unwritten:
+        result = replace(result, unwritten=recording.unwritten)
+    return policy.spec.env_id, result
 
 
 def _evaluate_parser() -> _Parser:
@@ -203,6 +246,9 @@ def _plot(args: list[str]) -> int:
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folders of runs")
     parser.add_argument("--out", required=True, metavar="FILE", help="picture to write: .svg, .png or .pdf")
     given = parser.parse_args(args)
+    for run_dir in given.run_dirs:
+        require_text_path("RUN_DIR", run_dir)
+    require_text_path("--out", given.out)
     from fabric_ppo.tools.plot import plot_runs
 
     plot_runs([Path(run_dir) for run_dir in given.run_dirs], Path(given.out))
@@ -224,8 +270,20 @@ def _benchmark(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.seeds < 1 or given.jobs < 1:
         raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    require_text_path("--log-dir", given.log_dir)
+    require_text_path("--out", given.out)
     presets = presets_of(given.suites)
     check_presets(presets)
     failed = run_suite(presets, given.seeds, given.jobs, Path(given.log_dir), Path(given.out))
     print(given.out)
     return FAILED if failed else 0
+
+
+def _presets(args: list[str]) -> int:
+    """List the presets: name, environment, and the comment that each file begins with."""
+    parser = _Parser(prog="fabric-ppo presets", allow_abbrev=False)
+    parser.description = "List the presets. In training, --config NAME takes one, and flags override it."
+    parser.parse_args(args)
+    for name in preset_names():
+        print(describe_preset(name))
+    return 0

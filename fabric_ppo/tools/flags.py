@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -26,11 +25,13 @@ from fabric_ppo.config import (
     script_file,
     takes_float,
 )
-from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.console import open_streams, print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.launch import die_with_launcher, read_launch
 from fabric_ppo.process.signals import signals
-from fabric_ppo.run.resolve import require_precision, resolve
+from fabric_ppo.run.fabric_flags import require_fabric_variables
+from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools.locate import config_path
 
 C = TypeVar("C", bound=Config)
 
@@ -94,18 +95,19 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
             after `--help`.
     """
     if args is None:
+        open_streams()
         die_with_launcher()
         signals.install()
     try:
         launch = read_launch()
     except ConfigError as error:
         # the rank is not known, so each process prints it
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_line(f"error: {error}", sys.stderr)
         raise SystemExit(2) from None
     try:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
         config = resolve(config, launch.world_size, launch.local_world_size)
-        require_precision(os.environ.get("LT_PRECISION"))
+        require_fabric_variables(config)
         return config
     except ConfigError as error:
         print_from_rank_zero(f"error: {error}")
@@ -122,7 +124,7 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = No
     import tyro
 
     given = _given_flags(config_type, args)
-    path = (given.get("config") or [""])[0]
+    path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     # tyro hides a ConfigError that is raised while it builds the Config: let it build one without
     # checks
     unchecked = type(config_type.__name__, (config_type,), {"__doc__": config_type.__doc__, "__post_init__": _accept})

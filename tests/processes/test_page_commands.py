@@ -148,7 +148,7 @@ def test_the_run_folder_is_as_listed(folder, run_dir):
     assert all(f"`{tag}`" in PAGES[0].read_text() for tag in tags)
 
 
-@pytest.mark.parametrize("words", of_kind("evaluate", "plot"), ids=" ".join)
+@pytest.mark.parametrize("words", of_kind("evaluate", "plot", "presets"), ids=" ".join)
 def test_commands_for_afterwards_run(words, folder, run_dir, monkeypatch, capsys):
     """In this process: `python -m fabric_ppo` is `cli.main`, which another test starts as a process."""
     args = [word.replace("RUN_DIR", run_dir) for word in words[3:]]

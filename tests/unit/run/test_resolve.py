@@ -1,4 +1,4 @@
-"""The machine that a run needs: CUDA devices, a compiler, a precision that learns."""
+"""The machine that a run needs: CUDA devices, a compiler, paths that are text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 from fabric_ppo.config import Config, TorchConfig
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.resolve import resolve
-from fabric_ppo.tools import cli
-from fabric_ppo.tools.flags import parse_args, parse_flags
+from fabric_ppo.tools.flags import parse_flags
 from tests.fixtures.flags import refusal
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
@@ -27,14 +26,27 @@ def test_cuda_is_never_a_cpu_run(monkeypatch):
         resolve(config, 3, ranks_on_host=3)
 
 
-@pytest.mark.parametrize("precision", ["16", "16-mixed", "16-true", "bf16-true", "transformer-engine"])
-def test_a_precision_with_which_nothing_is_learned_is_refused(precision, capsys, monkeypatch):
-    assert cli.main(["train", "fabric", "--devices", "2", "--precision", precision]) == 2
-    monkeypatch.setenv("LT_PRECISION", precision)
-    with pytest.raises(SystemExit):
-        parse_args(Config, [])
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"error: --precision {precision}: 32-true, 64-true or bf16-mixed is expected"] * 2
+@pytest.mark.parametrize("name", ["run_dir", "log_dir", "init_from"])
+@pytest.mark.parametrize("path", ["caf\udce9", "folder/\udcff/run", "nul\0"])
+def test_a_path_that_is_no_text_is_refused(name, path, tmp_path, monkeypatch):
+    """TensorBoard and others encode paths as UTF-8, and would fail with a folder half made."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} .* is expected") as caught:
+        resolve(Config(**{name: path}))
+    assert str(caught.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_so_is_a_working_directory_that_is_no_text(tmp_path, monkeypatch):
+    (tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(tmp_path / "caf\udce9")
+    with pytest.raises(ConfigError, match=r"^--log-dir .*caf"):
+        resolve(Config())
+
+
+def test_text_of_all_languages_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Config(run_dir="Gr\u00f6\u00dfe/\u4e2d\U0001f600 run")).run_dir is not None
 
 
 def test_compiling_needs_a_compiler(monkeypatch, tmp_path):
