@@ -10,7 +10,7 @@ RESULTS := benchmarks/results
 STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 
-.PHONY: train test test-fast stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
+.PHONY: train test test-fast wheel-check stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -22,6 +22,11 @@ test: install
 # What needs no processes of its own: a minute or two.
 test-fast: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile -m "not processes" $(TEST_FLAGS)
+
+# The package in an environment of its own, away from this folder: half a minute. With FABRIC_PPO_WHEEL=real pip
+# installs its dependencies anew, too, which takes minutes; without it, those of .venv are used.
+wheel-check: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m pytest tests/processes/test_wheel.py
 
 # Kills training some 150 times, resumes it and compares: 5 to 20 minutes.
 stress: install
