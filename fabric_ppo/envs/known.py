@@ -10,8 +10,8 @@ _ENVIRONMENTS = tuple(f"gymnasium.envs.{room}." for room in ("box2d", "classic_c
 _WRAPPERS = frozenset(
     (
         *("ClipAction", "ClipReward", "DtypeObservation", "FlattenObservation", "FrameStackObservation"),
-        *("NormalizeObservation", "NormalizeReward", "OrderEnforcing", "RecordEpisodeStatistics", "RescaleAction"),
-        *("RescaleObservation", "TimeAwareObservation", "TimeLimit"),
+        *("NormalizeObservation", "NormalizeReward", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics"),
+        *("RescaleAction", "RescaleObservation", "TimeAwareObservation", "TimeLimit"),
     )
 )
 """Wrappers that never render, and call no function of the user's own."""
