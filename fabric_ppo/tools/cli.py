@@ -47,8 +47,8 @@ class _Parser(argparse.ArgumentParser):
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; `args` are by default those of the process."""
     args = sys.argv[1:] if args is None else list(args)
-    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "benchmark": _benchmark}
-    commands["presets"] = _presets
+    around = {"plot": _plot, "benchmark": _benchmark, "presets": _presets}
+    commands = {"train": _train, "evaluate": _evaluate} | around
     if not args or args[0] in ("-h", "--help"):
         print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
         return 0 if args else BAD_INPUT
