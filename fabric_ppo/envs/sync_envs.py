@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError, VectorEnvs
 from fabric_ppo.envs.episodes import Episodes
+from fabric_ppo.process.console import print_line
+from fabric_ppo.process.errors import USER_ERRORS, describe_error
 
 
 class SyncEnvs(VectorEnvs):
@@ -70,11 +73,16 @@ class SyncEnvs(VectorEnvs):
     def close(self) -> None:
         """See `VectorEnvs.close`."""
         envs, self._envs = self._envs, []
-        failed: list[OSError] = []
+        unwritten: list[UnwrittenVideoError] = []
+        warnings: list[str] = []
         for env in envs:
             try:
                 env.close()
-            except OSError as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
+            except UnwrittenVideoError as error:
+                unwritten.append(error)
+            except USER_ERRORS as error:
+                warnings.append(f"warning: {self.spec.env_id}: close raised {describe_error(error)}".splitlines()[0])
+        for warning in dict.fromkeys(warnings):
+            print_line(warning, sys.stderr)
+        if unwritten:
+            raise unwritten[0]

@@ -92,6 +92,8 @@ def ppo_update(
     return UpdateStats(**by_name, seconds=time.perf_counter() - started)
 
 
+# an environment may have switched gradients off
+@torch.enable_grad()
 def run_epochs(
     loss_fn: LossFn,
     batch: Batch,

@@ -1,6 +1,6 @@
 """Choice of a rollout's actions, step after step, while the weights do not change.
 
-An Actor is made and used under `torch.no_grad`.
+An Actor is made under `torch.no_grad`; between its actions environments may use gradients.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Actor:
         self._params: list[Tensor] = []
         self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
+    @torch.no_grad()
     def act(self, obs: Array) -> Array:
         """Choose the next step's actions `[N, *action_shape]` for `obs [N, ...]`."""
         agent = self._agent

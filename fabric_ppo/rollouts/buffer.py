@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.contract import Array, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
 
@@ -173,7 +174,8 @@ class RolloutBuffer:
         """Start the environments' first episodes; do nothing in a later call."""
         if not self._has_started:
             self._has_started = True
-            self.envs.reset(self.obs[-1])
+            with torch_settings_kept():
+                self.envs.reset(self.obs[-1])
 
     def rebuild(self, past: Sequence[PastEpisode], seconds: float = math.inf) -> list[str]:
         """Restore the episodes that were in progress, instead of `start`.
@@ -187,7 +189,8 @@ class RolloutBuffer:
             empty where it did not fail.
         """
         self._has_started = True
-        failed = self.envs.rebuild(past, self.obs[-1], seconds)
+        with torch_settings_kept():
+            failed = self.envs.rebuild(past, self.obs[-1], seconds)
         for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
             if not why:
                 self.returns[env], self.lengths[env] = episode.ret, episode.length

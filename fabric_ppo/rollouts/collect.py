@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.spaces import ActionConverter
+from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.actor import Actor
 from fabric_ppo.rollouts.buffer import Episode, Rollout, RolloutBuffer, RolloutStats
@@ -40,8 +41,7 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     started = time.perf_counter()
     buffer.start()
     noise = _noise(agent, buffer, seed, update)
-    with _one_thread():
-        params = _step_environments(agent, buffer, noise)
+    params = _step_environments(agent, buffer, noise)
     actions = torch.from_numpy(buffer.actions)
     # of the parameters that the actions were drawn with: the ratio of the first minibatch is 1
     log_probs = agent.distribution.log_prob(params, actions.flatten(0, 1)).view(buffer.rewards.shape)
@@ -95,15 +95,16 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
     act, step = timed("policy")(actor.act), timed("environment")(envs.step)
     # environments write their results into the buffer, without a copy
     outputs = zip(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid, strict=True)
-    for t, into in enumerate(outputs):
-        actions = buffer.actions[t] = act(obs).astype(buffer.actions.dtype, copy=False)
-        finals = step(to_env_actions(actions), *into)
-        buffer.finals += [(t, final) for final in finals]
-        if envs.lost_life is not None:
-            buffer.lost_life[t] = envs.lost_life
-        obs = into[0]
-        if agent.memory is not None:
-            _remember(buffer, actor, t, [final.env for final in finals])
+    with torch_settings_kept(), _one_thread():
+        for t, into in enumerate(outputs):
+            actions = buffer.actions[t] = act(obs).astype(buffer.actions.dtype, copy=False)
+            finals = step(to_env_actions(actions), *into)
+            buffer.finals += [(t, final) for final in finals]
+            if envs.lost_life is not None:
+                buffer.lost_life[t] = envs.lost_life
+            obs = into[0]
+            if agent.memory is not None:
+                _remember(buffer, actor, t, [final.env for final in finals])
     return actor.params().flatten(0, 1)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.agents.policy import Policy
+from fabric_ppo.config import TEST_STEP_LIMIT
 from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
+from fabric_ppo.envs.known import is_gymnasium_class
+from fabric_ppo.envs.reading import read_reward
 from fabric_ppo.envs.recorder import Recorder, record
-from fabric_ppo.envs.spaces import all_finite
-from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault
+from fabric_ppo.envs.torch_settings import torch_settings_kept
+from fabric_ppo.process.console import print_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
-"""Environments that play at once, as a batch of the policy."""
+"""Environments that play at once at most, as a batch of the policy."""
+
+ReportProgress = Callable[[int, int], None]
+"""Function that is called with the episodes that are done, and the steps of all so far."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +39,27 @@ class TestResult:
     Attributes:
         returns: return of each episode.
         lengths: number of steps of each episode.
+        cut_off: number of episodes that did not end within the limit of steps.
         unwritten: "a video in FOLDER (REASON)" if the video could not be written, else empty.
     """
 
     returns: list[float]
     lengths: list[int]
+    cut_off: int = 0
     unwritten: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of `summary.json` and `evaluate --json`; std is the population's."""
+        """Return the values of `summary.json` and `evaluate --json`; std is the population's.
+
+        Means over no episode are None.
+        """
+        has_any = len(self.returns) > 0
         return {
             "episodes": len(self.returns),
-            "return_mean": float(np.mean(self.returns)),
-            "return_std": float(np.std(self.returns)),
-            "length_mean": float(np.mean(self.lengths)),
+            "cut_off": self.cut_off,
+            "return_mean": float(np.mean(self.returns)) if has_any else None,
+            "return_std": float(np.std(self.returns)) if has_any else None,
+            "length_mean": float(np.mean(self.lengths)) if has_any else None,
             "returns": self.returns,
         }
 
@@ -58,8 +72,11 @@ def evaluate(
     video_dir: str = "",
     render_mode: str | None = None,
     stochastic: bool = False,
+    at_once: int = _SLOTS,
+    step_limit: int = TEST_STEP_LIMIT,
+    report: ReportProgress | None = None,
 ) -> TestResult:
-    """Play test episodes; the same seed gives the same episodes.
+    """Play test episodes; the same seed gives the same episodes, however many play at once.
 
     Args:
         policy: the agent that acts.
@@ -69,6 +86,10 @@ def evaluate(
             written is noted in the result.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
+        at_once: most environments to open, 8 at most; it does not hold for Gymnasium's own, and
+            where a second one cannot be made, one plays all.
+        step_limit: steps after which an episode is cut off.
+        report: called after each step of all environments.
 
     Raises:
         ConfigError: the environment cannot be made, or does not render so.
@@ -76,32 +97,86 @@ def evaluate(
     """
     # an environment may change the working directory
     video_dir = os.path.abspath(video_dir) if video_dir else ""
-    returns, lengths = [0.0] * episodes, [0] * episodes
+    scores = _Scores([0.0] * episodes, [0] * episodes)
     waiting = iter(range(episodes))
-    with contextlib.ExitStack() as stack:
-        slots = [
-            _Slot(stack, policy, video_dir if index == 0 else "", render_mode)
-            for index in range(1 if render_mode else min(_SLOTS, episodes))
-        ]
+    with torch_settings_kept(), contextlib.ExitStack() as stack:
+        most = 1 if render_mode else min(at_once, episodes)
+        slots = _open_slots(stack, policy, most, episodes, video_dir, render_mode)
         playing = _start(slots, seed, waiting)
         while playing:
             # noise by episode and step, so that it does not depend on who plays at the same time
-            at = [(slot.episode, lengths[slot.episode]) for slot in playing]
-            noise = _noise(policy, seed, at) if stochastic else None
-            memory = np.stack([slot.memory for slot in playing])
-            actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
-            for slot, after in zip(playing, memory, strict=True):
-                slot.memory = after
-            ended = []
-            for slot, action in zip(playing, actions, strict=True):
-                reward, terminated, truncated = slot.step(action)
-                returns[slot.episode] += reward
-                lengths[slot.episode] += 1
-                # a slot whose episode ended plays the next one that waits, or leaves the batch
-                if (terminated or truncated) and not slot.start(seed, waiting):
-                    ended.append(slot)
-            playing = [slot for slot in playing if slot not in ended]
-    return TestResult(returns, lengths, "".join(slot.unwritten for slot in slots))
+            at = [(slot.episode, scores.lengths[slot.episode]) for slot in playing]
+            _step_all(policy, playing, _noise(policy, seed, at) if stochastic else None, scores, step_limit)
+            # a slot whose episode ended plays the next one that waits, or leaves the batch
+            playing = [slot for slot in playing if not slot.has_ended or slot.start(seed, waiting)]
+            if report is not None:
+                report(scores.ended, sum(scores.lengths))
+    for why in dict.fromkeys(slot.close_error for slot in slots if slot.close_error):
+        print_line(f"warning: {policy.spec.env_id}: close raised {why}", sys.stderr)
+    return TestResult(scores.returns, scores.lengths, scores.cut_off, "".join(slot.unwritten for slot in slots))
+
+
+@dataclass
+class _Scores:
+    """Scores of all episodes so far, and numbers of those that ended and that were cut off."""
+
+    returns: list[float]
+    lengths: list[int]
+    ended: int = 0
+    cut_off: int = 0
+
+
+def _open_slots(
+    stack: contextlib.ExitStack,
+    policy: Policy,
+    most: int,
+    episodes: int,
+    video_dir: str,
+    render_mode: str | None,
+) -> list[_Slot]:
+    """Make as many environments as play at once; `stack` closes them.
+
+    Raises:
+        ConfigError: not even one can be made.
+    """
+    slots: list[_Slot] = []
+    while len(slots) < most:
+        try:
+            slots.append(_Slot(stack, policy, "" if slots else video_dir, render_mode))
+        except ConfigError:
+            # of some simulators only one can be open
+            if not slots:
+                raise
+            break
+        if slots[0].can_be_many and render_mode is None:
+            most = min(_SLOTS, episodes)
+    return slots
+
+
+def _step_all(
+    policy: Policy, playing: list[_Slot], noise: NDArray[Any] | None, scores: _Scores, step_limit: int
+) -> None:
+    """Take a step in each environment and add it to the scores.
+
+    Raises:
+        EnvironmentFault: an environment failed, or returned a value that is not finite.
+    """
+    memory = np.stack([slot.memory for slot in playing])
+    actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
+    for slot, after, action in zip(playing, memory, actions, strict=True):
+        slot.memory = after
+        reward, terminated, truncated = slot.step(action)
+        scores.returns[slot.episode] += reward
+        scores.lengths[slot.episode] += 1
+        has_ended = bool(terminated or truncated)
+        slot.has_ended = has_ended or scores.lengths[slot.episode] >= step_limit
+        scores.ended += slot.has_ended
+        scores.cut_off += slot.has_ended and not has_ended
+
+
+def cut_off_text(cut_off: int, episodes: int, step_limit: int) -> str:
+    """Return the text that says how many episodes were cut off."""
+    return f"{cut_off} of {episodes} episodes did not end, and were cut off after {step_limit:,} steps"
 
 
 def _start(slots: list[_Slot], seed: int, waiting: Iterator[int]) -> list[_Slot]:
@@ -126,7 +201,10 @@ class _Slot:
         episode: number of the episode; -1 before the first.
         obs: the latest observation, packed.
         memory: a recurrent agent's, `[memory_size]`.
+        has_ended: true if the episode is over.
+        can_be_many: true if any number of such environments can be open.
         unwritten: as in TestResult, once the environment is closed.
+        close_error: description of an error in closing it; empty without one.
     """
 
     def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
@@ -135,12 +213,15 @@ class _Slot:
         env = make(None if video_dir else render_mode)
         self._env = record(env, video_dir, lambda number: number == 0, make) if video_dir else env
         stack.callback(self._close)
-        self._pack = policy.pack
-        self._seed = 0
+        self._pack, self._env_id = policy.pack, spec.env_id
+        self._seed = self._steps = 0
         self.episode = -1
         self.obs: Any = None
         self.memory = self._new_memory()
-        self.unwritten = ""
+        self.has_ended = False
+        # a wrapper of the user's own may hold something of which there is only one
+        self.can_be_many = spec.is_atari or (not spec.wrapper and is_gymnasium_class(env.unwrapped))
+        self.unwritten = self.close_error = ""
 
     def step(self, action: NDArray[Any]) -> tuple[float, bool, bool]:
         """Take a step and update `obs`; return reward, terminated, truncated.
@@ -148,14 +229,17 @@ class _Slot:
         Raises:
             EnvironmentFault: the environment failed, or returned a value that is not finite.
         """
+        self._steps += 1
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action.item() if action.ndim == 0 else action)
-            reward = float(reward)
         except USER_ERRORS as error:
             raise self._fault(f"step raised {error}") from error
-        if not math.isfinite(reward):
-            raise self._fault(f"step returned reward {reward}, which is not finite")
-        self.obs = self._checked(obs, "step")
+        try:
+            reward = read_reward(reward)
+        except ValueError as error:
+            raise self._fault(f"step returned {error}") from None
+        # a copy: environments may share the array that they return
+        self.obs = np.array(self._checked(obs, "step"))
         return reward, terminated, truncated
 
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
@@ -167,14 +251,14 @@ class _Slot:
         episode = next(waiting, None)
         if episode is None:
             return False
-        self.episode, self.memory = episode, self._new_memory()
+        self.episode, self.memory, self.has_ended = episode, self._new_memory(), False
         renew_world(self._env)
-        self._seed = evaluation_seed(seed, episode)
+        self._seed, self._steps = evaluation_seed(seed, episode), 0
         try:
             obs, _ = self._env.reset(seed=self._seed)
         except USER_ERRORS as error:
             raise self._fault(f"reset raised {error}") from error
-        self.obs = self._checked(obs, "reset")
+        self.obs = np.array(self._checked(obs, "reset"))
         return True
 
     @property
@@ -187,19 +271,19 @@ class _Slot:
             self._env.close()
         except UnwrittenVideoError as error:
             self.unwritten = str(error)
+        except USER_ERRORS as error:
+            self.close_error = describe_error(error).splitlines()[0]
 
     def _checked(self, obs: Any, call: str) -> Any:
-        """Return an observation packed; raise an EnvironmentFault if it is not finite."""
+        """Return an observation packed; raise an EnvironmentFault if it cannot be read."""
         try:
-            obs = self._pack(obs)
+            return self._pack(obs)
         except ValueError as error:
             raise self._fault(f"{call} returned {error}") from None
-        if np.asarray(obs).dtype.kind == "f" and not all_finite(obs):
-            raise self._fault(f"{call} returned an observation that is not finite: {obs}")
-        return obs
 
     def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(f"test episode {self.episode}, seed {self._seed}: {what}")
+        place = f"{self._env_id} test episode {self.episode}, seed {self._seed}, step {self._steps}"
+        return EnvironmentFault(f"{place}: {what}")
 
 
 def _noise(policy: Policy, seed: int, at: list[tuple[int, int]]) -> NDArray[np.float64]:

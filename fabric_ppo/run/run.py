@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,20 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import StoppedBySignal
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, StoppedBySignal
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.metrics import Metrics
 from fabric_ppo.process.profile import Profile, timed
 from fabric_ppo.process.signals import signals
 from fabric_ppo.rollouts.buffer import Rollout
-from fabric_ppo.rollouts.evaluate import TestResult, evaluate
+from fabric_ppo.rollouts.evaluate import TestResult, cut_off_text, evaluate
 from fabric_ppo.run.callbacks import Callback, Callbacks
 from fabric_ppo.run.checkpoint import Checkpoints
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.guard import Guard
 from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update
-from fabric_ppo.run.progress import Progress
+from fabric_ppo.run.progress import Progress, TestProgress
 from fabric_ppo.run.resume import surroundings
 from fabric_ppo.run.snapshot import Snapshot, copies, optimizer_tensors
 from fabric_ppo.run.summary import Summary, summarize
@@ -50,13 +50,17 @@ _EVALUATION = 2**31
 
 @dataclass(frozen=True)
 class Books:
-    """Destinations of all that a run writes; trackers and callbacks are empty but on rank 0."""
+    """Destinations of all that a run writes; trackers and callbacks are empty but on rank 0.
+
+    `close_envs` closes the environments of this rank, after training.
+    """
 
     dir: Path
     writes: Writes
     trackers: Trackers
     callbacks: list[Callback]
     checkpoints: Checkpoints
+    close_envs: Callable[[], None]
 
 
 class Run:
@@ -168,9 +172,12 @@ class Run:
         if self._leads:
             metrics = _logged(result, more, self._config)
             metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": speed}
-            evaluation = self._evaluate(metrics)
-            self._log_update(result, metrics)
-            self._books.checkpoints.keep(self._snapshot(result, in_flight))
+            evaluation: TestResult | None = None
+            try:
+                evaluation = self._evaluate(metrics)
+            finally:  # an environment that fails in an evaluation must not cost the update
+                self._log_update(result, metrics)
+                self._books.checkpoints.keep(self._snapshot(result, in_flight))
             # last: whatever a callback raises, the update is on record
             if self._callbacks.on_update(counts, metrics, evaluation):
                 counts.asked_to_stop = True
@@ -183,10 +190,26 @@ class Run:
         every, self._eval_return = self._config.eval_every, None
         if not every or self._counts.updates % every:
             return None
-        seed, episodes = self._config.seed ^ _EVALUATION, self._config.eval_episodes
-        result = evaluate(Policy(self._agent), episodes, seed)
+        result = self._play("evaluation", self._config.eval_episodes, self._config.seed ^ _EVALUATION)
         self._eval_return = float(np.mean(result.returns))
         metrics["Eval/return_mean"] = self._eval_return
+        return result
+
+    def _play(self, name: str, episodes: int, seed: int, video_dir: str = "") -> TestResult:
+        """Play episodes for `name`; print how far it is, and how many were cut off.
+
+        Raises:
+            EnvironmentFault: the environment failed, or cannot be made once more.
+        """
+        config, policy = self._config, Policy(self._agent)
+        limit, progress = config.test_step_limit, TestProgress(name, episodes, not config.quiet)
+        options: dict[str, Any] = {"at_once": config.num_envs, "step_limit": limit, "report": progress.update}
+        try:
+            result = evaluate(policy, episodes, seed, video_dir=video_dir, **options)
+        except ConfigError as error:  # the flags were right: the run has trained with them
+            raise EnvironmentFault(f"{name}: {error}") from error
+        if result.cut_off:
+            print_line(f"warning: {name}: {cut_off_text(result.cut_off, episodes, limit)}", sys.stderr)
         return result
 
     @timed("logging")
@@ -221,6 +244,9 @@ class Run:
         self._summary = summarize(self._config, self._counts, {})
         if self._leads:
             writes.do(POLICY_FILE, save_policy, self._agent, run_dir)
+        # of some environments only one can be open, and the test needs it
+        self._books.close_envs()
+        if self._leads:
             # the test may fail, and leaves a summary of the training then
             writes.do("summary.json", self._summary.write, run_dir)
             self._test()
@@ -231,8 +257,7 @@ class Run:
         config, books = self._config, self._books
         records = config.capture_video
         video_dir = str(books.dir / "test_videos") if records else ""
-        episodes, policy = config.test_episodes, Policy(self._agent)
-        result = evaluate(policy, episodes, config.seed, video_dir=video_dir)
+        result = self._play("test", config.test_episodes, config.seed, video_dir)
         if result.unwritten:
             books.writes.note(OSError(result.unwritten))
         self._summary = summary = summarize(config, self._counts, result.to_dict())

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -84,6 +85,7 @@ class RunSetup(contextlib.ExitStack):
             self.callback(lock_folder(self.dir))
         self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
         self._run: Run | None = None
+        self._close_early: list[Callable[[], None]] = []
 
     def closing(self, resource: R) -> R:
         """Close `resource` when the context is left, and return it."""
@@ -94,8 +96,14 @@ class RunSetup(contextlib.ExitStack):
             except OSError as error:
                 self._writes.note(error)
 
+        self._close_early.append(close)
         self.callback(close)
         return resource
+
+    def _close_resources(self) -> None:
+        """Close what `closing` was given; once more later, which does nothing."""
+        for close in reversed(self._close_early):
+            close()
 
     def start(self, agent: Agent, optimizer: torch.optim.Optimizer, buffer: RolloutBuffer) -> Run:
         """Start the environments, or restore everything from a checkpoint, and return the run.
@@ -129,7 +137,7 @@ class RunSetup(contextlib.ExitStack):
         if checkpoint is not None:
             checkpoints.resume_from(checkpoint)
         in_flight = {} if checkpoint is None else checkpoint.under("in_flight.")
-        books = Books(self.dir, self._writes, trackers, callbacks, checkpoints)
+        books = Books(self.dir, self._writes, trackers, callbacks, checkpoints, self._close_resources)
         self._run = Run(config, ranks, agent, optimizer, counts, log, books, in_flight)
         self.callback(self._run.close)
         return self._run

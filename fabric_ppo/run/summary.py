@@ -55,17 +55,23 @@ class Summary:
             video_dirs: folders with videos.
             has_own_code: true if `evaluate` must import modules of the user's own.
         """
-        test, own = self.test, " --own-code" if has_own_code else ""
+        own = " --own-code" if has_own_code else ""
         lines = [
             f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
             *([f"ended   by {_ENDS[self.ended_by]}, after {self.updates} updates"] if self.ended_by in _ENDS else []),
-            f"tested  return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes",
+            *([f"tested  {_score(self.test)}"] if self.test["episodes"] else []),
             f"summary {run_dir / 'summary.json'}",
             f"curves  tensorboard --logdir {run_dir}",
             *([f"videos  {', '.join(video_dirs)}"] if video_dirs else []),
             f"again   python -m fabric_ppo evaluate {run_dir}{own}",
         ]
         return "\n".join(lines)
+
+
+def _score(test: dict[str, Any]) -> str:
+    """Return the text of a test's result."""
+    text = f"return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes"
+    return f"{text}, {test['cut_off']} of them cut off" if test["cut_off"] else text
 
 
 def summarize(config: Config, counts: Counts, test: dict[str, Any]) -> Summary:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
 from fabric_ppo.process.console import end_stdout, lost_output, open_streams, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path
@@ -174,6 +174,8 @@ def _evaluate(args: list[str]) -> int:
         raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
     if not 0 <= given.seed < 2**32:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
+    if given.step_limit < 1:
+        raise ConfigError(f"--step-limit {given.step_limit}: a whole number from 1 up is expected")
     require_text_path("RUN_DIR", given.run_dir)
     require_text_path("--gif", given.gif)
     # the environment's code may change the working directory
@@ -210,7 +212,8 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     # these imports load torch, which takes seconds: wrong flags are reported before
     from fabric_ppo.agents.policy import load_agent, own_modules
     from fabric_ppo.envs.ids import resolve_env_id
-    from fabric_ppo.rollouts.evaluate import evaluate
+    from fabric_ppo.rollouts.evaluate import cut_off_text, evaluate
+    from fabric_ppo.run.progress import TestProgress
     from fabric_ppo.tools.video import recorded_gif
 
     policy = load_agent(given.run_dir, own_code=given.own_code)
@@ -218,11 +221,15 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
         raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
     # imports the module that registers the environment
     resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
-    options = {"render_mode": given.render, "stochastic": given.stochastic}
+    options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
+    progress = TestProgress("evaluate", given.episodes, True)
+    options |= {"step_limit": given.step_limit, "report": progress.update}
     with recorded_gif(gif, video_dir) as recording:
         result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
     if recording.unwritten:
         result = replace(result, unwritten=recording.unwritten)
+    if result.cut_off:
+        print_line(f"warning: {cut_off_text(result.cut_off, given.episodes, given.step_limit)}", sys.stderr)
     return policy.spec.env_id, result
 
 
@@ -231,6 +238,8 @@ def _evaluate_parser() -> _Parser:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run, or a checkpoint in it")
     parser.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="names the episodes (default: 0)")
+    limit = f"steps after which an episode is cut off (default: {TEST_STEP_LIMIT})"
+    parser.add_argument("--step-limit", type=int, default=TEST_STEP_LIMIT, metavar="N", help=limit)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--video", action="store_true", help="record the first episode into RUN_DIR/test_videos")
     parser.add_argument("--gif", metavar="FILE", help="record the first episode as a moving picture")

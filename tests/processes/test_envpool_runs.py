@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -81,5 +80,5 @@ def test_a_run_records_its_test_only(tmp_path):
     assert summary["test"]["episodes"] == 1
     assert list((tmp_path / "run/test_videos").glob("*.mp4"))
     assert not (tmp_path / "run/train_videos").exists()
-    assert f"videos  {Path('run/test_videos')}\n" in done.stdout
+    assert f"videos  {tmp_path / 'run/test_videos'}\n" in done.stdout
     assert "WARN" not in done.stderr

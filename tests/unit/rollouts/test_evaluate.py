@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fabric_ppo.agents.policy import Policy
+from fabric_ppo.envs.spaces import Packer, SpaceSpec
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.rollouts import evaluate as evaluation
 from fabric_ppo.rollouts.evaluate import evaluate
@@ -105,9 +106,9 @@ class Recorder:
     """A policy that keeps the observations it is given."""
 
     def __init__(self, env_id):
-        self.spec = SimpleNamespace(env_id=env_id, wrapper="")
+        self.spec = SimpleNamespace(env_id=env_id, wrapper="", is_atari=False)
         self.noise_size = 3
-        self.pack = np.asarray
+        self.pack = Packer(SpaceSpec("box", (2, 2), "float32"))
         self.new_memory = lambda: np.zeros(0)
         self.seen = []
 
@@ -138,14 +139,16 @@ def test_the_summary_of_a_result():
     result = evaluation.TestResult([1.0, 2.0, 6.0], [1, 2, 3])
     got = json.loads(json.dumps(result.to_dict()))
     assert got.pop("returns") == [1.0, 2.0, 6.0]
-    assert got == pytest.approx({"episodes": 3, "return_mean": 3, "return_std": (14 / 3) ** 0.5, "length_mean": 2})
+    assert got == pytest.approx(
+        {"episodes": 3, "cut_off": 0, "return_mean": 3, "return_std": (14 / 3) ** 0.5, "length_mean": 2}
+    )
 
 
 @pytest.mark.parametrize("fault", ["nan_obs", "inf_obs", "nan_reward", "inf_reward"])
 def test_values_that_are_not_finite_are_faults(fault):
     """NaN is no JSON, and a policy makes something of any observation."""
     env_id = toy_env(length=5, fault=fault, at=2, only_seed=evaluation_seed(SEED, 1))
-    where = f"^test episode 1, seed {evaluation_seed(SEED, 1)}: step returned .* not finite"
+    where = f"test episode 1, seed {evaluation_seed(SEED, 1)}, step 3: step returned .* not finite"
     with pytest.raises(EnvironmentFault, match=where):
         evaluate(Recorder(env_id), 3, SEED)
 
