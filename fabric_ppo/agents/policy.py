@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
-from fabric_ppo.envs.spaces import ActionConverter, EnvSpec, Packer
+from fabric_ppo.envs.spaces import ActionConverter, EnvSpec, Packer, reader_of
 from fabric_ppo.process.errors import ConfigError, first_line
 
 
@@ -23,7 +23,8 @@ class Policy:
         spec: the environment's spaces.
         noise_size: number of draws for sampling one action.
         memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
-        pack: function from a Dict or Tuple observation to its row of bytes in a batch.
+        pack: function from one observation to its row in a batch, checked; a Dict's or Tuple's is
+            bytes. It takes a whole Dict also where the agent takes some of its parts.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -32,6 +33,7 @@ class Policy:
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
         self.pack = Packer(agent.spec.observation)
+        self._reader = reader_of(agent.spec.observation)
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
 
@@ -59,7 +61,8 @@ class Policy:
             One action, or `[B, ...]` for a batch.
 
         Raises:
-            ValueError: `obs` or `memory` has another shape.
+            ValueError: `obs` or `memory` has another shape, or `obs` numbers that its space, or
+                float32, cannot hold.
         """
         batch, is_single = self._batch(obs)
         transformed = None
@@ -87,7 +90,8 @@ class Policy:
             A scalar array for one observation, `[B]` for a batch.
 
         Raises:
-            ValueError: `obs` or `memory` has another shape.
+            ValueError: `obs` or `memory` has another shape, or `obs` numbers that its space, or
+                float32, cannot hold.
         """
         batch, is_single = self._batch(obs)
         with torch.inference_mode():
@@ -112,12 +116,13 @@ class Policy:
         space = self.spec.observation
         if space.parts and not isinstance(obs, np.ndarray):
             obs = np.stack([self.pack(each) for each in obs]) if isinstance(obs, list) else self.pack(obs)
-        array = np.asarray(obs, space.dtype)
+        array = self._reader.array(obs)
         is_single = array.shape == space.shape
+        if not is_single and (array.shape[1:] != space.shape or array.ndim == 0):
+            raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
+        self._reader.require_valid(array)
         if is_single:
             array = array[None]
-        elif array.shape[1:] != space.shape or array.ndim == 0:
-            raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
         # repeated observations, which the networks can take; zeros need not be valid
         padding = np.repeat(array[:1], -len(array) % ROW_MULTIPLE, axis=0)
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single

@@ -14,7 +14,8 @@ from fabric_ppo.envs.atari import envpool_options
 from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import envpool_id
-from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, all_finite, env_spec
+from fabric_ppo.envs.reading import all_finite, find_not_finite, in_entry
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, env_spec
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.seeding import episode_seed
 
@@ -55,6 +56,8 @@ class EnvPoolEnvs(VectorEnvs):
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
         obs[:], info = self._pool.reset()
+        if self._checks_obs and not all_finite(obs):
+            raise self._fault("observation", obs)
         self._ended[:] = False
         if self.lost_life is not None:
             self._lives[:] = info["lives"]
@@ -85,9 +88,10 @@ class EnvPoolEnvs(VectorEnvs):
 
     def _fault(self, what: str, values: Array) -> EnvironmentFault:
         """Return a fault that names the first environment whose row of `values` is not finite."""
-        index = int(np.argmin([all_finite(row) for row in values]))
+        index, *entry = find_not_finite(values)
+        value = f"{values[(index, *entry)]!s}{in_entry(tuple(entry))}"
         place = f"{self._settings.env_id} environment {self.first_env + index}"
-        return EnvironmentFault(f"{place}: EnvPool returned {what} {values[index]}, which is not finite")
+        return EnvironmentFault(f"{place}: EnvPool returned {what} {value}, which is not finite as float32")
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""
@@ -165,6 +169,8 @@ def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:
     """
     for what in ("observation", "action"):
         one, other = getattr(ours, what), getattr(twins, what)
+        if what == "observation":  # their bounds only scale what the agent sees, by the twin's
+            one, other = (replace(space, low=(), high=()) for space in (one, other))
         if _essence(one) != _essence(other):
             raise ConfigError(
                 f"--env-id {ours.env_id}: EnvPool's {what}s ({_described(one)}) are not those of Gymnasium "

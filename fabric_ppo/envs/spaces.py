@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.config import ATARI
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.envs.reading import Reader, shorten
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,15 +30,20 @@ Fit = Literal["clip", "rescale", "squash"]
 """Ways for Box actions to meet their bounds: see `ActionConverter`."""
 
 SUPPORTED = (
-    "observations: Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
+    "observations: Box (of 8 to 64 bits), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
     "actions: Discrete, MultiDiscrete, MultiBinary, Box"
 )
 
 ACTION_MASK: KeyPath = ("action_mask",)
 """Place in a Dict observation of the entries that are 0 for impossible actions."""
 
-_WIDER = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "bool": "int8", "float16": "float32"}
+_WIDER = {"uint16": "int32", "uint32": "int64", "bool": "int8", "float16": "float32"}
 """Wider types for parts of observations whose own PyTorch does not compute with."""
+
+_LIMITS = {limit for name in ("int32", "int64") for limit in (np.iinfo(name).min, np.iinfo(name).max)} | {
+    np.iinfo(name).max for name in ("uint32", "uint64")
+}
+"""Bounds that stand for none: an integer Box without bounds of its own has the limits of its type."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,10 @@ class SpaceSpec:
         dtype: of a single element as an array, by NumPy's name.
         sizes: choices, one number for Discrete, one for each entry of a MultiDiscrete (flattened).
         start: least value of each of these entries.
-        low: lower bounds of a Box's entries (flattened; None where unbounded); empty where they are
-            not needed.
-        high: upper bounds, likewise.
+        low: lower bounds of a Box's entries (flattened; None where unbounded). Observations have
+            them where whole numbers are scaled by them, one for all entries if all are the same;
+            empty stands for 0 of bytes, and for none of other numbers.
+        high: upper bounds, likewise; empty stands for 255 of bytes.
         fit: how actions meet such bounds (`ActionConverter`).
         parts: path and space of each leaf of a nested space, in order.
     """
@@ -116,49 +124,152 @@ def env_spec(
     action: gymnasium.Space[Any],
     fit: Fit = "clip",
     wrapper: str = "",
+    obs_keys: str = "",
 ) -> EnvSpec:
-    """Describe an environment whose Box actions meet their bounds as `fit` says.
+    """Describe an environment.
+
+    Args:
+        env_id: its id.
+        observation, action: its spaces.
+        fit: how Box actions meet their bounds.
+        wrapper: see `EnvSpec`.
+        obs_keys: parts of a nested observation that are taken, as `--obs-keys` names them; empty
+            for all. An action mask is taken in any case.
 
     Raises:
-        ConfigError: a space that no agent here can take.
+        ConfigError: a space that no agent here can take, or a key that the observations lack.
     """
     actions = _action_spec(env_id, action)
     if actions.kind == "box":
         actions = replace(actions, fit=fit)
-    return EnvSpec(env_id, _observation_spec(env_id, observation), actions, wrapper)
+    mask = () if actions.kind == "box" else ACTION_MASK
+    return EnvSpec(env_id, _observation_spec(env_id, observation, obs_keys, mask), actions, wrapper)
 
 
-def _observation_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
-    """Describe an observation space; a nested one by the leaves of its tree."""
+def _observation_spec(env_id: str, space: gymnasium.Space[Any], keys: str, mask: KeyPath) -> SpaceSpec:
+    """Describe an observation space; a nested one by the leaves of its tree that `keys` name.
+
+    The leaf at `mask` is taken whether it is named or not.
+    """
+    leaves = dict(_leaves(space))
+    if () in leaves:
+        if keys:
+            raise ConfigError(f"--obs-keys {keys}: observations of {env_id} are {_short(space)}, which has no parts")
+        spec = _leaf_spec(space)
+        if spec is None:
+            raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
+        return spec
+    for key in filter(None, keys.split(",")):
+        if not any(_is_below(path, [key]) for path in leaves):
+            existing = ", ".join(map(_name, leaves))
+            raise ConfigError(f"--obs-keys {keys}: {env_id} has no observation {key}; it has {existing}")
+    specs = {path: _leaf_spec(leaf) for path, leaf in leaves.items()}
+    taken = [path for path in leaves if not keys or path == mask or _is_below(path, keys.split(","))]
+    parts = [(path, _widened(spec)) for path in taken if (spec := specs[path]) is not None]
+    if len(parts) < len(taken):
+        flag = f"--obs-keys {keys}" if keys else f"--env-id {env_id}"
+        refused = {path: leaves[path] for path in taken if specs[path] is None}
+        others = [path for path in specs if specs[path] is not None and path != mask]
+        raise ConfigError(f"{flag}: {_advice(refused, [path for path in others if path in taken] or others)}")
+    size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
+    return SpaceSpec("nested", (size,), "uint8", parts=tuple(parts))
+
+
+def _leaves(space: gymnasium.Space[Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, gymnasium.Space[Any]]]:
+    """Yield path and space of each leaf of a tree of Dict and Tuple; an empty one is a leaf."""
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Box) and math.prod(space.shape) > 0:
-        return SpaceSpec("box", space.shape, str(space.dtype))
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)) or not len(space.spaces):
+        yield path, space
+        return
+    for key, each in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+        yield from _leaves(each, (*path, key))
+
+
+def _name(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _is_below(path: KeyPath, keys: Sequence[str]) -> bool:
+    """Return True if one of `keys` names this path, or a part of the observation that it lies in."""
+    return any(_name(path[:length]) in keys for length in range(1, len(path) + 1))
+
+
+def _advice(refused: Mapping[KeyPath, gymnasium.Space[Any]], others: Sequence[KeyPath]) -> str:
+    """Return a description of parts that are not supported, and of the flag that takes the others."""
+    kinds = ", ".join(map(_kind, refused.values()))
+    some = "is" if len(refused) == 1 else "are"
+    what = f"part{'s' * (len(refused) > 1)} {', '.join(map(_name, refused))} of its observations ({kinds})"
+    takes = f"--obs-keys {','.join(map(_name, others))} takes the others" if others else SUPPORTED
+    return f"{what} {some} not supported; {takes}"
+
+
+def _kind(space: gymnasium.Space[Any]) -> str:
+    """Return the name of a space's class, of a subclass that of Gymnasium's; a Box in full."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Box):
+        return _short(space)
+    return next(each.__name__ for each in type(space).__mro__ if each.__module__.startswith("gymnasium."))
+
+
+def _leaf_spec(space: gymnasium.Space[Any]) -> SpaceSpec | None:
+    """Describe an observation space without parts; None if no agent here can take it."""
+    from gymnasium import spaces
+
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return _action_spec(env_id, space)
-    if isinstance(space, (spaces.Dict, spaces.Tuple)) and len(space.spaces):
-        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        parts: list[tuple[KeyPath, SpaceSpec]] = []
-        for key, each in named:
-            part = _observation_spec(env_id, each)
-            part = replace(part, dtype=_WIDER.get(part.dtype, part.dtype))
-            parts += [((key, *path), leaf) for path, leaf in part.parts or [((), part)]]
-        size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
-        return SpaceSpec("nested", (size,), "uint8", parts=tuple(parts))
-    raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
+        return _choice_spec(space)
+    if not isinstance(space, spaces.Box) or not math.prod(space.shape):
+        return None
+    dtype = np.dtype(space.dtype)
+    # PyTorch has no type for longdouble, nor for bytes in another order than the machine's
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        return None
+    low, high = _scaling_bounds(space) if dtype.kind in "iu" else ((), ())
+    return SpaceSpec("box", space.shape, dtype.name, low=low, high=high)
 
 
-def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
-    """Describe an action space, or an observation space of choices."""
+def _widened(spec: SpaceSpec) -> SpaceSpec:
+    return replace(spec, dtype=_WIDER.get(spec.dtype, spec.dtype))
+
+
+def _scaling_bounds(space: gymnasium.spaces.Box) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+    """Return the bounds by which the whole numbers of a Box are scaled; see `SpaceSpec.low`."""
+    lows, highs = ([int(x) for x in bound.flatten()] for bound in (space.low, space.high))
+    has_both = (space.bounded_below & space.bounded_above).flatten().tolist()
+    pairs: list[tuple[int | None, int | None]] = [
+        (low, high) if both and low not in _LIMITS and high not in _LIMITS else (None, None)
+        for low, high, both in zip(lows, highs, has_both, strict=True)
+    ]
+    if len(set(pairs)) == 1:
+        pairs = pairs[:1]
+    # left out where they say nothing, so that an image's description is short
+    if pairs == [(None, None)] or (pairs == [(0, 255)] and space.dtype == np.uint8):
+        return (), ()
+    return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
+
+
+def _choice_spec(
+    space: gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.MultiBinary,
+) -> SpaceSpec:
+    """Describe a space of choices."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
         return SpaceSpec("discrete", (), "int64", (int(space.n),), (int(space.start),))
-    if isinstance(space, spaces.MultiDiscrete):
-        sizes, start = (tuple(int(n) for n in values.flatten()) for values in (space.nvec, space.start))
-        return SpaceSpec("multi_discrete", space.shape, str(space.dtype), sizes, start)
+    dtype = np.dtype(space.dtype).name
     if isinstance(space, spaces.MultiBinary):
-        return SpaceSpec("multi_binary", space.shape, str(space.dtype))
+        return SpaceSpec("multi_binary", space.shape, dtype)
+    sizes, start = (tuple(int(n) for n in values.flatten()) for values in (space.nvec, space.start))
+    return SpaceSpec("multi_discrete", space.shape, dtype, sizes, start)
+
+
+def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
+    """Describe an action space."""
+    from gymnasium import spaces
+
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return _choice_spec(space)
     if (
         isinstance(space, spaces.Box)
         and math.prod(space.shape) > 0
@@ -173,44 +284,59 @@ def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
 
 
 def _short(space: gymnasium.Space[Any]) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shorten(str(space))
+
+
+def reader_of(space: SpaceSpec, name: str = "") -> Reader:
+    """Return the reader of observations of a space; of a nested one it reads what is packed.
+
+    `name` is that of a part.
+    """
+    choices = None
+    if space.kind in ("discrete", "multi_discrete"):
+        least = np.array(space.start, np.int64).reshape(space.shape)
+        choices = least, least + np.array(space.sizes, np.int64).reshape(space.shape) - 1
+    elif space.kind == "multi_binary":
+        choices = np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
+    return Reader(space.shape, space.dtype, choices, name)
 
 
 class Packer:
-    """A converter of observations: of a nested space to a row of bytes; others stay as they are."""
+    """A converter of observations: of a nested space to a row of bytes, of others to arrays."""
 
     def __init__(self, space: SpaceSpec) -> None:
         """Read the observation space."""
         self._size = space.size
+        self._whole = None if space.parts else reader_of(space)
         ends = np.cumsum([leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in space.parts]).tolist()
         self._parts = [
-            (path, leaf, slice(start, stop))
+            (path, np.dtype(leaf.dtype), reader_of(leaf, _name(path)), slice(start, stop))
             for (path, leaf), start, stop in zip(space.parts, [0, *ends], ends, strict=False)
         ]
 
     def __call__(self, obs: Any) -> Any:
-        """Pack one observation: `[size]` bytes, the leaves of its tree in the order of `parts`.
+        """Check one observation, and pack it if it is nested.
+
+        Returns:
+            `[size]` bytes, the leaves of its tree in the order of `parts`; else what its `Reader`
+            returns.
 
         Raises:
-            ValueError: a part is missing, has another shape, or is not finite.
+            ValueError: a part is missing, or cannot be what its space says (`Reader`).
         """
-        if not self._parts:
-            return obs
+        if self._whole is not None:
+            return self._whole(obs)
         row = np.empty(self._size, np.uint8)
-        for path, leaf, place in self._parts:
-            name, value = ".".join(map(str, path)), obs
+        for path, dtype, read, place in self._parts:
+            value = obs
             try:
                 for key in path:
                     value = value[key]
-                array = np.ascontiguousarray(value, leaf.dtype)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise ValueError(f"an observation whose {name} cannot be read ({type(error).__name__})") from None
-            if np.shape(value) != leaf.shape:
-                raise ValueError(f"an observation whose {name} has shape {np.shape(value)}; {leaf.shape} is expected")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"an observation whose {name} is not finite: {value}")
-            row[place] = array.reshape(-1).view(np.uint8)
+            except USER_ERRORS as error:  # of no Dict or Tuple, but of any other object
+                raise ValueError(
+                    f"an observation whose {_name(path)} cannot be read ({type(error).__name__})"
+                ) from None
+            row[place] = np.ascontiguousarray(read(value), dtype).reshape(-1).view(np.uint8)
         return row
 
 
@@ -253,9 +379,3 @@ class ActionConverter:
         if self._stretch is not None:
             actions = actions * self._stretch[0] + self._stretch[1]
         return actions if self._bounds is None else np.clip(actions, *self._bounds)
-
-
-def all_finite(values: Any) -> bool:
-    """Return whether no entry is infinite or not a number."""
-    # a sum of squares is five times cheaper than isfinite().all(); finite only if every entry is
-    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())

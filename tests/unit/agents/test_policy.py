@@ -6,11 +6,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy, load_agent
-from fabric_ppo.agents.policy_file import save_policy
+from fabric_ppo.agents.policy_file import save_policy, start_from
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
+from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
 from tests.fixtures.agents import agent_for
@@ -130,3 +134,48 @@ def test_a_trained_agent_remembers(tmp_path):
     assert Policy(agent).act(obs) == policy.act(obs, memory=policy.new_memory())
     with pytest.raises(ValueError, match=r"memory has shape \(10,\): \(2, 10\), from new_memory, is expected"):
         policy.act(np.stack([obs, obs]), memory=policy.new_memory())
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "message"),
+    [
+        (spaces.Box(-9, 9, (2,), np.float32), np.array([1e39, 0]), r"not finite as float32: 1e\+39 in entry \[0\]$"),
+        (
+            spaces.Box(-9, 9, (2,), np.float64),
+            np.array([[0, 1e39]]),
+            r"not finite as float32: 1e\+39 in entry \[0, 1\]$",
+        ),
+        (spaces.Box(-9, 9, (2,), np.float32), [np.nan, 0], r"not finite: nan in entry \[0\]$"),
+        (spaces.Box(0, 9, (2,), np.uint8), np.array([0.5, 0]), r"declared uint8 cannot hold 0\.5; declare float64, .*"),
+        (spaces.Box(0, 9, (2,), np.uint8), [300, 0], r"declared uint8 cannot hold 300; .*"),
+        (spaces.Box(-9, 9, (2,), np.float32), None, r"None \(NoneType\); .*"),
+        (spaces.Discrete(4), 7, r"that is 7; a whole number from 0 to 3 is expected$"),
+        (spaces.Discrete(4), [1, 7], r"that is 7 in entry \[1\]; a whole number from 0 to 3 is expected$"),
+        (spaces.Dict(a=spaces.Discrete(4)), {"a": 7}, r"whose a is 7; .*"),
+    ],
+)
+def test_observations_that_the_space_cannot_hold_are_refused(space, obs, message):
+    policy = Policy(Agent(env_spec("Test-v0", space, spaces.Discrete(2)), Architecture("tanh", (4,))))
+    for method in (policy.act, policy.value):
+        with pytest.raises(ValueError, match=f"^an observation .*{message}"):
+            method(obs)
+
+
+def test_a_policy_takes_the_whole_of_an_observation_of_which_it_sees_parts(tmp_path):
+    """The file says which parts: a run with another choice is not to be gone on with from it."""
+    space = spaces.Dict(
+        image=spaces.Box(0, 255, (8, 8, 3), np.uint8), text=spaces.Text(3), more=spaces.Box(-1, 1, (2,))
+    )
+    spec = env_spec("Test-v0", space, spaces.Discrete(5), obs_keys="image")
+    agent = Agent(spec, Architecture("tanh", (4,), encoder="impala"))
+    policy = save_and_load(agent, tmp_path)
+    assert policy.spec == spec
+    obs = [{**space.sample(), "text": each} for each in ("a", None, 3)]
+    images = torch.from_numpy(np.stack([each["image"] for each in obs]))
+    alone = Agent(env_spec("Test-v0", space["image"], spaces.Discrete(5)), agent.architecture)
+    alone.load_state_dict(agent.state_dict())
+    torch.testing.assert_close(torch.from_numpy(policy.value(obs)), alone.values(images).detach())
+    assert policy.act(obs).tolist() == alone.act(images, None)[0].tolist()
+    other = Agent(env_spec("Test-v0", space, spaces.Discrete(5), obs_keys="image,more"), agent.architecture)
+    with pytest.raises(ConfigError, match=r"^--init-from .*: its observations are .* are expected$"):
+        start_from(other, str(tmp_path))

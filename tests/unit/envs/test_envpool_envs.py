@@ -216,8 +216,26 @@ def test_values_that_are_not_finite_are_faults(open_envs, what, value):
     obs, rewards, no = np.zeros((3, 4), np.float32), np.zeros(3, np.float32), np.zeros(3, bool)
     (rewards if what == "rewards" else obs[:, 3])[1] = value
     envs._step = lambda _: (obs, rewards, no, no)
-    with pytest.raises(EnvironmentFault, match=r"^CartPole-v1 environment 4: .* not finite$"):
+    with pytest.raises(EnvironmentFault, match=r"^CartPole-v1 environment 4: .* not finite as float32$"):
         step(envs, [0, 0, 0])
+
+
+def test_a_first_observation_that_is_not_finite_is_a_fault(open_envs):
+    envs = open_envs("CartPole-v1", 2)
+    envs._pool = SimpleNamespace(reset=lambda: (np.array([[0] * 4, [0, np.nan, 0, 0]], np.float32), {}))
+    with pytest.raises(EnvironmentFault, match=r"^CartPole-v1 environment 1: .* not finite as float32$"):
+        reset(envs)
+
+
+def test_numbers_beyond_float32_are_faults(open_envs):
+    """Also where the space is float64, of which networks make float32."""
+    envs = open_envs("HalfCheetah-v5", 2)
+    assert envs.spec.observation.dtype == "float64"
+    obs, no = np.zeros((2, 17)), np.zeros(2, bool)
+    obs[1, 3] = 1e39
+    envs._step = lambda _: (obs, np.zeros(2, np.float32), no, no)
+    with pytest.raises(EnvironmentFault, match=r"^HalfCheetah-v5 environment 1: .* not finite as float32$"):
+        step(envs, np.zeros((2, 6), np.float32))
 
 
 def test_large_observations_are_finite(open_envs):

@@ -108,3 +108,84 @@ def test_invalid_observations_and_rewards_are_faults(open_envs, options):
     """A nan at reset, a reward that is no float32, an observation of another shape than the space's."""
     message = run_into_fault(open_envs(odd_env(**options), 2), steps=1)
     assert "environment 0, episode seed " in message
+
+
+class Returns(gymnasium.Env):
+    """Returns given values: `first` from reset, `obs` and `reward` from every step."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, space, first, obs, reward=0.0, render_mode=None):
+        self.observation_space, self.first, self.obs, self.reward = space, first, obs, reward
+
+    def reset(self, *, seed=None, options=None):
+        return self.first, {}
+
+    def step(self, action):
+        return self.obs, self.reward, False, False, {}
+
+
+def returning(space, first, obs, reward=0.0):
+    gymnasium.registry.pop("Returns-v0", None)
+    options = {"space": space, "first": first, "obs": obs, "reward": reward}
+    gymnasium.register("Returns-v0", entry_point=Returns, kwargs=options, disable_env_checker=True, order_enforce=False)
+    return "Returns-v0"
+
+
+ZERO, FLOATS = np.zeros(2, np.float32), gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+BYTES = gymnasium.spaces.Box(0, 1, (2,), np.uint8)
+CHOICE = gymnasium.spaces.Discrete(4)
+WRONG = {
+    "floats as bytes": (
+        BYTES,
+        np.zeros(2, np.uint8),
+        np.array([0, 0.5], np.float32),
+        "float32, of which the declared uint8",
+    ),
+    "nan as integers": (
+        gymnasium.spaces.Box(0, 9, (2,), np.int32),
+        [0, 0],
+        [0, np.nan],
+        "declared int32 cannot hold nan",
+    ),
+    "beyond float32": (FLOATS, ZERO, np.array([1e39, 0]), "not finite as float32: 1e+39 in entry [0]"),
+    "none": (FLOATS, ZERO, None, "that is None (NoneType)"),
+    "ragged": (FLOATS, ZERO, [[1], [1, 2]], "that is no array ("),
+    "text": (CHOICE, 0, "x", "that is 'x' (str)"),
+    "out of range": (CHOICE, np.int64(3), np.int64(4), "that is 4; a whole number from 0 to 3 is expected"),
+    "in a list": (CHOICE, 0, [1], "of shape (1,); () is expected"),
+    "part": (
+        gymnasium.spaces.Dict(a=BYTES, b=FLOATS),
+        {"a": [0, 1], "b": ZERO},
+        {"a": [0, 1], "b": [0, 1e300]},
+        "whose b is not finite as float32: 1e+300 in entry [1]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("space", "right", "wrong", "what"), WRONG.values(), ids=WRONG)
+def test_an_observation_that_its_space_cannot_hold_is_a_fault(open_envs, space, right, wrong, what):
+    """In one line, at the very reset and step that return it."""
+    for call, step_number, env_id in (("reset", 0, returning(space, wrong, right)), ("step", 1, None)):
+        envs = open_envs(env_id or returning(space, right, wrong), 1)
+        message = run_into_fault(envs, steps=1)
+        seed = episode_seed(SEED, 0, 0, 1)
+        assert message.startswith(
+            f"Returns-v0 environment 0, episode seed {seed}, step {step_number}: {call} returned "
+        )
+        assert what in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("reward", [[1.0], None, "1.0", 1j, {"a": 1}, np.zeros(2), 1e39, np.nan], ids=str)
+def test_what_is_no_reward_is_a_fault(open_envs, reward):
+    message = run_into_fault(open_envs(returning(FLOATS, ZERO, ZERO, reward), 1), steps=1)
+    assert "step 1: step returned reward " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("reward", [2, np.array([2.0]), np.float16(2), np.array(2)], ids=repr)
+def test_a_reward_may_be_an_array_of_one_number(open_envs, reward):
+    envs = open_envs(returning(FLOATS, ZERO, ZERO, reward), 2)
+    reset(envs)
+    assert step(envs, [0, 0]).rewards.tolist() == [2, 2]

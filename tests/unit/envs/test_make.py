@@ -33,7 +33,7 @@ def test_an_environment_need_not_know_of_rendering(open_envs):
 
 @pytest.mark.parametrize(
     ("env_id", "reason"),
-    [("BrokenConstructor-v0", "told to raise"), ("TextInDict-v0", "observation space Text(1, 4,")],
+    [("BrokenConstructor-v0", "told to raise"), ("TextInDict-v0", "part b of its observations (Text)")],
 )
 def test_an_environment_that_cannot_be_made_is_a_config_error(open_envs, env_id, reason):
     with pytest.raises(ConfigError) as caught:
