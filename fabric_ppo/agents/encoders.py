@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,16 +21,16 @@ _SMALLEST = {"nature": 36, "impala": 8, "small": 20}
 class Encoder(nn.Module):
     """A module from observations `[B, ...]` to features `[B, num_features + num_masks]`.
 
-    A Box is flattened (bytes are scaled to 0 .. 1), a choice becomes one-hot, bits stay bits, and
-    images may go through a convolutional network. Parts of a nested space are encoded one by one
-    and put side by side. The last features are the action mask, where there is one. All features
-    have the agent's floating-point type.
+    A Box is flattened (whole numbers are scaled by their bounds to 0 .. 1), a choice becomes
+    one-hot, bits stay bits, and images may go through a convolutional network. Parts of a nested
+    space are encoded one by one and put side by side. The last features are the action mask, where
+    there is one. All features have the agent's floating-point type.
 
     Attributes:
         num_features: number of features without the mask.
         num_masks: number of entries of the action mask; 0 where there is none.
         num_boxes: number of features that are numbers of a Box, unchanged but for the scale of
-            bytes; `boxes` returns them.
+            whole numbers; `boxes` returns them.
         has_weights: true if there is anything to be trained.
     """
 
@@ -52,7 +53,9 @@ class Encoder(nn.Module):
         parts = list(space.parts) or [((), space)]
         self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
         leaves = [
-            Flat(part) if is_mask else _leaf(part, name) for (_, part), is_mask in zip(parts, self._masks, strict=True)
+            # a mask's zeros stay zeros
+            Flat(replace(part, low=(), high=())) if is_mask else _leaf(part, name)
+            for (_, part), is_mask in zip(parts, self._masks, strict=True)
         ]
         if name in _SMALLEST and not any(isinstance(leaf, ImageNetwork) for leaf in leaves):
             raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
@@ -130,28 +133,71 @@ class Encoder(nn.Module):
         return torch.cat([parts[k] for k in in_order], dim=-1)
 
 
+class BoundsScale(nn.Module):
+    """A map of whole numbers to 0 .. 1, by the bounds of their space; other numbers stay.
+
+    Attributes:
+        least, width: `[n]` float64, the lower bounds and the distances to the upper ones; n is 1
+            where all entries have the same.
+    """
+
+    least: Tensor
+    width: Tensor
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the bounds of a Box that has some."""
+        super().__init__()
+        size = max(len(space.low), len(space.high))
+        pairs = [
+            (0, 1) if low is None or high is None else (low, high - low or 1)
+            for low, high in zip(
+                space.low * (size // len(space.low)), space.high * (size // len(space.high)), strict=True
+            )
+        ]
+        # float32 holds numbers of up to 16 bits, and their differences
+        self._is_wide = np.dtype(space.dtype).itemsize > 2
+        # not saved: they follow from the space
+        for name, values in zip(("least", "width"), zip(*pairs, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+
+    def forward(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scale whole numbers `[B, n]`; return them in the floating-point type `dtype`."""
+        least, width = self.least.to(numbers.device), self.width.to(numbers.device)
+        return numbers.to(torch.float64 if self._is_wide else dtype).sub_(least).div_(width).to(dtype)
+
+
+def _scale_of(space: SpaceSpec) -> BoundsScale | None:
+    """Return the scale of a Box; None if it has none but that of bytes, 0 .. 255."""
+    return BoundsScale(space) if space.kind == "box" and space.low else None
+
+
 class Flat(nn.Module):
-    """An encoder without weights: numbers as they are, choices one-hot."""
+    """An encoder without weights: numbers as they are or scaled, choices one-hot."""
 
     def __init__(self, space: SpaceSpec) -> None:
         """Encode observations of `space`, which has no parts."""
         super().__init__()
         self._sizes, self._start = space.sizes, space.start
-        self._scale = 1 / 255 if space.kind == "box" and space.dtype == "uint8" else 1.0
+        self._scale = _scale_of(space)
+        self._factor = 1 / 255 if space.kind == "box" and space.dtype == "uint8" else 1.0
         self.num_features = sum(space.sizes) or space.size
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Encode `obs [B, ...]`; a choice outside of the space counts as the nearest one in it."""
+        """Encode `obs [B, ...]`."""
         if self._sizes:
             entries = obs.reshape(len(obs), len(self._sizes)).long().unbind(1)
-            # clamped, for one_hot raises on other values, on a GPU without a usable message
+            # clamped, for the zeros with which batches are padded need not be choices: one_hot
+            # raises on other values, on a GPU without a usable message
             hot = [
                 nn.functional.one_hot((entry - start).clamp(0, size - 1), size)
                 for entry, start, size in zip(entries, self._start, self._sizes, strict=True)
             ]
             return torch.cat(hot, dim=-1).to(dtype)
+        if self._scale is not None:
+            scaled: Tensor = self._scale(obs.reshape(len(obs), self.num_features), dtype)
+            return scaled
         features = obs.to(dtype).reshape(len(obs), self.num_features)
-        return features * self._scale if self._scale != 1.0 else features
+        return features * self._factor if self._factor != 1.0 else features
 
 
 class ImageNetwork(nn.Module):
@@ -161,6 +207,7 @@ class ImageNetwork(nn.Module):
         """Put a linear layer of `width` outputs and a rectifier on top of `layers`."""
         super().__init__()
         self._channels_last = channels_last(space)
+        self._scale = _scale_of(space)
         channels, *sides = np.roll(space.shape, 1).tolist() if self._channels_last else space.shape
         with torch.no_grad():  # the size of the convolutions' output, from a blank image
             self._flat = layers(torch.zeros(1, channels, *sides)).numel()
@@ -170,13 +217,17 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
         """Encode `obs [B, H, W, C]` or `[B, C, H, W]`."""
+        if self._scale is not None:
+            obs = self._scale(obs.flatten(1), self.head.weight.dtype).view(obs.shape)
         images = obs.movedim(-1, 1) if self._channels_last else obs
         # on CPUs, channels last make the backward pass faster, and the forward pass slower
         trains_on_cpu = torch.is_grad_enabled() and obs.device.type == "cpu"
         layout = torch.channels_last if trains_on_cpu else torch.preserve_format
-        # bytes 0 .. 255 to 0 .. 1, converted here: they travel and are stored as bytes
-        values = self.layers(images.to(self.head.weight.dtype, memory_format=layout).div_(255))
-        return torch.relu(self.head(values.reshape(len(obs), self._flat)))
+        # bytes become numbers here: they travel and are stored as bytes
+        images = images.to(self.head.weight.dtype, memory_format=layout)
+        if self._scale is None:
+            images = images.div_(255)
+        return torch.relu(self.head(self.layers(images).reshape(len(obs), self._flat)))
 
 
 class OwnNetwork(nn.Module):

@@ -53,8 +53,8 @@ def test_a_row_of_zeros_has_finite_features(space):
     assert torch.isfinite(Encoder(spec)(torch.from_numpy(np.zeros((8, *spec.shape), spec.dtype)), torch.float32)).all()
 
 
-def image_encoder(shape, name):
-    return Encoder(observation_spec(spaces.Box(0, 255, shape, np.uint8)), name)
+def image_encoder(shape, name, most=255):
+    return Encoder(observation_spec(spaces.Box(0, most, shape, np.uint8)), name)
 
 
 def test_networks_have_their_published_sizes():
@@ -78,6 +78,96 @@ def test_channels_may_come_first_or_last(name):
     first.load_state_dict(last.state_dict())
     images = torch.randint(0, 256, (5, 40, 36, 3), dtype=torch.uint8)
     torch.testing.assert_close(first(images.movedim(-1, 1), torch.float32), last(images, torch.float32))
+
+
+LARGE = 2**62
+WHOLE = {
+    "bits": spaces.Box(0, 1, (3,), np.uint8),
+    "signed": spaces.Box(-100, 100, (3,), np.int8),
+    "words": spaces.Box(0, 60000, (3,), np.uint16),
+    "double words": spaces.Box(0, 60000, (2, 2), np.uint32),
+    "unsigned": spaces.Box(0, 60000, (3,), np.uint64),
+    "beyond int64": spaces.Box(2**63, 2**64 - 2, (3,), np.uint64),
+    "large": spaces.Box(-LARGE, LARGE, (3,), np.int64),
+    "far from zero": spaces.Box(10**9, 10**9 + 100, (3,), np.int32),
+    "each its own": spaces.Box(np.array([0, -5, 7]), np.array([1, 5, 9]), (3,), np.int64),
+    "bytes with a bit": spaces.Box(np.array([0, 0]), np.array([1, 255]), (2,), np.uint8),
+    "image": spaces.Box(3, 9, (4, 4, 3), np.uint8),
+}
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("space", WHOLE.values(), ids=WHOLE)
+def test_whole_numbers_are_scaled_by_their_bounds(space, dtype, is_part):
+    """(x - low) / (high - low), in Python's own numbers; alike as a part of a Dict, and for the running statistics."""
+    low, high = ([int(bound) for bound in bounds.flatten()] for bounds in (space.low, space.high))
+    numbers = [low, high] + [[a + k * (b - a) // 7 for a, b in zip(low, high, strict=True)] for k in range(7)]
+    expected = [[(x - a) / (b - a) for x, a, b in zip(each, low, high, strict=True)] for each in numbers]
+    samples = [np.array(each, space.dtype).reshape(space.shape) for each in numbers]
+    if is_part:
+        space, samples = spaces.Dict(part=space), [{"part": each} for each in samples]
+    encoder, batch = Encoder(observation_spec(space)), packed(space, samples)
+    got = encoder(batch, dtype)
+    np.testing.assert_allclose(got.numpy(), np.array(expected), rtol=1e-6, atol=1e-6)
+    assert torch.equal(encoder.boxes(batch, dtype), got)
+    assert not encoder.state_dict()
+
+
+def test_bits_are_the_same_features_in_any_type():
+    bits = np.random.default_rng(0).integers(0, 2, (9, 5))
+    features = [
+        Encoder(observation_spec(spaces.Box(0, 1, (5,), dtype)))(torch.from_numpy(bits.astype(dtype)), torch.float32)
+        for dtype in ("bool", "uint8", "int8", "int32", "int64", "float32", "float64")
+    ]
+    assert all(torch.equal(each, features[0]) for each in features)
+
+
+def test_bytes_are_scaled_as_ever():
+    """To the last bit."""
+    obs = torch.arange(256, dtype=torch.uint8)[None]
+    got = Encoder(observation_spec(spaces.Box(0, 255, (256,), np.uint8)))(obs, torch.float32)
+    assert torch.equal(got, obs.float() * (1 / 255))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_the_limits_of_a_type_are_no_bounds(dtype):
+    """Counters are declared so, and would all be nearly the same."""
+    encoder = Encoder(observation_spec(spaces.Box(np.iinfo(dtype).min, np.iinfo(dtype).max, (3,), dtype)))
+    assert encoder(torch.tensor([[0, 1, 2]]), torch.float32).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("obs", [[-128, 127], [0, 3]])
+def test_numbers_beyond_their_bounds_go_on_beyond_0_and_1(obs):
+    encoder = Encoder(observation_spec(spaces.Box(np.array([0, 3]), np.array([2, 3]), (2,), np.int8)))
+    got = encoder(torch.tensor([obs], dtype=torch.int8), torch.float32)
+    assert got.tolist() == [[obs[0] / 2, obs[1] - 3]]
+
+
+@pytest.mark.parametrize("layout", [(3, 40, 36), (40, 36, 3)])
+@pytest.mark.parametrize("name", ["nature", "impala", "small"])
+def test_images_are_scaled_by_their_bounds_too(name, layout):
+    """A binary image is to a network what a black and white one is; also with bounds of their own for each pixel."""
+    torch.manual_seed(0)
+    bytes_, bits = image_encoder(layout, name), image_encoder(layout, name, most=1)
+    high = np.random.default_rng(0).integers(1, 255, layout).astype(np.uint8)
+    own = Encoder(observation_spec(spaces.Box(np.zeros(layout, np.uint8), high, layout, np.uint8)), name)
+    for each in (bits, own):
+        each.load_state_dict(bytes_.state_dict())
+    images = torch.randint(0, 2, (5, *layout), dtype=torch.uint8)
+    expected = bytes_(images * 255, torch.float32)
+    torch.testing.assert_close(bits(images, torch.float32), expected)
+    torch.testing.assert_close(own(images * torch.from_numpy(high), torch.float32), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(bits(images, torch.float32), expected)
+
+
+def test_a_mask_is_not_scaled():
+    """Its zeros are what is impossible."""
+    parts = {"action_mask": spaces.Box(-1, 1, (3,), np.int8), "bits": spaces.Box(-1, 1, (2,), np.int8)}
+    encoder = Encoder(observation_spec(spaces.Dict(parts)), num_choices=3)
+    obs = {"action_mask": np.array([0, 1, 0], np.int8), "bits": np.array([0, 1], np.int8)}
+    assert encoder(packed(spaces.Dict(parts), [obs]), torch.float32).tolist() == [[0.5, 1, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
