@@ -74,6 +74,9 @@ class Config:
     """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and
     for what is learnt rewards by their sign and a lost life as an end. Tests and logged returns are
     of full games and raw rewards."""
+    obs_keys: str | None = None
+    """Parts of a Dict observation that the agent takes, such as image,direction; a part of a nested
+    Dict as outer.inner. None: all. An action_mask is used in any case."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """Mapping of continuous actions into their bounds: cut off there (clip), with -1 .. 1 stretched
     over the bounds first (rescale), or by way of tanh (squash)."""
@@ -449,6 +452,7 @@ _RULES: dict[str, _Rule] = {
     "exp_name": (lambda name: re.fullmatch(r"[\w.+-]+", name) is not None, "letters, digits and . + - _"),
     "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
     "env_preset": (lambda name: name == ATARI, ATARI),
+    "obs_keys": (lambda keys: all(keys.split(",")), "a list such as image,direction"),
 }
 """Rules for the values of fields; None is not tested."""
 

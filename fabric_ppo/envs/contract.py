@@ -45,6 +45,7 @@ class EnvSettings:
         action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
         env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
             `ATARI`; empty for nothing.
+        obs_keys: parts of a Dict observation that are taken, with commas; empty for all.
     """
 
     env_id: str
@@ -58,15 +59,16 @@ class EnvSettings:
     num_threads: int = 1
     action_bounds: Fit = "clip"
     env_wrapper: str = ""
+    obs_keys: str = ""
 
     def spec_of(self, env: Any) -> EnvSpec:
         """Describe an environment made with these settings.
 
         Raises:
-            ConfigError: a space that no agent here can take.
+            ConfigError: a space that no agent here can take, or `obs_keys` that it lacks.
         """
         spaces = env.observation_space, env.action_space
-        return env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper)
+        return env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper, self.obs_keys)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         num_threads=config.num_threads or cores_per_rank(),
         action_bounds=config.action_bounds,
         env_wrapper=config.env_wrapper or config.env_preset or "",
+        obs_keys=config.obs_keys or "",
     )
     # each backend imports what it needs: EnvPool, for instance, may be missing
     if config.env_backend == "envpool":

@@ -19,6 +19,7 @@ OTHER = {
     "env_backend": "async",
     "env_wrapper": "gymnasium.wrappers:FlattenObservation",
     "env_preset": "atari",
+    "obs_keys": "image",
     "action_bounds": "squash",
     "encoder": "impala",
     "init_from": "elsewhere",
