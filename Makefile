@@ -9,8 +9,9 @@ BENCH_FLAGS ?= all --rounds 5
 RESULTS := benchmarks/results
 STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
+ZOO_FLAGS ?=
 
-.PHONY: train test test-fast wheel-check stress fuzz check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
+.PHONY: train test test-fast wheel-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -35,6 +36,10 @@ stress: install
 # Thousands of hostile command lines and files: 6 to 15 minutes.
 fuzz: install
 	cd "$(CURDIR)" && FABRIC_PPO_FUZZ=1 "$(BIN)/python" -m pytest tests/processes/test_fuzz.py -s $(FUZZ_FLAGS)
+
+# Trains, tests and resumes in all environments of Gymnasium, MiniGrid and ALE: half an hour.
+zoo: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m tests.processes.zoo $(ZOO_FLAGS)
 
 check: lint types test
 
