@@ -24,14 +24,16 @@ ATARI = "atari"
 """Value of `--env-preset`; an EnvSpec has it in the place of a wrapper."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 """Built-in values of `--encoder`."""
+TEST_STEP_LIMIT = 108_000
+"""Default of `--test-step-limit`: no limit that Gymnasium registers is higher."""
 TRACKERS = ("tensorboard", "json_lines")
 """Built-in values of `--trackers`."""
 
 
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
-    *("capture_video", "test_episodes", "profile", "quiet", "trackers", "callbacks"),
-    *("env_backend", "env_timeout", "restart_envs", "timeout", "num_threads"),
+    *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "trackers", "callbacks"),
+    *("env_backend", "env_timeout", "env_start_method", "restart_envs", "timeout", "num_threads"),
     *("exp_name", "init_from"),
 )
 """Flags that may have other values in a resumed run; the help of `--resume` lists them."""
@@ -67,6 +69,8 @@ class Config:
     threads."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
+    env_start_method: Literal["fork", "forkserver", "spawn"] | None = None
+    """How async workers start; None: fork on Linux, else spawn. Threads do not survive a fork."""
     env_wrapper: str | None = None
     """Function `module:name` from environment to environment that each one goes through (not with
     envpool); several, the innermost first, with commas between them."""
@@ -184,7 +188,9 @@ class Config:
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     test_episodes: int = 10
-    """Greedy episodes played at the end."""
+    """Greedy episodes played at the end; 0: no test."""
+    test_step_limit: int = TEST_STEP_LIMIT
+    """Steps after which an episode of a test or an evaluation is cut off and counted as such."""
     trackers: str = "tensorboard,json_lines"
     """Where metrics go, with commas: tensorboard, json_lines, or a tracker of your own,
     module:Name."""
@@ -201,8 +207,9 @@ class Config:
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be
     the run's own, but for those that leave the result as it is: --total-timesteps (upward),
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
-    --env-backend (sync, async), --env-timeout, --restart-envs, --timeout, --num-threads, --profile,
-    --quiet, --trackers, --callbacks, --exp-name, --init-from."""
+    --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
+    --restart-envs, --timeout, --num-threads, --profile, --quiet, --trackers, --callbacks,
+    --exp-name, --init-from."""
     checkpoint_every: int = 0
     """Updates between checkpoints; 0: about one a minute. There is always one at the end."""
     keep_checkpoints: int = 3
@@ -262,11 +269,7 @@ class Config:
         return self.total_timesteps // per_update
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """Check that the flags fit the launch.
-
-        Args:
-            world_size: number of processes.
-            on_this_host: number of processes on this host.
+        """Check that the flags fit `world_size` processes, `on_this_host` of them on this host.
 
         Raises:
             ConfigError: they do not fit.
@@ -370,8 +373,9 @@ def field_types(config_type: type[Config]) -> dict[str, Any]:
 
 def accepted_values(kind: Any) -> str:
     """Return a description of the values that a field of this type takes, for errors."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
+    if choices := _choices(kind):
+        others = ", or None" if type(None) in get_args(kind) else ""
+        return "one of " + ", ".join(choices) + others
     if kind == tuple[int, ...]:
         return "one or more whole numbers"
     alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
@@ -383,13 +387,19 @@ def has_type(value: Any, kind: Any) -> bool:
 
     A list may stand for a tuple and an int for a float; a bool is no number.
     """
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
+    if choices := _choices(kind):
+        return value in choices or (value is None and type(None) in get_args(kind))
     if kind == tuple[int, ...]:
         return isinstance(value, (tuple, list)) and len(value) > 0 and all(type(item) is int for item in value)
     if type(value) is int and takes_float(kind):
         return abs(value) < 2**1023  # no float is larger
     return type(value) in (get_args(kind) or (kind,))
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the values of a Literal, also of one that may be None instead; of others nothing."""
+    literals = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return get_args(literals[0]) if literals else ()
 
 
 def takes_float(kind: Any) -> bool:
@@ -436,13 +446,13 @@ _LOG_STD: _Rule = (
 
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size"), _COUNT),
-    **dict.fromkeys(("update_epochs", "test_episodes", "eval_episodes"), _COUNT),
+    **dict.fromkeys(("update_epochs", "test_step_limit", "eval_episodes"), _COUNT),
     **dict.fromkeys(("keep_checkpoints", "recurrent_size"), _COUNT),
     **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), _POSITIVE),
     **dict.fromkeys(("max_grad_norm", "clip_coef"), _POSITIVE),
     **dict.fromkeys(("gamma", "gae_lambda"), _UNIT_INTERVAL),
     **dict.fromkeys(("ent_coef", "vf_coef"), _NON_NEGATIVE),
-    **dict.fromkeys(("num_threads", "checkpoint_every", "eval_every"), _COUNT_OR_ZERO),
+    **dict.fromkeys(("num_threads", "checkpoint_every", "eval_every", "test_episodes"), _COUNT_OR_ZERO),
     **dict.fromkeys(("target_kl", "desired_kl"), (_POSITIVE[0], "a number above 0, or None")),
     **dict.fromkeys(("log_std_min", "log_std_max"), _LOG_STD),
     "seed": (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
@@ -508,6 +518,8 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
     if config.restart_envs and config.env_backend != "async":
         raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+    if config.env_start_method and config.env_backend != "async":
+        raise ConfigError(f"--env-start-method {config.env_start_method}: --env-backend async is needed too")
     if config.env_backend == "envpool":
         _require(config, "num_steps", config.num_steps >= 2, "with EnvPool a whole number from 2 up")
         if config.env_wrapper is not None:
