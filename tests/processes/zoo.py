@@ -3,7 +3,7 @@
 python -m tests.processes.zoo                          # all: make zoo
 python -m tests.processes.zoo --only "MiniGrid-*" CartPole-v1
 
-Each trains 256 steps with its defaults, with a test of one episode of 300 steps at most; then once more, but ended
+Each trains 256 steps, with a test of one episode of 50 steps at most; then once more, but ended
 after 128 steps and resumed: the bits of the policy must be the same, or the summary must say that they need not be.
 An environment with parts that no network takes is given the --obs-keys that the error names.
 """
@@ -37,8 +37,8 @@ from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError
 
 LIMIT_SECONDS = 900
-FLAGS: dict[str, Any] = {"num_envs": 1, "num_steps": 64, "update_epochs": 1, "num_threads": 1, "anneal_lr": False}
-FLAGS |= {"quiet": True, "test_episodes": 1, "test_step_limit": 300, "trackers": "json_lines"}
+FLAGS: dict[str, Any] = {"num_envs": 8, "num_steps": 16, "update_epochs": 1, "num_threads": 1, "anneal_lr": False}
+FLAGS |= {"quiet": True, "test_episodes": 1, "test_step_limit": 50, "encoder": "small", "trackers": "json_lines"}
 GROUPS = (("MiniGrid and BabyAI", "minigrid"), ("ALE", "ale_py"), ("Gymnasium", ""))
 
 
