@@ -41,6 +41,8 @@ class EnvSettings:
         video_dir: where environment 0 is recorded, if this rank has it; empty for no video.
         timeout: seconds that a worker process may take for one step or reset.
         restart: replace a worker process that died or hangs.
+        start_method: how worker processes start, as `multiprocessing` has it; None for a fork on
+            Linux, else spawn.
         num_threads: how many threads a backend that has its own may start.
         action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
         env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
@@ -56,6 +58,7 @@ class EnvSettings:
     video_dir: str = ""
     timeout: float = 60.0
     restart: bool = False
+    start_method: str | None = None
     num_threads: int = 1
     action_bounds: Fit = "clip"
     env_wrapper: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fabric_ppo.config import Config
 from fabric_ppo.envs.contract import EnvSettings, VectorEnvs
+from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.launch import cores_per_rank
 
 
@@ -28,11 +29,17 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         video_dir=video_dir,
         timeout=config.env_timeout,
         restart=config.restart_envs,
+        start_method=config.env_start_method,
         num_threads=config.num_threads or cores_per_rank(),
         action_bounds=config.action_bounds,
         env_wrapper=config.env_wrapper or config.env_preset or "",
         obs_keys=config.obs_keys or "",
     )
+    with torch_settings_kept():
+        return _make_backend(config, settings)
+
+
+def _make_backend(config: Config, settings: EnvSettings) -> VectorEnvs:
     # each backend imports what it needs: EnvPool, for instance, may be missing
     if config.env_backend == "envpool":
         from fabric_ppo.envs.envpool_envs import EnvPoolEnvs

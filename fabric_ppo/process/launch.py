@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -67,9 +68,48 @@ def die_with_launcher() -> None:
 
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent ends (Linux; elsewhere nothing happens)."""
+    import signal
+
+    _signal_at_parents_end(signal.SIGKILL)
+
+
+def end_group_with_parent() -> None:
+    """Make a child of `multiprocessing` the leader of a process group that ends with its parent.
+
+    The kernel kills the group, in the middle of a step too, so that what the child has started
+    ends as well, unless it has left the group (Linux; elsewhere there is the group only).
+    """
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None:
+        return
+    import fcntl
+    import signal
+
+    # the parent has the other end of this pipe, which closes with it: then the kernel sends the
+    # signal that tells of input, which may be any
+    pipe = parent.sentinel
+    with contextlib.suppress(OSError):  # a kernel that is only like Linux
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    # something else that the parent has forked may hold that end open; this waits for the end of a
+    # step, and must not kill the group's leader alone
+    if parent.pid == os.getppid():  # and not a fork server in between, which may end before
+        signal.signal(signal.SIGRTMAX, lambda *_: os.killpg(0, signal.SIGKILL))
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGRTMAX, signal.SIG_DFL))
+        _signal_at_parents_end(signal.SIGRTMAX)
+    if wait([pipe], 0):  # closed before that
+        os._exit(FAILED)
+
+
+def _signal_at_parents_end(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends (Linux)."""
     if sys.platform == "linux":
         import ctypes
-        import signal
 
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)

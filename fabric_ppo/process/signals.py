@@ -221,9 +221,17 @@ def _exit(status: int, message: str) -> NoReturn:
         os._exit(status)
 
 
-def ignore_in_child() -> None:
-    """In a forked worker: leave signals to the parent, whose end ends the worker too."""
+def ignore_in_worker() -> None:
+    """In a worker: leave signals to the parent, whose end ends the worker too.
+
+    Processes that its environment starts are ended by SIGTERM, as is usual.
+    """
+    # a handler that does nothing, since a program that is started would go on to ignore
     for each in _STOPPING:
+        signal.signal(each, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    # the worker is not of the terminal's process group, and would be stopped where it uses it
+    for each in (signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(each, signal.SIG_IGN)
 
 

@@ -53,7 +53,7 @@ def only_what_is_stopped_hangs(monkeypatch):
     answer = AsyncEnvs._answer
 
     def answer_of(envs, index, seconds):
-        return answer(envs, index, 0.1 if state_of(envs._processes[index].pid) == "T" else seconds)
+        return answer(envs, index, 0.1 if state_of(envs._workers[index].pid) == "T" else seconds)
 
     monkeypatch.setattr(AsyncEnvs, "_answer", answer_of)
 
@@ -129,6 +129,28 @@ def stepped(envs, steps):
         envs.step(np.zeros((n, *envs.spec.action.shape), np.int64), obs, np.zeros(n, np.float32), *flags)
         seen.append(obs.copy())
     return seen
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("what", list(STRUCK))
+def test_a_lost_worker_is_replaced_by_one_that_starts_alike(capfd, what, method):
+    """The others and its own episode go on as without the fault."""
+    number, _ = STRUCK[what]
+    config = config_of("torch", 1, "unused", restart_envs=True, env_start_method=method, **ASYNC)
+    seen = []
+    for is_struck in (False, True):
+        envs = make_envs(config, 0, 1)
+        try:
+            envs.reset(np.zeros((2, 4), np.float32))
+            first = stepped(envs, 3)
+            if is_struck:
+                strike(number)()
+            seen.append([*first, *stepped(envs, 12)])
+        finally:
+            envs.close()
+    np.testing.assert_array_equal(*seen)
+    assert envs.restarts == 1
+    assert capfd.readouterr().err.count("it is replaced") == 1
 
 
 @pytest.mark.parametrize("fault", ["exit", "exit_reset"])

@@ -66,6 +66,7 @@ def test_flags_that_may_differ_do(tmp_path, half):
     expected = finish("torch", 1, tmp_path / "expected", anneal_lr=False)
     finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=False)
     anew = {"stop_at_return": 1e9, "checkpoint_every": 1, "keep_checkpoints": 5, "env_backend": "async"}
+    anew |= {"env_start_method": "spawn"}
     anew |= {"env_timeout": 2000.0, "restart_envs": True, "timeout": 2000.0, "exp_name": "x", "init_from": "nowhere"}
     finish("torch", 1, tmp_path / "run", resume=True, anneal_lr=False, **anew)
     policies = [(path / "policy.safetensors").read_bytes() for path in (tmp_path / "run", expected)]

@@ -146,6 +146,23 @@ def test_no_update_at_all_is_an_error(unit, needed):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["thread", "None", "", True, 1, ["fork"]])
+def test_a_choice_that_may_be_none_takes_nothing_else(value):
+    with pytest.raises(ConfigError, match=r"^--env-start-method.*: one of fork, forkserver, spawn, or None is expect"):
+        Config(env_start_method=value, env_backend="async")
+
+
+@pytest.mark.parametrize("value", ["fork", "forkserver", "spawn", None])
+def test_a_choice_that_may_be_none_takes_these(value):
+    assert Config(env_start_method=value, env_backend="async").to_dict()["env_start_method"] == value
+
+
+@pytest.mark.parametrize("backend", ["sync", "envpool"])
+def test_a_start_method_is_that_of_workers(backend):
+    with pytest.raises(ConfigError, match=r"^--env-start-method spawn: --env-backend async is needed too$"):
+        Config(env_start_method="spawn", env_backend=backend)
+
+
 def test_envpool_takes_no_wrapper():
     with pytest.raises(ConfigError, match=r"^--env-wrapper: --env-backend sync or async is needed"):
         Config(env_wrapper="wrappers_of_mine:Doubled", env_backend="envpool")

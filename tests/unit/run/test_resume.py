@@ -17,6 +17,7 @@ NAMES = {"torch": "torch", "fabric": "fabric", "decoupled": "fabric_decoupled"}
 OTHER = {
     "env_id": "Pendulum-v1",
     "env_backend": "async",
+    "env_start_method": "spawn",
     "env_wrapper": "gymnasium.wrappers:FlattenObservation",
     "env_preset": "atari",
     "obs_keys": "image",

@@ -24,6 +24,7 @@ DEFAULTS = {
     "--env-id": "CartPole-v1",
     "--env-backend": "sync",
     "--env-timeout": 60.0,
+    "--env-start-method": None,
     "--env-wrapper": None,
     "--env-preset": None,
     "--obs-keys": None,
@@ -103,6 +104,7 @@ OTHER = {
     "--run-dir": (["runs/a"], "runs/a"),
     "--env-wrapper": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
     "--env-preset": (["atari"], "atari"),
+    "--env-start-method": (["spawn"], "spawn"),
     "--obs-keys": (["image,direction"], "image,direction"),
     "--action-bounds": (["squash"], "squash"),
     "--encoder": (["impala"], "impala"),
@@ -115,6 +117,7 @@ OTHER = {
 NEEDED = {
     "--resume": {"run_dir": "runs/a"},
     "--restart-envs": {"env_backend": "async"},
+    "--env-start-method": {"env_backend": "async"},
     "--env-preset": {"env_id": "ALE/Pong-v5"},
 }
 """Other flags that a flag needs."""
@@ -256,6 +259,7 @@ WRONG_VALUES = [
     ("--stop-at-return", "nan", ["finite number"]),
     ("--stop-at-return", "high", ["number"]),
     ("--env-backend", "thread", ["sync", "async"]),
+    ("--env-start-method", "thread", ["one of fork, forkserver, spawn, or None"]),
     ("--timestep-unit", "frames", ["transition", "iteration"]),
     ("--activation-function", "gelu", ["relu", "tanh"]),
     ("--hidden-sizes", "0", ["whole numbers from 1"]),
@@ -373,6 +377,15 @@ def test_yaml_is_a_start_that_flags_override(yaml_file):
     assert parse_flags(Config, args) == Config(**(from_file | overridden))
 
 
+def test_a_choice_that_may_be_none_is_read_and_overridden(yaml_file):
+    path = yaml_file("env_backend: async\nenv_start_method: spawn")
+    given = Config(env_backend="async", env_start_method="spawn", config=path)
+    assert parse_flags(Config, ["--config", path]) == given
+    for value, args in (("fork", ["--env-start-method=fork"]), (None, ["--env-start-method", "None"])):
+        assert parse_flags(Config, ["--config", path, *args]) == dataclasses.replace(given, env_start_method=value)
+    assert parse_flags(Config, ["--config", yaml_file("env_start_method: null")]).env_start_method is None
+
+
 def test_a_runs_own_yaml_gives_the_same_config(yaml_file):
     config = Config(
         exp_name="7", learning_rate=1e-5, adam_eps=1e-8, hidden_sizes=(3, 2), stop_at_return=-1e10, init_from="1e-3"
@@ -402,6 +415,9 @@ def test_numbers_in_yaml_as_people_write_them(yaml_file, text, value):
         ("hidden_sizes: [64, wide]", ["--hidden-sizes 64 wide: ", "whole numbers"]),
         ("hidden_sizes: []", ["--hidden-sizes", "whole numbers"]),
         ("env_backend: thread", ["--env-backend thread: ", "sync, async, envpool"]),
+        ("env_start_method: thread", ["--env-start-method thread: ", "fork, forkserver, spawn, or None"]),
+        ("env_start_method: [spawn]", ["--env-start-method spawn: ", "fork, forkserver, spawn, or None"]),
+        ("env_start_method: true", ["--env-start-method True: ", "fork, forkserver, spawn, or None"]),
         ("nun_envs: 3", ["--config ", "unknown key nun_envs", "num_envs?"]),
         ("zzzzzzzz: 3", ["--config ", "unknown key zzzzzzzz", "--help"]),
         ("config: other.yaml", ["--config ", "unknown key config"]),
