@@ -15,11 +15,11 @@ import numpy as np
 
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
-from fabric_ppo.envs.reading import read_reward
+from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.repeatable import try_repeating
 from fabric_ppo.envs.spaces import Packer, reader_of
-from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line, pass_on_stop
 from fabric_ppo.seeding import episode_seed
 
 
@@ -67,7 +67,8 @@ class Episodes:
         try:
             renew_world(self._env)
             obs, info = self._env.reset(seed=self._episode_seed)
-        except USER_ERRORS as error:
+        except BaseException as error:
+            pass_on_stop(error)
             raise self._fault(f"reset raised {describe_error(error)}", error) from error
         if self._counts_lives:
             self._lives = info["lives"]
@@ -165,10 +166,13 @@ class Episodes:
         self._steps += 1
         try:
             obs, reward, terminated, truncated, info = self._env.step(action)
-        except USER_ERRORS as error:
+        except BaseException as error:
+            pass_on_stop(error)
             raise self._fault(f"step raised {describe_error(error)}", error) from error
         try:
             reward = read_reward(reward)
+            if type(terminated) is not bool or type(truncated) is not bool:
+                terminated, truncated = read_flag(terminated, "terminated"), read_flag(truncated, "truncated")
         except ValueError as error:
             raise self._fault(f"step returned {error}") from None
         if self._counts_lives:

@@ -10,7 +10,7 @@ import gymnasium
 from fabric_ppo.config import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.errors import ConfigError, describe_error, first_line, pass_on_stop
 
 
 def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -35,14 +35,27 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
         options |= atari.MAKE_OPTIONS
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
-    except USER_ERRORS as error:
+    except BaseException as error:
+        pass_on_stop(error)
         reason = first_line(error)
         raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
     for each in filter(None, wrapper.split(",")):
         env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
+    _require_spaces(env, env_id)
     return env
+
+
+def _require_spaces(env: gymnasium.Env[Any, Any], env_id: str) -> None:
+    """Raise a ConfigError if an environment does not have its spaces."""
+    for name in ("observation_space", "action_space"):
+        try:
+            getattr(env, name)
+        except BaseException as error:
+            pass_on_stop(error)
+            reason = describe_error(error).splitlines()[0]
+            raise ConfigError(f"--env-id {env_id}: its {name} cannot be had ({reason})") from error
 
 
 def dispense_with_screen() -> None:
@@ -57,7 +70,8 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         wrapped = named_function(wrapper, "env_wrapper")(env)
     except ConfigError:
         raise
-    except USER_ERRORS as error:
+    except BaseException as error:
+        pass_on_stop(error)
         raise ConfigError(f"--env-wrapper {wrapper}: it raised {describe_error(error)}".splitlines()[0]) from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ConfigError(f"--env-wrapper {wrapper}: it returned {type(wrapped).__name__}; an environment is expected")

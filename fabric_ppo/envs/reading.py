@@ -170,6 +170,27 @@ def read_reward(reward: Any) -> float:
     return number
 
 
+def read_flag(flag: Any, name: str) -> bool:
+    """Return `terminated` or `truncated` as a bool: a number, an array of one number, or None.
+
+    Args:
+        flag: what the environment returned.
+        name: of the flag, for the error's text.
+
+    Raises:
+        ValueError: it is none of these: the text "False", for instance, would count as true.
+    """
+    if flag is None or isinstance(flag, (bool, np.bool_)):
+        return bool(flag)
+    try:
+        number = float(flag) if isinstance(flag, (float, int)) else _number(flag)
+    except USER_ERRORS:
+        number = float("nan")
+    if number != number:
+        raise ValueError(f"{name} {shorten(repr(flag))} ({type(flag).__name__}); True or False is expected")
+    return number != 0
+
+
 def _number(value: Any) -> float:
     """Return the number that a scalar, an array of size 1 or another object stands for.
 

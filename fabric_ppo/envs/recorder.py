@@ -17,7 +17,7 @@ from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import dispense_with_screen
 from fabric_ppo.envs.known import ignores_render_mode
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line, pass_on_stop
 
 Maker = Callable[[str | None], gymnasium.Env[Any, Any]]
 """Function that makes an environment with a render mode, as `make_gymnasium_env` does."""
@@ -190,7 +190,8 @@ def _draw(env: gymnasium.Env[Any, Any]) -> NDArray[Any]:
     try:
         with _rendering(env), _same_randomness(env):
             frame = env.render()
-    except USER_ERRORS as error:
+    except BaseException as error:
+        pass_on_stop(error)
         raise _NoPicture(f"render raised {describe_error(error)}".splitlines()[0]) from error
     if isinstance(frame, list) and frame:
         frame = frame[-1]  # the latest since it was asked before

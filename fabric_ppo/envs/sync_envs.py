@@ -12,7 +12,7 @@ import numpy as np
 from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError, VectorEnvs
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import USER_ERRORS, describe_error
+from fabric_ppo.process.errors import describe_error, pass_on_stop
 
 
 class SyncEnvs(VectorEnvs):
@@ -80,7 +80,8 @@ class SyncEnvs(VectorEnvs):
                 env.close()
             except UnwrittenVideoError as error:
                 unwritten.append(error)
-            except USER_ERRORS as error:
+            except BaseException as error:
+                pass_on_stop(error)
                 warnings.append(f"warning: {self.spec.env_id}: close raised {describe_error(error)}".splitlines()[0])
         for warning in dict.fromkeys(warnings):
             print_line(warning, sys.stderr)

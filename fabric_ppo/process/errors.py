@@ -47,14 +47,32 @@ class NotAllWrittenError(Exception):
     """The end of a run that is done, but could not write everything; the message names what."""
 
 
+def pass_on_stop(error: BaseException) -> None:
+    """Raise what code of the user's own has not raised itself: Ctrl-C and other signals.
+
+    Everything else that an environment raises is its own fault, also what is no Exception, such as
+    asyncio's CancelledError and panics of extensions written in Rust.
+    """
+    if isinstance(error, (KeyboardInterrupt, StoppedBySignal)):
+        raise error
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type's name where it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (_text(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def describe_error(error: BaseException) -> str:
     """Return the type and text of an error: "ValueError: text"; the text may have several lines."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(error: BaseException) -> str:
+    """Return an error's text; none where having it is an error, too."""
+    try:
+        return str(error)
+    except USER_ERRORS:
+        return ""
 
 
 def locate_error(error: BaseException) -> str:

@@ -18,11 +18,11 @@ from fabric_ppo.config import TEST_STEP_LIMIT
 from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
 from fabric_ppo.envs.known import is_gymnasium_class
-from fabric_ppo.envs.reading import read_reward
+from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error, pass_on_stop
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
@@ -232,10 +232,12 @@ class _Slot:
         self._steps += 1
         try:
             obs, reward, terminated, truncated, _ = self._env.step(action.item() if action.ndim == 0 else action)
-        except USER_ERRORS as error:
-            raise self._fault(f"step raised {error}") from error
+        except BaseException as error:
+            pass_on_stop(error)
+            raise self._fault(f"step raised {describe_error(error)}") from error
         try:
             reward = read_reward(reward)
+            terminated, truncated = read_flag(terminated, "terminated"), read_flag(truncated, "truncated")
         except ValueError as error:
             raise self._fault(f"step returned {error}") from None
         # a copy: environments may share the array that they return
@@ -256,8 +258,9 @@ class _Slot:
         self._seed, self._steps = evaluation_seed(seed, episode), 0
         try:
             obs, _ = self._env.reset(seed=self._seed)
-        except USER_ERRORS as error:
-            raise self._fault(f"reset raised {error}") from error
+        except BaseException as error:
+            pass_on_stop(error)
+            raise self._fault(f"reset raised {describe_error(error)}") from error
         self.obs = np.array(self._checked(obs, "reset"))
         return True
 
@@ -271,7 +274,8 @@ class _Slot:
             self._env.close()
         except UnwrittenVideoError as error:
             self.unwritten = str(error)
-        except USER_ERRORS as error:
+        except BaseException as error:
+            pass_on_stop(error)
             self.close_error = describe_error(error).splitlines()[0]
 
     def _checked(self, obs: Any, call: str) -> Any:

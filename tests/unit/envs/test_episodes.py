@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import gymnasium
 import numpy as np
 import pytest
 
-from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.episodes import Episodes
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, StoppedBySignal
 from fabric_ppo.seeding import episode_seed
 from tests.fixtures.envs import SEED, close_or_fail, env_opener, kill_workers, reset, run_into_fault, step, zeros
 from tests.fixtures.toy_envs import toy_env
@@ -115,19 +120,19 @@ class Returns(gymnasium.Env):
 
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, space, first, obs, reward=0.0, render_mode=None):
-        self.observation_space, self.first, self.obs, self.reward = space, first, obs, reward
+    def __init__(self, space, first, obs, reward=0.0, flags=(False, False), render_mode=None):
+        self.observation_space, self.first, self.obs, self.reward, self.flags = space, first, obs, reward, flags
 
     def reset(self, *, seed=None, options=None):
         return self.first, {}
 
     def step(self, action):
-        return self.obs, self.reward, False, False, {}
+        return self.obs, self.reward, *self.flags, {}
 
 
-def returning(space, first, obs, reward=0.0):
+def returning(space, first, obs, reward=0.0, flags=(False, False)):
     gymnasium.registry.pop("Returns-v0", None)
-    options = {"space": space, "first": first, "obs": obs, "reward": reward}
+    options = {"space": space, "first": first, "obs": obs, "reward": reward, "flags": flags}
     gymnasium.register("Returns-v0", entry_point=Returns, kwargs=options, disable_env_checker=True, order_enforce=False)
     return "Returns-v0"
 
@@ -189,3 +194,87 @@ def test_a_reward_may_be_an_array_of_one_number(open_envs, reward):
     envs = open_envs(returning(FLOATS, ZERO, ZERO, reward), 2)
     reset(envs)
     assert step(envs, [0, 0]).rewards.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("flag", ["False", [False], np.zeros(2, bool), np.nan], ids=str)
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_what_is_no_flag_is_a_fault(open_envs, flag, name):
+    flags = (flag, False) if name == "terminated" else (False, flag)
+    message = run_into_fault(open_envs(returning(FLOATS, ZERO, ZERO, flags=flags), 1), steps=1)
+    assert f"step 1: step returned {name} " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("flag", [1, np.array([True]), np.array(True)], ids=repr)
+def test_a_flag_may_be_an_array_of_one(open_envs, flag):
+    envs = open_envs(returning(FLOATS, ZERO, ZERO, flags=(None, flag)), 1)
+    reset(envs)
+    result = step(envs, [0])
+    assert (result.terminated.tolist(), result.truncated.tolist()) == ([False], [True])
+
+
+class Panic(BaseException):
+    """As extensions written in Rust raise it: no Exception."""
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Raises(Returns):
+    """Raises an error of a given type in its constructor, in `reset`, in `step` or in `observation_space`."""
+
+    observation_space = property(lambda self: self.fail("observation_space") or FLOATS)
+
+    def __init__(self, error, where, render_mode=None):
+        self.error, self.where = error, where
+        self.fail("constructor")
+
+    def fail(self, where):
+        if where == self.where:
+            raise self.error
+
+    def reset(self, *, seed=None, options=None):
+        self.fail("reset")
+        return ZERO, {}
+
+    def step(self, action):
+        self.fail("step")
+
+
+def raising(error, where):
+    gymnasium.registry.pop("Raises-v0", None)
+    gymnasium.register("Raises-v0", entry_point=Raises, kwargs={"error": error, "where": where})
+    return "Raises-v0"
+
+
+ODD_ERRORS = [Panic, GeneratorExit, asyncio.CancelledError, Unprintable, StopIteration, SystemExit]
+
+
+@pytest.mark.parametrize("error", ODD_ERRORS)
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_errors_of_odd_types_are_faults(open_envs, error, where):
+    line = run_into_fault(open_envs(raising(error, where), 1), steps=1).splitlines()[0]
+    assert f"step {int(where == 'step')}: {where} raised {error.__name__}" in line
+
+
+@pytest.mark.parametrize("error", ODD_ERRORS)
+@pytest.mark.parametrize("where", ["constructor", "observation_space"])
+def test_an_environment_that_cannot_say_what_it_is_is_refused(error, where):
+    with pytest.raises(ConfigError, match=rf"^--env-id Raises-v0: .*{error.__name__}"):
+        make_gymnasium_env(raising(error, where))
+
+
+@pytest.mark.parametrize("where", ["constructor", "reset", "step"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, StoppedBySignal])
+def test_a_signal_is_no_fault(where, stop):
+    settings = EnvSettings(raising(stop, where), seed=1, num_envs=1, first_env=0, total_envs=1)
+
+    def play():
+        env = Episodes(settings, 0)
+        env.reset()
+        env.step(0)
+
+    with pytest.raises(stop):
+        play()

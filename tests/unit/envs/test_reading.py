@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo.envs.reading import all_finite, read_reward
+from fabric_ppo.envs.reading import all_finite, read_flag, read_reward
 from fabric_ppo.envs.spaces import reader_of
 from tests.fixtures.spaces import observation_spec
 
@@ -254,3 +254,32 @@ def test_what_is_no_reward_is_named_in_one_line(reward, shown):
 def test_a_reward_is_finite_as_float32(reward):
     with pytest.raises(ValueError, match=r"^reward .*, which is not finite as float32$"):
         read_reward(reward)
+
+
+FLAGS = [True, 1, 1.0, np.True_, np.array(True), np.array([True]), np.array([[2]]), torch.tensor(True), np.float32(1)]
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=repr)
+def test_a_flag_is_a_number_an_array_of_one_or_none(flag):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_flag(flag, "terminated") is True
+        assert read_flag(flag * 0, "terminated") is False
+        assert read_flag(None, "terminated") is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        ("False", r"'False' \(str\)"),
+        ([False], r"\[False\] \(list\)"),
+        ({}, r"\{\} \(dict\)"),
+        (np.zeros(2, bool), r"array\(\[False, False\]\) \(ndarray\)"),
+        (np.zeros(0), r"array\(\[\], dtype=float64\) \(ndarray\)"),
+        (float("nan"), r"nan \(float\)"),
+        (np.array([None]), r"array\(\[None\], dtype=object\) \(ndarray\)"),
+    ],
+)
+def test_what_is_no_flag_is_named_in_one_line(flag, shown):
+    with pytest.raises(ValueError, match=rf"^truncated {shown}; True or False is expected$"):
+        read_flag(flag, "truncated")
