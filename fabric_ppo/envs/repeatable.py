@@ -10,8 +10,10 @@ import gymnasium
 import numpy as np
 
 from fabric_ppo.envs.gymnasium_env import renew_world
+from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.spaces import ACTION_MASK, Packer, SpaceSpec
-from fabric_ppo.process.errors import USER_ERRORS, describe_error
+from fabric_ppo.envs.torch_settings import torch_settings_kept
+from fabric_ppo.process.errors import describe_error, pass_on_stop
 
 _TRIAL_STEPS = 200
 
@@ -32,10 +34,12 @@ def try_repeating(env: gymnasium.Env[Any, Any], space: SpaceSpec, seconds: float
     """
     pack = Packer(space)
     try:
-        first = _play(env, pack, 1, _TRIAL_STEPS, seconds / 3)
-        _play(env, pack, 2, _TRIAL_STEPS, seconds / 3)
-        again = _play(env, pack, 1, len(first) - 1, seconds)
-    except USER_ERRORS as error:
+        with torch_settings_kept():
+            first = _play(env, pack, 1, _TRIAL_STEPS, seconds / 3)
+            _play(env, pack, 2, _TRIAL_STEPS, seconds / 3)
+            again = _play(env, pack, 1, len(first) - 1, seconds)
+    except BaseException as error:
+        pass_on_stop(error)
         return f"an episode could not be tried ({describe_error(error)})".splitlines()[0]
     return "" if first == again else "an episode does not follow from its seed and actions alone"
 
@@ -53,8 +57,8 @@ def _play(
     seen = [(np.asarray(pack(obs)).tobytes(), 0.0)]
     while len(seen) <= steps and time.monotonic() < deadline:
         obs, reward, terminated, truncated, _ = env.step(_random_action(actions, obs))
-        seen.append((np.asarray(pack(obs)).tobytes(), float(reward)))
-        if terminated or truncated:
+        seen.append((np.asarray(pack(obs)).tobytes(), read_reward(reward)))
+        if read_flag(terminated, "terminated") or read_flag(truncated, "truncated"):
             break
     return seen
 

@@ -14,7 +14,8 @@ def torch_settings_kept() -> Iterator[None]:
 
     An environment may train a network of its own, or switch gradients off for one.
     """
-    dtype, threads, deterministic = (
+    device, dtype, threads, deterministic = (
+        torch.get_default_device(),
         torch.get_default_dtype(),
         torch.get_num_threads(),
         torch.get_deterministic_debug_mode(),
@@ -24,6 +25,9 @@ def torch_settings_kept() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        # where one is set, PyTorch calls Python for each operation, also for "cpu"
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_deterministic_debug_mode(deterministic)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 
+import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
@@ -55,3 +57,28 @@ def test_the_trial_of_an_environment_keeps_to_its_masks(space, mask, possible):
     drawn = [_random_action(space, {"action_mask": np.array(mask, np.uint8)}) for _ in range(50)]
     assert all(space.contains(each) for each in drawn)
     assert sorted({str(np.asarray(each).tolist()) for each in drawn}) == [str(each) for each in possible]
+
+
+class Odd(gymnasium.Env):
+    """Returns its reward as an array of one, and turns PyTorch's settings over."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        torch.set_num_threads(3)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        self.t += 1
+        return np.full(1, self.t, np.float32), np.array([1.0]), np.array([self.t == 3]), False, {}
+
+
+def test_the_trial_reads_rewards_as_a_rollout_does_and_keeps_pytorchs_settings():
+    settings = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
+    space = env_spec("", Odd.observation_space, Odd.action_space).observation
+    assert try_repeating(Odd(), space, math.inf) == ""
+    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()) == settings
