@@ -170,7 +170,8 @@ def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:
     if sequence_length > 1:  # sequence i is rows i * L to i * L + L - 1
         within = torch.arange(sequence_length, device=index.device)
         index = (index.unsqueeze(-1) * sequence_length + within).flatten()
-    columns = (column.index_select(0, index) for column in rows[:-1])
+    # PyTorch's index_select takes no vectors of uint16, uint32 or uint64, which observations can be
+    columns = (column[index] if column.ndim == 1 else column.index_select(0, index) for column in rows[:-1])
     return Rows(*columns)._replace(sequences=sequences)
 
 

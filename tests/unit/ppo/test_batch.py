@@ -14,7 +14,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.array_actor import ActorChoice
 from fabric_ppo.fast.loss_module import PPOLoss
-from fabric_ppo.ppo.batch import Batch, Rows, make_batch
+from fabric_ppo.ppo.batch import Batch, Rows, make_batch, take
 from fabric_ppo.process.group import ALONE
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
@@ -60,6 +60,18 @@ def test_columns_stay_together():
             for column in part[1:-2]:
                 assert torch.equal(column.double(), part.advantages)
             assert part.actions.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float16])
+@pytest.mark.parametrize("shape", [(), (2,)], ids=str)
+def test_rows_are_of_any_type(dtype, shape):
+    """PyTorch does not have every function for each type."""
+    obs = torch.arange(6).to(dtype).view(-1, *[1] * len(shape)).expand(6, *shape).contiguous()
+    rows = Rows(obs, *(torch.arange(6.0) for _ in Rows._fields[1:-1]))
+    taken = take(rows, torch.tensor([3, 0]), 1)
+    assert taken.obs.dtype == dtype
+    assert taken.obs.tolist() == [obs[3].tolist(), obs[0].tolist()]
+    assert taken.actions.tolist() == [3.0, 0.0]
 
 
 def test_weights_of_rows_are_kept_in_proportion():
