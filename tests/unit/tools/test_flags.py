@@ -73,6 +73,7 @@ DEFAULTS = {
     "--eval-every": 0,
     "--eval-episodes": 10,
     "--test-episodes": 10,
+    "--test-step-limit": 108_000,
     "--trackers": "tensorboard,json_lines",
     "--callbacks": None,
     "--quiet": False,
@@ -232,7 +233,7 @@ COUNTS = (
     "--total-timesteps",
     "--per-rank-batch-size",
     "--update-epochs",
-    "--test-episodes",
+    "--test-step-limit",
     "--keep-checkpoints",
 )
 
@@ -255,6 +256,7 @@ WRONG_VALUES = [
     ("--seed", "x", ["whole number"]),
     ("--num-threads", "-1", ["whole number", "0"]),
     ("--checkpoint-every", "-1", ["whole number", "0"]),
+    ("--test-episodes", "-1", ["whole number", "0"]),
     ("--checkpoint-every", "often", ["whole number"]),
     ("--stop-at-return", "nan", ["finite number"]),
     ("--stop-at-return", "high", ["number"]),
