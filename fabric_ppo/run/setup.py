@@ -78,6 +78,8 @@ class RunSetup(contextlib.ExitStack):
         self.dir = named_by_rank_zero if config.run_dir is None else run_dir
         records = config.capture_video and config.env_backend != "envpool"
         self.video_dir = str(self.dir / "train_videos") if records else ""
+        folder = Path(self.video_dir or self.dir)
+        self._missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         self._writes = Writes()
         # before reading a checkpoint, or a run that still trains there could write a newer one
         self._is_locked = self._leads and config.resume and self.dir.exists()
@@ -195,6 +197,8 @@ class RunSetup(contextlib.ExitStack):
         if error is not None:
             self._fail(error)
         suppresses = super().__exit__(kind, error, trace)
+        if self._run is None and self._leads:
+            self._remove_empty_folders()
         if error is None:
             self._writes.raise_if_incomplete()
         return suppresses
@@ -209,6 +213,12 @@ class RunSetup(contextlib.ExitStack):
             print_from_rank_zero(f"the run has failed{where}")
         if is_failure:
             signals.failed(error)
+
+    def _remove_empty_folders(self) -> None:
+        """Remove the folders of a run that did not begin, which videos are prepared for."""
+        for path in self._missing:
+            with contextlib.suppress(OSError):  # missing, or no longer empty
+                path.rmdir()
 
 
 def _make_tracker(name: str) -> Tracker:

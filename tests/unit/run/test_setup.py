@@ -27,6 +27,7 @@ from tests.fixtures.configs import tiny
 from tests.fixtures.launching import printed_in_fork
 from tests.fixtures.parts import outcome
 from tests.fixtures.ranks import on_ranks
+from tests.fixtures.toy_envs import toy_env
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 
@@ -148,6 +149,24 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="nowhere"), RunSetup(config, ALONE, run_dir) as setup:
         started(setup, config)
     assert not run_dir.exists()
+
+
+def test_videos_of_a_run_that_cannot_start_leave_no_folder(tmp_path):
+    """The first environment, which is recorded, can be made; the policy to start from cannot be found."""
+    flags = {"env_id": toy_env(), "capture_video": True, "init_from": str(tmp_path / "nowhere")}
+    run_dir = tmp_path / "logs/torch_logs/run"
+    with pytest.raises(ConfigError, match="nowhere"), RunSetup(tiny_config(**flags), ALONE, run_dir) as setup:
+        started(setup, tiny_config(**flags))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path):
+    flags = {"env_id": toy_env(), "capture_video": True, "init_from": str(tmp_path / "nowhere")}
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match="nowhere"), RunSetup(tiny_config(**flags), ALONE, tmp_path / "run") as setup:
+        started(setup, tiny_config(**flags))
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_rank_0_names_the_folder_unless_a_flag_does(monkeypatch):
