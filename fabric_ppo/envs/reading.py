@@ -14,7 +14,7 @@ from fabric_ppo.process.errors import USER_ERRORS, first_line
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_SQUARE = _LARGEST**2
-_LONGEST_TEXT = 80
+_LONGEST_TEXT = 60
 _INTEGERS = (int, np.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         self.unwritten, self.is_remade = "", False
         self._make, self._is_indifferent = make, ignores_render_mode(env)
         self._is_tried = self._is_indifferent
+        env = env if self._is_indifferent else _Copied(env)
         with _rendering(env):
             super().__init__(env, folder, episode_trigger=episodes, disable_logger=True)
 
@@ -74,9 +76,9 @@ class Recorder(gymnasium.wrappers.RecordVideo):
         with contextlib.suppress(*USER_ERRORS):
             self.env.close()
         try:
-            self.env, self.is_remade = self._make("rgb_array"), True
+            self.env, self.is_remade = _Copied(self._make("rgb_array")), True
         except ConfigError:  # it takes no render mode
-            self.env = self._make(None)
+            self.env = _Copied(self._make(None))
 
     def _capture_frame(self) -> None:
         """Append a picture to the video, or give the video up; the first may be had in another way."""
@@ -124,6 +126,18 @@ class Recorder(gymnasium.wrappers.RecordVideo):
                 self.stop_recording()
         if self.unwritten:
             raise UnwrittenVideoError(self.unwritten)
+
+
+class _Copied(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose observations do not change afterwards: it may draw into their memory."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return copy.deepcopy(obs), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        return (copy.deepcopy(obs), *rest)
 
 
 class _Unrecorded(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -29,9 +29,12 @@ KeyPath = tuple[str | int, ...]
 Fit = Literal["clip", "rescale", "squash"]
 """Ways for Box actions to meet their bounds: see `ActionConverter`."""
 
+_MOST_CHOICES = 2**20
+"""Choices of a space in all, each of which takes an input or an output of a network."""
+
 SUPPORTED = (
     "observations: Box (of 8 to 64 bits), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
-    "actions: Discrete, MultiDiscrete, MultiBinary, Box"
+    f"actions: Discrete, MultiDiscrete, MultiBinary, Box; choices: {_MOST_CHOICES:,} at most"
 )
 
 ACTION_MASK: KeyPath = ("action_mask",)
@@ -218,7 +221,8 @@ def _leaf_spec(space: gymnasium.Space[Any]) -> SpaceSpec | None:
     from gymnasium import spaces
 
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return _choice_spec(space)
+        spec = _choice_spec(space)
+        return spec if sum(spec.sizes) <= _MOST_CHOICES else None
     if not isinstance(space, spaces.Box) or not math.prod(space.shape):
         return None
     dtype = np.dtype(space.dtype)
@@ -269,7 +273,9 @@ def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
     from gymnasium import spaces
 
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return _choice_spec(space)
+        spec = _choice_spec(space)
+        if sum(spec.sizes) <= _MOST_CHOICES:
+            return spec
     if (
         isinstance(space, spaces.Box)
         and math.prod(space.shape) > 0

@@ -18,6 +18,13 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return True if a stream is a terminal; a daemon has none, and an environment may close it."""
+    with contextlib.suppress(OSError, ValueError):
+        return stream is not None and stream.isatty()
+    return False
+
+
 def print_from_rank_zero(message: str) -> None:
     """Print one line on stderr, from rank 0 only."""
     if is_rank_zero():

@@ -53,5 +53,9 @@ class Guard:
         if broken:
             self._agent.load_state_dict(self.kept)
             # infinite statistics come from observations, which no learning rate changes
-            hint = "" if broken == ["running statistics"] else "; lower --learning-rate?"
+            hint = (
+                ""
+                if broken == ["running statistics"]
+                else "; lower --learning-rate, or normalize large observations or rewards?"
+            )
             raise TrainingError(f"update {update + 1}: {', '.join(broken)} not finite{hint}")

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 
-from fabric_ppo.process.console import print_line
+from fabric_ppo.process.console import is_terminal, print_line
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -18,7 +18,7 @@ class _Line:
         """Count from `completed` towards `total`."""
         self._last_line = time.monotonic()
         self._live = None
-        if sys.stdout is not None and sys.stdout.isatty():  # None: a daemon has none
+        if is_terminal(sys.stdout):
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
 

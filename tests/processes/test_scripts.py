@@ -152,7 +152,7 @@ def test_the_command_line_checks_launches_and_evaluates(tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["world_size"] == 2
     tested = fabric_ppo("evaluate", "run", "--episodes", "3", "--seed", "7", "--json")
     result = json.loads(tested.stdout)
-    assert list(result) == ["episodes", "return_mean", "return_std", "length_mean", "returns"]
+    assert list(result) == ["episodes", "cut_off", "return_mean", "return_std", "length_mean", "returns"]
     assert result["return_mean"] == pytest.approx(sum(result["returns"]) / 3)
     missing = fabric_ppo("evaluate", "nowhere")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)

@@ -179,7 +179,7 @@ def test_an_environment_that_must_be_made_to_draw_is_made_again(tmp_path, record
 
 UNMOVED = [
     *("Bar", "BarRenders", "OwnPicture", "OwnPictureRenders", "ByMode", "ByFirstMode", "Draws", "DrawsGlobally"),
-    "NoSuchMode",
+    *("NoSuchMode", "DrawsIntoObservation"),
 ]
 """Environments that could tell whether they are recorded."""
 

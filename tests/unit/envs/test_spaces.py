@@ -48,6 +48,8 @@ UNSUPPORTED = {
     "empty": spaces.Box(0, 1, (0,), np.float32),
     "empty dict": spaces.Dict({}),
     "longdouble": spaces.Box(-1, 1, (2,), np.longdouble),
+    "countless": spaces.Discrete(2**40),
+    "many": spaces.MultiDiscrete([2**19, 2**19, 1]),
 }
 
 
