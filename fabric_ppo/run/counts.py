@@ -95,6 +95,10 @@ class Counts:
             return "callback"
         return "stop_at_return" if self.has_reached(config.stop_at_return) else "total_timesteps"
 
+    def ends_early(self, config: Config) -> bool:
+        """Return True if a run ends here for another reason than its length."""
+        return self.ended_by(config) != "total_timesteps"
+
     def resume_from(self, values: Mapping[str, Any], config: Config) -> None:
         """Continue from the counts that `to_values` returned.
 

@@ -18,34 +18,32 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.agents.policy import Policy, own_modules
+from fabric_ppo.agents.policy import own_modules
 from fabric_ppo.agents.policy_file import POLICY_FILE, save_policy
 from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import ConfigError, EnvironmentFault, StoppedBySignal
+from fabric_ppo.process.errors import StoppedBySignal
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.metrics import Metrics
 from fabric_ppo.process.profile import Profile, timed
 from fabric_ppo.process.signals import signals
 from fabric_ppo.rollouts.buffer import Rollout
-from fabric_ppo.rollouts.evaluate import TestResult, cut_off_text, evaluate
+from fabric_ppo.rollouts.evaluate import TestResult
 from fabric_ppo.run.callbacks import Callback, Callbacks
 from fabric_ppo.run.checkpoint import Checkpoints
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.evaluation import play_evaluation, play_test
 from fabric_ppo.run.guard import Guard
 from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update
-from fabric_ppo.run.progress import Progress, TestProgress
+from fabric_ppo.run.progress import Progress
 from fabric_ppo.run.resume import surroundings
 from fabric_ppo.run.snapshot import Snapshot, copies, optimizer_tensors
 from fabric_ppo.run.summary import Summary, summarize
 from fabric_ppo.run.trackers.tracker import Trackers
 from fabric_ppo.run.writes import Writes
-
-_EVALUATION = 2**31
-"""Bit of the seed that is set for an evaluation's episodes, and not for the test's."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Run:
         self._config, self._ranks, self._leads = config, ranks, ranks.rank == 0
         self._agent, self._optimizer, self._guard = agent, optimizer, Guard(agent)
         self._counts, self._log, self._books = counts, log, books
-        self._is_over = counts.ended_by(config) != "total_timesteps"
+        self._is_over = counts.ends_early(config)
         self._is_stopping = self._is_finished = False
         self._eval_return: float | None = None
         self._has_begun = False
@@ -144,7 +142,7 @@ class Run:
     def is_last(self, result: UpdateResult) -> bool:
         """Return True if no update follows the one with this result."""
         counts = self._counts.after(result)
-        is_over = counts.updates == self.num_updates or counts.ended_by(self._config) != "total_timesteps"
+        is_over = counts.updates == self.num_updates or counts.ends_early(self._config)
         return is_over or result.requests.signal > 0
 
     def finish_update(self, result: UpdateResult, learning_rate: float, *more: Metrics) -> None:
@@ -164,7 +162,7 @@ class Run:
         in_flight = copies(self._guard.kept) if self._config.overlaps else {}
         self._guard.keep()
         self._counts = counts = self._counts.after(result)
-        self._is_over = counts.ended_by(self._config) != "total_timesteps"
+        self._is_over = counts.ends_early(self._config)
         self._is_stopping = result.requests.signal > 0
         started, self._update_started = self._update_started, time.perf_counter()
         counts.train_seconds = self._update_started - self._train_started
@@ -190,26 +188,9 @@ class Run:
         every, self._eval_return = self._config.eval_every, None
         if not every or self._counts.updates % every:
             return None
-        result = self._play("evaluation", self._config.eval_episodes, self._config.seed ^ _EVALUATION)
+        result = play_evaluation(self._config, self._agent)
         self._eval_return = float(np.mean(result.returns))
         metrics["Eval/return_mean"] = self._eval_return
-        return result
-
-    def _play(self, name: str, episodes: int, seed: int, video_dir: str = "") -> TestResult:
-        """Play episodes for `name`; print how far it is, and how many were cut off.
-
-        Raises:
-            EnvironmentFault: the environment failed, or cannot be made once more.
-        """
-        config, policy = self._config, Policy(self._agent)
-        limit, progress = config.test_step_limit, TestProgress(name, episodes, not config.quiet)
-        options: dict[str, Any] = {"at_once": config.num_envs, "step_limit": limit, "report": progress.update}
-        try:
-            result = evaluate(policy, episodes, seed, video_dir=video_dir, **options)
-        except ConfigError as error:  # the flags were right: the run has trained with them
-            raise EnvironmentFault(f"{name}: {error}") from error
-        if result.cut_off:
-            print_line(f"warning: {name}: {cut_off_text(result.cut_off, episodes, limit)}", sys.stderr)
         return result
 
     @timed("logging")
@@ -256,8 +237,7 @@ class Run:
         """Play the test episodes, and pass the summary on to file, trackers, callbacks, console."""
         config, books = self._config, self._books
         records = config.capture_video
-        video_dir = str(books.dir / "test_videos") if records else ""
-        result = self._play("test", config.test_episodes, config.seed, video_dir)
+        result = play_test(config, self._agent, str(books.dir / "test_videos") if records else "")
         if result.unwritten:
             books.writes.note(OSError(result.unwritten))
         self._summary = summary = summarize(config, self._counts, result.to_dict())

@@ -26,7 +26,7 @@ from fabric_ppo.process import script as script_module
 from fabric_ppo.process import signals as signals_module
 from fabric_ppo.process.errors import STOPPED_BY_SIGNAL
 from fabric_ppo.process.signals import StopSignals, signals
-from fabric_ppo.run import run as run_module
+from fabric_ppo.run import evaluation
 from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment, command, exit_codes, patched_script, start_ranks
 from tests.fixtures.processes import FOREVER, PATIENCE, alive, descendants, kill_tree, wait_until
 from tests.fixtures.resuming import assert_same_run, checkpoints, config_of, finish, metrics, on_call
@@ -286,7 +286,7 @@ def test_before_the_first_update_no_folder_is_left(tmp_path, start, monkeypatch,
 def test_while_the_agent_is_tested(tmp_path, start, monkeypatch):
     """The training is over and on record; resumed, the run does the test."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "evaluate", on_call(1, 0, signal_itself, run_module.evaluate))
+        patch.setattr(evaluation, "evaluate", on_call(1, 0, signal_itself, evaluation.evaluate))
         (rank,) = start("torch", 1, updates=4)
         assert exit_codes([rank]) == [STOPPED_BY_SIGNAL]
     assert "Traceback" not in said(tmp_path, 0)

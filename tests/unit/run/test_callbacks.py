@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fabric_ppo.agents.policy import load_agent
-from fabric_ppo.run import run
+from fabric_ppo.run import evaluation
 from tests.fixtures.launching import COLLECTORS, printed_in_fork
 from tests.fixtures.parts import MODULE, notes, outcome, trained, write_parts
 from tests.fixtures.resuming import assert_same_run, checkpoints, die, finish, metrics, on_call, summary, train
@@ -185,7 +185,7 @@ def test_a_run_that_is_killed_ends_where_its_callback_ended_it(tmp_path, write_p
     write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
     flags = {"callbacks": f"{MODULE}:Stops", "checkpoint_every": 1}
     alone, run_dir = finish(script, 2, tmp_path / "alone", **flags), tmp_path / "run"
-    place, name = (COLLECTORS[script], "collect") if killed_in == 3 else (run, "evaluate")
+    place, name = (COLLECTORS[script], "collect") if killed_in == 3 else (evaluation, "evaluate")
     with monkeypatch.context() as patch:
         patch.setattr(place, name, on_call(3 if killed_in == 3 else 1, 0, die, getattr(place, name)))
         assert train(script, 2, run_dir, **flags)[0] == "exit code 9"

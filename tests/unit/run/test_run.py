@@ -9,14 +9,14 @@ import pytest
 import train_torch
 from fabric_ppo.config import TorchConfig
 from fabric_ppo.process.errors import EnvironmentFault
-from fabric_ppo.run import run as run_module
+from fabric_ppo.run import evaluation
 
 
 def test_a_test_that_fails_leaves_policy_and_summary(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise EnvironmentFault("test episode 0: step raised")
 
-    monkeypatch.setattr(run_module, "evaluate", fail)
+    monkeypatch.setattr(evaluation, "evaluate", fail)
     config = TorchConfig(num_steps=8, total_timesteps=32, update_epochs=1, num_threads=1, run_dir=str(tmp_path / "run"))
     with pytest.raises(EnvironmentFault):
         train_torch.main(config)
