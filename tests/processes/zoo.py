@@ -44,7 +44,7 @@ GROUPS = (("MiniGrid and BabyAI", "minigrid"), ("ALE", "ale_py"), ("Gymnasium", 
 
 @dataclass(frozen=True)
 class Found:
-    """How it went with an environment: `trained, exact`, `trained, not exact`, `refused` or `FAILED`, and why."""
+    """How it went with an environment: `trained, exact`, `refused`, `FAILED` and such, and why."""
 
     env_id: str
     outcome: str
@@ -76,10 +76,21 @@ def visit(env_id: str) -> Found:
             try:
                 return runs(env_id, obs_keys=hint[1])
             except BaseException as other:
-                return Found(env_id, "FAILED", f"{type(other).__name__}: {other}")
+                outcome = "fails in Gymnasium alone" if fails_alone(env_id) else "FAILED"
+                return Found(env_id, outcome, f"{type(other).__name__}: {other}".splitlines()[0])
         return Found(env_id, "refused", str(error))
     except BaseException as error:
-        return Found(env_id, "FAILED", f"{type(error).__name__}: {error}")
+        outcome = "fails in Gymnasium alone" if fails_alone(env_id) else "FAILED"
+        return Found(env_id, outcome, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def fails_alone(env_id: str) -> bool:
+    """Whether the environment cannot be reset in Gymnasium alone either."""
+    try:
+        gymnasium.make(env_id).reset(seed=0)
+    except Exception:
+        return True
+    return False
 
 
 def visit_in_fork(env_id: str) -> Found:
