@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
-from fabric_ppo.envs.spaces import ActionConverter, EnvSpec, Packer, reader_of
+from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.spaces import EnvSpec, Packer, reader_of
 from fabric_ppo.process.errors import ConfigError, first_line
 
 

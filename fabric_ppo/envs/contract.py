@@ -44,7 +44,7 @@ class EnvSettings:
         start_method: how worker processes start, as `multiprocessing` has it; None for a fork on
             Linux, else spawn.
         num_threads: how many threads a backend that has its own may start.
-        action_bounds: how Box actions meet their bounds (`spaces.ActionConverter`).
+        action_bounds: how Box actions meet their bounds (`actions.ActionConverter`).
         env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
             `ATARI`; empty for nothing.
         obs_keys: parts of a Dict observation that are taken, with commas; empty for all.
@@ -139,7 +139,7 @@ class VectorEnvs(ABC):
         false. `valid` being false and the end of an episode never come with the same row.
 
         Args:
-            actions: as the environments take them (`spaces.ActionConverter`), `[N, *shape]`.
+            actions: as the environments take them (`actions.ActionConverter`), `[N, *shape]`.
             obs, rewards, terminated, truncated, valid: outputs.
 
         Raises:

@@ -1,4 +1,4 @@
-"""One Gymnasium environment that seeds each of its episodes and names exactly where it failed.
+"""One Gymnasium environment that seeds each of its episodes, and rebuilds one that was in progress.
 
 This is the part that the backends over Gymnasium share, `SyncEnvs` and the workers of `AsyncEnvs`.
 """
@@ -8,28 +8,21 @@ from __future__ import annotations
 import functools
 import math
 import time
-import traceback
 from typing import Any
 
 import numpy as np
 
+from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
-from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
-from fabric_ppo.envs.reading import read_flag, read_reward
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.repeatable import try_repeating
-from fabric_ppo.envs.spaces import Packer, reader_of
-from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line, pass_on_stop
+from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
 from fabric_ppo.seeding import episode_seed
 
 
-class Episodes:
-    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`.
-
-    Attributes:
-        spec: its spaces.
-        lost_life: the last step cost a life in an Atari game.
-    """
+class Episodes(CheckedEnv):
+    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`."""
 
     def __init__(self, settings: EnvSettings, index: int) -> None:
         """Make the rank's environment `index`, recorded if it is global environment 0.
@@ -42,44 +35,28 @@ class Episodes:
         records = settings.video_dir != "" and self._id == 0
         make = functools.partial(make_gymnasium_env, settings.env_id, settings.env_wrapper)
         env = make()
-        self.spec = settings.spec_of(env)
-        self._env = record(env, settings.video_dir, None, make) if records else env
+        spec = settings.spec_of(env)
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
-        space = self.spec.observation
-        self._read = Packer(space) if space.parts else reader_of(space)  # no detour in each step
-        self._counts_lives = self.spec.is_atari
-        self._lives = 0
-        self.lost_life = False
+        env = record(env, settings.video_dir, None, make) if records else env
+        super().__init__(env, spec, f"environment {self._id}, episode")
         self._episode = -1
-        self._steps = 0
-        self._episode_seed = 0
 
-    def reset(self) -> Array:
+    def begin(self) -> Array:
         """Start the next episode, and return its first observation.
 
         Raises:
             EnvironmentFault: the environment failed.
         """
         self._episode += 1
-        self._steps = 0
         settings = self._settings
-        self._episode_seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
-        try:
-            renew_world(self._env)
-            obs, info = self._env.reset(seed=self._episode_seed)
-        except BaseException as error:
-            pass_on_stop(error)
-            raise self._fault(f"reset raised {describe_error(error)}", error) from error
-        if self._counts_lives:
-            self._lives = info["lives"]
-        return self._checked(obs, "reset")
+        return self.reset(episode_seed(settings.seed, self._id, self._episode, settings.total_envs))
 
     def state(self) -> bytes:
         """Return what the environment's own `get_state` gives; empty if it gives no bytes."""
         if not self._offers_state:
             return b""
         try:
-            state = self._env.unwrapped.get_state()  # type: ignore[attr-defined]
+            state = self.env.unwrapped.get_state()  # type: ignore[attr-defined]
         except USER_ERRORS:  # a method of that name that is something else
             state = None
         self._offers_state = isinstance(state, bytes) and state != b""
@@ -88,7 +65,7 @@ class Episodes:
     def try_repeating(self, seconds: float) -> str:
         """See `VectorEnvs.try_repeating`."""
         # without the recorder: a trial is no episode of the run
-        env: Any = self._env.env if isinstance(self._env, Recorder) else self._env
+        env: Any = self.env.env if isinstance(self.env, Recorder) else self.env
         return try_repeating(env, self.spec.observation, seconds)
 
     def rebuild(self, past: PastEpisode, seconds: float = math.inf) -> tuple[Array, str]:
@@ -108,7 +85,7 @@ class Episodes:
         if not why:
             return past.obs, ""
         self._episode = past.number
-        return self.reset(), why
+        return self.begin(), why
 
     def _replay(self, past: PastEpisode, deadline: float) -> str:
         """Reset with the episode's seed and repeat its actions, or hand it its state.
@@ -117,9 +94,9 @@ class Episodes:
             Why that did not bring the episode back; empty if it did.
         """
         self._episode = past.number - 1
-        if isinstance(self._env, Recorder):
-            self._env.episode_id = past.number - 1  # videos are scheduled and named by this number
-        obs, ret = self.reset(), 0.0
+        if isinstance(self.env, Recorder):
+            self.env.episode_id = past.number - 1  # videos are scheduled and named by this number
+        obs, ret = self.begin(), 0.0
         if past.state:
             return self._set_state(past)
         if past.actions is None:
@@ -132,7 +109,7 @@ class Episodes:
             obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action.copy())
             ret += float(np.float32(reward))
             if terminated or truncated:
-                return f"its episode ended {len(past.actions) - self._steps} steps early"
+                return f"its episode ended {len(past.actions) - self.steps} steps early"
         if np.asarray(obs).astype(past.obs.dtype, copy=False).tobytes() != past.obs.tobytes():
             return "its observation differs after the same actions"
         if not (math.isnan(past.ret) or math.isclose(ret, past.ret, rel_tol=1e-9, abs_tol=1e-9)):
@@ -142,53 +119,17 @@ class Episodes:
     def _set_state(self, past: PastEpisode) -> str:
         """Hand the environment its state; return why that failed, or nothing."""
         try:
-            self._env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+            self.env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
         except USER_ERRORS as error:
             return f"set_state raised {describe_error(error)}".splitlines()[0]
-        self._steps = past.length
+        self.steps = past.length
         # the state is the innermost environment's: the time limit around it counts for itself
-        env: Any = self._env
+        env: Any = self.env
         while env is not env.unwrapped:
             if hasattr(env, "_elapsed_steps"):  # TimeLimit's
-                env._elapsed_steps = self._steps
+                env._elapsed_steps = self.steps
             env = env.env
         return ""
-
-    def step(self, action: Any) -> tuple[Array, float, bool, bool]:
-        """Take a step; where the episode ended, the caller calls `reset`.
-
-        Returns:
-            Observation, reward, terminated, truncated.
-
-        Raises:
-            EnvironmentFault: the environment failed, or its reward or observation cannot be read.
-        """
-        self._steps += 1
-        try:
-            obs, reward, terminated, truncated, info = self._env.step(action)
-        except BaseException as error:
-            pass_on_stop(error)
-            raise self._fault(f"step raised {describe_error(error)}", error) from error
-        try:
-            reward = read_reward(reward)
-            if type(terminated) is not bool or type(truncated) is not bool:
-                terminated, truncated = read_flag(terminated, "terminated"), read_flag(truncated, "truncated")
-        except ValueError as error:
-            raise self._fault(f"step returned {error}") from None
-        if self._counts_lives:
-            self.lost_life, self._lives = info["lives"] < self._lives, info["lives"]
-        return self._checked(obs, "step"), reward, terminated, truncated
-
-    def _checked(self, obs: Any, call: str) -> Array:
-        """Return an observation as it is stored: a nested one as a row of bytes.
-
-        Raises:
-            EnvironmentFault: it cannot be read as its space says (`spaces.Packer`).
-        """
-        try:
-            return self._read(obs)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise self._fault(f"{call} returned {error}") from None
 
     def close(self) -> None:
         """Close the environment, which writes a video that is being recorded.
@@ -196,10 +137,4 @@ class Episodes:
         Raises:
             UnwrittenVideoError: a video could not be written; all is closed nevertheless.
         """
-        self._env.close()
-
-    def _fault(self, what: str, error: BaseException | None = None) -> EnvironmentFault:
-        """Return a fault that names the environment, its episode and its step."""
-        place = f"{self._settings.env_id} environment {self._id}, episode seed {self._episode_seed}, step {self._steps}"
-        trace = "\n" + "".join(traceback.format_exception(error)).rstrip() if error else ""
-        return EnvironmentFault(f"{place}: {what}{trace}")
+        self.env.close()

@@ -191,6 +191,18 @@ def read_flag(flag: Any, name: str) -> bool:
     return number != 0
 
 
+def read_tuple(answer: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return what `reset` or `step` returned, which must have a value for each of `names`.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if isinstance(answer, (tuple, list)) and len(answer) == len(names):
+        return tuple(answer)
+    what = f"{len(answer)} values" if isinstance(answer, tuple) else f"a single {type(answer).__name__}"
+    raise ValueError(f"{what}; {', '.join(names[:-1])} and {names[-1]} are expected")
+
+
 def _number(value: Any) -> float:
     """Return the number that a scalar, an array of size 1 or another object stands for.
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fabric_ppo.config import ATARI
 from fabric_ppo.envs.reading import Reader, shorten
@@ -27,7 +26,7 @@ KeyPath = tuple[str | int, ...]
 """Keys and indices that lead to a part of a nested observation."""
 
 Fit = Literal["clip", "rescale", "squash"]
-"""Ways for Box actions to meet their bounds: see `ActionConverter`."""
+"""Ways for Box actions to meet their bounds: see `actions.ActionConverter`."""
 
 _MOST_CHOICES = 2**20
 """Choices of a space in all, each of which takes an input or an output of a network."""
@@ -66,7 +65,7 @@ class SpaceSpec:
             them where whole numbers are scaled by them, one for all entries if all are the same;
             empty stands for 0 of bytes, and for none of other numbers.
         high: upper bounds, likewise; empty stands for 255 of bytes.
-        fit: how actions meet such bounds (`ActionConverter`).
+        fit: how actions meet such bounds (`actions.ActionConverter`).
         parts: path and space of each leaf of a nested space, in order.
     """
 
@@ -163,9 +162,12 @@ def _observation_spec(env_id: str, space: gymnasium.Space[Any], keys: str, mask:
             raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
         return spec
     for key in filter(None, keys.split(",")):
-        if not any(_is_below(path, [key]) for path in leaves):
+        named = {path[:length] for path in leaves for length in _lengths(path) if _name(path[:length]) == key}
+        if not named:
             existing = ", ".join(map(_name, leaves))
             raise ConfigError(f"--obs-keys {keys}: {env_id} has no observation {key}; it has {existing}")
+        if len(named) > 1:  # a key "a.b" beside a part "b" of "a"
+            raise ConfigError(f"--obs-keys {keys}: {env_id} has several observations {key}; unique names are expected")
     specs = {path: _leaf_spec(leaf) for path, leaf in leaves.items()}
     taken = [path for path in leaves if not keys or path == mask or _is_below(path, keys.split(","))]
     parts = [(path, _widened(spec)) for path in taken if (spec := specs[path]) is not None]
@@ -195,7 +197,12 @@ def _name(path: KeyPath) -> str:
 
 def _is_below(path: KeyPath, keys: Sequence[str]) -> bool:
     """Return True if one of `keys` names this path, or a part of the observation that it lies in."""
-    return any(_name(path[:length]) in keys for length in range(1, len(path) + 1))
+    return any(_name(path[:length]) in keys for length in _lengths(path))
+
+
+def _lengths(path: KeyPath) -> range:
+    """Return the lengths of the paths to a part and to what it lies in."""
+    return range(1, len(path) + 1)
 
 
 def _advice(refused: Mapping[KeyPath, gymnasium.Space[Any]], others: Sequence[KeyPath]) -> str:
@@ -344,44 +351,3 @@ class Packer:
                 ) from None
             row[place] = np.ascontiguousarray(read(value), dtype).reshape(-1).view(np.uint8)
         return row
-
-
-class ActionConverter:
-    """A converter of stored actions to what environments take.
-
-    Choices are stored from 0 up, and start at `start`. Box entries are brought within their bounds:
-    `clip` cuts off what lies beyond them, `rescale` stretches -1 .. 1 over them first, and `squash`
-    takes the tanh before that; both leave entries alone that are not bounded on both sides.
-    """
-
-    def __init__(self, space: SpaceSpec) -> None:
-        """Read the action space."""
-        self._dtype = np.dtype(space.dtype)
-        self._start = np.array(space.start).reshape(space.shape) if any(space.start) else None
-        self._bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self._squashes: NDArray[Any] | None = None
-        self._stretch: tuple[NDArray[Any], NDArray[Any]] | None = None
-        if space.kind == "box":
-            low = np.array([-np.inf if x is None else x for x in space.low], self._dtype)
-            high = np.array([np.inf if x is None else x for x in space.high], self._dtype)
-            low, high = low.reshape(space.shape), high.reshape(space.shape)
-            self._bounds = low, high
-            has_both = np.isfinite(low) & np.isfinite(high)
-            if space.fit == "squash":
-                self._squashes = has_both
-            # bounds of -1 and 1 need no stretching
-            if space.fit != "clip" and np.any((low != -1) | (high != 1), where=has_both):
-                # halved first: the width of the widest bounds overflows
-                half, middle = np.where(has_both, high / 2 - low / 2, 1), np.where(has_both, high / 2 + low / 2, 0)
-                self._stretch = half.astype(self._dtype), middle.astype(self._dtype)
-
-    def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Convert `[B, *shape]`; the result has the environment's dtype."""
-        if self._start is not None:
-            actions = actions + self._start
-        actions = actions.astype(self._dtype, copy=False)
-        if self._squashes is not None:
-            actions = np.where(self._squashes, np.tanh(actions), actions)
-        if self._stretch is not None:
-            actions = actions * self._stretch[0] + self._stretch[1]
-        return actions if self._bounds is None else np.clip(actions, *self._bounds)

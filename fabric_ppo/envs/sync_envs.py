@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -24,7 +25,14 @@ class SyncEnvs(VectorEnvs):
         Raises:
             ConfigError: the environment cannot be made, or has a space that is not supported.
         """
-        self._envs = [Episodes(settings, index) for index in range(settings.num_envs)]
+        self._envs: list[Episodes] = []
+        try:
+            while len(self._envs) < settings.num_envs:
+                self._envs.append(Episodes(settings, len(self._envs)))
+        except BaseException:
+            with contextlib.suppress(UnwrittenVideoError):
+                self.close()
+            raise
         self.spec = self._envs[0].spec
         self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self.lost_life = np.zeros(self.num_envs, np.bool_) if self.spec.is_atari else None
@@ -32,7 +40,7 @@ class SyncEnvs(VectorEnvs):
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
         for index, env in enumerate(self._envs):
-            obs[index] = env.reset()
+            obs[index] = env.begin()
 
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
@@ -46,7 +54,7 @@ class SyncEnvs(VectorEnvs):
             if terminated[index] or truncated[index]:
                 # a copy, as the environment may reuse its memory
                 finals.append(FinalObs(index, np.array(next_obs)))
-                next_obs = env.reset()
+                next_obs = env.begin()
             obs[index] = next_obs
         if self.lost_life is not None:
             self.lost_life[:] = [env.lost_life for env in self._envs]
@@ -82,7 +90,7 @@ class SyncEnvs(VectorEnvs):
                 unwritten.append(error)
             except BaseException as error:
                 pass_on_stop(error)
-                warnings.append(f"warning: {self.spec.env_id}: close raised {describe_error(error)}".splitlines()[0])
+                warnings.append(f"warning: {env.spec.env_id}: close raised {describe_error(error)}".splitlines()[0])
         for warning in dict.fromkeys(warnings):
             print_line(warning, sys.stderr)
         if unwritten:

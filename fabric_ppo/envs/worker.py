@@ -93,7 +93,7 @@ class _Worker:
         if command == STEP:
             self._step()
         elif command == RESET:
-            self._arrays["obs"][...] = self._env.reset()
+            self._arrays["obs"][...] = self._env.begin()
         elif command == STATE:
             return self._env.state()
         elif command[:1] == TRY:
@@ -146,7 +146,7 @@ class _Worker:
         arrays["lost_life"][0] = env.lost_life
         if arrays["terminated"][0] or arrays["truncated"][0]:
             arrays["final_obs"][...] = obs
-            obs = env.reset()
+            obs = env.begin()
         arrays["obs"][...] = obs
 
     def close(self) -> bytes:

@@ -84,7 +84,7 @@ class Rollout:
 
     Attributes:
         obs: `[T, N, ...]`, raw, in the environment's dtype.
-        actions: `[T, N, ...]`, as drawn, before `spaces.ActionConverter`.
+        actions: `[T, N, ...]`, as drawn, before `actions.ActionConverter`.
         log_probs, values: `[T, N]`, of the agent that acted, or after `revalue` of a later one.
         importance: `[T, N]`, probability of the action under the agent of `log_probs`, divided by
             that under the agent that acted; 1 without `revalue`.

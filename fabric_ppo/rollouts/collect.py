@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.envs.spaces import ActionConverter
+from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.actor import Actor

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import TEST_STEP_LIMIT
+from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import UnwrittenVideoError
-from fabric_ppo.envs.gymnasium_env import make_gymnasium_env, renew_world
+from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.known import is_gymnasium_class
-from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error, pass_on_stop
+from fabric_ppo.process.errors import ConfigError, describe_error, pass_on_stop
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
@@ -165,10 +165,9 @@ def _step_all(
     actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
     for slot, after, action in zip(playing, memory, actions, strict=True):
         slot.memory = after
-        reward, terminated, truncated = slot.step(action)
+        reward, has_ended = slot.play(action)
         scores.returns[slot.episode] += reward
         scores.lengths[slot.episode] += 1
-        has_ended = bool(terminated or truncated)
         slot.has_ended = has_ended or scores.lengths[slot.episode] >= step_limit
         scores.ended += slot.has_ended
         scores.cut_off += slot.has_ended and not has_ended
@@ -194,7 +193,7 @@ def _start(slots: list[_Slot], seed: int, waiting: Iterator[int]) -> list[_Slot]
     return playing
 
 
-class _Slot:
+class _Slot(CheckedEnv):
     """An environment and the test episode that it plays.
 
     Attributes:
@@ -211,83 +210,53 @@ class _Slot:
         spec, self._new_memory = policy.spec, policy.new_memory
         make = functools.partial(make_gymnasium_env, spec.env_id, spec.wrapper)
         env = make(None if video_dir else render_mode)
-        self._env = record(env, video_dir, lambda number: number == 0, make) if video_dir else env
+        # a wrapper of the user's own may hold something of which there is only one
+        self.can_be_many = spec.is_atari or (not spec.wrapper and is_gymnasium_class(env.unwrapped))
+        super().__init__(record(env, video_dir, lambda number: number == 0, make) if video_dir else env, spec)
         stack.callback(self._close)
-        self._pack, self._env_id = policy.pack, spec.env_id
-        self._seed = self._steps = 0
         self.episode = -1
         self.obs: Any = None
         self.memory = self._new_memory()
         self.has_ended = False
-        # a wrapper of the user's own may hold something of which there is only one
-        self.can_be_many = spec.is_atari or (not spec.wrapper and is_gymnasium_class(env.unwrapped))
         self.unwritten = self.close_error = ""
 
-    def step(self, action: NDArray[Any]) -> tuple[float, bool, bool]:
-        """Take a step and update `obs`; return reward, terminated, truncated.
+    def play(self, action: NDArray[Any]) -> tuple[float, bool]:
+        """Take a step and update `obs`; return the reward, and whether the episode has ended.
 
         Raises:
-            EnvironmentFault: the environment failed, or returned a value that is not finite.
+            EnvironmentFault: see `CheckedEnv.step`.
         """
-        self._steps += 1
-        try:
-            obs, reward, terminated, truncated, _ = self._env.step(action.item() if action.ndim == 0 else action)
-        except BaseException as error:
-            pass_on_stop(error)
-            raise self._fault(f"step raised {describe_error(error)}") from error
-        try:
-            reward = read_reward(reward)
-            terminated, truncated = read_flag(terminated, "terminated"), read_flag(truncated, "truncated")
-        except ValueError as error:
-            raise self._fault(f"step returned {error}") from None
-        # a copy: environments may share the array that they return
-        self.obs = np.array(self._checked(obs, "step"))
-        return reward, terminated, truncated
+        obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action)
+        self.obs = np.array(obs)  # a copy: environments may share the array that they return
+        return reward, terminated or truncated
 
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
         """Start the next of the `waiting` episodes; return False if there is none left.
 
         Raises:
-            EnvironmentFault: as `step`.
+            EnvironmentFault: see `CheckedEnv.reset`.
         """
         episode = next(waiting, None)
         if episode is None:
             return False
         self.episode, self.memory, self.has_ended = episode, self._new_memory(), False
-        renew_world(self._env)
-        self._seed, self._steps = evaluation_seed(seed, episode), 0
-        try:
-            obs, _ = self._env.reset(seed=self._seed)
-        except BaseException as error:
-            pass_on_stop(error)
-            raise self._fault(f"reset raised {describe_error(error)}") from error
-        self.obs = np.array(self._checked(obs, "reset"))
+        self.place = f"test episode {episode},"
+        self.obs = np.array(self.reset(evaluation_seed(seed, episode)))
         return True
 
     @property
     def differs(self) -> bool:
         """Return True once the environment was made otherwise than the others, to be recorded."""
-        return isinstance(self._env, Recorder) and self._env.is_remade
+        return isinstance(self.env, Recorder) and self.env.is_remade
 
     def _close(self) -> None:
         try:
-            self._env.close()
+            self.env.close()
         except UnwrittenVideoError as error:
             self.unwritten = str(error)
         except BaseException as error:
             pass_on_stop(error)
             self.close_error = describe_error(error).splitlines()[0]
-
-    def _checked(self, obs: Any, call: str) -> Any:
-        """Return an observation packed; raise an EnvironmentFault if it cannot be read."""
-        try:
-            return self._pack(obs)
-        except ValueError as error:
-            raise self._fault(f"{call} returned {error}") from None
-
-    def _fault(self, what: str) -> EnvironmentFault:
-        place = f"{self._env_id} test episode {self.episode}, seed {self._seed}, step {self._steps}"
-        return EnvironmentFault(f"{place}: {what}")
 
 
 def _noise(policy: Policy, seed: int, at: list[tuple[int, int]]) -> NDArray[np.float64]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.contract import PastEpisode
-from fabric_ppo.envs.spaces import ActionConverter, SpaceSpec
+from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 

@@ -16,10 +16,10 @@ from torch import nn
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs import envpool_envs
+from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.envs.ids import resolve_envpool_id
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.envs.spaces import ActionConverter
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.batch import Rows, make_batch
 from fabric_ppo.ppo.loss import minibatch_loss

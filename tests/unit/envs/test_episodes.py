@@ -273,7 +273,7 @@ def test_a_signal_is_no_fault(where, stop):
 
     def play():
         env = Episodes(settings, 0)
-        env.reset()
+        env.begin()
         env.step(0)
 
     with pytest.raises(stop):

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+import tests.fixtures.toy_envs  # noqa: F401 - registers environments
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
@@ -16,6 +17,8 @@ from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.evaluate import evaluate
 from tests.fixtures.configs import TINY
 from tests.fixtures.envs import env_opener, reset
+from tests.fixtures.habit_envs import Alone
+from tests.fixtures.habit_envs import env_id as id_of
 
 
 @pytest.fixture
@@ -29,6 +32,15 @@ def test_an_environment_need_not_know_of_rendering(open_envs):
     """`gymnasium.make` passes on what it is given: an environment without a `render_mode` gets none."""
     envs = open_envs("NoArguments-v0", 1)
     assert np.abs(reset(envs)).max() > 0
+
+
+def test_environments_that_cannot_all_be_made_are_closed(tmp_path, monkeypatch):
+    """In this process the first would stay open otherwise, and be in the way of another try."""
+    monkeypatch.setenv("ALONE_LOG", str(tmp_path / "log"))
+    with env_opener("sync") as open_:
+        with pytest.raises(ConfigError, match="port 5005 is in use"):
+            open_(id_of(Alone), 2)
+        assert reset(open_(id_of(Alone), 1)).shape[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
+from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.envs.spaces import ActionConverter
 from fabric_ppo.fast.array_actor import ActorChoice
 from fabric_ppo.rollouts.actor import Actor, make_plain_actor
 from fabric_ppo.rollouts.buffer import RolloutBuffer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -11,13 +10,13 @@ import pytest
 import torch
 
 from fabric_ppo.agents.policy import Policy
-from fabric_ppo.envs.spaces import Packer, SpaceSpec
+from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.rollouts import evaluate as evaluation
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import Stream, episode_seed, evaluation_seed, uniforms
 from tests.fixtures.agents import agent_for
-from tests.fixtures.toy_envs import decode, encode, toy_env
+from tests.fixtures.toy_envs import ACTIONS, OBSERVATIONS, decode, encode, toy_env
 
 SEED = 5
 
@@ -106,9 +105,8 @@ class Recorder:
     """A policy that keeps the observations it is given."""
 
     def __init__(self, env_id):
-        self.spec = SimpleNamespace(env_id=env_id, wrapper="", is_atari=False)
+        self.spec = env_spec(env_id, OBSERVATIONS["float32"], ACTIONS["discrete"])
         self.noise_size = 3
-        self.pack = Packer(SpaceSpec("box", (2, 2), "float32"))
         self.new_memory = lambda: np.zeros(0)
         self.seen = []
 
@@ -159,3 +157,11 @@ def test_an_environment_that_fails_is_named():
     with pytest.raises(Exception, match="told to raise") as caught:
         evaluate(policy, 3, SEED)
     assert str(evaluation_seed(SEED, 1)) in str(caught.value).replace(policy.spec.env_id, "")
+
+
+def test_the_error_of_an_environment_is_shown_where_it_was_raised():
+    with pytest.raises(EnvironmentFault) as caught:
+        evaluate(Recorder(toy_env(length=5, fault="raise", at=2)), 1, SEED)
+    place, *trace = str(caught.value).splitlines()
+    assert "step 3: step raised " in place
+    assert any("toy_envs.py" in line for line in trace)

@@ -1,0 +1,83 @@
+"""Actions between agents and environments: their conversion, and masks that must leave some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, SpaceSpec
+
+
+class ActionConverter:
+    """A converter of stored actions to what environments take.
+
+    Choices are stored from 0 up, and start at `start`. Box entries are brought within their bounds:
+    `clip` cuts off what lies beyond them, `rescale` stretches -1 .. 1 over them first, and `squash`
+    takes the tanh before that; both leave entries alone that are not bounded on both sides.
+    """
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the action space."""
+        self._dtype = np.dtype(space.dtype)
+        self._start = np.array(space.start).reshape(space.shape) if any(space.start) else None
+        self._bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self._squashes: NDArray[Any] | None = None
+        self._stretch: tuple[NDArray[Any], NDArray[Any]] | None = None
+        if space.kind == "box":
+            low = np.array([-np.inf if x is None else x for x in space.low], self._dtype)
+            high = np.array([np.inf if x is None else x for x in space.high], self._dtype)
+            low, high = low.reshape(space.shape), high.reshape(space.shape)
+            self._bounds = low, high
+            has_both = np.isfinite(low) & np.isfinite(high)
+            if space.fit == "squash":
+                self._squashes = has_both
+            # bounds of -1 and 1 need no stretching
+            if space.fit != "clip" and np.any((low != -1) | (high != 1), where=has_both):
+                # halved first: the width of the widest bounds overflows
+                half, middle = np.where(has_both, high / 2 - low / 2, 1), np.where(has_both, high / 2 + low / 2, 0)
+                self._stretch = half.astype(self._dtype), middle.astype(self._dtype)
+
+    def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Convert `[B, *shape]`; the result has the environment's dtype."""
+        if self._start is not None:
+            actions = actions + self._start
+        actions = actions.astype(self._dtype, copy=False)
+        if self._squashes is not None:
+            actions = np.where(self._squashes, np.tanh(actions), actions)
+        if self._stretch is not None:
+            actions = actions * self._stretch[0] + self._stretch[1]
+        return actions if self._bounds is None else np.clip(actions, *self._bounds)
+
+
+class MaskCheck:
+    """A check of packed observations: does the action mask in them leave an action to choose?"""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        """Find the mask in the observations of an environment; where there is none, all passes."""
+        self._dtype = np.dtype(np.uint8)
+        self._place = slice(0)
+        # each number of a MultiDiscrete is chosen for itself; a MultiBinary may have no 1 at all
+        self._starts = np.cumsum([0, *spec.action.sizes[:-1]])
+        end = 0
+        for path, leaf in spec.observation.parts:
+            dtype = np.dtype(leaf.dtype)
+            start, end = end, end + leaf.size * dtype.itemsize
+            if path == ACTION_MASK and leaf.size == sum(spec.action.sizes):
+                self._dtype, self._place = dtype, slice(start, end)
+
+    @property
+    def has_mask(self) -> bool:
+        """Return True if there is something to check."""
+        return self._place.stop > 0
+
+    def __call__(self, row: NDArray[np.uint8]) -> None:
+        """Check one observation, as `spaces.Packer` packs it.
+
+        Raises:
+            ValueError: the mask allows nothing.
+        """
+        is_possible = row[self._place].view(self._dtype) != 0
+        if not np.logical_or.reduceat(is_possible, self._starts).all():
+            raise ValueError("an action_mask that allows no action; at least one is expected where an episode goes on")
