@@ -25,6 +25,7 @@ from fabric_ppo.process.failures import format_failure, is_lost_contact
 from fabric_ppo.process.signals import signals
 
 _SECONDS_FOR_RANK_ZERO = 2.0  # to print an error that all ranks have
+_SECONDS_FOR_THREADS = 30.0  # to end, and for what libraries do at the end of a process
 
 
 def run_script(main: Callable[[Any], object], config: Any) -> None:
@@ -57,7 +58,20 @@ def end_process(status: int) -> NoReturn:
     flush(sys.stderr)
     if "RANK" in os.environ:
         os._exit(status)
+    shut_down(status)
+
+
+def shut_down(status: int) -> NoReturn:
+    """Exit as `sys.exit` does, but do not wait for ever for threads that an environment keeps."""
+    watch = threading.Timer(_SECONDS_FOR_THREADS, _exit_despite_threads, (status,))
+    watch.daemon = True
+    watch.start()
     sys.exit(status)
+
+
+def _exit_despite_threads(status: int) -> NoReturn:
+    print_line("warning: threads that an environment has started go on; the process ends without them", sys.stderr)
+    os._exit(status)
 
 
 def _print_failure(error: BaseException) -> int:

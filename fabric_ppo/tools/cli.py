@@ -17,6 +17,7 @@ from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, De
 from fabric_ppo.process.console import end_stdout, lost_output, open_streams, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path
+from fabric_ppo.process.script import shut_down
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags, require_no_srun
 from fabric_ppo.run.folder import require_no_run
 from fabric_ppo.run.resolve import resolve
@@ -67,7 +68,7 @@ def console() -> NoReturn:
     status = main()
     # an environment's code may print as the process ends: that is none of the result
     end_stdout()
-    sys.exit(status)
+    shut_down(status)
 
 
 def _train(args: list[str]) -> int:

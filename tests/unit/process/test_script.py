@@ -1,0 +1,30 @@
+"""The end of a process: with its status, whatever an environment has left behind."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.fixtures.launching import run
+
+PROGRAM = """
+import atexit, threading, time
+from fabric_ppo.process import script
+script._SECONDS_FOR_THREADS = {seconds}
+atexit.register(print, "in order")
+threading.Thread(target=time.sleep, args=({busy},)).start()
+{end}(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["script.end_process", "script.shut_down"])
+def test_a_thread_that_goes_on_does_not_keep_the_process(tmp_path, end):
+    done = run([sys.executable, "-c", PROGRAM.format(seconds=0.1, busy=1e6, end=end)], tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("warning: threads that an environment has started go on; ")
+
+
+def test_a_thread_that_ends_is_waited_for(tmp_path):
+    done = run([sys.executable, "-c", PROGRAM.format(seconds=1e6, busy=0.1, end="script.end_process")], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "in order\n", "")
