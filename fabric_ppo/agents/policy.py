@@ -130,10 +130,11 @@ class Policy:
 
 
 def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
-    """Load the policy of a finished run or of a checkpoint; opens no environment.
+    """Load the policy of a run or of a checkpoint; opens no environment.
 
     Args:
-        run_dir: folder of a finished run, or a file in its `checkpoints`.
+        run_dir: folder of a run, or a file in its `checkpoints`. The policy of a run that was
+            stopped is that of its newest checkpoint, which a line on stderr says.
         own_code: import the module of the user's own encoder, which the file names. Without this,
             loading a file never imports or runs code that it names.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,26 +12,57 @@ import torch
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, first_line
-from fabric_ppo.process.files import Checkpoint, write_atomically
+from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_atomically
 
 POLICY_FILE = "policy.safetensors"
 
 
 def policy_path(run_dir: str | Path) -> Path:
-    """Return the file that holds the policy of a run folder, or a checkpoint's own path.
+    """Return the file that holds the policy of a run; print a line if it is a checkpoint's.
+
+    Args:
+        run_dir: the folder of a run: the file is `policy.safetensors`, or, where the run was
+            stopped or still trains, the newest checkpoint that is whole. Or a checkpoint, which is
+            returned.
 
     Raises:
         ConfigError: there is no such file.
     """
     path = Path(run_dir)
-    if path.suffix != ".ckpt":
-        path /= POLICY_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"{run_dir}: no {POLICY_FILE} in it; the folder of a finished run, or a checkpoint, is expected"
-        )
-    return path
+    if path.suffix == ".ckpt":
+        if not path.is_file():
+            raise ConfigError(f"{run_dir}: there is no such checkpoint; a file in a run's checkpoints is expected")
+        return path
+    policy, newest = path / POLICY_FILE, _newest_whole(path / "checkpoints")
+    if policy.is_file() and (newest is None or update_of(newest) <= _updates_of(path)):
+        return policy
+    if newest is None:
+        where = "the folder of a run, or a checkpoint,"
+        raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where} is expected")
+    print_from_rank_zero(
+        f"{run_dir}: the run has not finished: the policy is that of its newest checkpoint, {newest.name}"
+    )
+    return newest
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is not damaged; None for none."""
+    for path in newest_first(folder):
+        # one may be dropped meanwhile, by a run that trains
+        with contextlib.suppress(OSError, ConfigError):
+            Checkpoint.from_bytes(path.read_bytes())
+            return path
+    return None
+
+
+def _updates_of(run_dir: Path) -> float:
+    """Return the updates of a finished run: more than any, if its summary cannot be read."""
+    try:
+        return float(json.loads((run_dir / "summary.json").read_bytes())["updates"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
 
 
 def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:

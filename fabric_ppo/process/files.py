@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"Fabric PPO checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_CHECKPOINT_NAME = re.compile(r"update_(\d+)\.ckpt")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -114,3 +116,16 @@ class Checkpoint:
             return cls(load(rest), json.loads(header["__metadata__"]["values"]))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"not a checkpoint of this program ({error})") from None
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """Yield the numbered checkpoints in `folder`, from the last update to the first."""
+    numbered = [path for path in folder.glob("*.ckpt") if _CHECKPOINT_NAME.fullmatch(path.name)]
+    yield from sorted(numbered, key=update_of, reverse=True)
+
+
+def update_of(checkpoint: Path) -> int:
+    """Return the number of updates after which a numbered checkpoint was written, from its name."""
+    found = _CHECKPOINT_NAME.fullmatch(checkpoint.name)
+    assert found is not None
+    return int(found[1])

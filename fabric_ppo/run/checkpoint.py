@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.process.files import Checkpoint, write_atomically
+from fabric_ppo.process.files import Checkpoint, newest_first, write_atomically
 from fabric_ppo.process.profile import timed
 from fabric_ppo.run.snapshot import Snapshot
 from fabric_ppo.run.writes import Writes
 
 BEST = "best.ckpt"
-_NAME = re.compile(r"update_(\d+)\.ckpt")
 _SECONDS_BETWEEN = 60.0
 """Seconds between checkpoints, unless `--checkpoint-every` counts updates."""
 
@@ -126,12 +124,6 @@ def drop_old(folder: Path, keep: int) -> None:
     """Drop all but the `keep` newest numbered checkpoints."""
     for old in list(newest_first(folder))[keep:]:
         old.unlink()
-
-
-def newest_first(folder: Path) -> Iterator[Path]:
-    """Yield the numbered checkpoints in `folder`, from the last update to the first."""
-    numbered = [(int(found[1]), path) for path in folder.glob("*.ckpt") if (found := _NAME.fullmatch(path.name))]
-    yield from (path for _, path in sorted(numbered, reverse=True))
 
 
 def newest_intact(folder: Path) -> tuple[bytes, list[str]]:

@@ -1,0 +1,95 @@
+"""The policy of a run that was stopped: its newest whole checkpoint, which a line names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fabric_ppo.agents.policy import load_agent
+from fabric_ppo.agents.policy_file import save_policy, start_from
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.files import Checkpoint
+from tests.fixtures.agents import agent_for
+
+OBS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+SPOKEN = "the run has not finished: the policy is that of its newest checkpoint, {}\n"
+
+
+def write_checkpoint(folder, update, agent):
+    """A checkpoint of `agent`, as a run writes it."""
+    values = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json(), "update": update}
+    weights = {f"weights.{name}": each for name, each in agent.state_dict().items()}
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    path = folder / "checkpoints" / f"update_{update}.ckpt"
+    path.write_bytes(Checkpoint(weights, values).to_bytes())
+    return path
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped after update 10; update 9 is on the disk, too: agents of seeds 10 and 9."""
+    for update in (9, 10):
+        write_checkpoint(tmp_path, update, agent_for(seed=update))
+    return tmp_path
+
+
+def values_of(seed):
+    return agent_for(seed=seed).values(torch.from_numpy(OBS)).detach().numpy()
+
+
+def test_a_stopped_run_has_the_policy_of_its_newest_checkpoint(stopped, capsys):
+    np.testing.assert_allclose(load_agent(stopped).value(OBS), values_of(10), rtol=1e-5)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"{stopped}: " + SPOKEN.format("update_10.ckpt"))
+
+
+def test_a_checkpoint_that_is_damaged_is_passed_over(stopped, capsys):
+    """And stays as it is: only a run that resumes renames it."""
+    newest = stopped / "checkpoints" / "update_10.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    (stopped / "checkpoints" / "update_11.ckpt").mkdir()
+    np.testing.assert_allclose(load_agent(stopped).value(OBS), values_of(9), rtol=1e-5)
+    assert capsys.readouterr().err == f"{stopped}: " + SPOKEN.format("update_9.ckpt")
+    assert newest.exists()
+
+
+def test_a_finished_run_has_its_own_policy(stopped, capsys):
+    save_policy(agent_for(seed=3), stopped)
+    np.testing.assert_allclose(load_agent(stopped).value(OBS), values_of(3), rtol=1e-5)
+    (stopped / "summary.json").write_text(json.dumps({"updates": 10}))
+    np.testing.assert_allclose(load_agent(stopped).value(OBS), values_of(3), rtol=1e-5)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("summary", ['{"updates": 9}', "{", "[]", '{"updates": "many"}', '{"updates": null}'])
+def test_a_run_that_went_on_after_its_end_and_was_stopped(stopped, summary, capsys):
+    """Its file of the policy is older than its checkpoint; a summary that cannot be read says nothing."""
+    save_policy(agent_for(seed=3), stopped)
+    (stopped / "summary.json").write_text(summary)
+    is_newer = summary == '{"updates": 9}'
+    np.testing.assert_allclose(load_agent(stopped).value(OBS), values_of(10 if is_newer else 3), rtol=1e-5)
+    assert capsys.readouterr().err.count("\n") == is_newer
+
+
+def test_a_named_checkpoint_needs_no_line(stopped, capsys):
+    np.testing.assert_allclose(load_agent(stopped / "checkpoints/update_9.ckpt").value(OBS), values_of(9), rtol=1e-5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_starts_with_a_stopped_run(stopped, capsys):
+    agent = agent_for(seed=1)
+    start_from(agent, str(stopped))
+    assert all(
+        (ours == theirs).all() for ours, theirs in zip(agent.parameters(), agent_for(seed=10).parameters(), strict=True)
+    )
+    assert capsys.readouterr().err == f"{stopped}: " + SPOKEN.format("update_10.ckpt")
+
+
+def test_without_a_whole_checkpoint_it_is_refused(stopped):
+    for path in (stopped / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no policy.safetensors and no whole checkpoint in it; .* is expected$"):
+        load_agent(stopped)
