@@ -15,7 +15,7 @@ from fabric_ppo.agents.encoders import Encoder
 from fabric_ppo.agents.memory import Memory, Recurrent
 from fabric_ppo.agents.mlp import MLP, Activation
 from fabric_ppo.agents.normalize import Normalizing, RewardScale, RunningMoments
-from fabric_ppo.config import LOG_STD
+from fabric_ppo.config_values import LOG_STD
 from fabric_ppo.envs.spaces import EnvSpec
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from fabric_ppo.config import ATARI
+from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
 from fabric_ppo.process.errors import ConfigError, describe_error, first_line, pass_on_stop

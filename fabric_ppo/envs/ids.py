@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from fabric_ppo.config import ATARI
+from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line, flag
 

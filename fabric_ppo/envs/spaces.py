@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fabric_ppo.config import ATARI
+from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs.reading import Reader, shorten
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError
 

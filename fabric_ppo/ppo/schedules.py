@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fabric_ppo.config import LEARNING_RATES, Config
+from fabric_ppo.config import Config
+from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.ppo.loss import Coefficients
 
 _RATE_STEP = 1.5

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from fabric_ppo.config import TRACKERS, Config
+from fabric_ppo.config import Config
+from fabric_ppo.config_values import TRACKERS
 from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path

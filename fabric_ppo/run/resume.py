@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.config import LEARNING_RATES, MAY_DIFFER, Config
+from fabric_ppo.config import MAY_DIFFER, Config
+from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.process.console import print_from_rank_zero, print_line

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fabric_ppo.config import ATARI, SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config import SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.console import end_stdout, lost_output, open_streams, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path

@@ -15,16 +15,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fabric_ppo.config import (
-    SCRIPT_CONFIGS,
-    Config,
-    accepted_values,
-    field_types,
-    format_value,
-    has_type,
-    script_file,
-    takes_float,
-)
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
+from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float
 from fabric_ppo.process.console import open_streams, print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.launch import die_with_launcher, read_launch

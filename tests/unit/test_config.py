@@ -10,13 +10,23 @@ import sys
 
 import pytest
 
-from fabric_ppo.config import SCRIPT_CONFIGS, Config
+from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.resolve import resolve
 from tests.fixtures.launching import ROOT, clean_environment
 from tests.fixtures.processes import PATIENCE
 from tests.fixtures.recurrent import recurrent_config
 from tests.fixtures.updates import FOLLOWS
+
+
+def test_every_field_is_in_one_group_in_the_order_in_which_it_is_needed():
+    """A field of the groups that two had would be in one place only; each group has a title."""
+    names = [field.name for group in FLAG_GROUPS for field in dataclasses.fields(group)]
+    assert len(names) == len(set(names))
+    assert names == [field.name for field in dataclasses.fields(Config)]
+    firsts = [dataclasses.fields(group)[0].name for group in FLAG_GROUPS]
+    assert firsts == ["env_id", "config", "num_steps", "hidden_sizes", "env_backend", "run_dir"]
+    assert all(group.__doc__ and "\n" not in group.__doc__ for group in FLAG_GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,8 @@ config = {kind}(
 )
 config.to_dict()
 own = {{name for name in loaded if name.startswith("fabric_ppo")}}
-assert own == {{"fabric_ppo", "fabric_ppo.config", "fabric_ppo.process", "fabric_ppo.process.errors"}}, own
+modules = ("config", "config_values", "process", "process.errors")
+assert own == {{"fabric_ppo", *("fabric_ppo." + name for name in modules)}}, own
 for name in ("torch", "numpy", "gymnasium", "lightning", "yaml", "tyro", "a_module_of_mine"):
     assert name not in sys.modules, name
 assert set(sys.modules) == loaded, set(sys.modules) - loaded

@@ -46,6 +46,8 @@ def room_of(module: str) -> str:
     if module in SCRIPTS:
         return "scripts"
     part = module.split(".")[1] if "." in module else ""
+    if part.startswith("config"):
+        return "config"
     return "entry" if part in ("", "api", "__main__") else part
 
 
@@ -100,9 +102,10 @@ def test_no_modules_import_each_other():
     assert set(order) == set(MODULES)
 
 
-def test_config_imports_errors_only():
+def test_config_imports_its_values_and_errors_only():
     """And nothing but the standard library besides, so that building a Config loads nothing."""
-    assert imports_of("fabric_ppo.config") == {"fabric_ppo.process.errors"}
+    assert imports_of("fabric_ppo.config") == {"fabric_ppo.config_values", "fabric_ppo.process.errors"}
+    assert imports_of("fabric_ppo.config_values") == {"fabric_ppo.process.errors"}
     assert imports_of("fabric_ppo.process.errors") == set()
 
 

@@ -1,0 +1,240 @@
+"""Values that flags take: their types, the rules of each, and of those that need each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fabric_ppo.process.errors import ConfigError, flag
+
+LEARNING_RATES = (1e-5, 1e-2)
+"""Least and greatest learning rate that `--desired-kl` sets."""
+LOG_STD = (-20.0, 2.0)
+"""Range of the initial log standard deviation, and by default of a network's output with
+`--state-dependent-std`."""
+ATARI = "atari"
+"""Value of `--env-preset`; an EnvSpec has it in the place of a wrapper."""
+ENCODERS = ("auto", "flatten", "nature", "impala", "small")
+"""Built-in values of `--encoder`."""
+TRACKERS = ("tensorboard", "json_lines")
+"""Built-in values of `--trackers`."""
+
+
+def field_types(config_type: type) -> dict[str, Any]:
+    """Return field name -> type of its annotation."""
+    kinds = get_type_hints(config_type)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
+
+
+def accepted_values(kind: Any) -> str:
+    """Return a description of the values that a field of this type takes, for errors."""
+    if choices := _choices(kind):
+        others = ", or None" if type(None) in get_args(kind) else ""
+        return "one of " + ", ".join(choices) + others
+    if kind == tuple[int, ...]:
+        return "one or more whole numbers"
+    alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[alternatives[0]]
+
+
+def has_type(value: Any, kind: Any) -> bool:
+    """Return True if a field of type `kind` takes `value`.
+
+    A list may stand for a tuple and an int for a float; a bool is no number.
+    """
+    if choices := _choices(kind):
+        return value in choices or (value is None and type(None) in get_args(kind))
+    if kind == tuple[int, ...]:
+        return isinstance(value, (tuple, list)) and len(value) > 0 and all(type(item) is int for item in value)
+    if type(value) is int and takes_float(kind):
+        return abs(value) < 2**1023  # no float is larger
+    return type(value) in (get_args(kind) or (kind,))
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the values of a Literal, also of one that may be None instead; of others nothing."""
+    literals = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return get_args(literals[0]) if literals else ()
+
+
+def takes_float(kind: Any) -> bool:
+    """Return True if a field of type `kind` takes floats."""
+    return kind is float or float in get_args(kind)
+
+
+def format_value(value: Any) -> str:
+    """Return a value as text for an error; of a nested part only its type."""
+    # YAML can nest values endlessly
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    nested = (list, tuple, dict, set)
+    return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
+
+
+def plain_value(value: Any, kind: Any) -> Any:
+    """Return a field's value for YAML: a tuple as a list, an int for a float as a float."""
+    if isinstance(value, tuple):
+        return list(value)
+    return float(value) if type(value) is int and takes_float(kind) else value
+
+
+def _require(config: Any, name: str, holds: bool, accepted: str) -> None:
+    """Raise a ConfigError about the value of field `name` unless `holds`."""
+    if not holds:
+        value = format_value(getattr(config, name))
+        raise ConfigError(f"{flag(name)} {value}".rstrip() + f": {accepted} is expected")
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+"""Test of a field's value, and a description of the values that pass it."""
+
+
+_COUNT: _Rule = (lambda value: value >= 1, "a whole number from 1 up")
+_COUNT_OR_ZERO: _Rule = (lambda value: value >= 0, "a whole number from 0 up")
+_POSITIVE: _Rule = (lambda value: 0 < value < math.inf, "a number above 0")
+_NON_NEGATIVE: _Rule = (lambda value: 0 <= value < math.inf, "a number from 0 up")
+_UNIT_INTERVAL: _Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_LOG_STD: _Rule = (
+    lambda value: LOG_STD[0] <= value <= LOG_STD[1],
+    f"a number from {LOG_STD[0]:g} to {LOG_STD[1]:g}, or None",
+)
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size"), _COUNT),
+    **dict.fromkeys(("update_epochs", "test_step_limit", "eval_episodes"), _COUNT),
+    **dict.fromkeys(("keep_checkpoints", "recurrent_size"), _COUNT),
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), _POSITIVE),
+    **dict.fromkeys(("max_grad_norm", "clip_coef"), _POSITIVE),
+    **dict.fromkeys(("gamma", "gae_lambda"), _UNIT_INTERVAL),
+    **dict.fromkeys(("ent_coef", "vf_coef"), _NON_NEGATIVE),
+    **dict.fromkeys(("num_threads", "checkpoint_every", "eval_every", "test_episodes"), _COUNT_OR_ZERO),
+    **dict.fromkeys(("target_kl", "desired_kl"), (_POSITIVE[0], "a number above 0, or None")),
+    **dict.fromkeys(("log_std_min", "log_std_max"), _LOG_STD),
+    "seed": (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    "hidden_sizes": (lambda widths: all(width >= 1 for width in widths), "whole numbers from 1 up"),
+    "stop_at_return": (math.isfinite, "a finite number, or None"),
+    "run_dir": (lambda path: path != "", "a folder"),
+    "exp_name": (lambda name: re.fullmatch(r"[\w.+-]+", name) is not None, "letters, digits and . + - _"),
+    "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
+    "env_preset": (lambda name: name == ATARI, ATARI),
+    "obs_keys": (lambda keys: all(keys.split(",")), "a list such as image,direction"),
+}
+"""Rules for the values of fields; None is not tested."""
+
+
+# float32 overflows beyond 3e38
+_AT_MOST: dict[str, float] = {
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),
+    **dict.fromkeys(("max_grad_norm", "clip_coef", "ent_coef", "vf_coef"), 1e30),
+    **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
+    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
+}
+"""Upper bounds, beyond which libraries crash or no machine has the memory."""
+
+
+_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "env_wrapper": ((), "module:name"),
+    "trackers": (TRACKERS, f"{', '.join(TRACKERS)} or module:Name"),
+    "callbacks": ((), "module:Name"),
+}
+"""Fields that hold names with commas between them: built-in names, and a description of others."""
+
+
+def check_values(config: Any) -> None:
+    """Check the types and values of a Config, and flags that need or exclude each other.
+
+    Args:
+        config: a `Config`; its type has no name here, since `config.py` imports this module.
+
+    Raises:
+        ConfigError: a value cannot work; names the first such flag.
+    """
+    _check_types(config)
+    _check_ranges(config)
+    _check_names(config)
+    _check_combinations(config)
+    _check_sequences(config)
+    _check_learning_rate(config)
+    _check_log_std(config)
+
+
+def _check_types(config: Any) -> None:
+    """Check every value against its annotation."""
+    # dataclasses do not: a YAML file or a caller may pass anything
+    for name, kind in field_types(type(config)).items():
+        _require(config, name, has_type(getattr(config, name), kind), accepted_values(kind))
+
+
+def _check_ranges(config: Any) -> None:
+    for name, (passes, accepted) in _RULES.items():
+        value = getattr(config, name)
+        _require(config, name, value is None or passes(value), accepted)
+    for name, most in _AT_MOST.items():
+        value = getattr(config, name)
+        largest = max(value) if isinstance(value, (tuple, list)) else value
+        _require(config, name, largest <= most, f"at most {most:g}")
+
+
+def _check_names(config: Any) -> None:
+    """Check the form of names of the user's own parts; `run.resolve` imports them."""
+    for name, (known, accepted) in _NAMES.items():
+        value = getattr(config, name)
+        for part in [] if value is None else value.split(","):
+            module, _, attribute = part.partition(":")
+            if part not in known and not (module and attribute):
+                raise ConfigError(f"{flag(name)} {part or value}: {accepted} is expected")
+
+
+def _check_combinations(config: Any) -> None:
+    """Check flags that need or exclude each other."""
+    if config.resume and config.run_dir is None:
+        raise ConfigError("--resume: --run-dir is needed too, the folder of the run to go on with")
+    if config.restart_envs and config.env_backend != "async":
+        raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
+    if config.env_start_method and config.env_backend != "async":
+        raise ConfigError(f"--env-start-method {config.env_start_method}: --env-backend async is needed too")
+    if config.env_backend == "envpool":
+        _require(config, "num_steps", config.num_steps >= 2, "with EnvPool a whole number from 2 up")
+        if config.env_wrapper is not None:
+            raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
+    if config.env_preset and config.env_wrapper:
+        raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
+    if config.compile and (config.anneal_clip_coef or config.anneal_ent_coef):
+        raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
+
+
+def _check_sequences(config: Any) -> None:
+    """Check that rollouts and minibatches can be cut into whole sequences, with --recurrent."""
+    if config.recurrent == "none":
+        return
+    length, rows = config.sequence_length, config.per_rank_batch_size
+    _require(config, "sequence_length", length >= 1, "a whole number from 1 up")
+    if config.num_steps % length:
+        raise ConfigError(f"--sequence-length {length}: a divisor of --num-steps {config.num_steps} is expected")
+    _require(config, "per_rank_batch_size", rows % length == 0, f"a multiple of --sequence-length {length}")
+    if config.compile:
+        raise ConfigError("--compile: cannot be had with --recurrent")
+
+
+def _check_learning_rate(config: Any) -> None:
+    """Check what --desired-kl needs."""
+    kl = config.desired_kl
+    if kl is None:
+        return
+    if config.anneal_lr:
+        raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
+    least, most = LEARNING_RATES
+    in_range = least <= config.learning_rate <= most
+    _require(config, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")
+
+
+def _check_log_std(config: Any) -> None:
+    """Check that the bounds of log standard deviations enclose the value at the start."""
+    least = LOG_STD[0] if config.log_std_min is None else config.log_std_min
+    most = LOG_STD[1] if config.log_std_max is None else config.log_std_max
+    _require(config, "log_std_max", least <= most, "at least --log-std-min")
+    starts_within = least <= config.log_std_init <= most
+    _require(config, "log_std_init", starts_within, f"a number from {least:g} to {most:g}")
