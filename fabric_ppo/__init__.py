@@ -9,20 +9,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fabric_ppo.agents.policy import load_agent
+    from fabric_ppo.agents.policy import Policy, load_agent
     from fabric_ppo.api import train
-    from fabric_ppo.config import Config
-    from fabric_ppo.process.errors import ConfigError
+    from fabric_ppo.config import Config, TorchConfig
+    from fabric_ppo.process.errors import ConfigError, EnvironmentFault, NotAllWrittenError, TrainingError
+    from fabric_ppo.rollouts.evaluate import evaluate
+    from fabric_ppo.run.callbacks import Callback, RunView
+    from fabric_ppo.run.result import RunResult, load_run
+    from fabric_ppo.run.trackers.tracker import Tracker
 
 __version__ = "0.1.0"
-__all__ = ["Config", "ConfigError", "load_agent", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "ConfigError",
+    "EnvironmentFault",
+    "NotAllWrittenError",
+    "Policy",
+    "RunResult",
+    "RunView",
+    "TorchConfig",
+    "Tracker",
+    "TrainingError",
+    "__version__",
+    "evaluate",
+    "load_agent",
+    "load_run",
+    "train",
+]
 
 _HOMES = {
-    "Config": "fabric_ppo.config",
-    "ConfigError": "fabric_ppo.process.errors",
-    "load_agent": "fabric_ppo.agents.policy",
+    **dict.fromkeys(("Policy", "load_agent"), "fabric_ppo.agents.policy"),
     "train": "fabric_ppo.api",
+    **dict.fromkeys(("Config", "TorchConfig"), "fabric_ppo.config"),
+    **dict.fromkeys(
+        ("ConfigError", "EnvironmentFault", "NotAllWrittenError", "TrainingError"), "fabric_ppo.process.errors"
+    ),
+    "evaluate": "fabric_ppo.rollouts.evaluate",
+    **dict.fromkeys(("Callback", "RunView"), "fabric_ppo.run.callbacks"),
+    **dict.fromkeys(("RunResult", "load_run"), "fabric_ppo.run.result"),
+    "Tracker": "fabric_ppo.run.trackers.tracker",
 }
+"""Public names, and the modules that they are in."""
 
 
 def __getattr__(name: str) -> Any:
@@ -32,3 +60,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names that completion shows: the public ones, none of which is imported by it."""
+    return sorted({*globals(), *__all__})

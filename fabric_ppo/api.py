@@ -2,30 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from fabric_ppo.agents.policy_file import newest_whole
 from fabric_ppo.config import Config, DecoupledConfig, TorchConfig
+from fabric_ppo.process.console import muted, print_line
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.files import require_text_path, update_of
 from fabric_ppo.process.launch import read_launch
+from fabric_ppo.process.settings import callers_settings_kept
 from fabric_ppo.run.resolve import resolve
+from fabric_ppo.run.result import RunResult
 
 
-def train(config: Config) -> Path:
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `train`, which has printed a line about it: notebooks show no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return ["KeyboardInterrupt"]
+
+
+def train(config: Config, verbose: bool = True) -> RunResult:
     """Train in this process, to the same result as `python train_torch.py` with the same flags.
 
-    Ctrl-C raises KeyboardInterrupt; a finished or interrupted run goes on with `resume=True`, as
-    from the command line. `quiet=True` prints nothing but warnings.
+    PyTorch's settings and the filters of warnings are afterwards as they were before. Ctrl-C prints
+    a line and raises KeyboardInterrupt. A finished or interrupted run goes on with `resume=True`,
+    as from the command line.
+
+    Args:
+        config: the flags. Those of the file `config.config` hold where the Config has the default.
+            `quiet=True` is that of the command line: warnings are printed.
+        verbose: False: print nothing, warnings included; code of your own still prints.
 
     Returns:
-        The run folder, which `load_agent` takes; its `summary.json` holds the figures.
+        The run: its folder, summary, metrics and agent.
 
     Raises:
         ConfigError: flags that cannot work; nothing has been written.
         EnvironmentFault, TrainingError: the training failed; the folder has a checkpoint from
             before.
         NotAllWrittenError: done, but something could not be written.
+        KeyboardInterrupt: the training was interrupted; the folder has a checkpoint, unless that
+            was before the first update.
     """
+    _require_one_process(config)
+    flags = _flags(config)
+    if not verbose:
+        flags["quiet"] = True
+    with callers_settings_kept(), contextlib.nullcontext() if verbose else _silence():
+        launch = read_launch()
+        resolved = resolve(TorchConfig(**flags), launch.world_size, launch.local_world_size)
+
+        from fabric_ppo.run.folder import new_run_dir
+        from train_torch import main
+
+        run_dir = new_run_dir(resolved)
+        try:
+            main(dataclasses.replace(resolved, run_dir=str(run_dir)))
+        except KeyboardInterrupt:
+            print_line(f"interrupted{_where_to_go_on(run_dir)}", sys.stderr)
+            # a new one: the traceback of the old one leads through the whole program
+            raise Interrupted from None
+        finally:
+            with contextlib.suppress(OSError):  # that of a run that could not start is empty
+                run_dir.rmdir()
+    return RunResult(run_dir, own_code=True)
+
+
+def _require_one_process(config: object) -> None:
+    """Raise a ConfigError for what cannot be trained in this process."""
     if not isinstance(config, Config):
         kind = config.__name__ if isinstance(config, type) else type(config).__name__
         raise ConfigError(f"train({kind}): a Config is expected, as in train(Config(env_id='CartPole-v1'))")
@@ -34,13 +87,37 @@ def train(config: Config) -> Path:
             "train(DecoupledConfig): a Config or TorchConfig is expected; player and trainers are several processes, "
             "as in python -m fabric_ppo train decoupled --devices 3"
         )
-    launch = read_launch()
+
+
+def _flags(config: Config) -> dict[str, Any]:
+    """Return field name -> value; those at their default are those of the file, where there is one.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    resolved = resolve(TorchConfig(**flags), launch.world_size, launch.local_world_size)
+    if config.config is None:
+        return flags
+    from fabric_ppo.tools.flags import load_yaml
+    from fabric_ppo.tools.locate import config_path
 
-    from fabric_ppo.run.folder import new_run_dir
-    from train_torch import main
+    require_text_path("--config", path := os.fspath(config.config))
+    of_file = load_yaml(config_path(path), TorchConfig)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return flags | {name: value for name, value in of_file.items() if flags.get(name) == defaults.get(name)}
 
-    run_dir = new_run_dir(resolved)
-    main(dataclasses.replace(resolved, run_dir=str(run_dir)))
-    return run_dir
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep this program's lines and the libraries' warnings from being printed."""
+    with muted(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _where_to_go_on(run_dir: Path) -> str:
+    """Return the end of a message about a run that was interrupted."""
+    newest = newest_whole(run_dir / "checkpoints")
+    if newest is None:
+        return " before the first update was done: there is nothing to go on from"
+    return f" after update {update_of(newest)}: Config(..., run_dir={str(run_dir)!r}, resume=True) goes on"

@@ -7,13 +7,18 @@ import or a look at the machine is checked by `fabric_ppo.run.resolve`, before a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fabric_ppo.config_values import check_values, field_types, plain_value
 from fabric_ppo.process.errors import ConfigError
 
 TEST_STEP_LIMIT = 108_000
 """Default of `--test-step-limit`: no limit that Gymnasium registers is higher."""
+if TYPE_CHECKING:
+    PathText = str | os.PathLike[str]
+else:
+    PathText = str  # the command line and YAML files have text
+"""Path of a folder or file: text, or from Python a `pathlib.Path`; `resolve` makes it text."""
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
     *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "trackers", "callbacks"),
@@ -52,9 +57,9 @@ class EnvironmentFlags:
 class LengthFlags:
     """Length, seed and name of the run."""
 
-    config: str | None = None
-    """YAML file of flags to start from, such as a run folder's config.yaml, or a preset's name, see
-    `fabric-ppo presets` (a file of that name comes first); flags override it."""
+    config: PathText | None = None
+    """YAML file of flags to start from, such as a run folder's config.yaml, or the name of a preset.
+    Flags override it. `fabric-ppo presets` lists the presets; a file of that name comes first."""
     total_timesteps: int = 65536
     """Length of the training, in units of --timestep-unit."""
     timestep_unit: Literal["transition", "iteration"] = "transition"
@@ -155,7 +160,7 @@ class NetworkFlags:
     ortho_init: bool = False
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value
     head), but for an encoder of your own."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Run folder or checkpoint whose policy the training starts with; every rank with environments
     reads it."""
 
@@ -188,7 +193,7 @@ class ProcessFlags:
 class RecordFlags:
     """Records: folders, checkpoints, evaluations, videos and metrics."""
 
-    run_dir: str | None = None
+    run_dir: PathText | None = None
     """Folder of this run; by default a new one in --log-dir."""
     resume: bool = False
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be
@@ -197,7 +202,7 @@ class RecordFlags:
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
     --restart-envs, --timeout, --num-threads, --profile, --quiet, --trackers, --callbacks,
     --exp-name, --init-from."""
-    log_dir: str = "logs"
+    log_dir: PathText = "logs"
     """Folder in which run folders are made."""
     checkpoint_every: int = 0
     """Updates between checkpoints; 0: about one a minute. There is always one at the end."""

@@ -24,6 +24,9 @@ TRACKERS = ("tensorboard", "json_lines")
 
 
 def field_types(config_type: type) -> dict[str, Any]:
+PATHS = ("config", "run_dir", "log_dir", "init_from")
+"""Fields that hold the path of a folder or file, as text or `os.PathLike`."""
+
     """Return field name -> type of its annotation."""
     kinds = get_type_hints(config_type)
     return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
@@ -74,7 +77,14 @@ def format_value(value: Any) -> str:
 
 
 def plain_value(value: Any, kind: Any) -> Any:
-    """Return a field's value for YAML: a tuple as a list, an int for a float as a float."""
+    """Return a field's value for YAML: a tuple as a list, an int for a float as a float, JSON as a mapping.
+
+    Of arguments there are none or some.
+    """
+    if kind == Arguments:
+        return arguments_of(value) or None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, tuple):
         return list(value)
     return float(value) if type(value) is int and takes_float(kind) else value
@@ -165,7 +175,10 @@ def _check_types(config: Any) -> None:
     """Check every value against its annotation."""
     # dataclasses do not: a YAML file or a caller may pass anything
     for name, kind in field_types(type(config)).items():
-        _require(config, name, has_type(getattr(config, name), kind), accepted_values(kind))
+        value = getattr(config, name)
+        if name in PATHS and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        _require(config, name, has_type(value, kind), accepted_values(kind))
 
 
 def _check_ranges(config: Any) -> None:

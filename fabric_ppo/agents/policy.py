@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class Policy:
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
 
 
-def load_agent(run_dir: str | Path, own_code: bool = False) -> Policy:
+def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Policy:
     """Load the policy of a run or of a checkpoint; opens no environment.
 
     Args:

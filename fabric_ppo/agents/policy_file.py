@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_
 POLICY_FILE = "policy.safetensors"
 
 
-def policy_path(run_dir: str | Path) -> Path:
+def policy_path(run_dir: str | os.PathLike[str]) -> Path:
     """Return the file that holds the policy of a run; print a line if it is a checkpoint's.
 
     Args:
@@ -35,9 +36,9 @@ def policy_path(run_dir: str | Path) -> Path:
         if not path.is_file():
             raise ConfigError(f"{run_dir}: there is no such checkpoint; a file in a run's checkpoints is expected")
         return path
-    policy, newest = path / POLICY_FILE, _newest_whole(path / "checkpoints")
-    if policy.is_file() and (newest is None or update_of(newest) <= _updates_of(path)):
-        return policy
+    if is_finished(path):
+        return path / POLICY_FILE
+    newest = newest_whole(path / "checkpoints")
     if newest is None:
         where = "the folder of a run, or a checkpoint,"
         raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where} is expected")
@@ -47,7 +48,15 @@ def policy_path(run_dir: str | Path) -> Path:
     return newest
 
 
-def _newest_whole(folder: Path) -> Path | None:
+def is_finished(run_dir: Path) -> bool:
+    """Return True if a folder has the policy of a run's end, and the run has not gone on since."""
+    if not (run_dir / POLICY_FILE).is_file():
+        return False
+    newest = newest_whole(run_dir / "checkpoints")
+    return newest is None or update_of(newest) <= _updates_of(run_dir)
+
+
+def newest_whole(folder: Path) -> Path | None:
     """Return the newest checkpoint that is not damaged; None for none."""
     for path in newest_first(folder):
         # one may be dropped meanwhile, by a run that trains
@@ -119,7 +128,7 @@ def _in_order(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
-def start_from(agent: Agent, run_dir: str) -> None:
+def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
     """Load the weights and running statistics of a trained policy (`--init-from`) into `agent`.
 
     Raises:

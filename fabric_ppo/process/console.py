@@ -7,10 +7,24 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+_is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Print no line of this program in the block; what the user's own code prints is printed."""
+    token = _is_muted.set(True)
+    try:
+        yield
+    finally:
+        _is_muted.reset(token)
 
 
 def is_rank_zero() -> bool:
@@ -33,7 +47,7 @@ def print_from_rank_zero(message: str) -> None:
 
 def print_line(message: str, stream: TextIO | None) -> None:
     """Print a line and flush; where nobody can read it, it is lost and the training goes on."""
-    if stream is None:
+    if stream is None or _is_muted.get():
         return
     with contextlib.suppress(OSError, ValueError):
         stream.write(f"{message}\n")  # in one piece: other ranks may write at the same time

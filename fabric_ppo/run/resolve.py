@@ -55,7 +55,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     return replace(config, **values | paths)
 
 
-def _absolute(path: str | None) -> str | None:
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.path.abspath(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import math
@@ -200,7 +201,8 @@ def _longest(past: list[PastEpisode]) -> int:
 @contextlib.contextmanager
 def _printing_after(seconds: float, message: str) -> Iterator[None]:
     """Print a line from rank 0 if the block takes longer than `seconds`."""
-    timer = threading.Timer(seconds, print_from_rank_zero, [message])
+    # a thread has a context of its own, in which nothing is muted
+    timer = threading.Timer(seconds, contextvars.copy_context().run, [print_from_rank_zero, message])
     timer.daemon = True
     timer.start()
     try:

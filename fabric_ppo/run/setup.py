@@ -207,7 +207,7 @@ class RunSetup(contextlib.ExitStack):
         """Save the state from before the update that failed, and print where it is."""
         # from here on no signal interrupts the writing
         signals.stopping()
-        is_failure = not isinstance(error, (ConfigError, StoppedBySignal))
+        is_failure = not isinstance(error, (ConfigError, StoppedBySignal, KeyboardInterrupt))
         where = self._run.fail() if self._run is not None else None
         if is_failure and where is not None:
             print_from_rank_zero(f"the run has failed{where}")

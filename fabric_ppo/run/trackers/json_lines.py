@@ -11,17 +11,19 @@ from typing import Any
 
 from fabric_ppo.run.trackers.tracker import Position, Tracker
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class JsonLines(Tracker):
     """Tracker that appends a line in each update, whole or not at all."""
 
-    label = "metrics.jsonl"
+    label = METRICS_FILE
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
         """Open the file, and cut off lines of updates that will come again."""
-        path = run_dir / "metrics.jsonl"
+        path = run_dir / METRICS_FILE
         if path.exists():
-            kept = _lines_until(path.read_bytes(), resumed_at.update)
+            kept = lines_until(path.read_bytes(), resumed_at.update)
             os.truncate(path, sum(map(len, kept)))
         self._file = path.open("ab", buffering=0)
         self._update = resumed_at.update
@@ -48,7 +50,7 @@ class JsonLines(Tracker):
         self._file.close()
 
 
-def _lines_until(content: bytes, update: int) -> Iterator[bytes]:
+def lines_until(content: bytes, update: float) -> Iterator[bytes]:
     """Yield the lines up to `update`, or up to the first damaged one."""
     for line in content.splitlines(keepends=True):
         try:

@@ -1,0 +1,70 @@
+"""Settings of this process that a run changes, and that a program around it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_THREADS = "OMP_NUM_THREADS"
+
+
+@contextlib.contextmanager
+def callers_settings_kept() -> Iterator[None]:
+    """Run the block with PyTorch's settings as PyTorch comes; restore the caller's afterwards.
+
+    A notebook may have another default dtype or device, or gradients off: a run in it is to have
+    the result of the script. Afterwards it has these again, and its threads, determinism, random
+    state and filters of warnings.
+    """
+    import torch
+
+    threads = os.environ.get(_THREADS)
+    kept = [(restore, read()) for read, restore in _accessors()]
+    device = torch.get_default_device()
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+            torch.set_default_dtype(torch.float32)
+            torch.set_deterministic_debug_mode("default")
+            _set_default_device(torch.device("cpu"))
+            yield
+    finally:
+        _set_default_device(device)
+        for restore, value in kept:
+            restore(value)
+        if threads is None:
+            os.environ.pop(_THREADS, None)
+        else:
+            os.environ[_THREADS] = threads
+
+
+def _accessors() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """Return a function that reads and one that sets, for each of PyTorch's settings."""
+    import torch
+    from torch.backends import cudnn
+
+    def attribute(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+        return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
+
+    def anomalies() -> tuple[bool, bool]:
+        return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+    return [
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+        (anomalies, lambda both: torch.autograd.set_detect_anomaly(*both)),
+        (torch.get_rng_state, torch.set_rng_state),
+        *(attribute(cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
+    ]
+
+
+def _set_default_device(device: Any) -> None:
+    import torch
+
+    # where one is set, PyTorch calls Python for each operation, also for "cpu"
+    if torch.get_default_device() != device:
+        torch.set_default_device(None if device.type == "cpu" else device)
