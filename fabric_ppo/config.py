@@ -6,19 +6,20 @@ import or a look at the machine is checked by `fabric_ppo.run.resolve`, before a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fabric_ppo.config_values import check_values, field_types, plain_value
 from fabric_ppo.process.errors import ConfigError
 
-TEST_STEP_LIMIT = 108_000
-"""Default of `--test-step-limit`: no limit that Gymnasium registers is higher."""
 if TYPE_CHECKING:
     PathText = str | os.PathLike[str]
 else:
     PathText = str  # the command line and YAML files have text
 """Path of a folder or file: text, or from Python a `pathlib.Path`; `resolve` makes it text."""
+TEST_STEP_LIMIT = 108_000
+"""Default of `--test-step-limit`: no limit that Gymnasium registers is higher."""
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
     *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "trackers", "callbacks"),

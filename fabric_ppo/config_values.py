@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,11 +23,11 @@ ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 TRACKERS = ("tensorboard", "json_lines")
 """Built-in values of `--trackers`."""
 
-
-def field_types(config_type: type) -> dict[str, Any]:
 PATHS = ("config", "run_dir", "log_dir", "init_from")
 """Fields that hold the path of a folder or file, as text or `os.PathLike`."""
 
+
+def field_types(config_type: type) -> dict[str, Any]:
     """Return field name -> type of its annotation."""
     kinds = get_type_hints(config_type)
     return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
