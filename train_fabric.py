@@ -20,6 +20,7 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import compile_loss
 from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
 from fabric_ppo.ppo.batch import make_batch
@@ -49,11 +50,13 @@ def main(config: Config) -> Summary:
         loss_fn = loss_through(wrapped)
         reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)
         compile_loss(module.loss, config)
+        clip_gradient = GradientClip(module, config.max_grad_norm)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             fabric.backward(loss)
-            norm: Tensor = optimizer.step()  # clips the gradient first
+            norm = clip_gradient()
+            optimizer.step()
             agent.clamp_log_std()
             return norm
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
 from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
 from fabric_ppo.ppo.batch import make_batch
@@ -62,11 +63,13 @@ def main(config: TorchConfig) -> Summary:
         loss_fn = ddp or ppo
         reduce_in_shared_memory(ddp, ranks, config.timeout)
         compile_loss(ppo, config)
+        clip_gradient = GradientClip(ppo, config.max_grad_norm)
 
         def step(loss: Tensor) -> Tensor:
             optimizer.zero_grad()
             loss.backward()
-            norm: Tensor = optimizer.step()  # clips the gradient first
+            norm = clip_gradient()
+            optimizer.step()
             agent.clamp_log_std()
             return norm
 

@@ -22,6 +22,7 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
 from fabric_ppo.fast.closed_form import MANY_ROWS
+from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
 from fabric_ppo.ppo.batch import Batch, Rows
 from fabric_ppo.ppo.loss import minibatch_loss
@@ -44,14 +45,16 @@ def make_batch(count: int) -> Batch:
 def update_of(kind: str, config: Config, batch: Batch) -> Callable[[], object]:
     """One whole update, with the loss as `kind` says."""
     module = PPOLoss(make_agent(SPEC, config), config)
-    optimizer = make_optimizer(module, config)
+    optimizer, clip_gradient = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
     if kind == "compiled":
         compile_loss(module, config)
 
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss.backward()
-        return optimizer.step()
+        norm = clip_gradient()
+        optimizer.step()
+        return norm
 
     loss_fn = partial(minibatch_loss, module.weights) if kind == "autograd" else module
     return lambda: ppo_update(loss_fn, batch, step, coefficients(config, 0, 1), config)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.collectives import TorchCollective
 from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
+from fabric_ppo.architectures.parcel import Parcel, Transmit, blank_bytes
 from fabric_ppo.architectures.placement import FIRST_TRAINER, PLAYER
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
@@ -19,7 +21,8 @@ from fabric_ppo.process.group import ALIGNMENT, Ranks
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.process.profile import timed
 from fabric_ppo.process.signals import signals
-from fabric_ppo.run.snapshot import optimizer_tensors
+from fabric_ppo.run.metrics import merge_stats
+from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
 from fabric_ppo.seeding import Stream, minibatch_order
 
 _END, _TRAIN, _STOP = 0, 1, 2
@@ -44,12 +47,10 @@ class Packet:
 
     def __init__(self, fields: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device) -> None:
         """Allocate a buffer for `fields`, name -> (dtype, shape), on `device`."""
-        # each field begins at a multiple of ALIGNMENT, so that it can be viewed as its own type; in
-        # pinned memory copies to and from a GPU are faster, and need not be waited for
+        # each field begins at a multiple of ALIGNMENT, so that it can be viewed as its own type
         sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in fields.values()]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        pinned = device.type == "cpu" and torch.cuda.is_initialized()
-        whole = torch.zeros(sum(aligned), dtype=torch.uint8, device=device, pin_memory=pinned)
+        whole = blank_bytes(sum(aligned), device)
         self.bytes, parts = whole, whole.split(aligned)
         self.fields = {
             name: part[:size].view(dtype).view(shape)
@@ -58,10 +59,10 @@ class Packet:
 
 
 class Exchange:
-    """Packets that player and trainers send each other, allocated once.
+    """Messages that player and trainers send each other, in buffers that stay.
 
     In each update the player sends every trainer a packet of rows, the same one with
-    `--share-data`, else a part of the rows; the first trainer sends one with the weights back.
+    `--share-data`, else a part of the rows; the first trainer sends the weights and the optimizer's state back.
     """
 
     def __init__(
@@ -98,10 +99,7 @@ class Exchange:
         fields |= self._columns_of(agent)
         count = 1 if config.share_data or world.rank != PLAYER else self._num_trainers
         self._batches = [Packet(fields, device) for _ in range(count)]
-        state = {"weights": self._weights, **optimizer_tensors(optimizer)}
-        numbers = {"numbers": (torch.float64, (UpdateStats.width() + TrainerStats.width(),))}
-        like = {name: (each.dtype, tuple(each.shape)) for name, each in state.items()}
-        self._reply = Packet(numbers | like, device)
+        self._state = Parcel(device)
 
     def _columns_of(self, agent: Agent) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return the fields of a packet of rows, large enough for the largest part."""
@@ -119,19 +117,18 @@ class Exchange:
 
     def start(self, first_update: int) -> None:
         """Send the first update's number, weights and optimizer from the player to the trainers."""
-        self._pack_state()
-        numbers = [first_update, self._optimizer.param_groups[0]["lr"]]
-        self._reply.fields["numbers"][:2] = torch.tensor(numbers, dtype=torch.float64)
-        self._world.broadcast(self._reply.bytes, PLAYER)
+        self._send_state([first_update, float(self._optimizer.param_groups[0]["lr"])], self._broadcast)
 
     def receive_start(self) -> int:
         """Receive on a trainer what `start` sent; return the number of the first update."""
-        self._world.broadcast(self._reply.bytes, PLAYER)
-        self._unpack_state()
-        first_update, learning_rate = self._reply.fields["numbers"][:2].tolist()
+        first_update, learning_rate = self._receive_state(self._broadcast)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         return int(first_update)
+
+    def _broadcast(self, content: Tensor) -> None:
+        """Send bytes from the player to all trainers; a trainer receives them in place."""
+        self._world.broadcast(content, PLAYER)
 
     @timed("transfer")
     def send(self, batch: Batch | None) -> None:
@@ -208,10 +205,8 @@ class Exchange:
         """Send merged numbers, weights and optimizer state from the first trainer to the player."""
         # all trainers have the same weights after an update
         if self._world.rank == FIRST_TRAINER:
-            numbers = torch.cat([stats.to_tensor(), own.to_tensor()])
-            self._reply.fields["numbers"].copy_(numbers)
-            self._pack_state()
-            self._world.send(self._reply.bytes, PLAYER)
+            numbers = torch.cat([stats.to_tensor(), own.to_tensor()]).tolist()
+            self._send_state([numbers, dict(stats.own)], lambda content: self._world.send(content, PLAYER))
 
     @timed("wait")
     def receive_reply(self) -> tuple[UpdateStats, TrainerStats]:
@@ -222,35 +217,39 @@ class Exchange:
         """
         if self._failure is not None:
             raise self._failure
-        self._world.recv(self._reply.bytes, FIRST_TRAINER)
-        self._unpack_state()
+        numbers, added = self._receive_state(lambda content: self._world.recv(content, FIRST_TRAINER))
         sizes = [UpdateStats.width(), TrainerStats.width()]
-        of_update, of_trainers = self._reply.fields["numbers"].cpu().split(sizes)
-        stats, own = UpdateStats.of(of_update), TrainerStats.of(of_trainers)
+        of_update, of_trainers = torch.tensor(numbers, dtype=torch.float64).split(sizes)
+        own = TrainerStats.of(of_trainers)
         signals.note(own.stop > 0)
-        return stats, own
+        return replace(UpdateStats.of(of_update), own=added), own
 
-    def _state(self) -> dict[str, Tensor]:
-        """Return the tensors of weights and optimizer themselves, not copies."""
-        return {"weights": self._weights, **optimizer_tensors(self._optimizer)}
-
-    @torch.no_grad()
-    def _pack_state(self) -> None:
-        for name, tensor in self._state().items():
-            self._reply.fields[name].copy_(tensor)
+    def _send_state(self, values: Any, transmit: Transmit) -> None:
+        """Send weights and optimizer, with JSON values."""
+        optimizer = read_optimizer(self._optimizer)
+        tensors = {"weights": self._weights, **optimizer.tensors}
+        self._state.send([values, optimizer.values], tensors, transmit)
 
     @torch.no_grad()
-    def _unpack_state(self) -> None:
+    def _receive_state(self, transmit: Transmit) -> Any:
+        """Load weights and optimizer that were sent; return the values that came with them."""
+        (values, of_optimizer), tensors = self._state.receive(transmit)
         # in place: the agent's parameters are views of this memory
-        for name, tensor in self._state().items():
-            tensor.copy_(self._reply.fields[name])
+        self._weights.copy_(tensors.pop("weights"))
+        load_optimizer(self._optimizer, OptimizerState(tensors, of_optimizer))
+        return values
 
 
 def merge_trainers(stats: UpdateStats, own: TrainerStats, ranks: Ranks) -> tuple[UpdateStats, TrainerStats]:
-    """Merge the numbers of all trainers (one collective); `own` and `stats` are this rank's."""
-    numbers = ranks.gather(torch.cat([stats.to_tensor(), own.to_tensor()]))
-    of_updates, of_trainers = numbers.split([UpdateStats.width(), TrainerStats.width()], dim=1)
-    return UpdateStats.merge(of_updates), TrainerStats.merge(of_trainers)
+    """Merge the numbers of all trainers (one collective, three with metrics of one's own).
+
+    The arguments `stats` and `own` are this rank's.
+    """
+    has_own = torch.tensor([float(bool(stats.own))], dtype=torch.float64)
+    numbers = ranks.gather(torch.cat([stats.to_tensor(), own.to_tensor(), has_own]))
+    of_updates, of_trainers, have_own = numbers.split([UpdateStats.width(), TrainerStats.width(), 1], dim=1)
+    merged = merge_stats(stats, of_updates, bool(have_own.any()), ranks)
+    return merged, TrainerStats.merge(of_trainers)
 
 
 def send_spec(world: TorchCollective, spec: EnvSpec, device: torch.device) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
-from fabric_ppo.fast.clipped_adam import ClippedAdam
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
@@ -47,8 +47,8 @@ class PPOModule(LightningModule):
         loss: MinibatchLoss = self.loss(rows, coefs)
         return loss
 
-    def configure_optimizers(self) -> ClippedAdam:
-        """Make the optimizer: Adam that clips the gradient first."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimizer."""
         return make_optimizer(self, self.config)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
-from fabric_ppo.fast.clipped_adam import ClippedAdam
+from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form, mixes_precisions
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
@@ -149,6 +149,6 @@ def compile_loss(loss: PPOLoss, config: Config) -> None:
     print_from_rank_zero(f"--compile took {time.perf_counter() - started:.1f} s")
 
 
-def make_optimizer(module: nn.Module, config: Config) -> ClippedAdam:
-    """Make the optimizer of a module's parameters: Adam that clips their gradient first."""
-    return ClippedAdam(module.parameters(), config.learning_rate, config.adam_eps, config.max_grad_norm)
+def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Make the optimizer of a module's parameters: Adam; any other of PyTorch's will do."""
+    return LeanAdam(module.parameters(), config.learning_rate, config.adam_eps)

@@ -15,8 +15,8 @@ _RATE_STEP = 1.5
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
     """Set the optimizer's learning rate for an update, and return it.
 
-    With `anneal_lr` it falls linearly to zero at the end of the run. With `desired_kl` it is what
-    `adapt_learning_rate` has set.
+    All parameter groups get the same. With `anneal_lr` it falls linearly to zero at the end of the
+    run. With `desired_kl` it is, after the first update, what `adapt_learning_rate` has set.
 
     Args:
         optimizer: gets the rate.
@@ -24,12 +24,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
         update: updates before this one, so that the first has the full rate.
         num_updates: updates of the whole run.
     """
-    if config.desired_kl is None:
+    if config.desired_kl is None or update == 0:
         rate = _annealed(config.learning_rate, config.anneal_lr, update, num_updates)
         for group in optimizer.param_groups:
             group["lr"] = rate
-    current: float = optimizer.param_groups[0]["lr"]
-    return current
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from fabric_ppo.agents.agent import Evaluation
 from fabric_ppo.config import Config
 from fabric_ppo.ppo.batch import Batch, Rows
 from fabric_ppo.ppo.loss import Coefficients, Losses, LossFn, ppo_loss
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.group import ALONE, Ranks
-from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.metrics import Merge, Metrics, Own, metric, own_metric
 from fabric_ppo.process.profile import timed
 
 _KL = Losses._fields[1:].index("approx_kl")
@@ -37,6 +38,8 @@ class UpdateStats(Metrics):
 
     The sums are over this rank's transitions: of the returns r and of the values' errors d = r - V.
     Added up over all ranks, they give the explained variance, `1 - Var[d] / Var[r]`.
+
+    `own` are metrics of one's own, from `with_metric`.
     """
 
     policy_loss: float = metric("mean", "Loss/policy_loss")
@@ -52,6 +55,24 @@ class UpdateStats(Metrics):
     error_sum: float = metric("sum")
     error_squares: float = metric("sum")
     seconds: float = metric("max", "Time/update_seconds")
+    own: Own = field(default_factory=dict)
+
+    def with_metric(self, tag: str, value: float | Tensor, merge: Merge = "mean") -> UpdateStats:
+        """Return these numbers and one more, to be merged over ranks and logged as `tag`.
+
+        It may be called on some ranks only: those that have the metric are merged.
+
+        Args:
+            tag: name in the logs, such as `Info/weight_norm`.
+            value: a number, or a tensor of one; of a GPU's it waits.
+            merge: how ranks merge it.
+
+        Raises:
+            ConfigError: the name is taken, or the value is not a single number.
+        """
+        if tag in self.tagged():
+            raise ConfigError(f"the metric {tag}: another name is expected, this one is taken")
+        return replace(self, own={**self.own, **own_metric(tag, value, merge)})
 
     def tagged(self) -> dict[str, float]:
         """Return `Metrics.tagged` with the explained variance, unless all returns are equal."""
@@ -61,7 +82,7 @@ class UpdateStats(Metrics):
         if variance > 0:
             unexplained = self.error_squares / n - (self.error_sum / n) ** 2
             values["Info/explained_variance"] = 1 - unexplained / variance
-        return values
+        return values | {tag: value for tag, (_, value) in self.own.items()}
 
 
 def ppo_update(

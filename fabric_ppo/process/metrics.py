@@ -1,19 +1,25 @@
 """Numbers that each rank has of an update: their names, and how ranks merge them.
 
 A metric is declared once, as a field of a `Metrics` dataclass. Merging, sending and logging go by
-the fields: whoever adds one adds a line.
+the fields: whoever adds one adds a line. One of an experiment needs no declaration: see `Own`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from fabric_ppo.process.errors import ConfigError
+
 Merge = Literal["mean", "sum", "max"]
 M = TypeVar("M", bound="Metrics")
+Own = Mapping[str, tuple[Merge, float]]
+"""Metrics that are declared where they are computed: tag -> how ranks merge it, and its value."""
 
 
 def metric(merge: Merge, tag: str = "") -> Any:
@@ -23,16 +29,21 @@ def metric(merge: Merge, tag: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Numbers of one rank, or, once merged, of all ranks; each field is a `metric`."""
+    """Numbers of one rank, or, once merged, of all ranks; each field is a `metric`, or not merged here."""
 
     def to_tensor(self) -> Tensor:
         """Return the fields in order, `[number of fields]` float64."""
-        return torch.tensor([getattr(self, each.name) for each in fields(self)], dtype=torch.float64)
+        return torch.tensor([getattr(self, each.name) for each in self.declared()], dtype=torch.float64)
+
+    @classmethod
+    def declared(cls) -> list[Field[Any]]:
+        """Return the fields that are a `metric`, in order."""
+        return [each for each in fields(cls) if "merge" in each.metadata]
 
     @classmethod
     def of(cls: type[M], values: Tensor) -> M:
         """Make one of what `to_tensor` returned."""
-        return cls(**dict(zip((each.name for each in fields(cls)), values.tolist(), strict=True)))
+        return cls(**dict(zip((each.name for each in cls.declared()), values.tolist(), strict=True)))
 
     @classmethod
     def merge(cls: type[M], of_ranks: Tensor) -> M:
@@ -41,15 +52,44 @@ class Metrics:
             return cls.of(of_ranks[0])
         merged = {"mean": of_ranks.mean(0), "sum": of_ranks.sum(0), "max": of_ranks.amax(0)}
         values = {kind: each.tolist() for kind, each in merged.items()}
-        own = fields(cls)
+        own = cls.declared()
         return cls(**{each.name: values[each.metadata["merge"]][k] for k, each in enumerate(own)})
 
     @classmethod
     def width(cls) -> int:
-        """Return the number of fields."""
-        return len(fields(cls))
+        """Return the number of metrics."""
+        return len(cls.declared())
 
     def tagged(self) -> dict[str, float]:
         """Return what is logged: tag -> value. A subclass may add what follows from several fields."""
-        named = [(each.metadata["tag"], getattr(self, each.name)) for each in fields(self)]
+        named = [(each.metadata["tag"], getattr(self, each.name)) for each in self.declared()]
         return {tag: value for tag, value in named if tag}
+
+
+def own_metric(tag: str, value: float | Tensor, merge: Merge) -> Own:
+    """Declare a metric of one's own: its name in the logs, its value on this rank, how ranks merge it.
+
+    Raises:
+        ConfigError: there is no such way to merge, or the value is not a single number.
+    """
+    if merge not in get_args(Merge):
+        raise ConfigError(f"the metric {tag}: merge {merge!r}: one of {', '.join(get_args(Merge))} is expected")
+    try:
+        return {tag: (merge, float(value))}
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"the metric {tag}: a number, or a tensor of one, is expected") from None
+
+
+def merge_own(of_ranks: Iterable[Own]) -> Own:
+    """Merge each metric over the ranks that have it."""
+    found: dict[str, tuple[Merge, list[float]]] = {}
+    for own in of_ranks:
+        for tag, (merge, value) in own.items():
+            found.setdefault(tag, (merge, []))[1].append(value)
+    return {tag: (merge, _merged(merge, values)) for tag, (merge, values) in found.items()}
+
+
+def _merged(merge: Merge, values: list[float]) -> float:
+    total = math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+    largest = math.nan if any(map(math.isnan, values)) else max(values)
+    return {"sum": total, "mean": total / len(values), "max": largest}[merge]

@@ -70,7 +70,7 @@ def require_tensors(
     Args:
         checkpoint: a checkpoint after `require_values`.
         agent: the run's agent.
-        optimizer: the tensors of its optimizer's state.
+        optimizer: the tensors that its optimizer's state has before the first step.
         buffer: a rank's, for the shapes of environments' tensors.
         num_envs: number of environments on all ranks.
         overlaps: true if rollouts and updates overlap.
@@ -86,9 +86,13 @@ def require_tensors(
     size = sum(checkpoint.values["state_sizes"])
     expected["env.states"] = torch.zeros(size, dtype=torch.uint8)
     tensors = checkpoint.tensors
-    if odd := sorted(tensors.keys() ^ expected.keys()):
+    # most optimizers have no state before the first step; `OptimizerState.require_fit` has its names
+    later = {f"optimizer.{name}" for name in checkpoint.values.get("optimizer", {}).get("tensors", [])}
+    if odd := sorted((tensors.keys() ^ expected.keys()) - (later - expected.keys())):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
     for name, tensor in tensors.items():
+        if name not in expected:
+            continue
         shape = expected[name].shape
         # the log of actions is as long as the longest episode in progress
         if name == "env.actions":

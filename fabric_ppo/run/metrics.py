@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.group import Ranks
-from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.metrics import Metrics, merge_own, metric
 from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
 
 RETURN_WINDOW = 100
@@ -56,7 +58,9 @@ class UpdateResult:
 
 
 def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks: Ranks) -> UpdateResult:
-    """Merge an update over all ranks, in one collective (three with environments' states).
+    """Merge an update over all ranks, in one collective.
+
+    Environments' states take two more, and so do metrics of one's own.
 
     Args:
         rollout, stats, requests: this rank's.
@@ -68,17 +72,34 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
     if last:
         rows = [(each.t, each.env, each.ret, each.length) for each in last]
         episodes[: len(last)] = torch.tensor(rows, dtype=torch.float64)
-    numbers = [rollout.stats.to_tensor(), stats.to_tensor(), requests.to_tensor()]
+    has_own = torch.tensor([float(bool(stats.own))], dtype=torch.float64)
+    numbers = [rollout.stats.to_tensor(), stats.to_tensor(), requests.to_tensor(), has_own]
     snapshot, gathered = gather_snapshot(rollout.snapshot, [*numbers, episodes, rollout.moments], ranks)
-    of_rollouts, of_updates, of_requests, of_episodes, moments = gathered
+    of_rollouts, of_updates, of_requests, have_own, of_episodes, moments = gathered
     return UpdateResult(
         rollout=RolloutStats.merge(of_rollouts),
-        update=UpdateStats.merge(of_updates),
+        update=merge_stats(stats, of_updates, bool(have_own.any()), ranks),
         episodes=_merge_episodes(of_episodes),
         moments=moments.sum(0),
         snapshot=snapshot,
         requests=Requests.merge(of_requests),
     )
+
+
+def merge_stats(stats: UpdateStats, of_ranks: Tensor, have_own: bool, ranks: Ranks) -> UpdateStats:
+    """Merge the numbers of an update, with metrics of one's own (two more collectives).
+
+    Args:
+        stats: this rank's.
+        of_ranks: those of all ranks, as `UpdateStats.merge` takes them.
+        have_own: true if any rank has metrics of its own; the same on all ranks.
+        ranks: those that train.
+    """
+    merged = UpdateStats.merge(of_ranks)
+    if not have_own:
+        return merged
+    texts = _gather_bytes([json.dumps(dict(stats.own)).encode()], ranks)
+    return replace(merged, own=merge_own(json.loads(text) for (text,) in texts))
 
 
 def _merge_episodes(of_ranks: Tensor) -> list[Episode]:
@@ -107,11 +128,11 @@ def gather_snapshot(snapshot: EnvSnapshot, more: Sequence[Tensor], ranks: Ranks)
     whole = EnvSnapshot(actions, ended, obs, returns, lengths, discounted, memory)
     # states have different sizes, which takes two more collectives; all ranks must agree on that
     if have_states.all():
-        whole = replace(whole, states=_gather_bytes(snapshot.states, ranks))
+        whole = replace(whole, states=list(itertools.chain(*_gather_bytes(snapshot.states, ranks))))
     return whole, [other.cpu() for other in gathered[len(parts) :]]
 
 
-def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[bytes]:
+def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[list[bytes]]:
     """Gather bytes of all ranks in order of rank; each rank has the same number of them."""
     sizes = ranks.gather(torch.tensor([len(text) for text in texts])).tolist()
     own = b"".join(texts).ljust(max(sum(row) for row in sizes) or 1)
@@ -119,5 +140,5 @@ def _gather_bytes(texts: Sequence[bytes], ranks: Ranks) -> list[bytes]:
     all_texts = []
     for row, each in zip(sizes, gathered, strict=True):
         ends = np.cumsum(row).tolist()
-        all_texts += [bytes(each[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
+        all_texts.append([bytes(each[i:j]) for i, j in zip([0, *ends], ends, strict=False)])
     return all_texts

@@ -30,7 +30,7 @@ from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.run.checkpoint import newest_intact
 from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, require_values
 from fabric_ppo.run.counts import Counts
-from fabric_ppo.run.snapshot import load_optimizer, optimizer_tensors
+from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
 
 _LIBRARIES = (
     *("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid"),
@@ -141,12 +141,14 @@ def restore(
     """
     num_envs, values = buffer.num_envs * ranks.size, checkpoint.values
     with _fitting(run_dir):
-        expected = optimizer_tensors(optimizer)
+        state = OptimizerState(checkpoint.under("optimizer."), values.get("optimizer", {}))
+        state.require_fit(optimizer)
+        expected = read_optimizer(optimizer).tensors
         require_tensors(checkpoint, agent, expected, buffer, num_envs, config.overlaps)
         if values["env_spec"] != agent.spec.to_json():
             raise ValueError("the environment has other spaces now")
         agent.load_state_dict(checkpoint.under("weights."))
-        load_optimizer(optimizer, checkpoint.under("optimizer."))
+        load_optimizer(optimizer, state)
         if config.desired_kl is not None:
             _restore_learning_rate(optimizer, values["learning_rate"])
         action = buffer.envs.spec.action

@@ -38,9 +38,10 @@ from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.evaluation import play_evaluation, play_test
 from fabric_ppo.run.guard import Guard
 from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update
+from fabric_ppo.run.optimizer_state import OptimizerState, read_optimizer
 from fabric_ppo.run.progress import Progress
 from fabric_ppo.run.resume import surroundings
-from fabric_ppo.run.snapshot import Snapshot, copies, optimizer_tensors
+from fabric_ppo.run.snapshot import Snapshot, copies
 from fabric_ppo.run.summary import Summary, summarize
 from fabric_ppo.run.trackers.tracker import Trackers
 from fabric_ppo.run.writes import Writes
@@ -202,10 +203,11 @@ class Run:
 
     def _snapshot(self, result: UpdateResult, in_flight: dict[str, Tensor]) -> Snapshot:
         """Return a snapshot of the run after an update."""
-        weights, optimizer = copies(self._guard.kept), copies(optimizer_tensors(self._optimizer))
+        state = read_optimizer(self._optimizer)
+        weights, optimizer = copies(self._guard.kept), OptimizerState(copies(state.tensors), state.values)
         mean = self._eval_return if self._config.eval_every else self._counts.return_mean
         values = self._constants | self._counts.to_values()
-        values |= {"learning_rate": self._optimizer.param_groups[0]["lr"], "return_mean": mean}
+        values |= {"learning_rate": float(self._optimizer.param_groups[0]["lr"]), "return_mean": mean}
         log = self._log.view()
         return Snapshot(weights, optimizer, in_flight, result.snapshot, log, values)
 

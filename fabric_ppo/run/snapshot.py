@@ -13,6 +13,7 @@ from torch import Tensor
 from fabric_ppo.envs.action_log import LogView
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.rollouts.buffer import EnvSnapshot
+from fabric_ppo.run.optimizer_state import OptimizerState
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Snapshot:
     """State of a run after an update, of all ranks; nothing in it changes afterwards.
 
     Attributes:
-        weights, optimizer: the agent's and the optimizer's state, name -> tensor.
+        weights: the agent's state, name -> tensor.
+        optimizer: the optimizer's state.
         in_flight: weights that the rollout in progress is collected with, where rollouts and
             updates overlap; else empty.
         envs: the environments of all ranks.
@@ -29,7 +31,7 @@ class Snapshot:
     """
 
     weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    optimizer: OptimizerState
     in_flight: dict[str, Tensor]
     envs: EnvSnapshot
     log: LogView
@@ -50,31 +52,13 @@ class Snapshot:
             "states": np.frombuffer(b"".join(envs.states), np.uint8),
         }
         tensors = {f"env.{name}": torch.from_numpy(np.array(each)) for name, each in arrays.items()}
-        for group in ("weights", "optimizer", "in_flight"):
-            tensors |= {f"{group}.{name}": value for name, value in getattr(self, group).items()}
-        sizes = {"state_sizes": [len(state) for state in envs.states]}
-        return Checkpoint(tensors, self.values | sizes | more)
+        groups = {"weights": self.weights, "optimizer": self.optimizer.tensors, "in_flight": self.in_flight}
+        for group, named in groups.items():
+            tensors |= {f"{group}.{name}": value for name, value in named.items()}
+        values = {"optimizer": self.optimizer.values, "state_sizes": [len(state) for state in envs.states]}
+        return Checkpoint(tensors, self.values | values | more)
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of each tensor, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the tensors of an optimizer's state, not copies, as `<parameter's index>.<name>`.
-
-    The names are the optimizer's own: nothing else depends on them.
-    """
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load into an optimizer the state that `optimizer_tensors` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        # a copy, for an optimizer changes the tensors that it loads in place
-        state.setdefault(int(index), {})[name] = value.clone()
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -46,6 +46,20 @@ def test_learning_rate_falls_linearly_to_zero():
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected], rel=1e-12)
 
 
+@pytest.mark.parametrize("flags", [{"anneal_lr": True}, {"anneal_lr": False, "desired_kl": 2e-3}])
+def test_every_group_of_any_optimizer_has_the_flags_learning_rate(flags):
+    """Whatever rate the optimizer was made with, also one in a tensor."""
+    config = dataclasses.replace(CONFIG, learning_rate=0.003, **flags)
+    parameters = nn.Linear(2, 2).parameters()
+    groups = [{"params": each, "lr": rate} for each, rate in zip(parameters, (0.5, 1e-9), strict=True)]
+    for optimizer in (torch.optim.SGD(groups), torch.optim.Adam(groups, lr=torch.tensor(0.7), capturable=True)):
+        assert set_learning_rate(optimizer, config, 0, 4) == 0.003
+        adapt_learning_rate(optimizer, config, 1.0)
+        expected = 0.003 / 1.5 if config.desired_kl else 0.0015
+        assert set_learning_rate(optimizer, config, 2, 4) == pytest.approx(expected, rel=1e-12)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2, rel=1e-12)
+
+
 def test_learning_rate_stays_without_annealing():
     config = dataclasses.replace(CONFIG, anneal_lr=False)
     optimizer = make_optimizer(nn.Linear(2, 2), config)

@@ -12,7 +12,7 @@ from torch import nn
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
-from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
+from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.batch import Batch, make_batch
 from fabric_ppo.ppo.loss import minibatch_loss
 from fabric_ppo.ppo.update import _is_too_far, _value_sums, ppo_update, run_epochs
@@ -162,12 +162,7 @@ def test_an_update_stays_on_its_device_and_waits_for_nothing(kind):
     ranks = Ranks(0, 1, lambda tensor: tensor.unsqueeze(0))
     batch = make_batch(rollout, config, ranks, 0, META)
     assert all(column.device == META for column in batch.rows[:-1])  # the last is for recurrent agents
-    optimizer = make_optimizer(loss, config)
-
-    def step(value):
-        optimizer.zero_grad()
-        value.backward()
-        return optimizer.step()
+    step = make_step(loss._agent[0], loss, config)
 
     logged = run_epochs(loss, batch, step, coefs_of(config), config)
     assert logged.device == META

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from fabric_ppo.architectures.exchange import TrainerStats
 from fabric_ppo.architectures.overlap import PlayerStats
 from fabric_ppo.ppo.update import UpdateStats
-from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.metrics import Metrics, merge_own, metric, own_metric
 from fabric_ppo.rollouts.buffer import RolloutStats
-from fabric_ppo.run.metrics import Requests
+from fabric_ppo.run.metrics import Requests, merge_stats
 from tests.fixtures.counting import on_counted_ranks
 
 MERGED = {"mean": np.mean, "sum": np.sum, "max": np.max}
@@ -80,7 +82,8 @@ def test_what_is_not_finite_is_not_hidden_by_merging():
 
 @pytest.mark.parametrize("kind", [UpdateStats, RolloutStats, TrainerStats, PlayerStats, Requests, Weather])
 def test_every_field_is_declared_as_a_metric_and_no_tag_is_given_twice(kind):
-    declared = [each.metadata for each in fields(kind)]
+    declared = [each.metadata for each in kind.declared()]
+    assert {each.name for each in fields(kind)} - {each.name for each in kind.declared()} <= {"own"}
     assert all(each["merge"] in MERGED for each in declared)
     tags = [each["tag"] for each in declared if each["tag"]]
     assert len(tags) == len(set(tags))
@@ -88,5 +91,62 @@ def test_every_field_is_declared_as_a_metric_and_no_tag_is_given_twice(kind):
 
 def test_tags_of_all_numbers_of_an_update_are_different():
     kinds = (UpdateStats, RolloutStats, TrainerStats, PlayerStats, Requests)
-    tags = [each.metadata["tag"] for kind in kinds for each in fields(kind) if each.metadata["tag"]]
+    tags = [each.metadata["tag"] for kind in kinds for each in kind.declared() if each.metadata["tag"]]
     assert len(tags) == len(set(tags))
+
+
+STATS = UpdateStats(*(float(number) for number in range(13)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_metric_of_ones_own_is_merged_by_its_kind(size):
+    """And everything else stays as it is."""
+    numbers = measured(size)[:, :3]
+
+    def merged(ranks):
+        own = STATS
+        for kind, value in zip(MERGED, numbers[ranks.rank], strict=True):
+            own = own.with_metric(f"Own/{kind}", float(value), kind)
+        return merge_stats(own, ranks.gather(own.to_tensor()), True, ranks)
+
+    results, _ = on_counted_ranks(size, merged)
+    expected = {f"Own/{kind}": merge(numbers[:, k]) for k, (kind, merge) in enumerate(MERGED.items())}
+    for result in results:
+        tagged = result.tagged()
+        assert {tag: tagged.pop(tag) for tag in expected} == pytest.approx(expected, rel=1e-12)
+        assert tagged == UpdateStats.merge(torch.stack([STATS.to_tensor()] * size)).tagged()
+
+
+@pytest.mark.parametrize("having", [[], [0], [1], [0, 2]])
+def test_ranks_that_lack_a_metric_wait_for_nobody(having):
+    """As where it is of the episodes that ended, and some rank had none."""
+
+    def merged(ranks):
+        own = STATS.with_metric("Own/rank", torch.tensor(ranks.rank)) if ranks.rank in having else STATS
+        has_own = ranks.gather(torch.tensor([bool(own.own)]))
+        return merge_stats(own, ranks.gather(own.to_tensor()), bool(has_own.any()), ranks).tagged().get("Own/rank")
+
+    results, _ = on_counted_ranks(3, merged)
+    assert results == [np.mean(having) if having else None] * 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_of_ones_own_what_is_not_finite_shows(value):
+    merged = {kind: merge_own([own_metric("x", 1.0, kind), own_metric("x", value, kind)])["x"][1] for kind in MERGED}
+    with np.errstate(all="ignore"):
+        expected = {kind: merge([1.0, value]) for kind, merge in MERGED.items()}
+    assert {kind: str(float(each)) for kind, each in merged.items()} == {k: str(float(v)) for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "merge", "message"),
+    [
+        ("Own/x", 1.0, "median", "the metric Own/x: merge 'median': one of mean, sum, max is expected"),
+        ("Own/x", torch.ones(2), "mean", "the metric Own/x: a number, or a tensor of one, is expected"),
+        ("Own/x", "high", "mean", "the metric Own/x: a number, or a tensor of one, is expected"),
+        ("Info/approx_kl", 1.0, "mean", "the metric Info/approx_kl: another name is expected, this one is taken"),
+    ],
+)
+def test_what_is_no_metric_is_refused_in_one_line(tag, value, merge, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        STATS.with_metric(tag, value, merge)

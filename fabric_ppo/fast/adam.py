@@ -1,7 +1,4 @@
-"""Gradient clipping and an Adam step in as few kernels as possible.
-
-It stands for `torch.nn.utils.clip_grad_norm_` followed by `torch.optim.Adam` (arXiv 1412.6980).
-"""
+"""An Adam step in as few kernels as possible; stands for `torch.optim.Adam` (arXiv 1412.6980)."""
 
 from __future__ import annotations
 
@@ -16,26 +13,24 @@ from torch import Tensor, nn
 from fabric_ppo.process.profile import timed
 
 
-class ClippedAdam(torch.optim.Adam):
-    """Adam whose step clips the gradient first: `clip_grad_norm_`, then `Adam(fused=True)`.
+class LeanAdam(torch.optim.Adam):
+    """Adam that takes the step of `Adam(fused=True)`.
 
-    The state is Adam's, under Adam's names. At PPO's usual sizes PyTorch's two calls spend several
-    times as long on bookkeeping as on arithmetic: here the bookkeeping is done once. Nothing waits
-    for the device.
+    The state is Adam's, under Adam's names. At PPO's usual sizes PyTorch's own spends several times
+    as long on bookkeeping as on arithmetic: here the bookkeeping is done once. Nothing waits for
+    the device.
 
     PyTorch's hooks before and after a step are called; its profiler does not see the step.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float, max_grad_norm: float) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float) -> None:
         """Optimise `params`.
 
         Args:
             params: parameters; each must have a gradient in every step.
             lr, eps: Adam's.
-            max_grad_norm: largest norm of the gradient; a longer one is scaled down to it.
         """
         super().__init__(params, lr=lr, eps=eps)
-        self._max_grad_norm = max_grad_norm
         self._parts: list[_Part] = []
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -48,19 +43,19 @@ class ClippedAdam(torch.optim.Adam):
                 parameter.grad = None
 
     @timed("optimizer")
-    def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
-        """Clip all gradients together, in place, to the largest norm, and take one Adam step.
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one Adam step; see `torch.optim.Optimizer.step`.
 
         Args:
-            closure: recomputes the gradients, as in `torch.optim.Optimizer.step`.
+            closure: recomputes the gradients.
 
         Returns:
-            The norm before clipping, a scalar.
+            The value of the closure; None without one.
         """
         # Fabric and users may hook into steps; the wrapper is entered only when somebody does
         if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
             hooked: Any = torch.optim.Optimizer.profile_hook_step(type(self)._step)
-            return hooked(self, closure)  # type: ignore[no-any-return]
+            return hooked(self, closure)
         return self._step(closure)
 
     # keeps PyTorch from wrapping `step` for its profiler and for hooks, which are rarely there: the
@@ -68,22 +63,14 @@ class ClippedAdam(torch.optim.Adam):
     step.hooked = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def _step(self, closure: Callable[[], Any] | None) -> Tensor:
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        value = None
         if closure is not None:
             with torch.enable_grad():
-                closure()
-        parts = self._initialize()
-        grads = [grad for part in parts for grad in part.grads()]
-        norm = _norm(grads)
-        # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python
-        # number would be converted to one in every step
-        most, tiny, one = parts[0].constants
-        scale = torch.minimum(most / (norm + tiny), one)
-        for grad in grads:
-            grad.mul_(scale)
-        for part in parts:
+                value = closure()
+        for part in self._initialize():
             part.step()
-        return norm
+        return value
 
     # PyTorch wraps these three methods to hide them from its compiler, and loads the compiler for
     # that: unwrapped, they save a process seconds at its start
@@ -123,9 +110,7 @@ class ClippedAdam(torch.optim.Adam):
                 }
         states = [self.state[each] for each in params]
         first, second, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        numbers = (self._max_grad_norm, 1e-6, 1.0)
-        constants = [torch.tensor(each, dtype=params[0].dtype, device=params[0].device) for each in numbers]
-        return _Part(group, params, first, second, steps, constants)
+        return _Part(group, params, first, second, steps)
 
 
 @dataclass(frozen=True)
@@ -135,7 +120,6 @@ class _Part:
     Attributes:
         group: the group, with its learning rate, betas and epsilon.
         params, exp_avgs, exp_avg_sqs, steps: parameters, and the state of each.
-        constants: largest norm, 1e-6 and 1 as scalars on the parameters' device.
     """
 
     group: dict[str, Any]
@@ -143,11 +127,6 @@ class _Part:
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
-    constants: list[Tensor]
-
-    def grads(self) -> list[Tensor]:
-        """Return the gradients of the parameters."""
-        return [each.grad for each in self.params]  # type: ignore[misc]
 
     def step(self) -> None:
         """Take one Adam step with the gradients as they are."""
@@ -157,7 +136,7 @@ class _Part:
         torch._foreach_add_(self.steps, 1.0)
         torch._fused_adam_(
             self.params,  # type: ignore[arg-type]
-            self.grads(),
+            [each.grad for each in self.params],  # type: ignore[misc]
             self.exp_avgs,
             self.exp_avg_sqs,
             [],
@@ -170,10 +149,3 @@ class _Part:
             amsgrad=False,
             maximize=False,
         )
-
-
-def _norm(grads: list[Tensor]) -> Tensor:
-    """Compute the Euclidean norm of all gradients together, a scalar."""
-    # as clip_grad_norm_ does: the norm of the norms
-    norms: list[Tensor] = [torch.linalg.vector_norm(each) for each in grads]
-    return norms[0] if len(norms) == 1 else _norm([torch.stack(norms)])
