@@ -78,12 +78,7 @@ def format_value(value: Any) -> str:
 
 
 def plain_value(value: Any, kind: Any) -> Any:
-    """Return a field's value for YAML: a tuple as a list, an int for a float as a float, JSON as a mapping.
-
-    Of arguments there are none or some.
-    """
-    if kind == Arguments:
-        return arguments_of(value) or None
+    """Return a field's value for YAML: a tuple as a list, an int for a float as a float."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, tuple):
