@@ -29,6 +29,7 @@ class Stream(IntEnum):
     TEST_ENV = 5
     TEST_ACTION = 6
     SPLIT = 7
+    POLICY = 8
 
 
 def raw_words(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.uint64]:
@@ -55,7 +56,11 @@ def uniforms(seed: int, stream: Stream, index: tuple[int, int], start: int, coun
     Neither 0 nor 1 comes, so that a logarithm or an inverse normal distribution function is finite.
     The arguments are those of `raw_words`.
     """
-    words = raw_words(seed, stream, index, start, count)
+    return uniform_of(raw_words(seed, stream, index, start, count))
+
+
+def uniform_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return the numbers in (0, 1) that random words `[...]` of 64 bits stand for, see `uniforms`."""
     result: NDArray[np.float64] = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
+from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.envs.actions import ActionConverter
-from fabric_ppo.envs.spaces import EnvSpec, Packer, reader_of
+from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.seeding import Stream, uniform_of, uniforms
 
 
 class Policy:
@@ -33,10 +36,11 @@ class Policy:
         self.spec = agent.spec
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
-        self.pack = Packer(agent.spec.observation)
-        self._reader = reader_of(agent.spec.observation)
+        self._read = ObservationReader(agent.spec.observation)
+        self.pack = self._read.pack
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
+        self._num_drawn = 0
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
         """Return the memory with which an episode begins, zeros.
@@ -47,38 +51,67 @@ class Policy:
         return np.zeros(shape, self._agent.memory_dtype)
 
     def act(
-        self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
+        self,
+        obs: Any,
+        noise: NDArray[np.float64] | None = None,
+        memory: NDArray[Any] | None = None,
+        *,
+        deterministic: bool = True,
+        seed: int | np.random.Generator | None = None,
     ) -> NDArray[Any]:
-        """Choose the most probable actions, in the form that the environment takes.
+        """Choose actions, in the form that the environment takes.
 
         Args:
             obs: one observation, or a batch `[B, ...]` of them; a batch of Dict or Tuple
-                observations is a list, or an array of what `pack` returned.
-            noise: `[B, noise_size]`, uniform in (0, 1): sample the actions with it instead.
+                observations is a dict or tuple of arrays, or a list (see `ObservationReader`).
+            noise: `[B, noise_size]`, uniform in (0, 1): sample the actions with it.
             memory: a recurrent agent's, from `new_memory`; updated in place. None: an episode
                 begins.
+            deterministic: take the most probable actions; False: sample them.
+            seed: what to sample with. The same number gives the same draws: take another one in
+                each step. Or NumPy's generator, from which they are drawn. None: the first such
+                call of a Policy has the same draws in every program, the second has others, ...
 
         Returns:
             One action, or `[B, ...]` for a batch.
 
         Raises:
-            ValueError: `obs` or `memory` has another shape, or `obs` numbers that its space, or
+            ValueError: an argument has another shape, or `obs` has numbers that its space, or
                 float32, cannot hold.
         """
-        batch, is_single = self._batch(obs)
-        transformed = None
-        if noise is not None:
-            # padding rows are dropped again: their noise only has to be finite
-            padded = np.full((len(batch), noise.shape[-1]), 0.5)
-            padded[: len(noise)] = noise
-            transformed = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
-        before = self._padded(memory, batch, None if is_single else len(obs))
-        with torch.inference_mode():
-            drawn, after = self._agent.act(batch, transformed, before)
-            actions = self._to_env(drawn.cpu().numpy())
-        if memory is not None:
-            memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
-        return actions[0] if is_single else actions[: len(obs)]
+        rows = self._read(obs)
+        if noise is None and not deterministic:
+            noise = self._draw(len(rows.array), seed)
+        return self._act(rows, noise, memory)
+
+    def predict(
+        self,
+        observation: Any,
+        state: NDArray[Any] | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        seed: int | np.random.Generator | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Choose actions as Stable-Baselines3's `predict` does.
+
+        Args:
+            observation: as in `act`.
+            state: a recurrent agent's memory, as the last call returned it; None: episodes begin.
+            episode_start: `[B]`, true where an episode begins, so that its memory is reset.
+            deterministic, seed: as in `act`.
+
+        Returns:
+            The actions, and the memory after them; of an agent without memory, `state`.
+
+        Raises:
+            ValueError: as in `act`.
+        """
+        rows = self._read(observation)
+        count = len(rows.array)
+        memory = self._reset(state, episode_start, None if rows.is_single else count) if self.memory_size else None
+        actions = self._act(rows, None if deterministic else self._draw(count, seed), memory)
+        return actions, state if memory is None else memory
 
     def value(self, obs: Any, memory: NDArray[Any] | None = None) -> NDArray[Any]:
         """Estimate the discounted return from `obs` on.
@@ -91,42 +124,84 @@ class Policy:
             A scalar array for one observation, `[B]` for a batch.
 
         Raises:
-            ValueError: `obs` or `memory` has another shape, or `obs` numbers that its space, or
-                float32, cannot hold.
+            ValueError: as in `act`.
         """
-        batch, is_single = self._batch(obs)
+        rows = self._read(obs)
+        batch = self._padded(rows)
         with torch.inference_mode():
-            padded = self._padded(memory, batch, None if is_single else len(obs))
-            values: NDArray[Any] = self._agent.values(batch, padded).cpu().numpy()
-        return values[0] if is_single else values[: len(obs)]
+            before = self._padded_memory(memory, batch, rows)
+            values: NDArray[Any] = self._agent.values(batch, before).cpu().numpy()
+        return values[0] if rows.is_single else values[: len(rows.array)]
 
-    def _padded(self, memory: NDArray[Any] | None, batch: torch.Tensor, given: int | None) -> torch.Tensor:
+    def _act(self, rows: Rows, noise: NDArray[np.float64] | None, memory: NDArray[Any] | None) -> NDArray[Any]:
+        """Choose actions; see `act`."""
+        batch, count = self._padded(rows), len(rows.array)
+        transformed = None
+        if noise is not None:
+            if np.shape(noise) != (count, self.noise_size):
+                expected = f"({count}, {self.noise_size}); act(obs, deterministic=False) draws it"
+                raise ValueError(f"noise has shape {np.shape(noise)}: {expected}")
+            # padding rows are dropped again: their noise only has to be finite
+            padded = np.full((len(batch), self.noise_size), 0.5)
+            padded[:count] = noise
+            transformed = self._agent.distribution.noise(torch.from_numpy(padded)).to(self._device, self._agent.dtype)
+        before = self._padded_memory(memory, batch, rows)
+        with torch.inference_mode():
+            drawn, after = self._agent.act(batch, transformed, before)
+            actions = self._to_env(drawn.cpu().numpy())
+        if memory is not None:
+            memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
+        return actions[0] if rows.is_single else actions[:count]
+
+    def _draw(self, count: int, seed: int | np.random.Generator | None) -> NDArray[np.float64]:
+        """Return draws that are uniform in (0, 1), `[count, noise_size]`; for `seed` see `act`."""
+        shape, index = (count, self.noise_size), (0, 0)
+        if isinstance(seed, np.random.Generator):
+            return uniform_of(seed.integers(2**64, size=shape, dtype=np.uint64))
+        if seed is None:
+            seed, index = 0, (self._num_drawn, 1)
+            self._num_drawn += 1
+        elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed {seed!r}: a whole number from 0 to 2**64 - 1, or a numpy Generator, is expected")
+        return uniforms(int(seed), Stream.POLICY, index, 0, math.prod(shape)).reshape(shape)
+
+    def _reset(self, state: NDArray[Any] | None, episode_start: Any, given: int | None) -> NDArray[Any]:
+        """Return a copy of the memory `state` of `given` rows, zeros where an episode begins."""
+        memory = self.new_memory(given)
+        if state is None:
+            return memory
+        self._require_shape(np.shape(state), memory.shape)
+        memory[...] = state
+        if episode_start is None:
+            return memory
+        begins, expected = np.asarray(episode_start), [(given,)] if given is not None else [(), (1,)]
+        if begins.shape not in expected or begins.dtype.kind not in "biuf":
+            raise ValueError(f"episode_start has shape {begins.shape}: true or false, {expected[-1]}, is expected")
+        memory[begins.astype(bool).reshape(() if given is None else (given,))] = 0
+        return memory
+
+    def _require_shape(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
+            raise ValueError(f"memory has shape {found}: {expected}, from new_memory, is expected")
+
+    def _padded_memory(self, memory: NDArray[Any] | None, batch: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Pad `memory` to the rows of `batch`, on its device; None: all rows begin an episode.
 
-        It has `given` rows, or is `[memory_size]` where `given` is None.
+        It is `[memory_size]` for a single observation.
         """
         padded = self.new_memory(len(batch))
         if memory is not None:
-            if memory.shape != (expected := self.new_memory(given).shape):
-                raise ValueError(f"memory has shape {memory.shape}: {expected}, from new_memory, is expected")
-            padded[: 1 if given is None else given] = memory
+            given = None if rows.is_single else len(rows.array)
+            self._require_shape(np.shape(memory), self.new_memory(given).shape)
+            padded[: len(rows.array)] = memory
         return torch.from_numpy(padded).to(self._device)
 
-    def _batch(self, obs: Any) -> tuple[torch.Tensor, bool]:
-        """Return `obs` as a batch padded to ROW_MULTIPLE, and True if it was one observation."""
-        space = self.spec.observation
-        if space.parts and not isinstance(obs, np.ndarray):
-            obs = np.stack([self.pack(each) for each in obs]) if isinstance(obs, list) else self.pack(obs)
-        array = self._reader.array(obs)
-        is_single = array.shape == space.shape
-        if not is_single and (array.shape[1:] != space.shape or array.ndim == 0):
-            raise ValueError(f"obs has shape {array.shape}: {space.shape} or (B, {', '.join(map(str, space.shape))})")
-        self._reader.require_valid(array)
-        if is_single:
-            array = array[None]
+    def _padded(self, rows: Rows) -> torch.Tensor:
+        """Return observations padded to ROW_MULTIPLE, on the agent's device."""
+        array = rows.array
         # repeated observations, which the networks can take; zeros need not be valid
         padding = np.repeat(array[:1], -len(array) % ROW_MULTIPLE, axis=0)
-        return torch.from_numpy(np.concatenate([array, padding])).to(self._device), is_single
+        return torch.from_numpy(np.concatenate([array, padding])).to(self._device)
 
 
 def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Policy:

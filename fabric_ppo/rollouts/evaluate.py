@@ -66,8 +66,8 @@ class TestResult:
 
 def evaluate(
     policy: Policy,
-    episodes: int,
-    seed: int,
+    episodes: int = 100,
+    seed: int = 0,
     *,
     video_dir: str = "",
     render_mode: str | None = None,

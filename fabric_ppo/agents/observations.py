@@ -1,0 +1,112 @@
+"""Observations as a program has them, one or a batch: as the rows that an agent takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.envs.spaces import KeyPath, Packer, SpaceSpec, reader_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Observations `[B, ...]`; of a nested space each is a row of bytes.
+
+    Attributes:
+        array: the observations; B is 1 for a single one.
+        is_single: true if it was one observation, not a batch.
+    """
+
+    array: NDArray[Any]
+    is_single: bool
+
+
+class ObservationReader:
+    """A function from one observation, or a batch of them, to rows.
+
+    The shapes say which it is: an array of a batch has one axis more than that of an observation.
+    A batch of a Dict is a dict of arrays `[B, ...]`, as `gymnasium.make_vec` gives it, of a Tuple a
+    tuple of them, of nested spaces likewise; or it is a list of observations, or an array of rows
+    that `pack` made.
+
+    Attributes:
+        pack: function from one observation to its row.
+    """
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read observations of `space`."""
+        self.pack = Packer(space)
+        self._space, self._reader = space, reader_of(space)
+        self._parts = [(path, leaf, reader_of(leaf, _name(path))) for path, leaf in space.parts]
+
+    def __call__(self, obs: Any) -> Rows:
+        """Return the rows of `obs`, checked.
+
+        Raises:
+            ValueError: it has another shape or kind, or numbers that its space or float32 cannot
+                hold.
+        """
+        if self._parts and not isinstance(obs, np.ndarray):
+            return self._nested(obs)
+        array, shape = self._reader.array(obs), self._space.shape
+        is_single = array.shape == shape
+        if not is_single and (array.shape[1:] != shape or array.ndim == 0):
+            raise ValueError(f"obs has shape {array.shape}: {_one_or_many(shape)} is expected")
+        self._reader.require_valid(array)
+        return Rows(array[None] if is_single else array, is_single)
+
+    def _nested(self, obs: Any) -> Rows:
+        if isinstance(obs, list):
+            rows = np.stack([self.pack(each) for each in obs]) if obs else np.empty((0, self._space.size), np.uint8)
+            return Rows(rows, False)
+        path, leaf, _ = self._parts[0]
+        if not self._is_batch(obs, path, len(leaf.shape)):
+            return Rows(self.pack(obs)[None], True)
+        columns = [self._column(obs, *part) for part in self._parts]
+        counts = {_name(path): len(column) for (path, _, _), column in zip(self._parts, columns, strict=True)}
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise ValueError(f"obs has {shown}: the same number of each is expected")
+        return Rows(np.concatenate(columns, axis=1), False)
+
+    @staticmethod
+    def _is_batch(obs: Any, path: KeyPath, num_axes: int) -> bool:
+        """Return True if the part at `path` has one axis more than that of one observation."""
+        try:
+            return np.ndim(_part(obs, path)) == num_axes + 1
+        except (TypeError, KeyError, IndexError, ValueError):
+            return False  # `pack` says what is wrong
+
+    @staticmethod
+    def _column(obs: Any, path: KeyPath, leaf: SpaceSpec, reader: Any) -> NDArray[np.uint8]:
+        """Return a part of all observations of a batch as bytes, `[B, n]`."""
+        try:
+            value = _part(obs, path)
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"obs has no part {_name(path)} that can be read ({type(error).__name__})") from None
+        array = reader.array(value)
+        if array.ndim != len(leaf.shape) + 1 or array.shape[1:] != leaf.shape:
+            raise ValueError(f"obs has {_name(path)} of shape {array.shape}: {_batch(leaf.shape)} is expected")
+        reader.require_valid(array)
+        return np.ascontiguousarray(array).reshape(len(array), leaf.size).view(np.uint8)
+
+
+def _part(obs: Any, path: KeyPath) -> Any:
+    for key in path:
+        obs = obs[key]
+    return obs
+
+
+def _name(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _batch(shape: tuple[int, ...]) -> str:
+    return f"(B{''.join(f', {n}' for n in shape)})" if shape else "(B,)"
+
+
+def _one_or_many(shape: tuple[int, ...]) -> str:
+    return f"{shape} or {_batch(shape)}"
