@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.launch import read_launch
 
 ALIGNMENT = 8
 """Bytes: where tensors of several types share a buffer, each starts at a multiple of this."""
@@ -92,10 +93,26 @@ def join_process_group(backend: str, timeout: float) -> None:
 
 
 def one_process_unless_launched() -> None:
-    """Have Fabric take one device where `fabric run` did not start it: it would take every GPU.
+    """Have Fabric take the ranks that a launcher started, or one device where none did.
 
-    Nor is it to look for its rank in the variables of a SLURM job, unless a launcher set one.
+    By itself it knows those of `fabric run` alone: to it the ranks of `torchrun` and `mpirun` are
+    runs of their own, and a process without a launcher is to take every GPU. Nor is it to look for
+    its rank in the variables of a SLURM job, unless a launcher set one.
     """
+    launch = read_launch()
+    if "LT_CLI_USED" not in os.environ and launch.world_size > 1:
+        hosts = launch.world_size // launch.local_world_size
+        launched = {
+            "LT_CLI_USED": 1,
+            "LT_DEVICES": launch.local_world_size,
+            "LT_NUM_NODES": hosts,
+            "LT_STRATEGY": "ddp",
+        }
+        os.environ |= {name: str(value) for name, value in launched.items()}
+        # it takes these for the ranks if the last one is there
+        os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+        os.environ.setdefault("GROUP_RANK", str(launch.rank // launch.local_world_size))
+        os.environ.setdefault("TORCHELASTIC_RUN_ID", "none")
     if "LT_CLI_USED" not in os.environ:
         os.environ.setdefault("LT_DEVICES", "1")
     if "RANK" not in os.environ:

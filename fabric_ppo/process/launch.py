@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from fabric_ppo.process.errors import FAILED, ConfigError
+from fabric_ppo.process.tasks import place_on_host, require_one_task
 
 # Read at import, so that `die_with_launcher` sees a launcher that has ended since.
 _PARENT = os.getppid()
@@ -26,23 +27,29 @@ class Launch:
 def read_launch() -> Launch:
     """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`; without a launcher: one process.
 
+    The last two may be missing where MPI or SLURM has their values under other names.
+
     Raises:
-        ConfigError: the variables are half set, no numbers, or out of range.
+        ConfigError: the variables are half set, no numbers, or out of range; or this is one of
+            several tasks of `srun` or `mpirun` that have no ranks.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    missing = [name for name in names if name not in os.environ]
-    if len(missing) == len(names):
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if not given:
+        require_one_task()
         return Launch(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    if missing:
+    if len(given) == 2 and (place := place_on_host("LOCAL_RANK")) is not None:
+        given["LOCAL_RANK"] = place
+    if missing := [name for name in names if name not in given]:
         raise ConfigError(
             f"environment variable {' and '.join(missing)} is not set while others of {', '.join(names)} are: "
             "start with torchrun or fabric run, or unset them all"
         )
     try:
-        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        rank, world_size, local_rank = (int(given[name]) for name in names)
+        local_world_size = int(place_on_host("LOCAL_WORLD_SIZE") or world_size)
     except ValueError:
-        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        values = ", ".join(f"{name}={given[name]}" for name in names)
         raise ConfigError(f"environment variables {values}: whole numbers are expected") from None
     for name, value, size in (("RANK", rank, world_size), ("LOCAL_RANK", local_rank, local_world_size)):
         if not 0 <= value < size:

@@ -28,7 +28,6 @@ def require_fabric_variables(config: Config) -> None:
         given = {"precision": given["precision"]}
     devices = os.environ.get("LT_DEVICES", "1")
     require_fabric_flags(**given, num_devices=int(devices) if devices.isdecimal() else 1)
-    require_no_srun()
 
 
 def require_fabric_flags(
@@ -77,17 +76,3 @@ def _require_mps(accelerator: str, strategy: str | None, num_devices: int) -> No
         raise ConfigError(f"--accelerator {accelerator}: no such device here; cpu is expected, or cuda with a GPU")
     if num_devices > 1 or strategy not in (None, "auto"):
         raise ConfigError(f"--accelerator {accelerator}: one process without --strategy is expected")
-
-
-def require_no_srun() -> None:
-    """Raise a ConfigError where Lightning would take the tasks of a SLURM job for ranks.
-
-    What `torchrun` or `fabric run` started has its place from there, in a SLURM job too.
-    """
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "RANK" not in os.environ and tasks != "1" and not is_interactive:
-        raise ConfigError(
-            f"environment variable SLURM_NTASKS={tasks}: one task for each host is expected, which starts torchrun or "
-            "fabric run, or SLURM_NTASKS=1 for one process"
-        )

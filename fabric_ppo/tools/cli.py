@@ -19,7 +19,8 @@ from fabric_ppo.process.console import end_stdout, lost_output, open_streams, pr
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path
 from fabric_ppo.process.script import shut_down
-from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags, require_no_srun
+from fabric_ppo.process.tasks import require_one_task
+from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
 from fabric_ppo.run.folder import require_no_run
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flags import parse_flags
@@ -88,6 +89,7 @@ def _train(args: list[str]) -> int:
         print("\nand the script's own:\n")
     launch, flags = parser.parse_known_args(rest)
     _check_launcher(launch)
+    require_one_task(launch.num_nodes)
     if config_type is DecoupledConfig:
         # its trainers find their GPUs themselves; `fabric run` would want one for every process
         launch.accelerator = launch.accelerator or "cpu"
@@ -133,8 +135,6 @@ def _check_fabric(launch: argparse.Namespace) -> None:
     require_fabric_flags(launch.accelerator, launch.strategy, launch.precision, launch.devices)
     if launch.accelerator in (None, "auto") and launch.devices > 1:
         require_devices(launch.devices)
-    if launch.devices * launch.num_nodes == 1:
-        require_no_srun()
 
 
 def _launch_command(config_type: type[Config], launch: argparse.Namespace) -> list[str]:

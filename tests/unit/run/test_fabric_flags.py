@@ -1,4 +1,4 @@
-"""Flags of `fabric run`, and SLURM's variables: what cannot work is one line before anything starts."""
+"""Flags of `fabric run`: what cannot work is one line before anything starts."""
 
 from __future__ import annotations
 
@@ -107,28 +107,6 @@ def test_the_decoupled_launcher_starts_cpu_processes(monkeypatch):
     own = launched_with(["decoupled", "--devices", "3", "--accelerator", "cuda"], monkeypatch)
     assert "--accelerator=cuda" in own
     assert "--accelerator=cpu" not in own
-
-
-@pytest.mark.parametrize(
-    ("variables", "is_refused"),
-    [
-        ({"SLURM_NTASKS": "2"}, True),
-        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}, True),
-        ({"SLURM_NTASKS": "x"}, True),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, False),
-        ({"SLURM_NTASKS": "2", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, False),
-        ({}, False),
-    ],
-)
-def test_tasks_of_a_job_are_no_ranks(variables, is_refused, monkeypatch):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    if is_refused:
-        with pytest.raises(ConfigError, match=f"SLURM_NTASKS={variables['SLURM_NTASKS']}: "):
-            require_fabric_variables(Config())
-    else:
-        require_fabric_variables(Config())
 
 
 def test_a_single_process_is_no_task_of_lightnings(monkeypatch):
