@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import deque
 
 from fabric_ppo.process.console import is_terminal, print_line
 
 _SECONDS_BETWEEN_LINES = 5.0
+_WINDOW_SECONDS, _WINDOW_UPDATES = 30.0, 20
+"""The last updates over which a speed is taken: those of so many seconds, but at least so many."""
+_MOST_UPDATES = 1000
 
 
 class _Line:
@@ -43,22 +47,50 @@ class _Line:
             self._live = None
 
 
+class Speed:
+    """Transitions per second over the last updates: all their transitions over all their seconds."""
+
+    def __init__(self) -> None:
+        """Begin without an update."""
+        self._updates: deque[tuple[int, float]] = deque(maxlen=_MOST_UPDATES)
+        self._is_warm = False
+
+    def add(self, steps: int, seconds: float) -> float:
+        """Count an update, and return the speed."""
+        # the first one compiles and fills caches: it counts only until there is another
+        if len(self._updates) == 1 and not self._is_warm:
+            self._updates.clear()
+            self._is_warm = True
+        self._updates.append((steps, seconds))
+        total = sum(each for _, each in self._updates)
+        while len(self._updates) > _WINDOW_UPDATES and total - self._updates[0][1] >= _WINDOW_SECONDS:
+            total -= self._updates.popleft()[1]
+        return sum(each for each, _ in self._updates) / max(total, 1e-9)
+
+
 class Progress:
     """Progress of a run, on stdout."""
 
     def __init__(self, total_steps: int, steps: int, enabled: bool) -> None:
         """Count from `steps` towards `total_steps` transitions; print nothing unless `enabled`."""
-        self._total = total_steps
+        self._total, self._steps, self._speed = total_steps, steps, Speed()
         self._line = _Line("training", total_steps, steps) if enabled else None
 
-    def update(self, steps: int, return_mean: float | None, steps_per_second: float) -> None:
-        """Print transitions so far, the latest mean return, speed and the time that is left."""
+    def update(self, steps: int, return_mean: float | None, seconds: float) -> None:
+        """Print transitions so far, the latest mean return, speed and the time that is left.
+
+        Args:
+            steps: transitions so far.
+            return_mean: None where no episode has ended.
+            seconds: length of the update.
+        """
         if self._line is None:
             return
+        speed = self._speed.add(steps - self._steps, seconds)
+        self._steps = steps
         score = "-" if return_mean is None else f"{return_mean:.1f}"
-        left = (self._total - steps) / max(steps_per_second, 1e-9)
-        speed = f"{steps_per_second:,.0f} steps/s"
-        text = f"{steps:,}/{self._total:,} steps | return {score} | {speed} | {_clock(left)} left"
+        left = _clock((self._total - steps) / max(speed, 1e-9))
+        text = f"{steps:,}/{self._total:,} steps | return {score} | {_rate(speed)} steps/s | {left} left"
         self._line.print(steps, text, steps >= self._total)
 
     def close(self) -> None:
@@ -81,6 +113,10 @@ class TestProgress:
             self._started = time.monotonic()
             text = f"{self._name} | {ended}/{self._episodes} episodes | {steps:,} steps"
             print_line(text, sys.stdout)
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def _clock(seconds: float) -> str:

@@ -167,10 +167,10 @@ class Run:
         self._is_stopping = result.requests.signal > 0
         started, self._update_started = self._update_started, time.perf_counter()
         counts.train_seconds = self._update_started - self._train_started
-        speed = result.rollout.env_steps / (self._update_started - started)
+        seconds = self._update_started - started
         if self._leads:
             metrics = _logged(result, more, self._config)
-            metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": speed}
+            metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": result.rollout.env_steps / seconds}
             evaluation: TestResult | None = None
             try:
                 evaluation = self._evaluate(metrics)
@@ -181,7 +181,7 @@ class Run:
             if self._callbacks.on_update(counts, metrics, evaluation):
                 counts.asked_to_stop = True
                 self._books.checkpoints.keep(self._snapshot(result, in_flight))
-        self._progress.update(counts.env_steps, counts.return_mean, speed)
+        self._progress.update(counts.env_steps, counts.return_mean, seconds)
 
     @timed("evaluation")
     def _evaluate(self, metrics: dict[str, float]) -> TestResult | None:

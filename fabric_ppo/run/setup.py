@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.policy_file import start_from
 from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
-from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.signals import signals
@@ -25,6 +26,7 @@ from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.folder import lock_folder, make_folder
+from fabric_ppo.run.opening import opening_lines
 from fabric_ppo.run.prepare import prepare_process
 from fabric_ppo.run.resume import find_checkpoint, from_rank_zero, restore
 from fabric_ppo.run.run import Books, Run
@@ -134,7 +136,7 @@ class RunSetup(contextlib.ExitStack):
         # the folder comes last, so that a run that cannot start leaves none
         if self._leads:
             trackers, callbacks = self._make_trackers(), self._make_callbacks()
-            self._open_folder(trackers, counts)
+            self._open_folder(trackers, counts, agent)
         checkpoints = Checkpoints(self.dir / "checkpoints", config, self._writes, trackers.flush)
         if checkpoint is not None:
             checkpoints.resume_from(checkpoint)
@@ -153,8 +155,8 @@ class RunSetup(contextlib.ExitStack):
         names = (self._config.callbacks or "").split(",")
         return [make_part(name, "callbacks", Callback) for name in names if name]
 
-    def _open_folder(self, trackers: Trackers, counts: Counts) -> None:
-        """Make and lock the folder, and start the trackers in it."""
+    def _open_folder(self, trackers: Trackers, counts: Counts, agent: Agent) -> None:
+        """Make and lock the folder, start the trackers in it, and print what begins."""
         config = self._config
         is_new = not self.dir.exists() or not any(self.dir.iterdir())
         # before anything is written: another run may have been started there
@@ -174,6 +176,8 @@ class RunSetup(contextlib.ExitStack):
         if self._checkpoint is not None and not config.quiet:
             print_from_rank_zero(f"resumed after update {counts.updates} of {num_updates}")
         self._print_remainder(num_updates)
+        if not config.quiet:
+            print_line(opening_lines(config, self.dir, agent, self._ranks.size, counts.updates), sys.stdout)
 
     def _print_remainder(self, num_updates: int) -> None:
         """Print a line if `--total-timesteps` is no whole number of updates."""

@@ -215,6 +215,8 @@ def test_without_quiet_it_prints(tmp_path):
     assert ended == ["", ""]
     assert out.count("\ntested  return ") == 2
     assert err == "resumed after update 3 of 5\n"
+    begun = [line for line in out.splitlines() if line.startswith("updates ")]
+    assert [line.split("), ")[1:] for line in begun] == [[], ["begins after update 3"]]
 
 
 def test_quiet_still_prints_what_went_wrong(tmp_path, monkeypatch):

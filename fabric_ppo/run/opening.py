@@ -1,0 +1,67 @@
+"""Lines that are printed when a run begins: its folder, environment, agent and length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.config import Config, DecoupledConfig
+from fabric_ppo.envs.spaces import SpaceSpec
+from fabric_ppo.process.launch import read_launch
+
+_MOST_NAMED = 4
+"""Parts of a nested space, or numbers of choices, that a line names one by one."""
+
+
+def opening_lines(config: Config, run_dir: Path, agent: Agent, num_ranks: int, first_update: int) -> str:
+    """Return the text that is printed when a run begins.
+
+    Args:
+        config: the run's configuration.
+        run_dir: the run's folder.
+        agent: the agent, on its device.
+        num_ranks: number of ranks with environments.
+        first_update: updates that a resumed run has behind it; else 0.
+    """
+    spec, count = agent.spec, sum(each.numel() for each in agent.parameters())
+    ranks = f" x {num_ranks} ranks" if num_ranks > 1 else ""
+    per_update = config.num_steps * config.num_envs * num_ranks
+    begins = f", begins after update {first_update}" if first_update else ""
+    spaces = f"observations {format_space(spec.observation)}, actions {format_space(spec.action)}"
+    return "\n".join(
+        (
+            f"run     {run_dir}",
+            f"env     {spec.env_id}: {spaces}",
+            f"agent   {count:,} parameters on {_devices(config, agent)}",
+            f"updates {config.num_updates(num_ranks):,} of {per_update:,} transitions "
+            f"({config.num_steps} steps x {config.num_envs} environments{ranks}){begins}",
+        )
+    )
+
+
+def _devices(config: Config, agent: Agent) -> str:
+    """Return the device that trains; with a player and trainers, the devices of both."""
+    if not isinstance(config, DecoupledConfig):
+        return str(agent.device)
+    trainers, kind = read_launch().world_size - 1, "cuda" if config.cuda else "cpu"
+    return f"{agent.device} (player) and {kind} ({trainers} trainer{'s' * (trainers > 1)})"
+
+
+def format_space(space: SpaceSpec) -> str:
+    """Return a space in a few words, much as Gymnasium prints it."""
+    if space.kind == "box":
+        return f"Box({', '.join(map(str, space.shape))}) {space.dtype}"
+    if space.kind == "discrete":
+        return f"Discrete({space.sizes[0]})"
+    if space.kind == "multi_discrete":
+        return f"MultiDiscrete({_first(list(map(str, space.sizes)))})"
+    if space.kind == "multi_binary":
+        return f"MultiBinary({', '.join(map(str, space.shape))})"
+    named = [f"{'.'.join(map(str, path))} {format_space(part)}" for path, part in space.parts]
+    return f"({_first(named)})"
+
+
+def _first(texts: list[str]) -> str:
+    """Join the first of some texts, and the number of the others."""
+    more = [f"{len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
+    return ", ".join(texts[:_MOST_NAMED] + more)
