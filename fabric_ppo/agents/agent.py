@@ -165,7 +165,10 @@ class Agent(Normalizing):
 
     def features(self, obs: Tensor) -> Tensor:
         """Compute the inputs of policy and value (or of the recurrent layer), `[B, n]`."""
-        inputs = self.inputs(obs)
+        return self.shared(self.inputs(obs))
+
+    def shared(self, inputs: Tensor) -> Tensor:
+        """Compute the layers that policy and value share, from encoded observations `[B, n]`."""
         if self.trunk is None:
             return inputs
         features, mask = _split_mask(inputs, self.encoder.num_masks)

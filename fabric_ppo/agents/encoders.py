@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -102,13 +103,17 @@ class Encoder(nn.Module):
 
     def _part(self, index: int, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode part `index` of `obs`."""
-        if self._space.parts:
-            place, part_dtype, shape = self._places[index]
-            # a copy, for bytes can be viewed as another type only where they are aligned for it
-            part = obs[:, place].clone(memory_format=torch.contiguous_format)
-            obs = part.view(part_dtype).view(-1, *shape)
-        features: Tensor = self._leaves[index](obs, dtype)
+        features: Tensor = self._leaves[index](self._raw(index, obs), dtype)
         return features
+
+    def _raw(self, index: int, obs: Tensor) -> Tensor:
+        """Return part `index` of `obs`, `[B, *shape]`."""
+        if not self._space.parts:
+            return obs
+        place, part_dtype, shape = self._places[index]
+        # a copy, for bytes can be viewed as another type only where they are aligned for it
+        part = obs[:, place].clone(memory_format=torch.contiguous_format)
+        return part.view(part_dtype).view(-1, *shape)
 
     def forward(self, obs: Tensor, dtype: torch.dtype, normalize: nn.Module | None = None) -> Tensor:
         """Encode observations.
@@ -121,7 +126,12 @@ class Encoder(nn.Module):
         Returns:
             `[B, num_features + num_masks]`.
         """
-        parts = [self._part(index, obs, dtype) for index in range(len(self._leaves))]
+        raw = [self._raw(index, obs) for index in range(len(self._leaves))]
+        return self.encode(raw, dtype, normalize)
+
+    def encode(self, raw: Sequence[Tensor], dtype: torch.dtype, normalize: nn.Module | None = None) -> Tensor:
+        """Encode observations whose parts are tensors of their own, `[B, *shape]` each; as `forward`."""
+        parts: list[Tensor] = [leaf(part, dtype) for leaf, part in zip(self._leaves, raw, strict=True)]
         if normalize is not None:  # all Box parts at once, for they share one vector of statistics
             normalized = normalize(torch.cat([parts[index] for index in self._boxes], dim=-1))
             split = normalized.split(self._box_widths, dim=-1)
@@ -148,7 +158,7 @@ class Flat(nn.Module):
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode `obs [B, ...]`."""
         if self._sizes:
-            entries = obs.reshape(len(obs), len(self._sizes)).long().unbind(1)
+            entries = obs.reshape(obs.shape[0], len(self._sizes)).long().unbind(1)
             # clamped, for the zeros with which batches are padded need not be choices: one_hot
             # raises on other values, on a GPU without a usable message
             hot = [
@@ -157,9 +167,9 @@ class Flat(nn.Module):
             ]
             return torch.cat(hot, dim=-1).to(dtype)
         if self._scale is not None:
-            scaled: Tensor = self._scale(obs.reshape(len(obs), self.num_features), dtype)
+            scaled: Tensor = self._scale(obs.reshape(obs.shape[0], self.num_features), dtype)
             return scaled
-        features = obs.to(dtype).reshape(len(obs), self.num_features)
+        features = obs.to(dtype).reshape(obs.shape[0], self.num_features)
         return features * self._factor if self._factor != 1.0 else features
 
 
@@ -190,7 +200,7 @@ class ImageNetwork(nn.Module):
         images = images.to(self.head.weight.dtype, memory_format=layout)
         if self._scale is None:
             images = images.div_(255)
-        return torch.relu(self.head(self.layers(images).reshape(len(obs), self._flat)))
+        return torch.relu(self.head(self.layers(images).reshape(obs.shape[0], self._flat)))
 
 
 class OwnNetwork(nn.Module):

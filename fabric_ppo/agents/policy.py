@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
+from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.envs.actions import ActionConverter
@@ -25,6 +27,7 @@ class Policy:
 
     Attributes:
         spec: the environment's spaces.
+        module: the agent as a PyTorch module, for other programs.
         noise_size: number of draws for sampling one action.
         memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
         pack: function from one observation to its row in a batch, checked; a Dict's or Tuple's is
@@ -41,6 +44,12 @@ class Policy:
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
         self._num_drawn = 0
+
+    @functools.cached_property
+    def module(self) -> PolicyModule:
+        """The agent as one module, for `torch.export` and other programs; a copy of the weights."""
+        weights = self._agent.state_dict()
+        return PolicyModule(_build(self.spec, self._agent.architecture, weights)).to(self._device)
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
         """Return the memory with which an episode begins, zeros.
@@ -236,9 +245,11 @@ def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.T
         ValueError: they do not fit the architecture.
     """
     # compared on the meta device first: a damaged file may name a size that fills the memory
-    with torch.device("cpu" if ":" in architecture.encoder else "meta"):
-        require_weights(weights, Agent(spec, architecture).state_dict())
-    agent = Agent(spec, architecture)
+    # initial weights are drawn from the global generator, whose state is restored
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("cpu" if ":" in architecture.encoder else "meta"):
+            require_weights(weights, Agent(spec, architecture).state_dict())
+        agent = Agent(spec, architecture)
     for parameter in agent.parameters():  # running statistics keep their own precision
         parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
     agent.load_state_dict(weights)

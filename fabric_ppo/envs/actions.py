@@ -16,39 +16,46 @@ class ActionConverter:
     Choices are stored from 0 up, and start at `start`. Box entries are brought within their bounds:
     `clip` cuts off what lies beyond them, `rescale` stretches -1 .. 1 over them first, and `squash`
     takes the tanh before that; both leave entries alone that are not bounded on both sides.
+
+    Attributes:
+        dtype: of the environment's actions.
+        start: added to choices; None for 0.
+        squashes: true for the entries that the tanh is taken of; None for none.
+        stretch: factors and addends of the entries; None for none.
+        bounds: least and greatest values of the entries; None for choices.
     """
 
     def __init__(self, space: SpaceSpec) -> None:
         """Read the action space."""
-        self._dtype = np.dtype(space.dtype)
-        self._start = np.array(space.start).reshape(space.shape) if any(space.start) else None
-        self._bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
-        self._squashes: NDArray[Any] | None = None
-        self._stretch: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self.dtype = np.dtype(space.dtype)
+        self.start = np.array(space.start).reshape(space.shape) if any(space.start) else None
+        self.bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self.squashes: NDArray[Any] | None = None
+        self.stretch: tuple[NDArray[Any], NDArray[Any]] | None = None
         if space.kind == "box":
-            low = np.array([-np.inf if x is None else x for x in space.low], self._dtype)
-            high = np.array([np.inf if x is None else x for x in space.high], self._dtype)
+            low = np.array([-np.inf if x is None else x for x in space.low], self.dtype)
+            high = np.array([np.inf if x is None else x for x in space.high], self.dtype)
             low, high = low.reshape(space.shape), high.reshape(space.shape)
-            self._bounds = low, high
+            self.bounds = low, high
             has_both = np.isfinite(low) & np.isfinite(high)
             if space.fit == "squash":
-                self._squashes = has_both
+                self.squashes = has_both
             # bounds of -1 and 1 need no stretching
             if space.fit != "clip" and np.any((low != -1) | (high != 1), where=has_both):
                 # halved first: the width of the widest bounds overflows
                 half, middle = np.where(has_both, high / 2 - low / 2, 1), np.where(has_both, high / 2 + low / 2, 0)
-                self._stretch = half.astype(self._dtype), middle.astype(self._dtype)
+                self.stretch = half.astype(self.dtype), middle.astype(self.dtype)
 
     def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Convert `[B, *shape]`; the result has the environment's dtype."""
-        if self._start is not None:
-            actions = actions + self._start
-        actions = actions.astype(self._dtype, copy=False)
-        if self._squashes is not None:
-            actions = np.where(self._squashes, np.tanh(actions), actions)
-        if self._stretch is not None:
-            actions = actions * self._stretch[0] + self._stretch[1]
-        return actions if self._bounds is None else np.clip(actions, *self._bounds)
+        if self.start is not None:
+            actions = actions + self.start
+        actions = actions.astype(self.dtype, copy=False)
+        if self.squashes is not None:
+            actions = np.where(self.squashes, np.tanh(actions), actions)
+        if self.stretch is not None:
+            actions = actions * self.stretch[0] + self.stretch[1]
+        return actions if self.bounds is None else np.clip(actions, *self.bounds)
 
 
 class MaskCheck:

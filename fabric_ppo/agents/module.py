@@ -1,0 +1,98 @@
+"""A trained agent as one PyTorch module, which `torch.export` takes: from observations to actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.spaces import SpaceSpec
+
+
+class PolicyModule(nn.Module):
+    """A module from raw observations to actions, their distribution's parameters and values.
+
+    It has everything that lies between: normalisation, encoder, action mask, and the mapping of
+    actions into their bounds.
+
+    Attributes:
+        agent: the networks.
+        memory_size: width of a recurrent agent's memory; 0 for other agents.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        """Compute with `agent`, whose weights are not copied."""
+        super().__init__()
+        self.agent, self.memory_size = agent, agent.memory_size
+        self._to_env = _ToEnvironment(agent.spec.action)
+        observation = agent.spec.observation
+        self._leaves = [(path, getattr(torch, leaf.dtype)) for path, leaf in observation.parts or [((), observation)]]
+
+    def forward(self, obs: Any, memory: Tensor | None = None) -> dict[str, Tensor]:
+        """Choose the most probable actions.
+
+        Args:
+            obs: a batch as the environment has it: a tensor `[B, ...]`, of a Dict a dict of them,
+                of a Tuple a tuple.
+            memory: a recurrent agent's after the step before, `[B, memory_size]`. None: episodes
+                begin.
+
+        Returns:
+            `action`, `[B, ...]` in the form that the environment takes; `params`, `[B, n]`, the
+            logits of the choices, or the means and then the log standard deviations of a Box before
+            it is mapped into its bounds; `value`, `[B]`; and `memory`, of a recurrent agent.
+        """
+        agent = self.agent
+        parts = [_part(obs, path).to(dtype) for path, dtype in self._leaves]
+        features = agent.shared(agent.encoder.encode(parts, agent.dtype, agent.obs_moments))
+        if memory is None:
+            memory = features.new_zeros(features.shape[0], self.memory_size)
+        features, memory = agent.remember(features, memory)
+        params = agent.policy_params(features)
+        action = self._to_env(agent.distribution.mode(params))
+        out = {"action": action, "params": params, "value": agent.state_values(features)}
+        return out | {"memory": memory} if self.memory_size else out
+
+
+class _ToEnvironment(nn.Module):
+    """The module that computes what `ActionConverter` does."""
+
+    start: Tensor | None
+    squashes: Tensor | None
+    scale: Tensor | None
+    offset: Tensor | None
+    low: Tensor | None
+    high: Tensor | None
+
+    def __init__(self, space: SpaceSpec) -> None:
+        super().__init__()
+        converter = ActionConverter(space)
+        self._dtype = getattr(torch, converter.dtype.name, torch.float64)
+        scale, offset = converter.stretch or (None, None)
+        low, high = converter.bounds or (None, None)
+        arrays = {"start": converter.start, "squashes": converter.squashes, "scale": scale, "offset": offset}
+        for name, array in (arrays | {"low": low, "high": high}).items():
+            # a copy, for the arrays may be read-only
+            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array)), persistent=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """Convert actions `[B, ...]`."""
+        if self.start is not None:
+            actions = actions + self.start
+        actions = actions.to(self._dtype)
+        if self.squashes is not None:
+            actions = torch.where(self.squashes, actions.tanh(), actions)
+        if self.scale is not None and self.offset is not None:
+            actions = actions * self.scale + self.offset
+        return actions if self.low is None else actions.clamp(self.low, self.high)
+
+
+def _part(obs: Any, path: tuple[str | int, ...]) -> Tensor:
+    for key in path:
+        obs = obs[key]
+    tensor: Tensor = obs
+    return tensor
