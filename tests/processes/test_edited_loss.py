@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +13,12 @@ from safetensors.torch import load_file
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import TorchConfig
-from tests.fixtures.launching import ROOT, clean_environment
+from tests.fixtures.copies import copy_of_the_repository
+from tests.fixtures.launching import clean_environment
 from tests.fixtures.processes import PATIENCE
 
 SHORT = ("--total-timesteps", "512", "--test-episodes", "1", "--run-dir", "run")
 """Two updates of 256 transitions in the default environment."""
-
-
-def copy_of_the_repository(folder: Path) -> Path:
-    """The package and a script, as after a `git clone`."""
-    shutil.copytree(ROOT / "fabric_ppo", folder / "fabric_ppo", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train_torch.py", folder)
-    return folder
 
 
 def trained(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
