@@ -36,7 +36,7 @@ class EnvironmentFlags:
     """Environment to train in."""
 
     env_id: str = "CartPole-v1"
-    """Environment: an id that `gymnasium.make` takes, `module:Env-v0` included."""
+    """Id of the environment, as `gymnasium.make` takes it, `module:Env-v0` included."""
     num_envs: int = 2
     """Environments per rank."""
     env_wrapper: str | None = None
@@ -120,8 +120,8 @@ class AlgorithmFlags:
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
     normalize_observations: bool = False
-    """Normalise Box observations by their running mean and deviation over all ranks; of nested ones
-    the Box parts, but for images that go through a network."""
+    """Normalise Box observations by their running mean and deviation over all ranks. Of nested ones
+    the Box parts are normalised; images that go through a network are not."""
     normalize_rewards: bool = False
     """Divide rewards by the running deviation of discounted returns over all ranks."""
 
@@ -210,9 +210,9 @@ class RecordFlags:
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep, besides the best."""
     eval_every: int = 0
-    """Updates between evaluations, each of --eval-episodes greedy episodes in environments of their
-    own; best.ckpt is then the best by these. Other ranks wait for it, no longer than --timeout.
-    0: none."""
+    """Updates between evaluations; 0: none. Each plays --eval-episodes greedy episodes in
+    environments of their own; best.ckpt is then the best by these. Other ranks wait for it, no
+    longer than --timeout."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     test_episodes: int = 10

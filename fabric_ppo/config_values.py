@@ -35,7 +35,7 @@ def field_types(config_type: type) -> dict[str, Any]:
 
 def accepted_values(kind: Any) -> str:
     """Return a description of the values that a field of this type takes, for errors."""
-    if choices := _choices(kind):
+    if choices := choices_of(kind):
         others = ", or None" if type(None) in get_args(kind) else ""
         return "one of " + ", ".join(choices) + others
     if kind == tuple[int, ...]:
@@ -49,7 +49,7 @@ def has_type(value: Any, kind: Any) -> bool:
 
     A list may stand for a tuple and an int for a float; a bool is no number.
     """
-    if choices := _choices(kind):
+    if choices := choices_of(kind):
         return value in choices or (value is None and type(None) in get_args(kind))
     if kind == tuple[int, ...]:
         return isinstance(value, (tuple, list)) and len(value) > 0 and all(type(item) is int for item in value)
@@ -58,7 +58,7 @@ def has_type(value: Any, kind: Any) -> bool:
     return type(value) in (get_args(kind) or (kind,))
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
+def choices_of(kind: Any) -> tuple[str, ...]:
     """Return the values of a Literal, also of one that may be None instead; of others nothing."""
     literals = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
     return get_args(literals[0]) if literals else ()
@@ -67,6 +67,11 @@ def _choices(kind: Any) -> tuple[str, ...]:
 def takes_float(kind: Any) -> bool:
     """Return True if a field of type `kind` takes floats."""
     return kind is float or float in get_args(kind)
+
+
+def takes_int(kind: Any) -> bool:
+    """Return True if a field of type `kind` takes whole numbers."""
+    return kind is int or int in get_args(kind)
 
 
 def format_value(value: Any) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fabric_ppo.config import SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config import SCRIPT_CONFIGS, TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig, script_file
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.console import end_stdout, lost_output, open_streams, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
@@ -23,28 +23,13 @@ from fabric_ppo.process.tasks import require_one_task
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
 from fabric_ppo.run.folder import require_no_run
 from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools.command_parser import CommandParser, count
 from fabric_ppo.tools.flags import parse_flags
+from fabric_ppo.tools.help import ABOUT, HELP, HELP_ALL, Entry, Section, page
 from fabric_ppo.tools.locate import describe_preset, preset_names, script_path
 
 if TYPE_CHECKING:
     from fabric_ppo.rollouts.evaluate import TestResult
-
-USAGE = """usage: fabric-ppo COMMAND ...
-
-  train {scripts} [--devices N] [FLAGS]      check the flags, then launch a training script
-  evaluate RUN_DIR [--episodes N] [--seed S]        play test episodes with a trained agent
-  plot RUN_DIR... --out FILE                        draw learning curves
-  benchmark SUITE... [--seeds N] [--jobs N]         train presets over seeds and write their scores
-  presets                                           list the presets, which --config takes by name
-
-COMMAND --help says more."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """ArgumentParser that raises a ConfigError, so that its errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -52,8 +37,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else list(args)
     around = {"plot": _plot, "benchmark": _benchmark, "presets": _presets}
     commands = {"train": _train, "evaluate": _evaluate} | around
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE.format(scripts="{" + ",".join(SCRIPT_CONFIGS) + "}"))
+    if not args or args[0] in (*HELP, HELP_ALL):
+        print(_commands_page())
         return 0 if args else BAD_INPUT
     try:
         if args[0] not in commands:
@@ -73,27 +58,51 @@ def console() -> NoReturn:
     shut_down(status)
 
 
+def _commands_page() -> str:
+    """Return the page of `--help`."""
+    scripts = "{" + ",".join(SCRIPT_CONFIGS) + "}"
+    commands = [
+        Entry(f"train {scripts} [--devices N] [FLAGS]", "Check the flags, then launch a training script."),
+        Entry("evaluate RUN_DIR", "Play test episodes with a trained agent."),
+        Entry("plot RUN_DIR ... --out FILE", "Draw learning curves."),
+        Entry("benchmark SUITE ...", "Train presets with several seeds, and write their scores."),
+        Entry("presets", "List the presets, which --config takes by name."),
+    ]
+    about = "Train agents with PPO, and look at what they have learned."
+    return page("fabric-ppo COMMAND", about, [Section("Commands", commands)], "COMMAND --help shows its flags.")
+
+
+def _train_page() -> str:
+    """Return the page of `train --help`."""
+    scripts = [Entry(name, f"{script_file(kind)}, {ABOUT[kind.script]}") for name, kind in SCRIPT_CONFIGS.items()]
+    about = "Check the flags, then launch a training script on one process or several."
+    more = "fabric-ppo train torch --help shows the flags that most runs need, --help-all shows all of them."
+    usage = "fabric-ppo train SCRIPT [--devices N] [FLAGS]"
+    return page(usage, about, [Section("Scripts", scripts)], more)
+
+
 def _train(args: list[str]) -> int:
     """Check the flags, and replace this process by the launcher of a script.
 
     Raises:
         ConfigError: something cannot work; nothing has been launched or written.
     """
-    if not args or args[0] not in SCRIPT_CONFIGS:
-        raise ConfigError(f"train {args[0] if args else ''}: one of {', '.join(SCRIPT_CONFIGS)} is expected")
+    if not args or args[0] in (*HELP, HELP_ALL):
+        print(_train_page())
+        return 0 if args else BAD_INPUT
+    if args[0] not in SCRIPT_CONFIGS:
+        raise ConfigError(f"train {args[0]}: one of {', '.join(SCRIPT_CONFIGS)} is expected")
     name, rest = args[0], args[1:]
     config_type = SCRIPT_CONFIGS[name]
     parser = _launcher_parser(name)
-    if "-h" in rest or "--help" in rest:
-        parser.print_help()
-        print("\nand the script's own:\n")
     launch, flags = parser.parse_known_args(rest)
     _check_launcher(launch)
     require_one_task(launch.num_nodes)
     if config_type is DecoupledConfig:
         # its trainers find their GPUs themselves; `fabric run` would want one for every process
         launch.accelerator = launch.accelerator or "cpu"
-    config = parse_flags(config_type, flags, prog=f"fabric-ppo train {name}")
+    launcher = Section("Launcher", parser.flag_entries())
+    config = parse_flags(config_type, flags, parser.prog, [launcher])
     config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
     if config_type is not TorchConfig:
         _check_fabric(launch)
@@ -104,19 +113,21 @@ def _train(args: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, *_launch_command(config_type, launch), *flags])
 
 
-def _launcher_parser(name: str) -> _Parser:
+def _launcher_parser(name: str) -> CommandParser:
     """Return the parser for the launcher's flags of a script."""
-    parser = _Parser(prog=f"fabric-ppo train {name}", allow_abbrev=False, add_help=False)
-    parser.add_argument("--devices", type=int, default=1, help="processes on each host (default: 1)")
-    parser.add_argument("--num-nodes", type=int, default=1, help="hosts (default: 1)")
-    parser.add_argument("--node-rank", type=int, default=0, help="which of the hosts this is (default: 0)")
-    parser.add_argument("--main-address", help="address of host 0; needed for several hosts")
-    parser.add_argument("--main-port", type=int, help="port on host 0; needed for several hosts (default: a free one)")
+    parser = CommandParser(f"fabric-ppo train {name}", add_help=False)
+    parser.add_argument("--devices", type=count, default=1, help="Processes on each host. (default: 1)")
+    parser.add_argument("--num-nodes", type=count, default=1, help="Number of hosts. (default: 1)")
+    parser.add_argument("--node-rank", type=count, default=0, help="Number of this host, from 0 up. (default: 0)")
+    parser.add_argument("--main-address", help="Address of host 0; several hosts need it.")
+    parser.add_argument(
+        "--main-port", type=count, help="Port of host 0; several hosts need it. One host takes a free one."
+    )
     if SCRIPT_CONFIGS[name] is not TorchConfig:
         default = " (default: cpu; --cuda still puts trainers on GPUs)" if name == "decoupled" else ""
-        parser.add_argument("--accelerator", help=f"passed on to fabric run, such as cpu or cuda{default}")
-        parser.add_argument("--strategy", help="passed on to fabric run (default: ddp from 2 processes on)")
-        parser.add_argument("--precision", help="passed on to fabric run, such as bf16-mixed")
+        parser.add_argument("--accelerator", help=f"Accelerator for fabric run, such as cpu or cuda.{default}")
+        parser.add_argument("--strategy", help="Strategy for fabric run. (default: ddp from 2 processes on)")
+        parser.add_argument("--precision", help="Precision for fabric run, such as bf16-mixed.")
     return parser
 
 
@@ -235,27 +246,29 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     return policy.spec.env_id, result
 
 
-def _evaluate_parser() -> _Parser:
-    parser = _Parser(prog="fabric-ppo evaluate", allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a finished run, or a checkpoint in it")
-    parser.add_argument("--episodes", type=int, default=100, help="how many (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="names the episodes (default: 0)")
-    limit = f"steps after which an episode is cut off (default: {TEST_STEP_LIMIT})"
-    parser.add_argument("--step-limit", type=int, default=TEST_STEP_LIMIT, metavar="N", help=limit)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--video", action="store_true", help="record the first episode into RUN_DIR/test_videos")
-    parser.add_argument("--gif", metavar="FILE", help="record the first episode as a moving picture")
-    parser.add_argument("--render", choices=["human"], help="watch")
-    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of the most probable ones")
-    parser.add_argument("--own-code", action="store_true", help="import the modules that the policy's file names")
+def _evaluate_parser() -> CommandParser:
+    parser = CommandParser("fabric-ppo evaluate")
+    parser.description = "Play test episodes with a trained agent, and print their scores."
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="Folder of a run, or a checkpoint in it.")
+    parser.add_argument("--episodes", type=count, default=100, help="Number of episodes. (default: 100)")
+    parser.add_argument("--seed", type=count, default=0, help="Seed of the episodes. (default: 0)")
+    limit = f"Steps after which an episode is cut off. (default: {TEST_STEP_LIMIT})"
+    parser.add_argument("--step-limit", type=count, default=TEST_STEP_LIMIT, help=limit)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+    parser.add_argument("--video", action="store_true", help="Record the first episode into RUN_DIR/test_videos.")
+    parser.add_argument("--gif", metavar="FILE", help="Record the first episode as a moving picture.")
+    parser.add_argument("--render", choices=["human"], help="Show the episodes in a window.")
+    parser.add_argument("--stochastic", action="store_true", help="Sample actions instead of the most probable ones.")
+    parser.add_argument("--own-code", action="store_true", help="Import the modules that the policy's file names.")
     return parser
 
 
 def _plot(args: list[str]) -> int:
     """Draw the learning curves of runs into a picture."""
-    parser = _Parser(prog="fabric-ppo plot", allow_abbrev=False)
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folders of runs")
-    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write: .svg, .png or .pdf")
+    parser = CommandParser("fabric-ppo plot")
+    parser.description = "Draw the learning curves of runs into a picture."
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="Folders of runs, a curve for each.")
+    parser.add_argument("--out", required=True, metavar="FILE", help="Picture to write: .svg, .png or .pdf.")
     given = parser.parse_args(args)
     for run_dir in given.run_dirs:
         require_text_path("RUN_DIR", run_dir)
@@ -272,12 +285,20 @@ def _benchmark(args: list[str]) -> int:
     from fabric_ppo.process.launch import cores_per_rank
     from fabric_ppo.tools.suite import SUITES, check_presets, presets_of, run_suite
 
-    parser = _Parser(prog="fabric-ppo benchmark", allow_abbrev=False)
-    parser.add_argument("suites", metavar="SUITE", nargs="+", help=f"{', '.join(SUITES)}, or a preset such as cartpole")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each preset, with seeds from 1 up (default: 5)")
-    parser.add_argument("--jobs", type=int, default=cores_per_rank(), help="runs side by side (default: the cores)")
-    parser.add_argument("--log-dir", default="logs/benchmark", help="run folders (default: logs/benchmark)")
-    parser.add_argument("--out", default="docs/results.md", help="page to write (default: docs/results.md)")
+    parser = CommandParser("fabric-ppo benchmark")
+    parser.description = "Train presets with several seeds, test each run, and write a page of scores."
+    suites = f"{', '.join(SUITES)}, a preset such as cartpole, a YAML file of flags, or a folder of such files."
+    parser.add_argument("suites", metavar="SUITE", nargs="+", help=suites)
+    parser.add_argument(
+        "--seeds", type=count, default=5, help="Runs of each preset, with seeds from 1 up. (default: 5)"
+    )
+    parser.add_argument("--jobs", type=count, default=cores_per_rank(), help="Runs side by side. (default: the cores)")
+    parser.add_argument(
+        "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
+    )
+    parser.add_argument(
+        "--out", default="docs/results.md", metavar="FILE", help="Page to write. (default: docs/results.md)"
+    )
     given = parser.parse_args(args)
     if given.seeds < 1 or given.jobs < 1:
         raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
@@ -292,7 +313,7 @@ def _benchmark(args: list[str]) -> int:
 
 def _presets(args: list[str]) -> int:
     """List the presets: name, environment, and the comment that each file begins with."""
-    parser = _Parser(prog="fabric-ppo presets", allow_abbrev=False)
+    parser = CommandParser("fabric-ppo presets")
     parser.description = "List the presets. In training, --config NAME takes one, and flags override it."
     parser.parse_args(args)
     for name in preset_names():

@@ -1,0 +1,60 @@
+"""Parser of the commands' own flags: errors in one line, help in the layout of `help.py`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.tools.help import HELP, Entry, Section, page
+from fabric_ppo.tools.whole_numbers import whole_number
+
+
+def count(text: str) -> int:
+    """Return the whole number that a flag's value stands for; for `add_argument(type=count)`."""
+    try:
+        return whole_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number is expected") from None
+
+
+class CommandParser(argparse.ArgumentParser):
+    """ArgumentParser that raises a ConfigError, so that its errors are one line."""
+
+    def __init__(self, prog: str, add_help: bool = True) -> None:
+        """Take the command that the usage begins with; flags cannot be abbreviated."""
+        super().__init__(prog=prog, allow_abbrev=False, add_help=add_help)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError."""
+        # argparse writes "argument --seeds: 1.5: ..."
+        raise ConfigError(re.sub(r"^argument (--[\w-]+): ", r"\1 ", message))
+
+    def format_help(self) -> str:
+        """Return the page of the command."""
+        arguments = [action for action in self._actions if not action.option_strings]
+        words = [f"{action.metavar} ..." if action.nargs == "+" else str(action.metavar) for action in arguments]
+        words += [_names(action) for action in self._flags() if action.required]
+        if not all(action.required for action in self._flags()):
+            words.append("[FLAGS]")
+        rows = [Entry(str(action.metavar), action.help or "") for action in arguments]
+        flags = [*self.flag_entries(), Entry(", ".join(HELP), "Show this page.")]
+        sections = [*([Section("Arguments", rows)] if rows else []), Section("Flags", flags)]
+        return page(" ".join([self.prog, *words]), self.description or "", sections) + "\n"
+
+    def flag_entries(self) -> list[Entry]:
+        """Return the rows of all flags but `--help`."""
+        return [Entry(_names(action), action.help or "") for action in self._flags()]
+
+    def _flags(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.option_strings and action.dest != "help"]
+
+
+def _names(action: argparse.Action) -> str:
+    """Return a flag with the stand-in for its value."""
+    names = ", ".join(action.option_strings)
+    if action.nargs == 0:
+        return names
+    choices = action.choices and "{" + ",".join(map(str, action.choices)) + "}"
+    return f"{names} {choices or action.metavar or ('N' if action.type is count else 'NAME')}"
