@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from fabric_ppo.config_arguments import Arguments
 from fabric_ppo.config_values import check_values, field_types, plain_value
 from fabric_ppo.process.errors import ConfigError
 
@@ -39,6 +40,9 @@ class EnvironmentFlags:
     """Id of the environment, as `gymnasium.make` takes it, `module:Env-v0` included."""
     num_envs: int = 2
     """Environments per rank."""
+    env_kwargs: Arguments = None
+    """Keyword arguments for the environment's constructor (not with envpool), as JSON, such as
+    '{"enable_wind": true}'; in YAML and from Python a mapping."""
     env_wrapper: str | None = None
     """Function `module:name` from environment to environment that each one goes through (not with
     envpool); several, the innermost first, with commas between them."""
@@ -49,6 +53,9 @@ class EnvironmentFlags:
     obs_keys: str | None = None
     """Parts of a Dict observation that the agent takes, such as image,direction; a part of a nested
     Dict as outer.inner. None: all. An action_mask is used in any case."""
+    frame_stack: int = 1
+    """Last observations that the agent takes for one, oldest first (not with envpool); those of an
+    image are further channels. Where an episode begins, its first one stands for all."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """Mapping of continuous actions into their bounds: cut off there (clip), with -1 .. 1 stretched
     over the bounds first (rescale), or by way of tanh (squash)."""

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fabric_ppo.config_arguments import ARGUMENTS, ATARI_ARGUMENTS, Arguments, arguments_of
 from fabric_ppo.process.errors import ConfigError, flag
 
 LEARNING_RATES = (1e-5, 1e-2)
@@ -40,6 +41,8 @@ def accepted_values(kind: Any) -> str:
         return "one of " + ", ".join(choices) + others
     if kind == tuple[int, ...]:
         return "one or more whole numbers"
+    if kind == Arguments:
+        return ARGUMENTS
     alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[alternatives[0]]
 
@@ -53,6 +56,8 @@ def has_type(value: Any, kind: Any) -> bool:
         return value in choices or (value is None and type(None) in get_args(kind))
     if kind == tuple[int, ...]:
         return isinstance(value, (tuple, list)) and len(value) > 0 and all(type(item) is int for item in value)
+    if kind == Arguments:
+        return value is None or isinstance(value, (str, Mapping))
     if type(value) is int and takes_float(kind):
         return abs(value) < 2**1023  # no float is larger
     return type(value) in (get_args(kind) or (kind,))
@@ -83,7 +88,12 @@ def format_value(value: Any) -> str:
 
 
 def plain_value(value: Any, kind: Any) -> Any:
-    """Return a field's value for YAML: a tuple as a list, an int for a float as a float."""
+    """Return a field's value for YAML.
+
+    That is a list for a tuple, a float for an int where floats are meant, a mapping for JSON.
+    """
+    if kind == Arguments:
+        return arguments_of(value) or None
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, tuple):
@@ -114,7 +124,7 @@ _LOG_STD: _Rule = (
 
 
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size"), _COUNT),
+    **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "frame_stack"), _COUNT),
     **dict.fromkeys(("update_epochs", "test_step_limit", "eval_episodes"), _COUNT),
     **dict.fromkeys(("keep_checkpoints", "recurrent_size"), _COUNT),
     **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), _POSITIVE),
@@ -141,7 +151,7 @@ _AT_MOST: dict[str, float] = {
     **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),
     **dict.fromkeys(("max_grad_norm", "clip_coef", "ent_coef", "vf_coef"), 1e30),
     **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
-    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12},
+    **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12, "frame_stack": 2**10},
 }
 """Upper bounds, beyond which libraries crash or no machine has the memory."""
 
@@ -167,6 +177,7 @@ def check_values(config: Any) -> None:
     _check_ranges(config)
     _check_names(config)
     _check_combinations(config)
+    _check_environment(config)
     _check_sequences(config)
     _check_learning_rate(config)
     _check_log_std(config)
@@ -218,6 +229,22 @@ def _check_combinations(config: Any) -> None:
         raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
     if config.compile and (config.anneal_clip_coef or config.anneal_ent_coef):
         raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
+
+
+def _check_environment(config: Any) -> None:
+    """Check --env-kwargs and --frame-stack, and what EnvPool and a preset leave no room for."""
+    arguments = arguments_of(config.env_kwargs)
+    if arguments and config.env_backend == "envpool":
+        raise ConfigError("--env-kwargs: --env-backend sync or async is needed, EnvPool's constructors are others")
+    if config.env_preset and (own := [name for name in ATARI_ARGUMENTS if name in arguments]):
+        given = f"--env-preset {config.env_preset} gives it itself"
+        raise ConfigError(f"--env-kwargs {own[0]}: {given}; other arguments are expected")
+    if config.frame_stack > 1 and config.env_backend == "envpool":
+        needed = "--env-backend sync or async is needed, whose environments can be stacked"
+        raise ConfigError(f"--frame-stack {config.frame_stack}: {needed}")
+    if config.frame_stack > 1 and config.env_preset:
+        reason = f"--env-preset {config.env_preset} stacks four frames already"
+        raise ConfigError(f"--frame-stack {config.frame_stack}: {reason}; one of the two is expected")
 
 
 def _check_sequences(config: Any) -> None:

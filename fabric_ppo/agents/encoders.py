@@ -174,14 +174,17 @@ class Flat(nn.Module):
 
 
 class ImageNetwork(nn.Module):
-    """Convolutions for images of bytes, with the channels on their first or their last axis."""
+    """Convolutions for images of bytes, with the channels on their first or their last axis.
+
+    The channels of stacked frames are those of one image, the oldest frame's first.
+    """
 
     def __init__(self, space: SpaceSpec, layers: nn.Sequential, width: int) -> None:
         """Put a linear layer of `width` outputs and a rectifier on top of `layers`."""
         super().__init__()
         self._channels_last = channels_last(space)
         self._scale = scale_of(space)
-        channels, *sides = np.roll(space.shape, 1).tolist() if self._channels_last else space.shape
+        channels, *sides = image_size(space)
         with torch.no_grad():  # the size of the convolutions' output, from a blank image
             self._flat = layers(torch.zeros(1, channels, *sides)).numel()
         self.layers = layers
@@ -189,10 +192,12 @@ class ImageNetwork(nn.Module):
         self.num_features = width
 
     def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
-        """Encode `obs [B, H, W, C]` or `[B, C, H, W]`."""
+        """Encode `obs [B, H, W, C]` or `[B, C, H, W]`; of N frames `[B, N, ...]`, gray too."""
         if self._scale is not None:
             obs = self._scale(obs.flatten(1), self.head.weight.dtype).view(obs.shape)
-        images = obs.movedim(-1, 1) if self._channels_last else obs
+        images = obs.movedim(-1, -3) if self._channels_last else obs
+        if images.ndim == 5:
+            images = images.flatten(1, 2)
         # on CPUs, channels last make the backward pass faster, and the forward pass slower
         trains_on_cpu = torch.is_grad_enabled() and obs.device.type == "cpu"
         layout = torch.channels_last if trains_on_cpu else torch.preserve_format
@@ -261,14 +266,31 @@ class OwnNetwork(nn.Module):
 def channels_last(space: SpaceSpec) -> bool:
     """Return True if the last axis of an image holds the channels, rather than the first.
 
-    The smaller of the two axes counts as the one with the channels.
+    The smaller of the two axes counts as the one with the channels. Stacked gray images have none:
+    their frames stand for channels.
     """
-    return space.shape[2] <= space.shape[0]
+    if space.frames > 1 and len(space.shape) == 3:
+        return False
+    first, _, last = space.shape[-3:]
+    return last <= first
 
 
 def is_image(space: SpaceSpec) -> bool:
-    """Return True if a space holds images: bytes on three axes."""
-    return space.kind == "box" and space.dtype == "uint8" and len(space.shape) == 3
+    """Return True if a space holds images: bytes on three axes, or frames of two or three."""
+    num_axes = (3, 4) if space.frames > 1 else (3,)
+    return space.kind == "box" and space.dtype == "uint8" and len(space.shape) in num_axes
+
+
+def image_size(space: SpaceSpec) -> tuple[int, int, int]:
+    """Return channels, height and width of images; stacked frames are further channels.
+
+    >>> image_size(SpaceSpec("box", (4, 96, 80, 3), "uint8", frames=4))
+    (12, 96, 80)
+    """
+    *frames, first, second, third = space.shape
+    if channels_last(space):
+        first, second, third = third, first, second
+    return math.prod(frames) * first, second, third
 
 
 def nature(channels: int) -> nn.Sequential:
@@ -327,7 +349,7 @@ def _leaf(space: SpaceSpec, name: str) -> Flat | ImageNetwork | OwnNetwork:
         return OwnNetwork(space, name)
     if name == "flatten" or ":" in name or not is_image(space):
         return Flat(space)
-    *sides, channels = space.shape if channels_last(space) else np.roll(space.shape, -1).tolist()
+    channels, *sides = image_size(space)
     # a smaller image has no pixel left after nature's convolutions
     if name == "auto":
         name = "nature" if min(sides) >= _SMALLEST["nature"] else "flatten"

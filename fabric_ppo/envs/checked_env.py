@@ -12,6 +12,7 @@ import gymnasium
 
 from fabric_ppo.envs.actions import MaskCheck
 from fabric_ppo.envs.contract import Array
+from fabric_ppo.envs.frame_stack import FrameStack, num_frames
 from fabric_ppo.envs.gymnasium_env import renew_world
 from fabric_ppo.envs.reading import read_flag, read_reward, read_tuple
 from fabric_ppo.envs.spaces import EnvSpec, Packer, reader_of
@@ -33,7 +34,8 @@ class CheckedEnv:
         """Take an environment with these spaces."""
         self.env, self.spec, self.place = env, spec, place
         space = spec.observation
-        self._read = Packer(space) if space.parts else reader_of(space)  # no detour in each step
+        self._stack = FrameStack(space) if num_frames(space) > 1 else None
+        self._read = self._stack or (Packer(space) if space.parts else reader_of(space))  # no detour in each step
         mask = MaskCheck(spec)
         self._check_mask = mask if mask.has_mask else None
         self._counts_lives = spec.is_atari
@@ -48,6 +50,8 @@ class CheckedEnv:
             EnvironmentFault: the environment failed, or its observation cannot be read.
         """
         self._seed, self.steps = seed, 0
+        if self._stack is not None:
+            self._stack.clear()
         try:
             renew_world(self.env)
             answer = self.env.reset(seed=seed)
@@ -63,7 +67,7 @@ class CheckedEnv:
                 self._check_mask(read)
         except ValueError as error:
             raise self._fault(f"reset returned {error}") from None
-        return read  # type: ignore[no-any-return]
+        return read
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool]:
         """Take a step.

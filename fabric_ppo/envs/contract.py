@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.envs.frame_stack import with_frames
 from fabric_ppo.envs.spaces import EnvSpec, Fit, env_spec
 
 Array = NDArray[Any]
@@ -48,6 +49,8 @@ class EnvSettings:
         env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
             `ATARI`; empty for nothing.
         obs_keys: parts of a Dict observation that are taken, with commas; empty for all.
+        env_kwargs: keyword arguments for the environment's constructor, as JSON; empty for none.
+        frame_stack: last observations that make one, see `frame_stack.with_frames`.
     """
 
     env_id: str
@@ -63,6 +66,8 @@ class EnvSettings:
     action_bounds: Fit = "clip"
     env_wrapper: str = ""
     obs_keys: str = ""
+    env_kwargs: str = ""
+    frame_stack: int = 1
 
     def spec_of(self, env: Any) -> EnvSpec:
         """Describe an environment made with these settings.
@@ -71,7 +76,8 @@ class EnvSettings:
             ConfigError: a space that no agent here can take, or `obs_keys` that it lacks.
         """
         spaces = env.observation_space, env.action_space
-        return env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper, self.obs_keys)
+        spec = env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper, self.obs_keys)
+        return with_frames(replace(spec, make_args=self.env_kwargs), self.frame_stack)
 
 
 @dataclass(frozen=True)

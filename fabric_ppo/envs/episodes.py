@@ -14,6 +14,7 @@ import numpy as np
 
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
+from fabric_ppo.envs.frame_stack import frame_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.repeatable import try_repeating
@@ -33,7 +34,8 @@ class Episodes(CheckedEnv):
         self._id = settings.first_env + index
         self._settings = settings
         records = settings.video_dir != "" and self._id == 0
-        make = functools.partial(make_gymnasium_env, settings.env_id, settings.env_wrapper)
+        named = settings.env_id, settings.env_wrapper
+        make = functools.partial(make_gymnasium_env, *named, env_kwargs=settings.env_kwargs)
         env = make()
         spec = settings.spec_of(env)
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
@@ -66,7 +68,7 @@ class Episodes(CheckedEnv):
         """See `VectorEnvs.try_repeating`."""
         # without the recorder: a trial is no episode of the run
         env: Any = self.env.env if isinstance(self.env, Recorder) else self.env
-        return try_repeating(env, self.spec.observation, seconds)
+        return try_repeating(env, frame_of(self.spec.observation), seconds)
 
     def rebuild(self, past: PastEpisode, seconds: float = math.inf) -> tuple[Array, str]:
         """Bring an episode back to where it was, or start the next one.
@@ -123,6 +125,8 @@ class Episodes(CheckedEnv):
         except USER_ERRORS as error:
             return f"set_state raised {describe_error(error)}".splitlines()[0]
         self.steps = past.length
+        if self._stack is not None:
+            self._stack.restore(past.obs)
         # the state is the innermost environment's: the time limit around it counts for itself
         env: Any = self.env
         while env is not env.unwrapped:

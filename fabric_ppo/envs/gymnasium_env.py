@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+from gymnasium.envs import registration
 
+from fabric_ppo.config_arguments import OWN_ARGUMENTS
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
-from fabric_ppo.process.errors import ConfigError, describe_error, first_line, pass_on_stop
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line, pass_on_stop
 
 
-def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+def make_gymnasium_env(
+    env_id: str, wrapper: str = "", render_mode: str | None = None, env_kwargs: str = ""
+) -> gymnasium.Env[Any, Any]:
     """Make an environment, also without a display and from modules in the working directory.
 
     Args:
@@ -21,30 +28,54 @@ def make_gymnasium_env(env_id: str, wrapper: str = "", render_mode: str | None =
         wrapper: `module:function`, several with commas from the inside out, or `ATARI`; empty for
             none.
         render_mode: as `gymnasium.make` takes it.
+        env_kwargs: keyword arguments for its constructor, as JSON; empty for none.
 
     Raises:
-        ConfigError: it cannot be made, for instance since a package is missing, or not wrapped, or
-            it does not render so.
+        ConfigError: it cannot be made, for instance since a package is missing or its constructor
+            does not take an argument, or not wrapped, or it does not render so.
     """
     if render_mode == "rgb_array":
         dispense_with_screen()
-    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    given: dict[str, Any] = json.loads(env_kwargs or "{}")
+    options = given if render_mode is None else given | {"render_mode": render_mode}
     if wrapper == ATARI or env_id.startswith("ALE/"):
         register_atari(env_id)
     if wrapper == ATARI:
-        options |= atari.MAKE_OPTIONS
+        options = options | atari.MAKE_OPTIONS
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
     except BaseException as error:
         pass_on_stop(error)
-        reason = first_line(error)
-        raise ConfigError(f"--env-id {env_id}: cannot be made ({reason})") from error
+        if unknown := _unknown_arguments(env_id, given):
+            raise ConfigError(f"--env-kwargs {unknown}") from error
+        with_what = f" --env-kwargs {env_kwargs}" if given else ""
+        raise ConfigError(f"--env-id {env_id}{with_what}: cannot be made ({first_line(error)})") from error
     for each in filter(None, wrapper.split(",")):
         env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     _require_spaces(env, env_id)
     return env
+
+
+def _unknown_arguments(env_id: str, given: Mapping[str, Any]) -> str:
+    """Return the arguments that an environment's constructor does not take, and those that it does.
+
+    The text is empty where it takes all, or where that cannot be known.
+    """
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    try:
+        entry = spec and spec.entry_point
+        create = registration.load_env_creator(entry) if isinstance(entry, str) else entry
+        parameters = inspect.signature(create).parameters.values()  # type: ignore[arg-type]
+    except USER_ERRORS:
+        return ""
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return ""
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    takes = ", ".join(name for name in names if name not in OWN_ARGUMENTS)
+    unknown = ", ".join(name for name in given if name not in (*names, "max_episode_steps"))
+    return f"{unknown}: {env_id} does not take that; it takes {takes or 'none'}" if unknown else ""
 
 
 def _require_spaces(env: gymnasium.Env[Any, Any], env_id: str) -> None:

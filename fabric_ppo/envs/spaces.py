@@ -28,12 +28,12 @@ KeyPath = tuple[str | int, ...]
 Fit = Literal["clip", "rescale", "squash"]
 """Ways for Box actions to meet their bounds: see `actions.ActionConverter`."""
 
-_MOST_CHOICES = 2**20
+MOST_CHOICES = 2**20
 """Choices of a space in all, each of which takes an input or an output of a network."""
 
 SUPPORTED = (
     "observations: Box (of 8 to 64 bits), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
-    f"actions: Discrete, MultiDiscrete, MultiBinary, Box; choices: {_MOST_CHOICES:,} at most"
+    f"actions: Discrete, MultiDiscrete, MultiBinary, Box; choices: {MOST_CHOICES:,} at most"
 )
 
 ACTION_MASK: KeyPath = ("action_mask",)
@@ -67,6 +67,8 @@ class SpaceSpec:
         high: upper bounds, likewise; empty stands for 255 of bytes.
         fit: how actions meet such bounds (`actions.ActionConverter`).
         parts: path and space of each leaf of a nested space, in order.
+        frames: observations that lie one after the other on the first axis (`frame_stack`); 1 where
+            that axis, if there is one, is the environment's own.
     """
 
     kind: Kind
@@ -78,6 +80,7 @@ class SpaceSpec:
     high: tuple[float | None, ...] = ()
     fit: Fit = "clip"
     parts: tuple[tuple[KeyPath, SpaceSpec], ...] = ()
+    frames: int = 1
 
     @property
     def size(self) -> int:
@@ -87,15 +90,27 @@ class SpaceSpec:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """An environment's id, its two spaces, and its wrapper.
+    """An environment: its id, its two spaces as an agent sees them, and how it is made.
 
-    `wrapper` is `module:function`, or `ATARI` for that preset, or empty.
+    Attributes:
+        env_id: as `gymnasium.make` takes it.
+        observation, action: its spaces.
+        wrapper: `module:function`, or `ATARI` for that preset, or empty.
+        make_args: keyword arguments for its constructor, as JSON; empty for none. A text, so that
+            this can be hashed; `env_kwargs` has them as a dict.
     """
 
     env_id: str
     observation: SpaceSpec
     action: SpaceSpec
     wrapper: str = ""
+    make_args: str = ""
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments for the environment's constructor, after the id."""
+        values: dict[str, Any] = json.loads(self.make_args or "{}")
+        return values
 
     @property
     def is_atari(self) -> bool:
@@ -104,14 +119,25 @@ class EnvSpec:
 
     def to_json(self) -> str:
         """Return strict JSON, of which `from_json` makes an equal value."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps(asdict(self, dict_factory=_without_younger), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> EnvSpec:
         """Return the value of which `to_json` made this text."""
         values = json.loads(text)
         observation, action = (_space_from_dict(values[name]) for name in ("observation", "action"))
-        return cls(values["env_id"], observation, action, values.get("wrapper", ""))
+        spec = cls(values["env_id"], observation, action, values.get("wrapper", ""), values.get("make_args", ""))
+        if not isinstance(spec.env_kwargs, dict):
+            raise ValueError("its make_args are no JSON object")
+        return spec
+
+
+def _without_younger(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a spec as a dict, without younger ones that say nothing.
+
+    So the file of a policy, and a checkpoint, are the same as before there were such fields.
+    """
+    return {name: value for name, value in items if (name, value) not in (("frames", 1), ("make_args", ""))}
 
 
 def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
@@ -229,7 +255,7 @@ def _leaf_spec(space: gymnasium.Space[Any]) -> SpaceSpec | None:
 
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         spec = _choice_spec(space)
-        return spec if sum(spec.sizes) <= _MOST_CHOICES else None
+        return spec if sum(spec.sizes) <= MOST_CHOICES else None
     if not isinstance(space, spaces.Box) or not math.prod(space.shape):
         return None
     dtype = np.dtype(space.dtype)
@@ -281,7 +307,7 @@ def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
 
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         spec = _choice_spec(space)
-        if sum(spec.sizes) <= _MOST_CHOICES:
+        if sum(spec.sizes) <= MOST_CHOICES:
             return spec
     if (
         isinstance(space, spaces.Box)

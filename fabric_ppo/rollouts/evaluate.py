@@ -208,7 +208,7 @@ class _Slot(CheckedEnv):
 
     def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
         spec, self._new_memory = policy.spec, policy.new_memory
-        make = functools.partial(make_gymnasium_env, spec.env_id, spec.wrapper)
+        make = functools.partial(make_gymnasium_env, spec.env_id, spec.wrapper, env_kwargs=spec.make_args)
         env = make(None if video_dir else render_mode)
         # a wrapper of the user's own may hold something of which there is only one
         self.can_be_many = spec.is_atari or (not spec.wrapper and is_gymnasium_class(env.unwrapped))

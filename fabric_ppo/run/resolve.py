@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fabric_ppo.config import Config
+from fabric_ppo.config_arguments import json_text
 from fabric_ppo.config_values import TRACKERS
 from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
 from fabric_ppo.process.errors import ConfigError, flag
@@ -26,9 +27,9 @@ C = TypeVar("C", bound=Config)
 def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     """Check that a Config can run on this machine, and return it with its final values.
 
-    These have the id of the environment that runs, floats as floats and widths as a tuple, so that
-    equal runs have equal values, and absolute paths, since the user's code may change the working
-    directory.
+    These have the id of the environment that runs, floats as floats, widths as a tuple and the
+    arguments of its constructor as JSON, so that equal runs have equal values, and absolute paths,
+    since the user's code may change the working directory.
 
     Args:
         config: the flags.
@@ -52,6 +53,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     if num_devices := config.num_cuda_devices(world_size, ranks_on_host):
         require_cuda(num_devices)
     values = config.to_dict() | {"env_id": env_id, "hidden_sizes": tuple(config.hidden_sizes)}
+    values["env_kwargs"] = json_text(config.env_kwargs) or None
     return replace(config, **values | paths)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fabric_ppo.config import TorchConfig
+from fabric_ppo.config_arguments import json_text
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import write_atomically
@@ -90,9 +91,14 @@ def presets_of(names: Sequence[str]) -> list[str]:
 
 def check_presets(presets: Sequence[str]) -> None:
     """Raise a ConfigError for a preset whose flags or environment cannot work on this machine."""
-    for preset in presets:
-        config = _resolved(preset_path(preset))
-        make_gymnasium_env(config.env_id, config.env_preset or config.env_wrapper or "").close()
+    for path in presets.values():
+        try:
+            config = _resolved(path)
+            wrapper = config.env_preset or config.env_wrapper or ""
+            make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
+        except ConfigError as error:
+            reason = str(error).removeprefix(f"--config {path}: ")
+            raise ConfigError(f"benchmark {_shown(path)}: {reason}") from None
 
 
 def _resolved(path: Path) -> TorchConfig:

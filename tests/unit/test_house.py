@@ -104,8 +104,10 @@ def test_no_modules_import_each_other():
 
 def test_config_imports_its_values_and_errors_only():
     """And nothing but the standard library besides, so that building a Config loads nothing."""
-    assert imports_of("fabric_ppo.config") == {"fabric_ppo.config_values", "fabric_ppo.process.errors"}
-    assert imports_of("fabric_ppo.config_values") == {"fabric_ppo.process.errors"}
+    names = {f"fabric_ppo.{name}" for name in ("config_arguments", "config_values", "process.errors")}
+    assert imports_of("fabric_ppo.config") == names
+    assert imports_of("fabric_ppo.config_values") == names - {"fabric_ppo.config_values"}
+    assert imports_of("fabric_ppo.config_arguments") == {"fabric_ppo.process.errors"}
     assert imports_of("fabric_ppo.process.errors") == set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sys
 
 import gymnasium
@@ -15,6 +16,8 @@ from fabric_ppo.api import train
 from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.evaluate import evaluate
+from fabric_ppo.seeding import episode_seed, evaluation_seed
+from tests.fixtures import argument_envs
 from tests.fixtures.configs import TINY
 from tests.fixtures.envs import env_opener, reset
 from tests.fixtures.habit_envs import Alone
@@ -120,3 +123,65 @@ def test_wrappers_go_round_each_other_in_order(here):
 def test_wrong_wrappers_are_refused(here, wrapper, message):
     with pytest.raises(ConfigError, match=f"^--env-wrapper {wrapper}: {message}$"):
         train(Config(**TINY, env_wrapper=wrapper, run_dir=str(here / "run")))
+
+
+LANDER = {"env_id": "LunarLander-v3", "env_kwargs": {"gravity": -4.5, "enable_wind": True}}
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_arguments_reach_every_environment_and_the_policy(here, backend):
+    """The same episodes as Gymnasium's with these arguments, and others than without."""
+    config = Config(**TINY, **LANDER, env_backend=backend, eval_every=1, eval_episodes=1, run_dir=str(here / "run"))
+    policy = load_agent(train(config))
+    assert policy.spec.env_kwargs == LANDER["env_kwargs"]
+    returns = {}
+    for kwargs in ({}, LANDER["env_kwargs"]):
+        env = gymnasium.make("LunarLander-v3", **kwargs)
+        obs, _ = env.reset(seed=evaluation_seed(3, 0))
+        score, ended = 0.0, False
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+            score, ended = score + float(reward), terminated or truncated
+        returns[bool(kwargs)] = score
+    assert evaluate(policy, 1, seed=3).returns == [pytest.approx(returns[True])]
+    assert returns[True] != pytest.approx(returns[False])
+    with env_opener(backend, seed=7) as open_envs:
+        obs = reset(open_envs(**LANDER, num_envs=2))
+    for index in range(2):
+        env = gymnasium.make("LunarLander-v3", **LANDER["env_kwargs"])
+        np.testing.assert_array_equal(obs[index], env.reset(seed=episode_seed(7, index, 0, 2))[0])
+
+
+def test_an_environment_cannot_change_the_arguments_of_the_next_one(here):
+    flags = {"env_id": f"{argument_envs.MODULE}:TakesList-v0", "env_kwargs": {"lengths": [3]}}
+    policy = load_agent(train(Config(**TINY, **flags, run_dir=str(here / "run"))))
+    assert evaluate(policy, 3, seed=0).lengths == [3, 3, 3]
+
+
+def test_the_limit_of_steps_may_be_given(here):
+    """`gymnasium.make` takes it itself."""
+    config = Config(**TINY, env_id="Pendulum-v1", env_kwargs={"max_episode_steps": 9}, run_dir=str(here / "run"))
+    assert evaluate(load_agent(train(config)), 2, seed=0).lengths == [9, 9]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("Takes", {"sise": 4}, "--env-kwargs sise: ID does not take that; it takes size"),
+        ("Takes", {"sise": 4, "size": 4, "x": 1}, "--env-kwargs sise, x: ID does not take that; it takes size"),
+        ("TakesNothing", {"size": 4}, "--env-kwargs size: ID does not take that; it takes none"),
+        ("TakesByFunction", {"sise": 4}, "--env-kwargs sise: ID does not take that; it takes size"),
+        ("TakesByName", {"sise": 4}, "--env-kwargs sise: ID does not take that; it takes size"),
+        ("TakesAnything", {"size": 4}, '--env-id ID --env-kwargs {"size": 4}: cannot be made (.*size.*)'),
+        ("Takes", {"max_episode_steps": 0}, "--env-id ID --env-kwargs {.*: 0}: cannot be made (.*positive.*)"),
+        ("TakesAnything", {"action": "x"}, "--env-id ID --env-kwargs {.action.: .x.}: cannot be made ('x')"),
+    ],
+)
+def test_arguments_that_a_constructor_does_not_take_are_refused(here, name, kwargs, message, backend):
+    env_id = f"{argument_envs.MODULE}:{name}-v0"
+    with pytest.raises(ConfigError) as caught:
+        train(Config(**TINY, env_id=env_id, env_kwargs=kwargs, env_backend=backend, log_dir=str(here / "logs")))
+    pattern = re.sub(r"([(){}])", r"\\\1", message.replace("ID", env_id))
+    assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+    assert not list((here / "logs").rglob("*.yaml"))

@@ -19,6 +19,7 @@ OTHER = {
     "env_backend": "async",
     "env_start_method": "spawn",
     "env_wrapper": "gymnasium.wrappers:FlattenObservation",
+    "env_kwargs": {"sutton_barto_reward": True},
     "env_preset": "atari",
     "obs_keys": "image",
     "action_bounds": "squash",

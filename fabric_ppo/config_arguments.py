@@ -1,0 +1,104 @@
+"""Keyword arguments for an environment's constructor (`--env-kwargs`): JSON, in one form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fabric_ppo.process.errors import ConfigError, first_line
+
+Arguments = str | Mapping[str, Any] | None
+"""Value of `--env-kwargs`: JSON as on the command line, or a mapping as in YAML and from Python."""
+ARGUMENTS = 'a JSON object such as {"enable_wind": true}'
+"""Description of such values, for errors."""
+OWN_ARGUMENTS = ("id", "render_mode", "disable_env_checker")
+"""Arguments of `gymnasium.make` that this program gives itself."""
+ATARI_ARGUMENTS = ("frameskip", "obs_type")
+"""Arguments that `--env-preset atari` gives."""
+_JSON = "texts, finite numbers, true, false, null, and lists and mappings of these are expected"
+_MOST_VALUES = 10_000
+
+
+def arguments_of(given: Arguments) -> dict[str, Any]:
+    """Return keyword arguments as JSON has them, sorted by name; empty for none.
+
+    A tuple becomes a list.
+
+    Raises:
+        ConfigError: they are no JSON object, or not for the user to give; names what is wrong.
+    """
+    if given is None:
+        return {}
+    values = _parsed(given) if isinstance(given, str) else given
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"--env-kwargs {given}: {ARGUMENTS} is expected")
+    arguments = {}
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"--env-kwargs {name!r}: is a {type(name).__name__}; the name of an argument is expected")
+        if name in OWN_ARGUMENTS:
+            raise ConfigError(f"--env-kwargs {name}: this program gives it itself; other arguments are expected")
+        arguments[name] = _plain(name, value)
+    return dict(sorted(arguments.items()))
+
+
+def json_text(given: Arguments) -> str:
+    """Return keyword arguments as JSON, the same text for equal ones; empty for none.
+
+    >>> json_text({"wind_power": 3, "enable_wind": True})
+    '{"enable_wind": true, "wind_power": 3}'
+
+    Raises:
+        ConfigError: see `arguments_of`.
+    """
+    arguments = arguments_of(given)
+    return json.dumps(arguments, sort_keys=True) if arguments else ""
+
+
+def _parsed(text: str) -> Any:
+    """Return what a JSON text says."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--env-kwargs {text}: no JSON ({first_line(error)}); {ARGUMENTS} is expected") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's pairs as a dict; raise a ValueError where a name is there twice."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is there twice")
+    return dict(pairs)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value as JSON gives it back.
+
+    Raises:
+        ConfigError: it is none that JSON has.
+    """
+    try:
+        for count, each in enumerate(_parts(value)):
+            if count == _MOST_VALUES:
+                raise ValueError(f"more than {_MOST_VALUES:,} values")
+            if isinstance(each, dict) and not all(isinstance(key, str) for key in each):
+                raise TypeError("a mapping whose keys are not texts")
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()  # half of a surrogate pair is no text
+        return json.loads(text)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"--env-kwargs {name}: {first_line(error)}; {_JSON}") from None
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield a value and all that is nested in it; YAML can nest values endlessly."""
+    yield value
+    if isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _parts(each)
