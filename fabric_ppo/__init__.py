@@ -53,13 +53,15 @@ _HOMES = {
 """Public names, and the modules that they are in."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `--help` need not wait for torch."""
-    if name in _HOMES:
-        from importlib import import_module
+if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first asked for: `--help` need not wait for torch."""
+        if name in _HOMES:
+            from importlib import import_module
+
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

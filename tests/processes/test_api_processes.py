@@ -15,14 +15,14 @@ from tests.fixtures.launching import command, in_fork, run
 
 
 def test_train_leaves_what_the_script_leaves(tmp_path):
-    run_dir = train(Config(**TINY, log_dir=str(tmp_path)))
+    trained = train(Config(**TINY, log_dir=str(tmp_path)))
     flags = [word for name, value in TINY.items() for word in ("--" + name.replace("_", "-"), str(value))]
     done = run(command("torch", 1, *flags, "--run-dir", str(tmp_path / "script")), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert run_dir.parent.parent == tmp_path
+    assert trained.run_dir.parent.parent == tmp_path
     name = "policy.safetensors"
-    assert (run_dir / name).read_bytes() == (tmp_path / "script" / name).read_bytes()
-    assert (run_dir / "summary.json").is_file()
+    assert (trained / name).read_bytes() == (tmp_path / "script" / name).read_bytes()
+    assert (trained / "summary.json").is_file()
 
 
 def test_a_training_that_fails_does_not_end_the_program_around_it(tmp_path):

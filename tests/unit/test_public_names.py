@@ -40,3 +40,8 @@ def test_every_public_name_is_there():
     namespace: dict[str, object] = {}
     exec("from fabric_ppo import *", namespace)
     assert set(fabric_ppo.__all__) <= set(namespace)
+
+
+def test_the_mark_of_types_is_shipped():
+    assert (ROOT / "fabric_ppo" / "py.typed").is_file()
+    assert '"fabric_ppo" = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
