@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
+from fabric_ppo.config import SCRIPT_CONFIGS, Config
 from fabric_ppo.config_arguments import json_text
-from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float
-from fabric_ppo.process.console import open_streams, print_from_rank_zero, print_line
+from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float, takes_int
+from fabric_ppo.process.console import is_rank_zero, open_streams, print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.launch import die_with_launcher, read_launch
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.fabric_flags import require_fabric_variables
 from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools.flag_hints import flag_hint
+from fabric_ppo.tools.help import HELP, HELP_ALL, Section, default_usage, script_page
 from fabric_ppo.tools.locate import config_path
+from fabric_ppo.tools.whole_numbers import whole_number
 
 C = TypeVar("C", bound=Config)
 
@@ -47,13 +49,14 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
-    values = {key.replace("-", "_"): value for key, value in values.items()}
     own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
     every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
-    for key in values.keys() - every:
-        nearest = difflib.get_close_matches(key, every, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the flags"
-        raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
+    for key, value in values.items():
+        if key.replace("-", "_") not in every:
+            hint = flag_hint(flag(key), [*map(flag, every)])
+            hint = "flags at the top level of the file are expected" if isinstance(value, dict) else hint
+            raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
     if foreign := sorted(values.keys() - own):
         print_from_rank_zero(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
     kinds = field_types(config_type)
@@ -68,13 +71,25 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
     """
     # YAML 1.1 reads 3e-4, which has no point, as text, and has lists, but no tuples
     if isinstance(value, list):
-        value = tuple(value)
+        value = tuple(map(_whole, value)) if takes_int(kind) else tuple(value)
+    elif takes_int(kind):
+        value = _whole(value)
     elif takes_float(kind) and type(value) in (str, int):
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if not has_type(value, kind):
         raise ConfigError(f"{flag(name)} {format_value(value)}".rstrip() + f": {accepted_values(kind)} is expected")
     return (json_text(value) or None) if isinstance(value, dict) else value
+
+
+def _whole(value: Any) -> Any:
+    """Return the whole number that 1M (text in YAML) or 1.0e+6 (a float) stands for, else `value`."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return whole_number(value)
+    return value
 
 
 def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
@@ -107,26 +122,47 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
         raise SystemExit(2) from None
 
 
-def parse_flags(config_type: type[C], args: Sequence[str], prog: str | None = None) -> C:
+def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launcher: Sequence[Section] = ()) -> C:
     """Parse flags into a Config that is not yet resolved.
+
+    Args:
+        config_type: class of the script's flags.
+        args: words of the command line.
+        prog: command that the usage in the help begins with; by default the script's.
+        launcher: sections of the help with the launcher's flags.
 
     Raises:
         ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
-        SystemExit: `--help` is among the flags.
+        SystemExit: `--help` or `--help-all` is among the flags.
+    """
+    given = _given_flags(config_type, args)
+    path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
+    from_file = load_yaml(path, config_type) if path else {}
+    if asked := [word for word in map(_flag_of, args) if word in (*HELP, HELP_ALL)]:
+        if is_rank_zero():
+            prog = prog or default_usage(config_type)
+            print(script_page(config_type(**from_file), prog, HELP_ALL in asked, launcher))
+        raise SystemExit(0)
+    return _build(config_type, args, given, from_file)
+
+
+def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]], from_file: dict[str, Any]) -> C:
+    """Build a Config from the values of a file and the words of the command line.
+
+    Raises:
+        ConfigError: a value cannot work.
     """
     import tyro
 
-    given = _given_flags(config_type, args)
-    path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     # tyro hides a ConfigError that is raised while it builds the Config: let it build one without
     # checks. Of a mapping it would make a flag for each key
     fields = {"__doc__": config_type.__doc__, "__post_init__": _accept, "__annotations__": {"env_kwargs": "str | None"}}
     unchecked = type(config_type.__name__, (config_type,), fields)
-    default = unchecked(**(load_yaml(path, config_type) if path else {}))
+    default = unchecked(**from_file)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            values = tyro.cli(unchecked, args=list(args), default=default, prog=prog)
+            values = tyro.cli(unchecked, args=_plain_numbers(config_type, args), default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -150,7 +186,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
     given: dict[str, list[str]] = {}
     current, room = "", 0
     for word in args:
-        if word in ("-h", "--help"):
+        if _flag_of(word) in (*HELP, HELP_ALL):
             continue
         if not word.startswith("--"):
             if room == 0:
@@ -160,10 +196,9 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
             given[known[current]].append(word)
             room -= 1
             continue
-        current, _, value = word.partition("=")
-        current = current.replace("_", "-")
+        current, value = _flag_of(word), word.partition("=")[2]
         if current not in known:
-            raise ConfigError(f"{current}: unknown flag; {_hint(current, known)}")
+            raise ConfigError(f"{current}: unknown flag; {flag_hint(current, known)}")
         kind = kinds[known[current]]
         if kind is bool and value:
             raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
@@ -172,13 +207,25 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
     return given
 
 
-def _hint(word: str, known: Collection[str]) -> str:
-    """Return a hint for the error about a flag that a script does not have."""
-    if owners := [kind for kind in SCRIPT_CONFIGS.values() if word in map(flag, field_types(kind))]:
-        hint = "; fabric run takes --accelerator=cuda" if word == "--cuda" else ""
-        return f"it is one of {' and '.join(map(script_file, owners))}{hint}"
-    nearest = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {nearest[0]}?" if nearest else "see --help"
+def _flag_of(word: str) -> str:
+    """Return a flag with hyphens and without a value: `--num_envs=3` -> `--num-envs`."""
+    return word.partition("=")[0].replace("_", "-")
+
+
+def _plain_numbers(config_type: type[Config], args: Sequence[str]) -> list[str]:
+    """Return the command line with whole numbers as tyro reads them: 1M -> 1000000."""
+    kinds = {flag(name): kind for name, kind in field_types(config_type).items()}
+    plain, is_whole = [], False
+    for word in args:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            is_whole = takes_int(kinds.get(_flag_of(word)))
+        else:
+            name, equals, value = "", "", word
+        with contextlib.suppress(ValueError):
+            value = str(whole_number(value)) if is_whole else value
+        plain.append(name + equals + value)
+    return plain
 
 
 def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) -> str:

@@ -91,14 +91,10 @@ def presets_of(names: Sequence[str]) -> list[str]:
 
 def check_presets(presets: Sequence[str]) -> None:
     """Raise a ConfigError for a preset whose flags or environment cannot work on this machine."""
-    for path in presets.values():
-        try:
-            config = _resolved(path)
-            wrapper = config.env_preset or config.env_wrapper or ""
-            make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
-        except ConfigError as error:
-            reason = str(error).removeprefix(f"--config {path}: ")
-            raise ConfigError(f"benchmark {_shown(path)}: {reason}") from None
+    for preset in presets:
+        config = _resolved(preset_path(preset))
+        wrapper = config.env_preset or config.env_wrapper or ""
+        make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
 
 
 def _resolved(path: Path) -> TorchConfig:
