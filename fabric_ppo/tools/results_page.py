@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,11 +26,11 @@ _RESAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the table: a preset of `configs/`, published scores, and a goal if there is one."""
+    """Row of the table: a preset, published scores, and a goal if there is one."""
 
     preset: str
-    published: str
-    goal: float | None
+    published: str = "-"
+    goal: float | None = None
     every: float | None = None
     """Score that each single run is to reach."""
     seeds: int = 5
@@ -53,6 +54,8 @@ class Result:
     """Flags of its preset."""
     curve: list[tuple[float, float]] = field(repr=False)
     """Points (transitions, return)."""
+    file: str = ""
+    """YAML file of a preset that is none of `configs/`."""
 
 
 def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
@@ -89,10 +92,10 @@ def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
     Args:
         out: the page.
         result: what is added.
-        rows: preset -> its row, in the order of the page.
+        rows: preset -> its row, in the order of the page; others come last.
     """
     others = [each for each in _read_results(out) if (each.preset, each.seed) != (result.preset, result.seed)]
-    order = list(rows)
+    order = list(_all_rows(rows, [*others, result]))
     results = sorted([*others, result], key=lambda each: (order.index(each.preset), each.seed))
     _folder(out).mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(each)) for each in results)
@@ -102,6 +105,11 @@ def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
 def _read_results(out: Path) -> list[Result]:
     path = _folder(out) / "results.json"
     return [Result(**values) for values in json.loads(path.read_text())] if path.is_file() else []
+
+
+def _all_rows(rows: Mapping[str, Row], results: Sequence[Result]) -> dict[str, Row]:
+    """Return the rows, and one for each other preset that has results: a file of the user's own."""
+    return {**rows, **{each.preset: Row(each.preset) for each in results if each.preset not in rows}}
 
 
 def _folder(out: Path) -> Path:
@@ -115,28 +123,23 @@ def write_page(out: Path, preset: str, rows: Mapping[str, Row]) -> None:
     Args:
         out: the page.
         preset: a preset with a new result.
-        rows: preset -> its row, in the order of the page.
+        rows: preset -> its row, in the order of the page; others come last.
     """
     results = _read_results(out)
-    groups = [(row, [each for each in results if each.preset == name]) for name, row in rows.items()]
+    every = _all_rows(rows, results)
+    groups = [(row, [each for each in results if each.preset == name]) for name, row in every.items()]
     groups = [(row, runs) for row, runs in groups if runs]
     (runs,) = (runs for row, runs in groups if row.preset == preset)
     curves = [np.array(run.curve).T for run in runs]
-    draw(_folder(out) / f"{preset}.svg", curves, title=_title(runs[0]), goal=rows[preset].goal)
+    draw(_folder(out) / f"{preset}.svg", curves, title=_title(runs[0]), goal=every[preset].goal)
     write_atomically(out, "\n".join(_page(groups, rows, _folder(out).name)).encode())
 
 
 def _page(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row], folder: str) -> Iterator[str]:
     """Yield the lines of the page."""
+    has_presets = any(row.preset in rows for row, _ in groups)
     yield "# Scores\n"
-    yield (
-        f"Each run trains with a preset of [configs](../configs) and then plays {TEST_EPISODES} greedy episodes, with "
-        "seeds that training cannot draw, with its final policy: no run is picked, and no policy along the way. Its "
-        "score is the mean return of these. Presets were chosen by runs with one or two of the seeds shown, mostly "
-        "with seed 1. The interval is the 95 % percentile bootstrap of the interquartile mean over runs, as in rliable "
-        "(arXiv 2108.13264). Published figures are from the programs' own pages, of one agent or three, partly of "
-        "older versions of the environments.\n"
-    )
+    yield _introduction(has_presets)
     yield (
         "| environment | transitions | runs | mean +- deviation over runs | interquartile mean | worst run | goal | "
         "published | minutes a run |"
@@ -145,13 +148,35 @@ def _page(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row], folde
     for row, runs in groups:
         yield f"| {' | '.join(_cells(row, runs))} |"
     yield "\nMinutes are of the wall clock, with other work on the machine.\n"
+    if has_presets:
+        yield from _verdicts(groups, rows)
+    for row, runs in groups:
+        yield from _section(row, runs, folder)
+
+
+def _introduction(has_presets: bool) -> str:
+    """Return how the scores come about; of presets with a row of their own also how these were chosen."""
+    trained = "a preset of [configs](../configs)" if has_presets else "the YAML file of flags that is named below"
+    chosen, published = "", ""
+    if has_presets:
+        chosen = " Presets were chosen by runs with one or two of the seeds shown, mostly with seed 1."
+        published = " Published figures are from the programs' own pages, of one agent or three, partly of older "
+        published += "versions of the environments."
+    return (
+        f"Each run trains with {trained} and then plays {TEST_EPISODES} greedy episodes, with seeds that training "
+        "cannot draw, with its final policy: no run is picked, and no policy along the way. Its score is the mean "
+        f"return of these.{chosen} The interval is the 95 % percentile bootstrap of the interquartile mean over runs, "
+        f"as in rliable (arXiv 2108.13264).{published}\n"
+    )
+
+
+def _verdicts(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row]) -> Iterator[str]:
+    """Yield which goals of the presets are missed, and which presets have too few runs or none."""
     missed = [_title(runs[0]) for row, runs in groups if not _is_goal_reached(row, runs)]
     few = [_title(runs[0]) for row, runs in groups if row.goal is not None and len(runs) < row.seeds]
     yield f"Goals missed: {', '.join(missed) or 'none'}."
     yield f"Fewer runs than a verdict takes (CartPole {rows['cartpole'].seeds}, others 5): {', '.join(few) or 'none'}."
     yield f"Not run: {', '.join(name for name in rows if name not in {row.preset for row, _ in groups}) or 'none'}.\n"
-    for row, runs in groups:
-        yield from _section(row, runs, folder)
 
 
 def _cells(row: Row, runs: list[Result]) -> Iterator[str]:
@@ -178,8 +203,10 @@ def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
     scores = ", ".join(f"{run.test_return:{_number_format(runs)}}" for run in runs)
     yield f"## {_title(runs[0])}\n"
     yield "```sh"
-    yield f"python -m fabric_ppo benchmark {row.preset} --seeds {max(run.seed for run in runs)}"
-    yield f"python train_torch.py --config configs/{row.preset}.yaml --test-episodes {TEST_EPISODES} --seed 1"
+    file = shlex.quote(runs[-1].file) if runs[-1].file else ""
+    config = file or f"configs/{row.preset}.yaml"
+    yield f"python -m fabric_ppo benchmark {file or row.preset} --seeds {max(run.seed for run in runs)}"
+    yield f"python train_torch.py --config {config} --test-episodes {TEST_EPISODES} --seed 1"
     yield "```\n"
     yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
     yield f"Scores by seed: {scores}.\n"
@@ -197,6 +224,8 @@ def _number_format(runs: list[Result]) -> str:
 
 
 def _title(run: Result) -> str:
-    """Return the environment's id, followed by the recurrent layer if there is one."""
+    """Return the environment's id, followed by the name of a user's file, or by the recurrent layer if there is one."""
+    if run.file:
+        return f"{run.env_id}, {run.preset}"
     recurrent = run.flags.get("recurrent", "none")
     return run.env_id if recurrent == "none" else f"{run.env_id} ({recurrent})"

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +25,11 @@ from fabric_ppo.config import TorchConfig
 from fabric_ppo.config_arguments import json_text
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.process.errors import ConfigError, flag
-from fabric_ppo.process.files import write_atomically
+from fabric_ppo.process.files import require_text_path, write_atomically
 from fabric_ppo.process.launch import die_with_parent
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flags import load_yaml
-from fabric_ppo.tools.locate import preset_path, script_path
+from fabric_ppo.tools.locate import preset_names, preset_path, script_path
 from fabric_ppo.tools.plot import curve
 from fabric_ppo.tools.results_page import TEST_EPISODES, Result, Row, add_result, write_page
 
@@ -75,26 +75,72 @@ SUITES = {
 ROWS = {row.preset: row for rows in SUITES.values() for row in rows}
 
 
-def presets_of(names: Sequence[str]) -> list[str]:
-    """Return the presets that names of suites and presets stand for, each once.
+def presets_of(words: Sequence[str]) -> dict[str, Path]:
+    """Return the presets that the arguments of `benchmark` stand for, name -> file.
+
+    Args:
+        words: names of suites and presets, which come first; YAML files of flags, which are presets
+            by the names of the files; and folders of such files.
 
     Raises:
-        ConfigError: a name is neither.
+        ConfigError: a word is none of these, or two files have the same name.
     """
-    found: list[str] = []
-    for name in names:
-        if name not in SUITES and name not in ROWS:
-            raise ConfigError(f"benchmark {name}: one of {', '.join([*SUITES, *ROWS])} is expected")
-        found += [row.preset for row in SUITES[name]] if name in SUITES else [name]
-    return list(dict.fromkeys(found))
+    found: dict[str, Path] = {}
+    for word in words:
+        for name, path in _presets_of(word).items():
+            if found.setdefault(name, path) != path:
+                raise ConfigError(
+                    f"benchmark {_shown(path)}: {_shown(found[name])} has the name {name}, too; rename one"
+                )
+    return found
 
 
-def check_presets(presets: Sequence[str]) -> None:
+def _presets_of(word: str) -> dict[str, Path]:
+    """Return the presets of one argument, name -> file."""
+    if word in SUITES:
+        return {row.preset: preset_path(row.preset) for row in SUITES[word]}
+    if word in (names := preset_names()):
+        return {word: preset_path(word)}
+    require_text_path("benchmark", word)
+    path = Path(word)
+    if path.is_dir():
+        files = sorted(each for pattern in ("*.yaml", "*.yml") for each in path.glob(pattern))
+        files = [each for each in files if not each.name.startswith(".")]
+        if not files:
+            raise ConfigError(f"benchmark {word}: no file .yaml or .yml in it; a folder of YAML files is expected")
+        return dict(_named(each) for each in files)
+    if path.is_file():
+        return dict([_named(path)])
+    if path.exists():
+        raise ConfigError(f"benchmark {word}: no regular file; a YAML file of flags is expected")
+    if path.name != word or path.suffix:
+        raise ConfigError(f"benchmark {word}: no such file; a YAML file of flags or a folder of them is expected")
+    others = "a YAML file of flags or a folder of such files"
+    raise ConfigError(
+        f"benchmark {word}: one of {', '.join(dict.fromkeys([*SUITES, *ROWS, *names]))}, {others} is expected"
+    )
+
+
+def _named(path: Path) -> tuple[str, Path]:
+    """Return the name of a file's preset, which names its run folders and curves too, and the file."""
+    name = re.sub(r"[^\w.+-]+", "-", path.stem)
+    if name in preset_names():
+        if not path.samefile(preset_path(name)):
+            raise ConfigError(f"benchmark {path}: the preset {name} has that name; another one is expected")
+        return name, preset_path(name)
+    return name, path.absolute()
+
+
+def check_presets(presets: Mapping[str, Path]) -> None:
     """Raise a ConfigError for a preset whose flags or environment cannot work on this machine."""
-    for preset in presets:
-        config = _resolved(preset_path(preset))
-        wrapper = config.env_preset or config.env_wrapper or ""
-        make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
+    for path in presets.values():
+        try:
+            config = _resolved(path)
+            wrapper = config.env_preset or config.env_wrapper or ""
+            make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
+        except ConfigError as error:
+            reason = str(error).removeprefix(f"--config {path}: ")
+            raise ConfigError(f"benchmark {_shown(path)}: {reason}") from None
 
 
 def _resolved(path: Path) -> TorchConfig:
@@ -102,11 +148,11 @@ def _resolved(path: Path) -> TorchConfig:
     return resolve(TorchConfig(**load_yaml(str(path), TorchConfig)))
 
 
-def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out: Path) -> int:
+def run_suite(presets: Mapping[str, Path], seeds: int, jobs: int, log_dir: Path, out: Path) -> int:
     """Train all runs that are not finished, `jobs` at a time, and write the page after each.
 
     Args:
-        presets: names of presets.
+        presets: name -> YAML file.
         seeds: number of runs of each preset, with seeds from 1 up.
         jobs: number of runs at a time, one core each.
         log_dir: folder of the run folders; unfinished runs in it are resumed.
@@ -116,12 +162,14 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
     Returns:
         Number of runs that failed.
     """
-    todo = [(preset, seed, log_dir / preset / f"seed_{seed}") for seed in range(1, seeds + 1) for preset in presets]
+    runs = [(preset, seed) for seed in range(1, seeds + 1) for preset in presets]
+    todo = [(presets[preset], seed, log_dir / preset / f"seed_{seed}") for preset, seed in runs]
     failed = 0
     pool = ThreadPoolExecutor(jobs)
     try:
-        for (preset, seed, run_dir), status in zip(todo, pool.map(lambda job: _train(*job), todo), strict=True):
-            if changed := _changed_flags(preset, run_dir) if status == 0 else []:
+        statuses = pool.map(lambda job: _train(*job), todo)
+        for (preset, seed), (path, _, run_dir), status in zip(runs, todo, statuses, strict=True):
+            if changed := _changed_flags(path, run_dir) if status == 0 else []:
                 failed += 1
                 print(
                     f"{preset}, seed {seed}: {', '.join(map(flag, changed))} changed since it was trained; without "
@@ -129,7 +177,7 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
                     file=sys.stderr,
                 )
             elif status == 0:
-                result = _result(preset, run_dir)
+                result = _result(preset, path, run_dir)
                 print(f"{preset}, seed {seed}: {result.test_return:.1f}, {result.minutes:.1f} min", flush=True)
                 add_result(out, result, ROWS)
                 write_page(out, preset, ROWS)
@@ -142,13 +190,13 @@ def run_suite(presets: Sequence[str], seeds: int, jobs: int, log_dir: Path, out:
     return failed
 
 
-def _train(preset: str, seed: int, run_dir: Path) -> int:
+def _train(path: Path, seed: int, run_dir: Path) -> int:
     """Train and test one run, unless it is finished; return its exit status."""
     summary = run_dir / "summary.json"
     if summary.is_file() and json.loads(summary.read_text())["test"]:
         return 0
     run_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(script_path(TorchConfig)), *_flags(preset, str(seed)), "--num-threads", "1"]
+    command = [sys.executable, str(script_path(TorchConfig)), *_flags(path, str(seed)), "--num-threads", "1"]
     command += ["--run-dir", str(run_dir), "--resume"]
     with (run_dir / "output.txt").open("a") as output:
         status = subprocess.run(command, stdout=output, stderr=output, preexec_fn=die_with_parent).returncode
@@ -157,22 +205,24 @@ def _train(preset: str, seed: int, run_dir: Path) -> int:
     return status
 
 
-def _flags(preset: str, seed: str) -> list[str]:
+def _flags(path: Path, seed: str) -> list[str]:
     """Return the flags of a run."""
-    # a path below the working directory as a relative one, so that it does not name this machine
-    path = preset_path(preset)
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return ["--config", str(path), "--seed", seed, "--test-episodes", str(TEST_EPISODES)]
+    return ["--config", _shown(path), "--seed", seed, "--test-episodes", str(TEST_EPISODES)]
 
 
-def _changed_flags(preset: str, run_dir: Path) -> list[str]:
+def _shown(path: Path) -> str:
+    """Return a path below the working directory as a relative one, which does not name this machine."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _changed_flags(path: Path, run_dir: Path) -> list[str]:
     """Return the flags whose values in the preset have changed since a run was trained."""
-    paths = (run_dir / "config.yaml", preset_path(preset))
+    paths = (run_dir / "config.yaml", path)
     before, current = (_resolved(path).to_dict() for path in paths)
     return [name for name in current if name not in _FREE and before[name] != current[name]]
 
 
-def _result(preset: str, run_dir: Path) -> Result:
+def _result(preset: str, path: Path, run_dir: Path) -> Result:
     """Read a finished run's result from its folder."""
     summary = json.loads((run_dir / "summary.json").read_text())
     steps, returns = curve(run_dir)
@@ -189,8 +239,9 @@ def _result(preset: str, run_dir: Path) -> Result:
         minutes=summary["wall_seconds"] / 60,
         date=time.strftime("%Y-%m-%d", time.localtime((run_dir / "summary.json").stat().st_mtime)),
         made_with=noted.read_text() if noted.is_file() else made_with(),
-        flags=load_yaml(str(preset_path(preset)), TorchConfig),
+        flags=load_yaml(str(path), TorchConfig),
         curve=[(round(float(part[0].mean())), round(float(part[1].mean()), 3)) for part in parts if part.size],
+        file="" if preset in preset_names() else _shown(path),
     )
 
 

@@ -1,7 +1,9 @@
 """Scores: the statistics against definitions, and a suite that is run in parts."""
 
+import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -118,7 +120,7 @@ def test_a_curve_is_of_means_over_stretches_of_the_training(tmp_path, monkeypatc
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     summary = {"env_id": "E", "seed": 1, "env_steps": 1200, "wall_seconds": 90.0}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"test": {"return_mean": 1.0, "return_std": 0.0}}))
-    result = suite._result("cartpole", tmp_path)
+    result = suite._result("cartpole", locate.preset_path("cartpole"), tmp_path)
     assert len(result.curve) == 60
     assert result.curve[:2] == [(15, 2.5), (35, 12.5)]
     assert (result.minutes, result.transitions) == (1.5, 1200)
@@ -166,14 +168,16 @@ def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_traine
     """A package that is missing, for instance, would be noticed hours later."""
     (tiny / "configs" / "acrobot.yaml").write_text(TINY + "env_id: tests.fixtures.toy_envs:BrokenConstructor-v0\n")
     assert bench(tiny, "cartpole", "acrobot", "--seeds", "1") == 2
-    assert capsys.readouterr().err.startswith("error: --env-id tests.fixtures.toy_envs:BrokenConstructor-v0")
+    start = f"error: benchmark {tiny}/configs/acrobot.yaml: --env-id tests.fixtures.toy_envs:BrokenConstructor-v0"
+    assert capsys.readouterr().err.startswith(start)
     assert not (tiny / "logs").exists()
 
 
 def test_a_length_that_is_no_update_is_refused_before_anything_is_trained(tiny, capsys):
     (tiny / "configs" / "acrobot.yaml").write_text(TINY + "num_envs: 1000000\n")
     assert bench(tiny, "cartpole", "acrobot", "--seeds", "1") == 2
-    assert capsys.readouterr().err.startswith("error: --total-timesteps 512: at least 64000000 ")
+    start = f"error: benchmark {tiny}/configs/acrobot.yaml: --total-timesteps 512: at least 64000000 "
+    assert capsys.readouterr().err.startswith(start)
     assert not (tiny / "logs").exists()
 
 
@@ -190,7 +194,9 @@ def test_a_result_keeps_what_it_was_made_with(tiny, monkeypatch):
 
 
 def test_suites_and_presets_are_found_by_name_once():
-    assert suite.presets_of(["cartpole", "classic"])[:2] == ["cartpole", "acrobot"]
+    presets = suite.presets_of(["cartpole", "classic", str(ROOT / "configs" / "acrobot.yaml")])
+    assert list(presets) == [row.preset for row in suite.SUITES["classic"]]
+    assert presets == {name: locate.preset_path(name) for name in presets}
     with pytest.raises(ConfigError, match=r"^benchmark doom: one of classic, box2d, mujoco, minigrid, atari, cartpole"):
         suite.presets_of(["doom"])
 
@@ -205,3 +211,121 @@ def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
     row = next(line for line in out.read_text().splitlines() if line.startswith("| Some-v0"))
     assert row.split(" | ")[6] == goal
     assert ("<!-- goal -->" in (tmp_path / "page" / f"{preset}.svg").read_text()) is (goal != "-")
+
+
+@pytest.mark.parametrize("preset", locate.preset_names())
+def test_every_preset_is_found_by_its_name_and_by_its_file(preset):
+    path = locate.preset_path(preset)
+    assert suite.presets_of([preset]) == suite.presets_of([str(path)]) == {preset: path}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of files of the user's own, the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("b.yaml", "a.yml", ".hidden.yaml", "notes.txt"):
+        (tmp_path / "mine" / name).write_text(TINY)
+    return tmp_path
+
+
+def test_a_file_and_a_folder_of_files_are_presets(own):
+    """In the order of their names; what is hidden or no YAML is left out."""
+    assert suite.presets_of(["mine/b.yaml"]) == {"b": own / "mine/b.yaml"}
+    assert suite.presets_of([str(own / "mine" / "b.yaml")]) == {"b": own / "mine/b.yaml"}
+    assert list(suite.presets_of(["mine"]).items()) == [("a", own / "mine/a.yml"), ("b", own / "mine/b.yaml")]
+    assert list(suite.presets_of(["mine/", "cartpole", "mine/a.yml"])) == ["a", "b", "cartpole"]
+    (own / "mine" / "no_suffix").write_text(TINY)
+    assert list(suite.presets_of(["mine/no_suffix"])) == ["no_suffix"]
+    (own / "mine" / "lr 3e-4, é.yaml").write_text(TINY)
+    assert list(suite.presets_of(["mine/lr 3e-4, é.yaml"])) == ["lr-3e-4-é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("mine/b.yaml", "num_envs: 0", "--num-envs 0: a whole number from 1 up is expected"),
+        ("mine/b.yaml", "n_steps: 4", "unknown key n_steps; here it is --num-steps"),
+        ("mine/b.yaml", "num_envs: [3", "cannot be read"),
+        ("mine/b.yaml", "", "a YAML mapping of flags to values is expected"),
+        ("mine/b.yaml", "env_id: Nothing-v0", "--env-id Nothing-v0: "),
+        ("mine/b.yaml", "env_wrapper: nothing_there:wrap", "--env-wrapper nothing_there:wrap: "),
+    ],
+)
+@pytest.mark.parametrize("through", ["file", "folder"])
+def test_an_unusable_file_is_one_line_that_names_it(own, name, text, expected, through, capsys):
+    (own / name).write_text(text)
+    assert bench(own, "mine" if through == "folder" else name, "--seeds", "1") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: benchmark {name}: {expected}")
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert not (own / "logs").exists()
+    assert not (own / "results.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["doom"], "benchmark doom: one of classic, "),
+        (["nothing.yaml"], "benchmark nothing.yaml: no such file"),
+        (["mine/nothing"], "benchmark mine/nothing: no such file"),
+        (["empty"], "benchmark empty: no file .yaml or .yml in it"),
+        (["pipe.yaml"], "benchmark pipe.yaml: no regular file"),
+        (["mine/b.yaml", "other/b.yaml"], "benchmark other/b.yaml: mine/b.yaml has the name b, too"),
+        (["other/cartpole.yaml"], "benchmark other/cartpole.yaml: the preset cartpole has that name"),
+    ],
+)
+def test_what_is_no_file_of_its_own_name_is_refused(own, words, expected, capsys):
+    for name in ("empty", "other"):
+        (own / name).mkdir()
+    os.mkfifo(own / "pipe.yaml")
+    for name in ("b", "cartpole"):
+        (own / "other" / f"{name}.yaml").write_text(TINY)
+    assert bench(own, *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {expected}")
+    assert said.count("\n") == 1
+
+
+def test_a_page_of_files_of_ones_own_has_their_commands_and_no_goals(tmp_path):
+    """Beside presets of the package, and alone."""
+    out = tmp_path / "page.md"
+    for preset, file in (("zebra", "mine/zebra.yaml"), ("ape", "my files/ape.yaml")):
+        result = dataclasses.replace(made(preset, 3.0)[0], file=file)
+        results_page.add_result(out, result, suite.ROWS)
+        results_page.write_page(out, preset, suite.ROWS)
+    page = out.read_text()
+    assert "python -m fabric_ppo benchmark mine/zebra.yaml --seeds 1\n" in page
+    assert "python train_torch.py --config 'my files/ape.yaml' --test-episodes 100 --seed 1\n" in page
+    assert not [
+        word for word in ("Not run", "Goals missed", "(../configs)", "Published", "were chosen") if word in page
+    ]
+    for result in made("acrobot", -75):
+        results_page.add_result(out, result, suite.ROWS)
+    results_page.write_page(out, "acrobot", suite.ROWS)
+    page = out.read_text()
+    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")][1:] == [
+        "| acrobot",
+        "| zebra, zebra",
+        "| ape, ape",
+    ]
+    assert "Not run: cartpole, mountaincar, " in page
+    known = json.loads((tmp_path / "page" / "results.json").read_text())
+    assert [each["preset"] for each in known] == ["acrobot", "zebra", "ape"]
+
+
+@pytest.mark.processes
+def test_a_file_of_ones_own_is_trained_and_tested(own, monkeypatch):
+    for module in (suite, results_page):
+        monkeypatch.setattr(module, "TEST_EPISODES", 3)
+    monkeypatch.setattr(results_page, "_RESAMPLES", 100)
+    assert bench(own, "mine/b.yaml", "--seeds", "1", "--jobs", "1") == 0
+    (known,) = json.loads((own / "results" / "results.json").read_text())
+    assert (known["preset"], known["file"], known["seed"]) == ("b", "mine/b.yaml", 1)
+    summary = json.loads((own / "logs" / "b" / "seed_1" / "summary.json").read_text())
+    assert known["test_return"] == summary["test"]["return_mean"]
+    assert (own / "results" / "b.svg").is_file()
+    (own / "mine" / "b.yaml").write_text(TINY + "gamma: 0.9\n")
+    assert bench(own, "mine", "--seeds", "1", "--jobs", "1") == 1, "b has been trained with other flags"
+    known = json.loads((own / "results" / "results.json").read_text())
+    assert [each["preset"] for each in known] == ["b", "a"]
