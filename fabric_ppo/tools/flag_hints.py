@@ -18,6 +18,8 @@ _SAME = """
 env_id: env env_name environment environment_name environment_id gym_id task task_name game
 total_timesteps: timesteps n_timesteps num_timesteps total_steps max_steps max_timesteps
     stop_timesteps env_steps num_env_steps total_env_steps train_for_env_steps num_frames frames
+env_kwargs: env_config env_args make_kwargs eval_env_kwargs environment_kwargs
+frame_stack: env_framestack n_stack num_stack framestack
 num_envs: n_envs num_environments num_env
 num_steps: n_steps nsteps num_steps_per_env rollout rollout_length rollout_steps num_rollout_steps
     horizon horizon_length rollout_fragment_length unroll_length steps_per_rollout

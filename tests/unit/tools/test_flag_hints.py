@@ -108,6 +108,7 @@ RLLIB = {
     "evaluation_interval": "--eval-every",
     "checkpoint_freq": "--checkpoint-every",
     "observation_filter": "--normalize-observations",
+    "env_config": "--env-kwargs",
     "stop_reward": "--stop-at-return",
 }
 RSL_RL = {
@@ -165,6 +166,7 @@ SAMPLE_FACTORY = {
     "adaptive_stddev": "--state-dependent-std",
     "initial_stddev": "--log-std-init",
     "with_wandb": "--trackers",
+    "env_framestack": "--frame-stack",
     "env_frameskip": "--env-preset",
     "async_rl": "--overlap",
     "restart_behavior": "--resume",
