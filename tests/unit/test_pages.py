@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fabric_ppo.agents.make import make_agent
-from fabric_ppo.config import SCRIPT_CONFIGS, Config
+from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config, ProcessFlags
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.loss_module import make_optimizer
 from fabric_ppo.ppo.batch import make_batch
@@ -71,6 +71,19 @@ def test_every_flag_is_in_the_table_with_its_default():
         if get_origin(kinds[name]) is Literal:
             for choice in get_args(kinds[name]):
                 assert f"`{choice}`" in meaning, name
+
+
+def test_the_tables_of_flags_are_grouped_as_the_help_is():
+    """The same titles, and under each the same flags in the same order; flags of one script alone are of devices."""
+    expected = []
+    alone = {name: None for kind in SCRIPT_CONFIGS.values() for name in (each.name for each in fields(kind))}
+    alone = [name for name in alone if name not in {each.name for each in fields(Config)}]
+    for group in FLAG_GROUPS:
+        names = [each.name for each in fields(group)] + (alone if group is ProcessFlags else [])
+        expected.append(((group.__doc__ or "").rstrip("."), [flag(name) for name in names]))
+    section = PAGES[0].read_text().partition("\n## Flags\n")[2].partition("\n### ")[0]
+    found = re.findall(r"^(\S.*):\n\n\| flag .*\n\|-.*\n((?:\|.*\n)+)", section, re.MULTILINE)
+    assert [(title, re.findall(r"^\| `(--[\w-]+)`", rows, re.MULTILINE)) for title, rows in found] == expected
 
 
 def test_flags_of_some_scripts_only_name_them():
