@@ -164,7 +164,8 @@ class NetworkFlags:
     """Bound below the log standard deviation of continuous actions. None: -20 with
     --state-dependent-std, else no bound."""
     log_std_max: float | None = None
-    """Bound above it. None: 2 with --state-dependent-std, else no bound."""
+    """Bound above the log standard deviation of continuous actions. None: 2 with
+    --state-dependent-std, else no bound."""
     ortho_init: bool = False
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value
     head), but for an encoder of your own."""

@@ -170,7 +170,7 @@ def test_the_command_line_checks_launches_and_evaluates(tmp_path):
         (["--total-timesteps", "10"], "error: --total-timesteps 10: at least 256"),
         (["--run-dir", "taken"], "error: --run-dir {here}/taken: holds a run already"),
         (["--config", "nothing.yaml"], "error: --config nothing.yaml: cannot be read"),
-        (["--config", "odd.yaml"], "error: --config odd.yaml: unknown key num_enws; did you mean num_envs?"),
+        (["--config", "odd.yaml"], "error: --config odd.yaml: unknown key num_enws; did you mean --num-envs?"),
         (["--env-id", "texts:Text-v0"], "error: --env-id texts:Text-v0: observation space Text"),
     ],
 )

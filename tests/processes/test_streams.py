@@ -88,7 +88,9 @@ def test_so_it_is_under_a_launcher(tmp_path, script, streams):
 
 HELPS = (
     f"{PYTHON} {ROOT}/train_fabric.py --help",
+    f"{PYTHON} {ROOT}/train_torch.py --help-all",
     f"{PPO} --help",
+    f"{PPO} train --help",
     f"{PPO} train torch --help",
     f"{PPO} evaluate --help",
     f"{PPO} presets",
@@ -96,7 +98,7 @@ HELPS = (
 
 
 @pytest.mark.parametrize("streams", ["| head -1", "| head -0", ">&-", ">/dev/full"])
-@pytest.mark.parametrize("program", HELPS, ids=["script", "package", "train", "evaluate", "presets"])
+@pytest.mark.parametrize("program", HELPS, ids=["script", "all", "package", "scripts", "train", "evaluate", "presets"])
 def test_a_help_that_nobody_reads_is_status_0(tmp_path, program, streams):
     done = shell(f"{program} {streams}", tmp_path, PYTHONUNBUFFERED="1" if streams == "| head -0" else "")
     assert (done.returncode, done.stderr) == (0, b"")

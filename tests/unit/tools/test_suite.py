@@ -214,9 +214,11 @@ def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
 
 
 @pytest.mark.parametrize("preset", locate.preset_names())
-def test_every_preset_is_found_by_its_name_and_by_its_file(preset):
+def test_every_preset_is_found_by_its_name_by_its_file_and_by_a_copy(preset, tmp_path):
     path = locate.preset_path(preset)
-    assert suite.presets_of([preset]) == suite.presets_of([str(path)]) == {preset: path}
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    for word in (preset, str(path), str(tmp_path / path.name)):
+        assert suite.presets_of([word]) == {preset: path}
 
 
 @pytest.fixture
