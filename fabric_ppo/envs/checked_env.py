@@ -16,7 +16,8 @@ from fabric_ppo.envs.frame_stack import FrameStack, num_frames
 from fabric_ppo.envs.gymnasium_env import renew_world
 from fabric_ppo.envs.reading import read_flag, read_reward, read_tuple
 from fabric_ppo.envs.spaces import EnvSpec, Packer, reader_of
-from fabric_ppo.process.errors import EnvironmentFault, describe_error, pass_on_stop
+from fabric_ppo.process.errors import EnvironmentFault, describe_error
+from fabric_ppo.process.signals import pass_on_stop
 
 
 class CheckedEnv:

@@ -15,7 +15,8 @@ from fabric_ppo.config_arguments import OWN_ARGUMENTS
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line, pass_on_stop
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.signals import pass_on_stop
 
 
 def make_gymnasium_env(

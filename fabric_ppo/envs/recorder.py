@@ -18,7 +18,8 @@ from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import dispense_with_screen
 from fabric_ppo.envs.known import ignores_render_mode
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line, pass_on_stop
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.signals import pass_on_stop
 
 Maker = Callable[[str | None], gymnasium.Env[Any, Any]]
 """Function that makes an environment with a render mode, as `make_gymnasium_env` does."""

@@ -13,7 +13,8 @@ from fabric_ppo.envs.gymnasium_env import renew_world
 from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.spaces import ACTION_MASK, Packer, SpaceSpec
 from fabric_ppo.envs.torch_settings import torch_settings_kept
-from fabric_ppo.process.errors import describe_error, pass_on_stop
+from fabric_ppo.process.errors import describe_error
+from fabric_ppo.process.signals import pass_on_stop
 
 _TRIAL_STEPS = 200
 

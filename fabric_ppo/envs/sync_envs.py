@@ -13,7 +13,8 @@ import numpy as np
 from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError, VectorEnvs
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import describe_error, pass_on_stop
+from fabric_ppo.process.errors import describe_error
+from fabric_ppo.process.signals import pass_on_stop
 
 
 class SyncEnvs(VectorEnvs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import traceback
 
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
@@ -46,18 +45,6 @@ class StoppedBySignal(BaseException):
 
 class NotAllWrittenError(Exception):
     """The end of a run that is done, but could not write everything; the message names what."""
-
-
-def pass_on_stop(error: BaseException) -> None:
-    """Raise what code of the user's own has not raised itself: Ctrl-C and other signals.
-
-    Everything else that an environment raises is its own fault, also what is no Exception, such as
-    asyncio's CancelledError and panics of extensions written in Rust; and a KeyboardInterrupt of
-    its own, where Ctrl-C does not raise one, as in the scripts (`signals`).
-    """
-    is_ctrl_c = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_ctrl_c or isinstance(error, StoppedBySignal):
-        raise error
 
 
 def first_line(error: BaseException) -> str:

@@ -221,6 +221,17 @@ def _exit(status: int, message: str) -> NoReturn:
         os._exit(status)
 
 
+def pass_on_stop(error: BaseException) -> None:
+    """Raise what code of the user's own has not raised itself: Ctrl-C and other signals.
+
+    Everything else that an environment raises is its own fault, also what is no Exception, such as
+    asyncio's CancelledError and panics of extensions written in Rust; and a KeyboardInterrupt in a
+    script, where Ctrl-C raises none.
+    """
+    if isinstance(error, StoppedBySignal) or (isinstance(error, KeyboardInterrupt) and not signals.is_script):
+        raise error
+
+
 def ignore_in_worker() -> None:
     """In a worker: leave signals to the parent, whose end ends the worker too.
 

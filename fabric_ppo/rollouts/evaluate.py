@@ -22,7 +22,8 @@ from fabric_ppo.envs.known import is_gymnasium_class
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import ConfigError, describe_error, pass_on_stop
+from fabric_ppo.process.errors import ConfigError, describe_error
+from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8

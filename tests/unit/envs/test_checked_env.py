@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import gymnasium
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from gymnasium import spaces
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.process.signals import signals
 
 OBS = np.zeros(2, np.float32)
 BOX = spaces.Box(-1, 1, (2,))
@@ -104,15 +103,11 @@ class Interrupts(Answers):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("handler", "raised"), [(signal.default_int_handler, KeyboardInterrupt), (signal.SIG_IGN, EnvironmentFault)]
-)
-def test_an_interrupt_is_the_environments_own_where_ctrl_c_raises_none(handler, raised):
+@pytest.mark.parametrize(("is_script", "raised"), [(False, KeyboardInterrupt), (True, EnvironmentFault)])
+def test_an_interrupt_in_a_script_is_the_environments_own(monkeypatch, is_script, raised):
+    """There Ctrl-C raises something else; in a notebook it raises just this."""
+    monkeypatch.setattr(signals, "is_script", is_script)
     env = checked(Interrupts())
     env.reset(7)
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        with pytest.raises(raised):
-            env.step(0)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(raised):
+        env.step(0)
