@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.ids import where_missing
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.seeding import Stream, uniform_of, uniforms
@@ -230,12 +232,22 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
         metadata, weights = read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
         architecture = Architecture.from_json(metadata["agent"])
-        if ":" not in architecture.encoder or own_code:
+        if not (lacks := _lacks(path, architecture.encoder, own_code)):
             return Policy(_build(spec, architecture, weights))
     except Exception as error:  # a damaged file fails in many ways
         raise ConfigError(f"{path}: not a policy of this program ({first_line(error)})") from None
+    raise ConfigError(f"{path}: {lacks}")
+
+
+def _lacks(path: Path, encoder: str, own_code: bool) -> str:
+    """Return why the encoder of a policy is not imported; empty where it is, or is built in."""
+    module, colon, _ = encoder.partition(":")
+    if not colon:
+        return ""
+    if where := where_missing([module], path):
+        return f"its encoder needs {module}, {where}"
     how = "load_agent(..., own_code=True), or evaluate --own-code,"
-    raise ConfigError(f"{path}: its encoder is {architecture.encoder}: {how} imports that")
+    return "" if own_code else f"its encoder is {encoder}: {how} imports that"
 
 
 def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.Tensor]) -> Agent:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fabric_ppo.config_values import ATARI
@@ -36,6 +38,49 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
     return found  # type: ignore[no-any-return]
+
+
+def look_in(folder: str) -> None:
+    """Have `import` look in a folder, before the working directory and all others."""
+    _look_in_working_directory()
+    sys.path.insert(0, folder)
+
+
+def where_missing(modules: Sequence[str], near: Path) -> str:
+    """Return where modules of the user's own are, and how they are had; empty if all are found.
+
+    Nothing is imported.
+
+    Args:
+        modules: their names.
+        near: a run's folder, or a file in it; a folder above it may hold them.
+    """
+    _look_in_working_directory()
+    missing = [each for each in modules if not _is_found(each)]
+    if not missing:
+        return ""
+    near = near.absolute()
+    folder = next((each for each in (near, *near.parents) if all(_is_in(each, name) for name in missing)), None)
+    place, where = f"not to be found in {os.getcwd()} or where PYTHONPATH says", "another folder"
+    if folder is not None:
+        place, where = f"to be found in {folder}", "there"
+    quoted = "FOLDER" if folder is None else shlex.quote(str(folder))
+    return f"{place}: evaluate --code-dir {quoted}, or PYTHONPATH={quoted}, imports from {where}"
+
+
+def _is_found(module: str) -> bool:
+    """Return True if `import` finds the package that a module lies in, or the module itself."""
+    package = module.partition(".")[0]
+    try:
+        return package in sys.modules or importlib.util.find_spec(package) is not None
+    except USER_ERRORS:  # the import says why
+        return True
+
+
+def _is_in(folder: Path, module: str) -> bool:
+    """Return True if a folder holds the source of a module."""
+    path = folder.joinpath(*module.split("."))
+    return path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file()
 
 
 def register_atari(env_id: str, preset: str = "") -> None:

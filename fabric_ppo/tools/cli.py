@@ -191,6 +191,9 @@ def _evaluate(args: list[str]) -> int:
         raise ConfigError(f"--step-limit {given.step_limit}: a whole number from 1 up is expected")
     require_text_path("RUN_DIR", given.run_dir)
     require_text_path("--gif", given.gif)
+    require_text_path("--code-dir", given.code_dir)
+    if given.code_dir is not None and not os.path.isdir(given.code_dir):
+        raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
     # the environment's code may change the working directory
     run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
@@ -224,14 +227,22 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     """
     # these imports load torch, which takes seconds: wrong flags are reported before
     from fabric_ppo.agents.policy import load_agent, own_modules
-    from fabric_ppo.envs.ids import resolve_env_id
+    from fabric_ppo.envs.ids import look_in, resolve_env_id, where_missing
     from fabric_ppo.rollouts.evaluate import cut_off_text, evaluate
     from fabric_ppo.run.progress import TestProgress
     from fabric_ppo.tools.video import recorded_gif
 
-    policy = load_agent(given.run_dir, own_code=given.own_code)
-    if (modules := own_modules(policy.spec)) and not given.own_code:
-        raise ConfigError(f"{given.run_dir}: its environment needs {', '.join(modules)}: --own-code imports that")
+    if given.code_dir is not None:
+        look_in(os.path.abspath(given.code_dir))
+        print_line(f"modules of your own are imported from {os.path.abspath(given.code_dir)}", sys.stderr)
+    has_own_code = given.own_code or given.code_dir is not None
+    policy = load_agent(given.run_dir, own_code=has_own_code)
+    if modules := own_modules(policy.spec):
+        needs = f"{given.run_dir}: its environment needs {', '.join(modules)}"
+        if where := where_missing(modules, Path(given.run_dir)):
+            raise ConfigError(f"{needs}, {where}")
+        if not has_own_code:
+            raise ConfigError(f"{needs}: --own-code imports that")
     # imports the module that registers the environment
     resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
     options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
@@ -260,6 +271,8 @@ def _evaluate_parser() -> CommandParser:
     parser.add_argument("--render", choices=["human"], help="Show the episodes in a window.")
     parser.add_argument("--stochastic", action="store_true", help="Sample actions instead of the most probable ones.")
     parser.add_argument("--own-code", action="store_true", help="Import the modules that the policy's file names.")
+    code_dir = "Import these modules, from this folder first."
+    parser.add_argument("--code-dir", metavar="FOLDER", help=code_dir)
     return parser
 
 

@@ -177,8 +177,8 @@ def test_python_runs(folder, run_dir, monkeypatch):
 def test_the_environment_of_ones_own(folder):
     """As the page says: its file, the command that trains in it, the one that evaluates."""
     blocks = [block for block in fences("python") if "gymnasium.register(" in block]
-    assert len(blocks) == 2
-    (folder / "my_envs.py").write_text("\n".join(blocks))
+    (block,) = blocks
+    (folder / "my_envs.py").write_text(block)
     text = PAGES[0].read_text()
     (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", text)
     (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", text))
@@ -187,9 +187,13 @@ def test_the_environment_of_ones_own(folder):
     done = run_here([*evaluate.replace("RUN_DIR", "runs/own").split(), "--episodes", "2", "--json"], folder)
     assert done.returncode == 0, done.stderr
     assert '"episodes": 2' in done.stdout
-    (env_id,) = re.findall(r"`(my_envs:Windy-v0)`", text)
-    code = f"import gymnasium; print(gymnasium.make('{env_id}').unwrapped.enable_wind)"
-    assert run_here([sys.executable, "-c", code], folder).stdout == "True\n"
+    (elsewhere := folder / "elsewhere").mkdir()
+    assert "`evaluate RUN_DIR --code-dir FOLDER`" in text
+    words = ["python", "-m", "fabric_ppo", "evaluate", str(folder / "runs/own"), "--episodes", "2", "--json"]
+    refused = run_here([*words, "--own-code"], elsewhere)
+    assert refused.returncode == 2
+    assert f"evaluate --code-dir {folder}, or PYTHONPATH={folder}, imports from there" in refused.stderr
+    assert run_here([*words, "--code-dir", ".."], elsewhere).stdout == done.stdout
 
 
 def test_tensorboard_finds_the_runs(folder, run_dir):
