@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import functools
 import hashlib
+import json
 import math
 import platform
 import sys
@@ -251,9 +252,15 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
             else before[name] * factors[0] == current[name] * factors[1]
         )
         if name not in may_differ and not same:
-            differing.append(f"{flag(name)} {current[name]} (the run has {before.get(name)})")
+            ours, theirs = (_as_given(each) for each in (current[name], before.get(name)))
+            differing.append(f"{flag(name)} {ours} (the run has {theirs})")
     if differing:
         raise ConfigError(f"--resume: {', '.join(differing)}: the run's own values are expected")
+
+
+def _as_given(value: Any) -> Any:
+    """Return a flag's value as it is written on the command line: a mapping as JSON."""
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _per_rank_flags(script: str, before: int, current: int, share_data: bool) -> dict[str, tuple[int, int]]:

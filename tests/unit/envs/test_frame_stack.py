@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -166,6 +169,23 @@ def test_a_run_and_what_it_leaves(space, tmp_path):
             obs, reward, *_ = env.step(int(agent.act(obs)))
             score += reward
         assert played.returns[episode] == score
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_run_goes_on_as_if_nothing_had_happened(backend, tmp_path):
+    """In the middle of episodes that follow from a seed, to the same bits."""
+    flags = TINY | {"env_id": f"{MODULE}:Drawn-v0", "env_kwargs": {"length": 50}, "frame_stack": COUNT}
+    flags |= {"anneal_lr": False, "checkpoint_every": 1, "env_backend": backend}
+    whole = train(Config(**flags, run_dir=str(tmp_path / "whole")))
+    begun = flags | {"total_timesteps": 64, "run_dir": str(tmp_path / "parts")}
+    train(Config(**begun))
+    for wrong in ({"env_kwargs": {"length": 49}}, {"env_kwargs": None}, {"frame_stack": 2}):
+        with pytest.raises(ConfigError, match=r"^--resume: .*: the run's own values are expected"):
+            train(Config(**begun | wrong, resume=True))
+    resumed = train(Config(**flags, run_dir=begun["run_dir"], resume=True))
+    policies = [Path(run, "policy.safetensors").read_bytes() for run in (whole, resumed)]
+    assert policies[0] == policies[1]
+    assert json.loads(Path(resumed, "summary.json").read_text())["exact_resume"] is True
 
 
 def test_a_stack_comes_after_a_wrapper(tmp_path):
