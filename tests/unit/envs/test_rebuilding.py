@@ -20,6 +20,7 @@ from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.run.contents import action_log, past_episodes
+from fabric_ppo.run.optimizer_state import OptimizerState
 from fabric_ppo.run.snapshot import Snapshot
 from fabric_ppo.seeding import episode_seed
 from tests.fixtures import unrepeatable_envs
@@ -53,7 +54,8 @@ def open_envs(backend):
 
 def saved(snapshot, log) -> Checkpoint:
     """A checkpoint, through its file, of environments only."""
-    return Checkpoint.from_bytes(Snapshot({}, {}, {}, snapshot, log.view(), {}).to_checkpoint({}).to_bytes())
+    whole = Snapshot({}, OptimizerState({}, {}), {}, snapshot, log.view(), {})
+    return Checkpoint.from_bytes(whole.to_checkpoint({}).to_bytes())
 
 
 def assert_goes_on(open_envs, env_id, num_envs, num_steps, num_rollouts):
