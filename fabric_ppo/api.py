@@ -38,7 +38,8 @@ def train(config: Config, verbose: bool = True) -> RunResult:
     as from the command line.
 
     Args:
-        config: the flags. Those of the file `config.config` hold where the Config has the default.
+        config: the flags. Where the Config has the default, those of the file `config.config` hold,
+            or with `resume=True` those of the run, which needs no other flag then.
             `quiet=True` is that of the command line: warnings are printed.
         verbose: False: print nothing, warnings included; code of your own still prints.
 
@@ -90,21 +91,30 @@ def _require_one_process(config: object) -> None:
 
 
 def _flags(config: Config) -> dict[str, Any]:
-    """Return field name -> value; those at their default are those of the file, where there is one.
+    """Return field name -> value.
+
+    Those at their default are those of the file `config.config`, where there is one, or else of the
+    run that is resumed.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: a file cannot be read, or the run is another script's.
     """
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if config.config is None:
+    if config.config is None and not config.resume:
         return flags
-    from fabric_ppo.tools.flags import load_yaml
+    from fabric_ppo.tools.flags import flags_of_run, load_yaml
     from fabric_ppo.tools.locate import config_path
 
-    require_text_path("--config", path := os.fspath(config.config))
-    of_file = load_yaml(config_path(path), TorchConfig)
+    of_files: dict[str, Any] = {}
+    if config.resume:
+        require_text_path("--run-dir", run_dir := os.fspath(config.run_dir or ""))
+        of_files = flags_of_run(run_dir, TorchConfig)
+        of_files.pop("quiet", None)  # how much is printed is for this call to say
+    if config.config is not None:
+        require_text_path("--config", path := os.fspath(config.config))
+        of_files |= load_yaml(config_path(path), TorchConfig)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    return flags | {name: value for name, value in of_file.items() if flags.get(name) == defaults.get(name)}
+    return flags | {name: value for name, value in of_files.items() if flags.get(name) == defaults.get(name)}
 
 
 @contextlib.contextmanager

@@ -205,8 +205,9 @@ class RecordFlags:
     run_dir: PathText | None = None
     """Folder of this run; by default a new one in --log-dir."""
     resume: bool = False
-    """Go on with the newest checkpoint in --run-dir, or start there if it has none. Flags must be
-    the run's own, but for those that leave the result as it is: --total-timesteps (upward),
+    """Go on with the newest checkpoint in --run-dir, or start there if it has none. The folder
+    holds the run's flags: no other is needed. Those that are given besides must be the run's own,
+    but for those that leave the result as it is: --total-timesteps (upward),
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
     --restart-envs, --timeout, --num-threads, --profile, --quiet, --trackers, --callbacks,

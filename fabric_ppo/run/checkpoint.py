@@ -12,6 +12,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import Checkpoint, newest_first, write_atomically
 from fabric_ppo.process.profile import timed
+from fabric_ppo.run.commands import go_on_text
 from fabric_ppo.run.snapshot import Snapshot
 from fabric_ppo.run.writes import Writes
 
@@ -92,7 +93,7 @@ class Checkpoints:
     def _note_written(self, update: int, best_return: float | None) -> None:
         self._written_update, self._best_return = update, best_return
         path, run_dir = self._folder / f"update_{update}.ckpt", self._folder.parent
-        self.last = f"; saved {path}: go on with --resume --run-dir {run_dir}"
+        self.last = f"; saved {path}: {go_on_text(run_dir)}"
 
 
 def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_best: bool) -> Path:

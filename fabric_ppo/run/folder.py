@@ -6,19 +6,26 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from fabric_ppo.config import Config
+from fabric_ppo.config import Config, script_file
+from fabric_ppo.process.command import launcher_flags
 from fabric_ppo.process.console import is_rank_zero
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import write_atomically
 
+CONFIG_FILE = "config.yaml"
+"""File of a run's flags in its folder."""
 _LOCK_SECONDS = 5
 """Seconds to wait for the lock of a folder."""
+_HEADER = re.compile(r"# (train_\w+\.py)(?: with (.*))?")
+"""First line of config.yaml: the script, and the flags of its launcher."""
 
 
 def new_run_dir(config: Config) -> Path:
@@ -50,7 +57,7 @@ def _named_folder(config: Config) -> Path:
 def require_no_run(config: Config) -> None:
     """Raise a ConfigError where `--run-dir` holds a run, and is not to be resumed."""
     run_dir = config.run_dir
-    if run_dir is not None and not config.resume and Path(run_dir, "config.yaml").exists():
+    if run_dir is not None and not config.resume and Path(run_dir, CONFIG_FILE).exists():
         raise ConfigError(f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected")
 
 
@@ -90,10 +97,27 @@ def make_folder(run_dir: Path, config: Config) -> None:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        launched = shlex.join(f"--{name}={value}" for name, value in launcher_flags().items())
+        header = f"# {script_file(type(config))}{' with ' if launched else ''}{launched}\n"
         values = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        write_atomically(run_dir / "config.yaml", values.encode())
+        write_atomically(run_dir / CONFIG_FILE, f"{header}{values}".encode())
     except OSError as error:
         raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); a folder is expected") from None
+
+
+def started_with(run_dir: str) -> tuple[str, dict[str, str]]:
+    """Return the script that began a run, and the flags of its launcher, name -> value.
+
+    Both are empty where `config.yaml` does not say, as that of an older version.
+    """
+    try:
+        with Path(run_dir, CONFIG_FILE).open(encoding="utf-8") as file:
+            found = _HEADER.fullmatch(file.readline().rstrip("\n"))
+        words = shlex.split(found[2] or "") if found else []
+    except (OSError, ValueError):
+        return "", {}
+    pairs = (word.removeprefix("--").partition("=") for word in words)
+    return found[1] if found else "", {name: value for name, _, value in pairs}
 
 
 def lock_folder(run_dir: Path) -> Callable[[], None]:

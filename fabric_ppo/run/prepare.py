@@ -72,6 +72,8 @@ def require_same_config(config: Config, ranks: Ranks) -> None:
     for rank, other in enumerate(others, start=1):
         if differing := [name for name in first if first[name] != other.get(name)]:
             values = ", ".join(f"{flag(name)} {first[name]} and {other.get(name)}" for name in differing)
+            # alone, --resume takes the other flags from the run's folder
+            hint = ", or with --resume a folder that every host has" if config.resume else ""
             raise ConfigError(
-                f"rank 0 and rank {rank} were started with different flags: {values}; the same are expected"
+                f"rank 0 and rank {rank} were started with different flags: {values}; the same are expected{hint}"
             )

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
-import hashlib
 import json
 import math
-import platform
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.config import MAY_DIFFER, Config
+from fabric_ppo.config import MAY_DIFFER, Config, EnvironmentFlags, NetworkFlags
 from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
@@ -29,38 +27,21 @@ from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.run.checkpoint import newest_intact
+from fabric_ppo.run.commands import begin_from
 from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, require_values
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
+from fabric_ppo.run.surroundings import changes, device_of, surroundings
 
-_LIBRARIES = (
-    *("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid"),
-    "envpool",
-)
-"""Modules on whose versions the last bits of a run depend."""
 _SECONDS_OF_TRIAL, _SECONDS_OF_SILENCE = 10.0, 5.0
 """Time for trying whether episodes repeat, and time after which a line says what takes so long."""
+_NOT_OF_ITS_POLICY = {
+    *(field.name for flags in (EnvironmentFlags, NetworkFlags) for field in fields(flags)),
+    *("normalize_observations", "normalize_rewards"),
+} - {"num_envs", "env_kwargs", "init_from", "sequence_length"}
+"""Flags with whose other values a run's policy does not fit, or is not what its user begins with."""
 _DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 """Errors that the contents of a checkpoint can cause where they are used."""
-
-
-@functools.cache
-def _digest_of_code() -> str:
-    """Return a digest of all files of this package."""
-    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def surroundings() -> dict[str, Any]:
-    """Return everything on which the last bits of a run depend besides its flags, by name."""
-    versions = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return versions | {
-        "fabric_ppo": _digest_of_code(),
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "ranks": read_launch().world_size,
-    }
 
 
 def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint | None:
@@ -161,10 +142,9 @@ def restore(
     # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
     with _printing_after(_SECONDS_OF_SILENCE, f"rebuilding episodes of up to {_longest(past)} steps"):
         begun_anew = _rebuild_episodes(buffer, past, ranks, config.timeout)
-    before, current = values["surroundings"], surroundings()
-    changed = [name for name in current if before.get(name) != current[name]]
-    if changed:
-        print_from_rank_zero(f"resumed with another {', '.join(changed)}: the result will not be the same bit for bit")
+    changed = changes(values["surroundings"], surroundings(config, device_of(agent)))
+    for line in changed:
+        print_from_rank_zero(line)
     counts.is_exact = counts.is_exact and not changed and not bool(begun_anew.any())
     return counts, action_log(checkpoint, begun_anew[:, 1:].flatten().numpy())
 
@@ -255,7 +235,19 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
             ours, theirs = (_as_given(each) for each in (current[name], before.get(name)))
             differing.append(f"{flag(name)} {ours} (the run has {theirs})")
     if differing:
-        raise ConfigError(f"--resume: {', '.join(differing)}: the run's own values are expected")
+        expected = f"--resume: {', '.join(differing)}: the run's own values are expected"
+        raise ConfigError(expected + _new_run(config, before))
+
+
+def _new_run(config: Config, before: Mapping[str, Any]) -> str:
+    """Return the end of a message: the command for a new run with the flags that are refused."""
+    if config.run_dir is None:
+        return ""
+    others = {name: value for name, value in config.to_dict().items() if before.get(name) != value}
+    others.pop("init_from", None)
+    keeps_policy = not others.keys() & _NOT_OF_ITS_POLICY
+    goal = "to train its policy on with others, begin a new run" if keeps_policy else "to begin a new run"
+    return f"; {goal}: {begin_from(str(config.run_dir), others, keeps_policy)}"
 
 
 def _as_given(value: Any) -> Any:

@@ -21,10 +21,10 @@ from fabric_ppo.process.files import require_text_path
 from fabric_ppo.process.script import shut_down
 from fabric_ppo.process.tasks import require_one_task
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
-from fabric_ppo.run.folder import require_no_run
+from fabric_ppo.run.folder import require_no_run, started_with
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.command_parser import CommandParser, count
-from fabric_ppo.tools.flags import parse_flags
+from fabric_ppo.tools.flags import parse_flags, resumed_folder
 from fabric_ppo.tools.help import ABOUT, HELP, HELP_ALL, Entry, Section, page
 from fabric_ppo.tools.locate import describe_preset, preset_names, script_path
 
@@ -96,6 +96,9 @@ def _train(args: list[str]) -> int:
     config_type = SCRIPT_CONFIGS[name]
     parser = _launcher_parser(name)
     launch, flags = parser.parse_known_args(rest)
+    if (run_dir := resumed_folder(flags, {})) is not None:
+        parser.set_defaults(**_launcher_of_run(run_dir, config_type))
+        launch, flags = parser.parse_known_args(rest)
     _check_launcher(launch)
     require_one_task(launch.num_nodes)
     if config_type is DecoupledConfig:
@@ -111,6 +114,18 @@ def _train(args: list[str]) -> int:
     # without it torchrun prints a warning; the script sets its own number of threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.execv(sys.executable, [sys.executable, *_launch_command(config_type, launch), *flags])
+
+
+def _launcher_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
+    """Return the launcher's flags that a run on this host was started with, name -> value."""
+    script, given = started_with(run_dir)
+    if script != script_file(config_type):
+        return {}
+    names = ("devices", "accelerator", "strategy", "precision")[: 1 if config_type is TorchConfig else None]
+    found: dict[str, Any] = {name: given[name] for name in names if name in given}
+    if "devices" in found:  # text, such as auto, for `fabric run` alone
+        found["devices"] = int(found["devices"]) if found["devices"].isdecimal() else 1
+    return found
 
 
 def _launcher_parser(name: str) -> CommandParser:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fabric_ppo.config import SCRIPT_CONFIGS, Config
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
 from fabric_ppo.config_arguments import json_text
 from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float, takes_int
 from fabric_ppo.process.console import is_rank_zero, open_streams, print_from_rank_zero, print_line
@@ -22,6 +24,7 @@ from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.launch import die_with_launcher, read_launch
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.fabric_flags import require_fabric_variables
+from fabric_ppo.run.folder import CONFIG_FILE, started_with
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flag_hints import flag_hint
 from fabric_ppo.tools.help import HELP, HELP_ALL, Section, default_usage, script_page
@@ -31,8 +34,13 @@ from fabric_ppo.tools.whole_numbers import whole_number
 C = TypeVar("C", bound=Config)
 
 
-def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
+def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dict[str, Any]:
     """Read a YAML file of flags for `config_type`; flags of other scripts are printed and ignored.
+
+    Args:
+        path: of the file.
+        config_type: class of the script's flags.
+        of: the flag that leads to the file, for the errors' text.
 
     Returns:
         Field name -> value, with the field's type.
@@ -46,21 +54,47 @@ def load_yaml(path: str, config_type: type[Config]) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except Exception as error:  # PyYAML raises five types of errors for a bad `!!int` alone
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"--config {path}: cannot be read ({reason})") from None
+        raise ConfigError(f"{of} {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"--config {path}: a YAML mapping of flags to values is expected")
+        raise ConfigError(f"{of} {path}: a YAML mapping of flags to values is expected")
     own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
     every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
     for key, value in values.items():
         if key.replace("-", "_") not in every:
             hint = flag_hint(flag(key), [*map(flag, every)])
             hint = "flags at the top level of the file are expected" if isinstance(value, dict) else hint
-            raise ConfigError(f"--config {path}: unknown key {key}; {hint}")
+            raise ConfigError(f"{of} {path}: unknown key {key}; {hint}")
     values = {key.replace("-", "_"): value for key, value in values.items()}
     if foreign := sorted(values.keys() - own):
-        print_from_rank_zero(f"--config {path}: ignoring {', '.join(map(flag, foreign))} of another script")
+        print_from_rank_zero(f"{of} {path}: ignoring {', '.join(map(flag, foreign))} of another script")
     kinds = field_types(config_type)
     return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
+
+
+def flags_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
+    """Return the flags of the run in a folder, which `--resume` goes on with; empty for no run.
+
+    Raises:
+        ConfigError: the run is another script's, or its `config.yaml` cannot be read.
+    """
+    path = Path(run_dir, CONFIG_FILE)
+    if not os.path.exists(path):
+        return {}
+    script, own = started_with(run_dir)[0], script_file(config_type)
+    if script not in ("", own):
+        raise ConfigError(f"--resume --run-dir {run_dir}: holds a run of {script}, this is {own}; {script} is expected")
+    return load_yaml(str(path), config_type, "--resume:")
+
+
+def resumed_folder(args: Sequence[str], from_file: Mapping[str, Any]) -> str | None:
+    """Return `--run-dir` where `--resume` is given, on the command line or in a file; else None."""
+    folder, resumes = from_file.get("run_dir"), from_file.get("resume", False)
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
+        name, _, value = word.partition("=")
+        if _flag_of(word) == "--run-dir":
+            folder = value if name != word else following
+        resumes = {"--resume": True, "--no-resume": False}.get(_flag_of(word), resumes)
+    return folder if resumes else None
 
 
 def _from_yaml(name: str, value: Any, kind: Any) -> Any:
@@ -138,6 +172,8 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
     given = _given_flags(config_type, args)
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     from_file = load_yaml(path, config_type) if path else {}
+    if (run_dir := resumed_folder(args, from_file)) is not None:
+        from_file = flags_of_run(run_dir, config_type) | from_file
     if asked := [word for word in map(_flag_of, args) if word in (*HELP, HELP_ALL)]:
         if is_rank_zero():
             prog = prog or default_usage(config_type)

@@ -32,7 +32,7 @@ from tests.fixtures.processes import FOREVER, PATIENCE, alive, descendants, kill
 from tests.fixtures.resuming import assert_same_run, checkpoints, config_of, finish, metrics, on_call
 
 UPDATES = 10
-STOPPED = r"stopped by (SIG\w+|a signal); saved (\S+/update_(\d+)\.ckpt): go on with --resume --run-dir (\S+)"
+STOPPED = r"stopped by (SIG\w+|a signal); saved (\S+/update_(\d+)\.ckpt): go on with cd .+ --run-dir (\S+) --resume"
 
 
 @pytest.fixture(autouse=True)

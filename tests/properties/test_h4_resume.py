@@ -220,7 +220,8 @@ def test_a_run_that_fails_keeps_the_state_from_before_the_update(
     # the overlapping player fails while it collects the fourth rollout, and update 3 is still under way
     assert newest == (2 if (script, rank) == ("decoupled", 0) else 3)
     path = tmp_path / "run/checkpoints" / f"update_{newest}.ckpt"
-    expected = f"the run has failed; saved {path}: go on with --resume --run-dir {tmp_path / 'run'}"
+    run_dir = str(tmp_path / "run")
+    expected = f"the run has failed; saved {path}: go on with train(Config(run_dir={run_dir!r}, resume=True))"
     assert expected in capfd.readouterr().err.splitlines()
     finish(script, size, tmp_path / "run", resume=True, **flags)
     assert_same_run(tmp_path / "run", undisturbed(script, size, **flags), resumes=1)

@@ -196,7 +196,7 @@ def test_an_interrupt_prints_a_line_and_leaves_what_goes_on(tmp_path, capfd):
     assert resumed.summary["resumes"] == 1
 
 
-def test_an_interrupt_before_the_first_update(tmp_path, capfd):
+def test_an_interrupt_before_the_first_update(tmp_path, capfd, monkeypatch):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(Config(**TINY, callbacks=f"{__name__}:InterruptAtStart", run_dir=folder), verbose=False)
@@ -205,6 +205,7 @@ def test_an_interrupt_before_the_first_update(tmp_path, capfd):
         train(Config(**TINY, callbacks=f"{__name__}:InterruptAtStart", run_dir=folder, resume=True))
     said = capfd.readouterr().err
     assert said == "interrupted before the first update was done: there is nothing to go on from\n"
+    monkeypatch.delattr(InterruptAtStart, "on_start")  # a resumed run has its callbacks again
     assert train(Config(**TINY, run_dir=folder, resume=True)).is_finished
 
 

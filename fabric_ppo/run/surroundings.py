@@ -1,0 +1,80 @@
+"""Everything besides flags on which the last bits of a run depend, and what of it has changed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fabric_ppo.agents.agent import Agent
+from fabric_ppo.config import Config
+from fabric_ppo.process.launch import read_launch
+from fabric_ppo.run.code import changed_files, code_of, own_modules
+
+_LIBRARIES = (
+    *("torch", "numpy", "gymnasium", "lightning", "mujoco", "Box2D", "ale_py", "minigrid"),
+    "envpool",
+)
+"""Modules on whose versions the last bits of a run depend, besides those of the user's parts."""
+_LATER = {"device": "cpu", "precision": "32-true"}
+"""Values that a checkpoint of an older version does not have."""
+_LAST_BITS = "the result will not be the same bit for bit"
+
+
+def device_of(agent: Agent) -> str:
+    """Return the kind of device that an agent is on."""
+    device: torch.device = next(iter(agent.state_dict().values())).device
+    return device.type
+
+
+def surroundings(config: Config, device: str) -> dict[str, Any]:
+    """Return everything on which the last bits of a run depend besides its flags, by name.
+
+    Args:
+        config: the run's configuration, resolved: its environment is imported.
+        device: kind of device that this rank's agent is on.
+    """
+    libraries = sorted({*_LIBRARIES, *(module.partition(".")[0] for module in own_modules(config))})
+    return {
+        "code": code_of(config),
+        "versions": {name: version for name in libraries if (version := _version(name)) is not None},
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "ranks": read_launch().world_size,
+        "device": device,
+        "precision": os.environ.get("LT_PRECISION", "32-true"),
+    }
+
+
+def _version(module: str) -> str | None:
+    version = getattr(sys.modules.get(module), "__version__", None)
+    return None if version is None else str(version)
+
+
+def changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return a line for each reason why a resumed run may not end with the same bits.
+
+    Args:
+        before: the surroundings in the checkpoint, perhaps of an older version of this program.
+        current: those of this process.
+    """
+    before = _LATER | dict(before)
+    if "versions" not in before:  # an older version had them side by side, and one digest of all code
+        before |= {"code": {}, "versions": {name: before[name] for name in _LIBRARIES if name in before}}
+    lines = []
+    if before["code"] != current["code"]:
+        files = changed_files(before["code"], current["code"]) if before["code"] else "another version of this program"
+        lines.append(f"resumed with changed code ({files}): the run goes on with the code as it is now")
+    old, new = before["versions"], current["versions"]
+    if others := [f"{name} {new[name]} (before {old.get(name, 'none')})" for name in new if old.get(name) != new[name]]:
+        lines.append(f"resumed with other libraries, {', '.join(others)}: {_LAST_BITS}")
+    values = {"processor": "on another processor", "device": "on another device", "precision": "in another precision"}
+    values |= {"threads": "with another number of threads", "ranks": "with another number of ranks"}
+    for name, text in values.items():
+        if before.get(name) != current[name]:
+            lines.append(f"resumed {text}, {current[name]} (before {before.get(name)}): {_LAST_BITS}")
+    return lines
