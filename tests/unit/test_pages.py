@@ -231,23 +231,66 @@ def test_every_option_of_evaluate_is_listed(capsys):
     assert shown == has
 
 
-def test_the_job_file(tmp_path):
-    (text,) = fences("slurm")
+JOBS = fences("slurm")
+TITLES = ["cores", "gpus", "time limit", "time limit of ranks", "array", "hosts"]
+JOB_OPTIONS = {
+    **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node"), r"[1-9]\d*"),
+    **{"job-name": r"[\w-]+", "time": r"\d\d:\d\d:\d\d", "array": r"\d+-\d+", "open-mode": "append|truncate"},
+    **{"signal": r"(B:)?USR1@\d+", "requeue": ""},
+}
+"""Options of sbatch that the job files have, as its manual has them, and what their values look like."""
+
+
+def job_options(text: str) -> dict[str, str]:
+    found = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+    return {name: value for name, _, value in (each.removeprefix("--").partition("=") for each in found)}
+
+
+def job_commands(text: str) -> list[list[str]]:
+    """Words of the commands that train, with the variables of a job: what `srun` and `bash -c` start."""
+    options = job_options(text)
+    given = {"SLURM_NNODES": options.get("nodes", "1"), "SLURM_CPUS_PER_TASK": options["cpus-per-task"]}
+    given |= {"SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1", "SLURM_JOB_ID": "7"}
+    given |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"} if "array" in options else {}
+    commands = []
+    for line in text.splitlines():
+        if re.search(r"\btrain_\w+\.py\b", line):
+            words = shlex.split(line.removesuffix(" &"))
+            words = shlex.split(words[-1]) if words[0] == "srun" and "bash" in words else words
+            while words[0] in ("srun", "--ntasks=1"):
+                words = words[1:]
+            assert set(re.findall(r"\$(\w+)", " ".join(words))) <= set(given)
+            commands.append([re.sub(r"\$(\w+)", lambda name: given[name[1]], word) for word in words])
+    return commands
+
+
+def test_every_kind_of_job_has_a_file():
+    assert len(JOBS) == len(TITLES)
+
+
+@pytest.mark.parametrize("text", JOBS, ids=TITLES)
+def test_a_job_file_is_one_that_works(text):
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=PATIENCE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    options = re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.MULTILINE)
-    assert text.count("#SBATCH") == len(options) + 1
-    assert "#SBATCH --requeue\n" in text
-    nodes, cores = dict(options)["nodes"], dict(options)["cpus-per-task"]
-    (line,) = (line for line in text.splitlines() if line.startswith("srun "))
-    task = shlex.split(line)[-1]
-    given = {"SLURM_NNODES": nodes, "SLURM_CPUS_PER_TASK": cores, "SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1"}
-    given["SLURM_JOB_ID"] = "7"
-    assert set(re.findall(r"\$(\w+)", task)) == set(given)
-    assert set(re.findall(r"^export (\w+)", text, re.MULTILINE)) - {"GLOO_SOCKET_IFNAME"} <= set(given)
-    for name, value in given.items():
-        task = task.replace(f"${name}", value)
-    assert parsed(shlex.split(task)).ranks == int(nodes) * int(cores)
+    assert text.startswith("#!/bin/bash\n#SBATCH ")
+    head = text.partition("\n\n")[0]
+    assert text.count("#SBATCH") == head.count("#SBATCH") == len(job_options(text)), "sbatch reads no others"
+    for name, value in job_options(text).items():
+        assert re.fullmatch(JOB_OPTIONS[name], value), name
+    (words,) = job_commands(text)
+    got, options = parsed(words), job_options(text)
+    assert got.config.resume == ("requeue" in options), "a job that starts again goes on"
+    assert got.config.run_dir.startswith(f"{os.getcwd()}/runs/7")
+    if "signal" in options:
+        assert {"requeue", "open-mode"} <= options.keys()
+        assert 'scontrol requeue "$SLURM_JOB_ID"' in text
+    hosts, cores = int(options.get("nodes", 1)), int(options["cpus-per-task"])
+    assert got.ranks == hosts * int(options.get("gpus-per-node", cores))
+    assert ("--accelerator=cuda" in words) == ("gpus-per-node" in options)
+    assert options.get("ntasks", options.get("ntasks-per-node")) == "1"
+    assert set(re.findall(r"^export (\w+)", text, re.MULTILINE)) <= {"GLOO_SOCKET_IFNAME", "MAIN_ADDRESS"}
+    if "array" in options:
+        assert got.config.seed == 2
 
 
 class Recorder:
