@@ -46,7 +46,8 @@ def require_one_task(num_hosts: int = 1) -> None:
     if not found or count == str(num_hosts):
         return
     program = Path(sys.argv[0]).name if sys.argv else ""
-    instead = f"python -m fabric_ppo train torch --devices {count}"
+    script = sys.argv[2] if sys.argv[1:2] == ["train"] and len(sys.argv) > 2 else "torch"
+    instead = f"python -m fabric_ppo train {script} --devices {count}"
     if program == "train_torch.py":
         instead = f"torchrun --standalone --nproc_per_node={count} {program}"
     elif program in ("train_fabric.py", "train_fabric_decoupled.py"):

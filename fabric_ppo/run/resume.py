@@ -267,7 +267,8 @@ def _per_rank_flags(script: str, before: int, current: int, share_data: bool) ->
         return {}
     if not share_data:
         raise ConfigError(
-            f"--resume: the run has {before} processes, these are {current}: only --share-data allows that"
+            f"--resume: the run has {before} processes, these are {current}: only --share-data allows that; "
+            f"{before} are expected"
         )
     if script == "fabric_decoupled":
         return {"per_rank_batch_size": (before - 1, current - 1)}

@@ -78,7 +78,8 @@ def test_everything_is_in_the_wheel(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fabric_ppo").rglob("*.py")}
     presets = {f"fabric_ppo/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
-    assert names == modules | presets | {path.name for path in ROOT.glob("train_*.py")}
+    scripts = {path.name for path in ROOT.glob("train_*.py")}
+    assert names == modules | presets | scripts | {"fabric_ppo/py.typed"}
     assert len(presets) > 10
 
 

@@ -108,12 +108,13 @@ def test_the_place_on_a_host_may_have_the_name_that_the_launcher_gives_it(variab
     [
         ("/x/train_torch.py", "srun --ntasks=1 torchrun --standalone --nproc_per_node=2 train_torch.py"),
         ("train_fabric.py", "srun --ntasks=1 fabric run --devices=2 train_fabric.py"),
-        ("/x/fabric_ppo/__main__.py", "srun --ntasks=1 python -m fabric_ppo train torch --devices 2"),
+        ("/x/my_program.py", "srun --ntasks=1 python -m fabric_ppo train torch --devices 2"),
+        ("/x/fabric_ppo/__main__.py train fabric", "srun --ntasks=1 python -m fabric_ppo train fabric --devices 2"),
     ],
 )
 def test_the_line_has_the_command_to_run_instead(program, command, given, monkeypatch):
     given(STEP)
-    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "argv", program.split())
     with pytest.raises(ConfigError) as caught:
         require_one_task()
     assert f"SLURM_STEP_NUM_TASKS=2: each of 2 tasks would train the same; {'one task is expected'}" in str(

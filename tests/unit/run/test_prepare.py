@@ -68,3 +68,13 @@ def test_threads_are_set():
     finally:
         torch.set_num_threads(before)
         torch.use_deterministic_algorithms(False)
+
+
+def test_where_only_some_hosts_have_the_folder_of_a_resumed_run_the_line_says_so():
+    """There `--resume` alone knows the run's flags on these hosts only."""
+    alone = Config(run_dir="run", resume=True)
+    messages, _ = checked(2, [dataclasses.replace(alone, gamma=0.9), alone])
+    assert set(messages) == {
+        "rank 0 and rank 1 were started with different flags: --gamma 0.9 and 0.99; the same are expected, "
+        "or with --resume a folder that every host has"
+    }
