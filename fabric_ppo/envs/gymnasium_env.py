@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium
@@ -53,7 +53,7 @@ def make_gymnasium_env(
         raise ConfigError(f"--env-id {env_id}{with_what}: cannot be made ({first_line(error)})") from error
     for each in filter(None, wrapper.split(",")):
         env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
-    if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
+    if render_mode is not None and not renders(env, render_mode):
         raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
     _require_spaces(env, env_id)
     return env
@@ -88,6 +88,13 @@ def _require_spaces(env: gymnasium.Env[Any, Any], env_id: str) -> None:
             pass_on_stop(error)
             reason = describe_error(error).splitlines()[0]
             raise ConfigError(f"--env-id {env_id}: its {name} cannot be had ({reason})") from error
+
+
+def renders(env: gymnasium.Env[Any, Any], mode: str) -> bool:
+    """Return True if an environment declares a render mode."""
+    metadata: Any = getattr(env, "metadata", None)
+    modes = metadata.get("render_modes") if isinstance(metadata, Mapping) else None
+    return isinstance(modes, Collection) and mode in modes
 
 
 def dispense_with_screen() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.envs.contract import UnwrittenVideoError
-from fabric_ppo.envs.gymnasium_env import dispense_with_screen
+from fabric_ppo.envs.gymnasium_env import dispense_with_screen, renders
 from fabric_ppo.envs.known import ignores_render_mode
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
@@ -173,7 +173,7 @@ def record(
         ConfigError: the environment declares no mode `rgb_array`.
     """
     dispense_with_screen()
-    if "rgb_array" not in (env.metadata.get("render_modes") or ()):
+    if not renders(env, "rgb_array"):
         name = env.spec.id if env.spec else type(env.unwrapped).__name__
         raise ConfigError(f"--env-id {name}: does not render rgb_array, which video needs")
     try:

@@ -14,6 +14,7 @@ import tests.fixtures.toy_envs  # noqa: F401 - registers environments
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
+from fabric_ppo.envs.gymnasium_env import renders
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import episode_seed, evaluation_seed
@@ -185,3 +186,25 @@ def test_arguments_that_a_constructor_does_not_take_are_refused(here, name, kwar
     pattern = re.sub(r"([(){}])", r"\\\1", message.replace("ID", env_id))
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
     assert not list((here / "logs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"render_modes": ["human", "rgb_array"]}, True),
+        ({"render_modes": ("rgb_array",)}, True),
+        ({"render_modes": {"rgb_array": "a picture"}}, True),
+        ({"render_modes": ["human"]}, False),
+        ({"render_modes": None}, False),
+        ({"render_modes": 3}, False),
+        ({}, False),
+        (["render_modes", "rgb_array"], False),
+        (None, False),
+        ("rgb_array", False),
+    ],
+)
+def test_an_environment_renders_what_it_declares(metadata, expected):
+    """Its metadata is whatever its author has written."""
+    env = gymnasium.make("CartPole-v1").unwrapped
+    env.metadata = metadata
+    assert renders(env, "rgb_array") is expected
