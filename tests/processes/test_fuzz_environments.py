@@ -331,7 +331,8 @@ class Case:
             self.wrong = "no end"
             return False
         said = self._said.read_text(errors="replace") if self._said.exists() else ""
-        return self._stage(self.process.exitcode, said)
+        # what an environment prints without ending its line may come before a line of ours
+        return self._stage(self.process.exitcode, said.replace("no end", ""))
 
     def _trained(self, status: int, said: str) -> bool:
         self.outcome = outcome(status, said)
