@@ -179,7 +179,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(backend, tmp_path):
     whole = train(Config(**flags, run_dir=str(tmp_path / "whole")))
     begun = flags | {"total_timesteps": 64, "run_dir": str(tmp_path / "parts")}
     train(Config(**begun))
-    for wrong in ({"env_kwargs": {"length": 49}}, {"env_kwargs": None}, {"frame_stack": 2}):
+    for wrong in ({"env_kwargs": {"length": 49}}, {"env_kwargs": {"length": 51}}, {"frame_stack": 2}):
         with pytest.raises(ConfigError, match=r"^--resume: .*: the run's own values are expected"):
             train(Config(**begun | wrong, resume=True))
     resumed = train(Config(**flags, run_dir=begun["run_dir"], resume=True))
