@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.actions import ActionConverter
-from fabric_ppo.envs.spaces import SpaceSpec
+from fabric_ppo.envs.spaces import SpaceSpec, part_at
 
 
 class PolicyModule(nn.Module):
@@ -47,7 +47,7 @@ class PolicyModule(nn.Module):
             it is mapped into its bounds; `value`, `[B]`; and `memory`, of a recurrent agent.
         """
         agent = self.agent
-        parts = [_part(obs, path).to(dtype) for path, dtype in self._leaves]
+        parts = [part_at(obs, path).to(dtype) for path, dtype in self._leaves]
         features = agent.shared(agent.encoder.encode(parts, agent.dtype, agent.obs_moments))
         if memory is None:
             memory = features.new_zeros(features.shape[0], self.memory_size)
@@ -89,10 +89,3 @@ class _ToEnvironment(nn.Module):
         if self.scale is not None and self.offset is not None:
             actions = actions * self.scale + self.offset
         return actions if self.low is None else actions.clamp(self.low, self.high)
-
-
-def _part(obs: Any, path: tuple[str | int, ...]) -> Tensor:
-    for key in path:
-        obs = obs[key]
-    tensor: Tensor = obs
-    return tensor

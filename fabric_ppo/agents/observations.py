@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.spaces import KeyPath, Packer, SpaceSpec, reader_of
+from fabric_ppo.envs.spaces import KeyPath, Packer, SpaceSpec, part_at, path_name, reader_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ObservationReader:
         """Read observations of `space`."""
         self.pack = Packer(space)
         self._space, self._reader = space, reader_of(space)
-        self._parts = [(path, leaf, reader_of(leaf, _name(path))) for path, leaf in space.parts]
+        self._parts = [(path, leaf, reader_of(leaf, path_name(path))) for path, leaf in space.parts]
 
     def __call__(self, obs: Any) -> Rows:
         """Return the rows of `obs`, checked.
@@ -66,7 +66,7 @@ class ObservationReader:
         if not self._is_batch(obs, path, len(leaf.shape)):
             return Rows(self.pack(obs)[None], True)
         columns = [self._column(obs, *part) for part in self._parts]
-        counts = {_name(path): len(column) for (path, _, _), column in zip(self._parts, columns, strict=True)}
+        counts = {path_name(path): len(column) for (path, _, _), column in zip(self._parts, columns, strict=True)}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
             raise ValueError(f"obs has {shown}: the same number of each is expected")
@@ -76,7 +76,7 @@ class ObservationReader:
     def _is_batch(obs: Any, path: KeyPath, num_axes: int) -> bool:
         """Return True if the part at `path` has one axis more than that of one observation."""
         try:
-            return np.ndim(_part(obs, path)) == num_axes + 1
+            return np.ndim(part_at(obs, path)) == num_axes + 1
         except (TypeError, KeyError, IndexError, ValueError):
             return False  # `pack` says what is wrong
 
@@ -84,24 +84,14 @@ class ObservationReader:
     def _column(obs: Any, path: KeyPath, leaf: SpaceSpec, reader: Any) -> NDArray[np.uint8]:
         """Return a part of all observations of a batch as bytes, `[B, n]`."""
         try:
-            value = _part(obs, path)
+            value = part_at(obs, path)
         except (TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"obs has no part {_name(path)} that can be read ({type(error).__name__})") from None
+            raise ValueError(f"obs has no part {path_name(path)} that can be read ({type(error).__name__})") from None
         array = reader.array(value)
         if array.ndim != len(leaf.shape) + 1 or array.shape[1:] != leaf.shape:
-            raise ValueError(f"obs has {_name(path)} of shape {array.shape}: {_batch(leaf.shape)} is expected")
+            raise ValueError(f"obs has {path_name(path)} of shape {array.shape}: {_batch(leaf.shape)} is expected")
         reader.require_valid(array)
         return np.ascontiguousarray(array).reshape(len(array), leaf.size).view(np.uint8)
-
-
-def _part(obs: Any, path: KeyPath) -> Any:
-    for key in path:
-        obs = obs[key]
-    return obs
-
-
-def _name(path: KeyPath) -> str:
-    return ".".join(map(str, path))
 
 
 def _batch(shape: tuple[int, ...]) -> str:

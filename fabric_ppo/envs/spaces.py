@@ -188,9 +188,9 @@ def _observation_spec(env_id: str, space: gymnasium.Space[Any], keys: str, mask:
             raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
         return spec
     for key in filter(None, keys.split(",")):
-        named = {path[:length] for path in leaves for length in _lengths(path) if _name(path[:length]) == key}
+        named = {path[:length] for path in leaves for length in _lengths(path) if path_name(path[:length]) == key}
         if not named:
-            existing = ", ".join(map(_name, leaves))
+            existing = ", ".join(map(path_name, leaves))
             raise ConfigError(f"--obs-keys {keys}: {env_id} has no observation {key}; it has {existing}")
         if len(named) > 1:  # a key "a.b" beside a part "b" of "a"
             raise ConfigError(f"--obs-keys {keys}: {env_id} has several observations {key}; unique names are expected")
@@ -217,13 +217,21 @@ def _leaves(space: gymnasium.Space[Any], path: KeyPath = ()) -> Iterator[tuple[K
         yield from _leaves(each, (*path, key))
 
 
-def _name(path: KeyPath) -> str:
+def path_name(path: KeyPath) -> str:
+    """Return the name of a part of an observation, as `--obs-keys` takes it: `arm.right.0`."""
     return ".".join(map(str, path))
+
+
+def part_at(obs: Any, path: KeyPath) -> Any:
+    """Return the part of a nested observation that lies at `path`; raise what its container raises."""
+    for key in path:
+        obs = obs[key]
+    return obs
 
 
 def _is_below(path: KeyPath, keys: Sequence[str]) -> bool:
     """Return True if one of `keys` names this path, or a part of the observation that it lies in."""
-    return any(_name(path[:length]) in keys for length in _lengths(path))
+    return any(path_name(path[:length]) in keys for length in _lengths(path))
 
 
 def _lengths(path: KeyPath) -> range:
@@ -235,8 +243,8 @@ def _advice(refused: Mapping[KeyPath, gymnasium.Space[Any]], others: Sequence[Ke
     """Return a description of parts that are not supported, and of the flag that takes the others."""
     kinds = ", ".join(map(_kind, refused.values()))
     some = "is" if len(refused) == 1 else "are"
-    what = f"part{'s' * (len(refused) > 1)} {', '.join(map(_name, refused))} of its observations ({kinds})"
-    takes = f"--obs-keys {','.join(map(_name, others))} takes the others" if others else SUPPORTED
+    what = f"part{'s' * (len(refused) > 1)} {', '.join(map(path_name, refused))} of its observations ({kinds})"
+    takes = f"--obs-keys {','.join(map(path_name, others))} takes the others" if others else SUPPORTED
     return f"{what} {some} not supported; {takes}"
 
 
@@ -349,7 +357,7 @@ class Packer:
         self._whole = None if space.parts else reader_of(space)
         ends = np.cumsum([leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in space.parts]).tolist()
         self._parts = [
-            (path, np.dtype(leaf.dtype), reader_of(leaf, _name(path)), slice(start, stop))
+            (path, np.dtype(leaf.dtype), reader_of(leaf, path_name(path)), slice(start, stop))
             for (path, leaf), start, stop in zip(space.parts, [0, *ends], ends, strict=False)
         ]
 
@@ -367,13 +375,11 @@ class Packer:
             return self._whole(obs)
         row = np.empty(self._size, np.uint8)
         for path, dtype, read, place in self._parts:
-            value = obs
             try:
-                for key in path:
-                    value = value[key]
+                value = part_at(obs, path)
             except USER_ERRORS as error:  # of no Dict or Tuple, but of any other object
                 raise ValueError(
-                    f"an observation whose {_name(path)} cannot be read ({type(error).__name__})"
+                    f"an observation whose {path_name(path)} cannot be read ({type(error).__name__})"
                 ) from None
             row[place] = np.ascontiguousarray(read(value), dtype).reshape(-1).view(np.uint8)
         return row

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.envs.spaces import SpaceSpec
+from fabric_ppo.envs.spaces import SpaceSpec, path_name
 from fabric_ppo.process.launch import read_launch
 
 _MOST_NAMED = 4
@@ -57,7 +57,7 @@ def format_space(space: SpaceSpec) -> str:
         return f"MultiDiscrete({_first(list(map(str, space.sizes)))})"
     if space.kind == "multi_binary":
         return f"MultiBinary({', '.join(map(str, space.shape))})"
-    named = [f"{'.'.join(map(str, path))} {format_space(part)}" for path, part in space.parts]
+    named = [f"{path_name(path)} {format_space(part)}" for path, part in space.parts]
     return f"({_first(named)})"
 
 

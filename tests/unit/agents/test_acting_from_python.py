@@ -14,6 +14,7 @@ from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.spaces import env_spec
 from tests.fixtures.agents import agent_for
+from tests.fixtures.spaces import samples_of
 
 DICT = spaces.Dict(
     image=spaces.Box(0, 255, (3, 4, 1), np.uint8),
@@ -33,15 +34,6 @@ def policy_for(space, actions=None, **architecture):
         for parameter in agent.policy.parameters():
             parameter *= 3
     return Policy(agent)
-
-
-def samples_of(space, count):
-    space.seed(5)
-    samples = [space.sample() for _ in range(count)]
-    for sample in samples:
-        if isinstance(sample, dict) and "action_mask" in sample:
-            sample["action_mask"][1] = 1
-    return samples
 
 
 def batch_of(space, samples):

@@ -14,7 +14,7 @@ from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.envs.spaces import env_spec
-from tests.fixtures.spaces import ACTION_SPACES
+from tests.fixtures.spaces import ACTION_SPACES, samples_of
 
 MASK = spaces.Dict(action_mask=spaces.MultiBinary(5), observation=spaces.Box(-1, 1, (3,)))
 OBSERVATIONS = {
@@ -59,15 +59,6 @@ def policy_for(observation, actions=None, fit="rescale", **architecture):
         for parameter in policy._agent.policy.parameters():
             parameter *= 3
     return policy
-
-
-def samples_of(space, count):
-    space.seed(5)
-    samples = [space.sample() for _ in range(count)]
-    for sample in samples:
-        if isinstance(sample, dict) and "action_mask" in sample:
-            sample["action_mask"][1] = 1
-    return samples
 
 
 def tensors_of(samples):
