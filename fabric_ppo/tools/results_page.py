@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.plot import draw
+from fabric_ppo.tools.scores import interquartile_mean, interval
 
 TEST_EPISODES = 100
 """Number of test episodes whose mean return is the score of a run."""
-_RESAMPLES = 50_000
-"""Number of bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +54,6 @@ class Result:
     """Points (transitions, return)."""
     file: str = ""
     """YAML file of a preset that is none of `configs/`."""
-
-
-def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
-    """Return the mean over the last axis without its lowest and its highest quarter.
-
-    A quarter is rounded down to whole scores. See arXiv 2108.13264, section 4.3.
-    """
-    ordered: NDArray[np.float64] = np.sort(np.asarray(scores, np.float64))
-    cut = ordered.shape[-1] // 4
-    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(-1))
-
-
-def interval(
-    scores: Sequence[float], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] = interquartile_mean
-) -> tuple[float, float]:
-    """Compute the 95 % percentile bootstrap interval of a statistic over runs.
-
-    See arXiv 2108.13264, section 4.1.
-
-    Args:
-        scores: one for each run.
-        statistic: function from `[samples, runs]` to `[samples]`.
-    """
-    # a fixed seed, so that equal scores give equal intervals
-    rng = np.random.default_rng(0)
-    drawn = rng.choice(np.asarray(scores, np.float64), (_RESAMPLES, len(scores)))
-    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:

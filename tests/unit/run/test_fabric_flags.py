@@ -12,6 +12,7 @@ from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.group import one_process_unless_launched
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags, require_fabric_variables
 from fabric_ppo.tools import cli
+from fabric_ppo.tools.commands import train
 from fabric_ppo.tools.flags import parse_args
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
@@ -101,8 +102,8 @@ def launched_with(words, monkeypatch):
 
 def test_the_decoupled_launcher_starts_cpu_processes(monkeypatch):
     assert "--accelerator=cpu" in launched_with(["decoupled", "--devices", "3"], monkeypatch)
-    monkeypatch.setattr(cli, "resolve", lambda config, *_: config)
-    monkeypatch.setattr(cli, "require_fabric_flags", lambda *_: None)
+    monkeypatch.setattr(train, "resolve", lambda config, *_: config)
+    monkeypatch.setattr(train, "require_fabric_flags", lambda *_: None)
     assert "--accelerator=cpu" in launched_with(["decoupled", "--devices", "3", "--cuda"], monkeypatch)
     own = launched_with(["decoupled", "--devices", "3", "--accelerator", "cuda"], monkeypatch)
     assert "--accelerator=cuda" in own

@@ -9,7 +9,7 @@ import pytest
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
 from fabric_ppo.process.errors import flag
-from fabric_ppo.tools import cli
+from fabric_ppo.tools.commands import evaluate, train
 from fabric_ppo.tools.flag_hints import _notes, _same_names, flag_hint
 from tests.fixtures.flags import refusal
 
@@ -234,13 +234,13 @@ def test_a_launchers_flag_is_sent_to_the_launcher(word):
 def test_every_flag_that_a_hint_names_exists():
     own = {flag(name) for kind in SCRIPT_CONFIGS.values() for name in (each.name for each in dataclasses.fields(kind))}
     launcher = {
-        entry.names.split()[0] for name in SCRIPT_CONFIGS for entry in cli._launcher_parser(name).flag_entries()
+        entry.names.split()[0] for name in SCRIPT_CONFIGS for entry in train.launcher_parser(name).flag_entries()
     }
-    evaluate = {entry.names.split()[0] for entry in cli._evaluate_parser().flag_entries()}
+    of_evaluate = {entry.names.split()[0] for entry in evaluate.evaluate_parser().flag_entries()}
     assert set(_same_names().values()) <= {name[2:].replace("-", "_") for name in own}
     for note in _notes().values():
         for word in re.findall(r"(?<![\w-])--[\w-]+", note):
-            assert {word, word.replace("--no-", "--")} & (own | launcher | evaluate), note
+            assert {word, word.replace("--no-", "--")} & (own | launcher | of_evaluate), note
 
 
 def test_a_name_of_ours_has_no_hint_and_another_one_has_one_place():

@@ -12,6 +12,7 @@ import pytest
 from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config
 from fabric_ppo.process.errors import flag
 from fabric_ppo.tools import cli
+from fabric_ppo.tools.commands import train
 from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.help import MOST_USED, field_docs
 from tests.fixtures.launching import ROOT
@@ -156,7 +157,7 @@ def test_defaults_are_those_of_the_file(capsys, tmp_path):
 def test_the_launchers_flags_are_a_group_of_the_same_page(kind, capsys):
     own, launched = (printed(name, "--help", capsys) for name in (kind, f"train {kind}"))
     launcher = launched.partition("\n\nLauncher:\n")[2].partition("\n\n")[0]
-    assert {entry.names.split()[0] for entry in cli._launcher_parser(kind).flag_entries()} == set(
+    assert {entry.names.split()[0] for entry in train.launcher_parser(kind).flag_entries()} == set(
         re.findall(r"^  (--[\w-]+)", launcher, re.MULTILINE)
     )
     assert launched.startswith(f"usage: fabric-ppo train {kind} [FLAGS]\n")

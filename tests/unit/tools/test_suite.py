@@ -1,8 +1,7 @@
-"""Scores: the statistics against definitions, and a suite that is run in parts."""
+"""A suite that is run in parts, and its page."""
 
 import dataclasses
 import json
-import math
 import os
 
 import numpy as np
@@ -11,27 +10,11 @@ import pytest
 from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.resolve import resolve
-from fabric_ppo.tools import cli, locate, results_page, suite
+from fabric_ppo.tools import cli, locate, results_page, scores, suite
 from fabric_ppo.tools.flags import load_yaml
 from tests.fixtures.launching import ROOT
 
 TINY = "env_id: CartPole-v1\ntotal_timesteps: 512\nnum_steps: 64\nupdate_epochs: 1\n"
-
-
-def test_the_interquartile_mean_drops_a_quarter_on_either_side():
-    assert results_page.interquartile_mean([100, 1, 2, 3, -100]) == 2
-    assert results_page.interquartile_mean([5, 1, 3]) == 3
-    assert results_page.interquartile_mean(range(8)) == pytest.approx(np.mean([2, 3, 4, 5]))
-
-
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
-    """For many runs the bootstrap's percentiles are mean +- 1.96 s / sqrt n."""
-    scores = np.random.default_rng(1).normal(50, 10, 100)
-    half = 1.96 * np.std(scores) / math.sqrt(len(scores))
-    assert results_page.interval(scores, lambda rows: rows.mean(-1)) == pytest.approx(
-        (np.mean(scores) - half, np.mean(scores) + half), rel=0.005
-    )
-    assert results_page.interval([7.0] * 5) == (7, 7)
 
 
 @pytest.mark.parametrize("preset", suite.ROWS)
@@ -51,7 +34,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "preset_path", lambda preset: paths[preset])
     for module in (suite, results_page):
         monkeypatch.setattr(module, "TEST_EPISODES", 3)
-    monkeypatch.setattr(results_page, "_RESAMPLES", 100)
+    monkeypatch.setattr(scores, "_RESAMPLES", 100)
     return tmp_path
 
 
@@ -320,7 +303,7 @@ def test_a_page_of_files_of_ones_own_has_their_commands_and_no_goals(tmp_path):
 def test_a_file_of_ones_own_is_trained_and_tested(own, monkeypatch):
     for module in (suite, results_page):
         monkeypatch.setattr(module, "TEST_EPISODES", 3)
-    monkeypatch.setattr(results_page, "_RESAMPLES", 100)
+    monkeypatch.setattr(scores, "_RESAMPLES", 100)
     assert bench(own, "mine/b.yaml", "--seeds", "1", "--jobs", "1") == 0
     (known,) = json.loads((own / "results" / "results.json").read_text())
     assert (known["preset"], known["file"], known["seed"]) == ("b", "mine/b.yaml", 1)

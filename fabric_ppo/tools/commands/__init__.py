@@ -1,0 +1,1 @@
+"""The commands of `fabric-ppo`, a file for each; `tools/cli.py` lists them."""

@@ -1,0 +1,44 @@
+"""`benchmark`: presets trained over several seeds, and the page of their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric_ppo.process.errors import FAILED, ConfigError
+from fabric_ppo.process.files import require_text_path
+from fabric_ppo.tools.command_parser import CommandParser, count
+from fabric_ppo.tools.help import Entry
+
+ENTRY = Entry("benchmark SUITE ...", "Train presets with several seeds, and write their scores.")
+"""Row of this command on the page of all."""
+
+
+def run(args: list[str]) -> int:
+    """Train presets over seeds and write their scores."""
+    from fabric_ppo.process.launch import cores_per_rank
+    from fabric_ppo.tools.suite import SUITES, check_presets, presets_of, run_suite
+
+    parser = CommandParser("fabric-ppo benchmark")
+    parser.description = "Train presets with several seeds, test each run, and write a page of scores."
+    suites = f"{', '.join(SUITES)}, a preset such as cartpole, a YAML file of flags, or a folder of such files."
+    parser.add_argument("suites", metavar="SUITE", nargs="+", help=suites)
+    parser.add_argument(
+        "--seeds", type=count, default=5, help="Runs of each preset, with seeds from 1 up. (default: 5)"
+    )
+    parser.add_argument("--jobs", type=count, default=cores_per_rank(), help="Runs side by side. (default: the cores)")
+    parser.add_argument(
+        "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
+    )
+    parser.add_argument(
+        "--out", default="docs/results.md", metavar="FILE", help="Page to write. (default: docs/results.md)"
+    )
+    given = parser.parse_args(args)
+    if given.seeds < 1 or given.jobs < 1:
+        raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    require_text_path("--log-dir", given.log_dir)
+    require_text_path("--out", given.out)
+    presets = presets_of(given.suites)
+    check_presets(presets)
+    failed = run_suite(presets, given.seeds, given.jobs, Path(given.log_dir), Path(given.out))
+    print(given.out)
+    return FAILED if failed else 0

@@ -1,0 +1,123 @@
+"""`evaluate`: test episodes with a trained agent."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fabric_ppo.config import TEST_STEP_LIMIT
+from fabric_ppo.config_values import ATARI
+from fabric_ppo.process.console import lost_output, print_line, stdout_on_stderr
+from fabric_ppo.process.errors import FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
+from fabric_ppo.process.files import require_text_path
+from fabric_ppo.tools.command_parser import CommandParser, count
+from fabric_ppo.tools.help import Entry
+
+if TYPE_CHECKING:
+    from fabric_ppo.rollouts.evaluate import TestResult
+
+ENTRY = Entry("evaluate RUN_DIR", "Play test episodes with a trained agent.")
+"""Row of this command on the page of all."""
+
+
+def run(args: list[str]) -> int:
+    """Play test episodes with a run's policy, and print the scores."""
+    given = evaluate_parser().parse_args(args)
+    if given.episodes < 1:
+        raise ConfigError(f"--episodes {given.episodes}: a whole number from 1 up is expected")
+    if not 0 <= given.seed < 2**32:
+        raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
+    if given.step_limit < 1:
+        raise ConfigError(f"--step-limit {given.step_limit}: a whole number from 1 up is expected")
+    require_text_path("RUN_DIR", given.run_dir)
+    require_text_path("--gif", given.gif)
+    require_text_path("--code-dir", given.code_dir)
+    if given.code_dir is not None and not os.path.isdir(given.code_dir):
+        raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
+    # the environment's code may change the working directory
+    run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
+    run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    video_dir = str(run_dir / "test_videos") if given.video else ""
+    try:
+        # environments may print, too, and JSON is to stand alone
+        with stdout_on_stderr() if given.json else contextlib.nullcontext():
+            env_id, result = _play(given, video_dir, gif)
+    except EnvironmentFault as fault:
+        print_line(f"error: {fault}", sys.stderr)
+        return FAILED
+    scores = result.to_dict()
+    if given.json:
+        print(json.dumps(scores))
+    else:
+        spread = f"{scores['return_mean']:.1f} +- {scores['return_std']:.1f}"
+        print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes")
+        if video_dir and not result.unwritten:
+            print(f"video: {video_dir}")
+    if error := lost_output(sys.stdout):
+        print_line(f"error: the scores could not be printed ({error.strerror})", sys.stderr)
+    return NOT_ALL_WRITTEN if result.unwritten or error else 0
+
+
+def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[str, TestResult]:
+    """Load the policy of a run and play; return the id of its environment, and the result.
+
+    Raises:
+        ConfigError: the policy cannot be loaded, or the environment cannot be made.
+        EnvironmentFault: the environment failed.
+    """
+    # these imports load torch, which takes seconds: wrong flags are reported before
+    from fabric_ppo.agents.policy import load_agent, own_modules
+    from fabric_ppo.envs.ids import look_in, resolve_env_id, where_missing
+    from fabric_ppo.rollouts.evaluate import cut_off_text, evaluate
+    from fabric_ppo.run.progress import TestProgress
+    from fabric_ppo.tools.video import recorded_gif
+
+    if given.code_dir is not None:
+        look_in(os.path.abspath(given.code_dir))
+        print_line(f"modules of your own are imported from {os.path.abspath(given.code_dir)}", sys.stderr)
+    has_own_code = given.own_code or given.code_dir is not None
+    policy = load_agent(given.run_dir, own_code=has_own_code)
+    if modules := own_modules(policy.spec):
+        needs = f"{given.run_dir}: its environment needs {', '.join(modules)}"
+        if where := where_missing(modules, Path(given.run_dir)):
+            raise ConfigError(f"{needs}, {where}")
+        if not has_own_code:
+            raise ConfigError(f"{needs}: --own-code imports that")
+    # imports the module that registers the environment
+    resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
+    options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
+    progress = TestProgress("evaluate", given.episodes, True)
+    options |= {"step_limit": given.step_limit, "report": progress.update}
+    with recorded_gif(gif, video_dir) as recording:
+        result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
+    if recording.unwritten:
+        result = replace(result, unwritten=recording.unwritten)
+    if result.cut_off:
+        print_line(f"warning: {cut_off_text(result.cut_off, given.episodes, given.step_limit)}", sys.stderr)
+    return policy.spec.env_id, result
+
+
+def evaluate_parser() -> CommandParser:
+    """Return the parser of this command's flags."""
+    parser = CommandParser("fabric-ppo evaluate")
+    parser.description = "Play test episodes with a trained agent, and print their scores."
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="Folder of a run, or a checkpoint in it.")
+    parser.add_argument("--episodes", type=count, default=100, help="Number of episodes. (default: 100)")
+    parser.add_argument("--seed", type=count, default=0, help="Seed of the episodes. (default: 0)")
+    limit = f"Steps after which an episode is cut off. (default: {TEST_STEP_LIMIT})"
+    parser.add_argument("--step-limit", type=count, default=TEST_STEP_LIMIT, help=limit)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+    parser.add_argument("--video", action="store_true", help="Record the first episode into RUN_DIR/test_videos.")
+    parser.add_argument("--gif", metavar="FILE", help="Record the first episode as a moving picture.")
+    parser.add_argument("--render", choices=["human"], help="Show the episodes in a window.")
+    parser.add_argument("--stochastic", action="store_true", help="Sample actions instead of the most probable ones.")
+    parser.add_argument("--own-code", action="store_true", help="Import the modules that the policy's file names.")
+    code_dir = "Import these modules, from this folder first."
+    parser.add_argument("--code-dir", metavar="FOLDER", help=code_dir)
+    return parser
