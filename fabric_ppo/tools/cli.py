@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from fabric_ppo.process.console import end_stdout, open_streams, print_line
 from fabric_ppo.process.errors import BAD_INPUT, ConfigError
 from fabric_ppo.process.script import shut_down
 from fabric_ppo.tools.commands import benchmark, evaluate, plot, presets, train
-from fabric_ppo.tools.help import HELP, HELP_ALL, Section, page
+from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
 
-COMMANDS = {each.ENTRY.names.split()[0]: each for each in (train, evaluate, plot, benchmark, presets)}
-"""Name -> module with `run(args)`, which returns an exit status, and with its row of the page."""
+
+class Command(Protocol):
+    """Module of a command: its row of the page, and what it does."""
+
+    ENTRY: Entry
+
+    def run(self, args: list[str]) -> int:
+        """Run with the words after the command's name; return the exit status."""
+
+
+_MODULES: tuple[Command, ...] = (train, evaluate, plot, benchmark, presets)
+COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
+"""Name -> module; they are on the page in this order."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

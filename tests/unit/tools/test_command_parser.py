@@ -7,13 +7,14 @@ import pytest
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.tools import cli
 from fabric_ppo.tools.command_parser import CommandParser, count
+from fabric_ppo.tools.commands import evaluate, train
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e3", 1000), ("2k", 2000), ("1_000", 1000), ("7", 7)])
 def test_counts_take_the_spellings_of_large_numbers(text, number):
-    given = cli._evaluate_parser().parse_args(["RUN_DIR", "--episodes", text, f"--step-limit={text}"])
+    given = evaluate.evaluate_parser().parse_args(["RUN_DIR", "--episodes", text, f"--step-limit={text}"])
     assert (given.episodes, given.step_limit) == (number, number)
-    assert cli._launcher_parser("torch").parse_args(["--devices", text]).devices == number
+    assert train.launcher_parser("torch").parse_args(["--devices", text]).devices == number
 
 
 @pytest.mark.parametrize("text", ["1.5", "1e-3", "many"])
