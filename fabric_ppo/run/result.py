@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from fabric_ppo.agents.policy import Policy, load_agent
-from fabric_ppo.agents.policy_file import is_finished
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import newest_first
+from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE, lines_until
+
+if TYPE_CHECKING:
+    from fabric_ppo.agents.policy import Policy
 
 _COUNTS = ("step", "update")
 """Metrics that are whole numbers, and that every line has."""
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Safe loader of YAML, the one in C where there is one: it takes a tenth of the time."""
 
 
 class RunResult(os.PathLike[str]):
@@ -31,6 +37,7 @@ class RunResult(os.PathLike[str]):
     Attributes:
         run_dir: the folder.
         summary: `summary.json`; empty where the run has not finished.
+        flags: `config.yaml`.
         metrics: what was logged; see there.
         agent: the trained agent.
     """
@@ -43,15 +50,18 @@ class RunResult(os.PathLike[str]):
     @functools.cached_property
     def is_finished(self) -> bool:
         """True if the run has reached its end, and has not gone on since."""
-        return bool(self._summary) and is_finished(self.run_dir)
+        # PyTorch is imported where it is needed: tables of many runs are to be there at once
+        from fabric_ppo.agents.policy_file import is_finished
+
+        return bool(self.last_summary) and is_finished(self.run_dir)
 
     @property
     def summary(self) -> dict[str, Any]:
         """The values of `summary.json`; empty where the run has not finished."""
-        return self._summary if self.is_finished else {}
+        return self.last_summary if self.is_finished else {}
 
     @functools.cached_property
-    def _summary(self) -> dict[str, Any]:
+    def last_summary(self) -> dict[str, Any]:
         """The values of `summary.json`, also of an end after which the run has gone on."""
         try:
             values = json.loads((self.run_dir / "summary.json").read_bytes())
@@ -60,18 +70,37 @@ class RunResult(os.PathLike[str]):
         return values if isinstance(values, dict) else {}
 
     @functools.cached_property
+    def flags(self) -> dict[str, Any]:
+        """The flags in `config.yaml`, field name -> value; empty where it cannot be read."""
+        try:
+            values = yaml.load((self.run_dir / CONFIG_FILE).read_bytes(), _YamlLoader)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return {}
+        return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}
+
+    @functools.cached_property
     def metrics(self) -> dict[str, NDArray[Any]]:
         """The scalars of `metrics.jsonl`, name -> `[updates]`, NaN where an update has none.
 
         `step` and `update` are int64, the others float64: pandas and polars make a table of it.
-        Empty where the run has logged nothing there.
+        Empty where the run has logged nothing there. Lines from the first damaged one on are left
+        out; a value that is no number is NaN.
+
+        Raises:
+            ConfigError: the file is there and cannot be read.
         """
         path = self.run_dir / METRICS_FILE
-        content = path.read_bytes() if path.is_file() else b""
-        rows = [json.loads(line) for line in lines_until(content, math.inf)]
+        try:
+            content = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        lines = map(json.loads, lines_until(content, math.inf))
+        rows = list(itertools.takewhile(lambda row: all(_is_count(row.get(name)) for name in _COUNTS), lines))
         names = dict.fromkeys(name for row in rows for name in row)
         return {
-            name: np.array([row.get(name, math.nan) for row in rows], np.int64 if name in _COUNTS else np.float64)
+            name: np.array([row[name] for row in rows], np.int64)
+            if name in _COUNTS
+            else np.array([_number(row.get(name)) for row in rows], np.float64)
             for name in names
         }
 
@@ -82,6 +111,8 @@ class RunResult(os.PathLike[str]):
         Raises:
             ConfigError: as `load_agent`.
         """
+        from fabric_ppo.agents.policy import load_agent
+
         return load_agent(self.run_dir, self._own_code)
 
     def __fspath__(self) -> str:
@@ -110,6 +141,19 @@ class RunResult(os.PathLike[str]):
         return trained if score is None else f"{trained}, return {score:.1f} in {test['episodes']} test episodes"
 
 
+def _is_counted(row: dict[str, Any]) -> bool:
+    """Return True if a line of `metrics.jsonl` has its counts."""
+    return all(type(row.get(name)) is int and 0 <= row[name] < 2**63 for name in _COUNTS)
+
+
+def _number(value: Any) -> float:
+    """Return a metric's value; NaN for what is no number."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
+
+
 def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResult:
     """Open the folder of a run that has finished, was stopped, or still trains.
 
@@ -121,7 +165,23 @@ def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResu
         ConfigError: it is no run's folder.
     """
     path = Path(run_dir)
-    known = ("config.yaml", "summary.json", METRICS_FILE)
-    if not any((path / name).is_file() for name in known) and not any(newest_first(path / "checkpoints")):
+    known = (CONFIG_FILE, "summary.json", METRICS_FILE)
+    try:
+        is_run = any((path / name).is_file() for name in known) or any(newest_first(path / "checkpoints"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); the folder of a run is expected") from None
+    if not is_run:
         raise ConfigError(f"{path}: holds no run; the folder of a run is expected")
     return RunResult(path, own_code)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _number(value: Any) -> float:
+    """Return a value of a log as a number, NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan

@@ -94,3 +94,21 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=rf"^{folder}: holds no run; the folder of a run is expected$"):
             load_run(folder)
     assert "missing" in repr(RunResult(tmp_path / "missing"))
+
+
+def test_of_a_damaged_file_is_read_what_can_be(tmp_path):
+    """Text, lists and numbers without bounds where a metric is expected; counts that are none."""
+    lines = [
+        '{"step": 8, "update": 1, "a": 1.5, "b": "x"}',
+        '{"step": 16, "update": 2, "a": [1], "b": 1%s}' % ("0" * 400),
+    ]
+    lines += [
+        '{"step": 24, "update": 3, "a": NaN, "b": -Infinity}',
+        '{"update": 4, "a": 9}',
+        '{"step": 40, "update": 5}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    metrics = load_run(tmp_path).metrics
+    assert metrics["step"].tolist() == [8, 16, 24]
+    np.testing.assert_array_equal(metrics["a"], [1.5, np.nan, np.nan])
+    np.testing.assert_array_equal(metrics["b"], [np.nan, np.nan, -np.inf])
