@@ -141,19 +141,6 @@ class RunResult(os.PathLike[str]):
         return trained if score is None else f"{trained}, return {score:.1f} in {test['episodes']} test episodes"
 
 
-def _is_counted(row: dict[str, Any]) -> bool:
-    """Return True if a line of `metrics.jsonl` has its counts."""
-    return all(type(row.get(name)) is int and 0 <= row[name] < 2**63 for name in _COUNTS)
-
-
-def _number(value: Any) -> float:
-    """Return a metric's value; NaN for what is no number."""
-    try:
-        return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:
-        return math.nan
-
-
 def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResult:
     """Open the folder of a run that has finished, was stopped, or still trains.
 
