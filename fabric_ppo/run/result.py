@@ -74,7 +74,7 @@ class RunResult(os.PathLike[str]):
         """The flags in `config.yaml`, field name -> value; empty where it cannot be read."""
         try:
             values = yaml.load((self.run_dir / CONFIG_FILE).read_bytes(), _YamlLoader)
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        except Exception:  # PyYAML raises many types of errors
             return {}
         return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}
 
@@ -95,7 +95,7 @@ class RunResult(os.PathLike[str]):
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
         lines = map(json.loads, lines_until(content, math.inf))
-        rows = list(itertools.takewhile(lambda row: all(_is_count(row.get(name)) for name in _COUNTS), lines))
+        rows = list(itertools.takewhile(_is_counted, lines))
         names = dict.fromkeys(name for row in rows for name in row)
         return {
             name: np.array([row[name] for row in rows], np.int64)
@@ -141,6 +141,19 @@ class RunResult(os.PathLike[str]):
         return trained if score is None else f"{trained}, return {score:.1f} in {test['episodes']} test episodes"
 
 
+def _is_counted(row: dict[str, Any]) -> bool:
+    """Return True if a line of `metrics.jsonl` has its counts."""
+    return all(type(row.get(name)) is int and 0 <= row[name] < 2**63 for name in _COUNTS)
+
+
+def _number(value: Any) -> float:
+    """Return a metric's value; NaN for what is no number."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
+
+
 def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResult:
     """Open the folder of a run that has finished, was stopped, or still trains.
 
@@ -160,15 +173,3 @@ def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResu
     if not is_run:
         raise ConfigError(f"{path}: holds no run; the folder of a run is expected")
     return RunResult(path, own_code)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _number(value: Any) -> float:
-    """Return a value of a log as a number, NaN for what is none."""
-    try:
-        return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:
-        return math.nan
