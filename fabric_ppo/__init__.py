@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fabric_ppo.run.callbacks import Callback, RunView
     from fabric_ppo.run.result import RunResult, load_run
     from fabric_ppo.run.trackers.tracker import Tracker
+    from fabric_ppo.tools.export import export
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "evaluate",
+    "export",
     "load_agent",
     "load_run",
     "train",
@@ -49,6 +51,7 @@ _HOMES = {
     **dict.fromkeys(("Callback", "RunView"), "fabric_ppo.run.callbacks"),
     **dict.fromkeys(("RunResult", "load_run"), "fabric_ppo.run.result"),
     "Tracker": "fabric_ppo.run.trackers.tracker",
+    "export": "fabric_ppo.tools.export",
 }
 """Public names, and the modules that they are in."""
 

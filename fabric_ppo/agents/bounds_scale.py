@@ -54,9 +54,9 @@ class BoundsScale(nn.Module):
         """Return the distances to the lower bounds as float64, exact up to 2**53."""
         # float64 does not hold the numbers themselves; by halves, since a difference may overflow
         if numbers.dtype == torch.uint64:
-            numbers = numbers.contiguous().view(torch.int64) ^ -(2**63)  # the same order, minus 2**63
+            numbers = numbers.to(torch.int64) ^ -(2**63)  # wraps around: the same order, minus 2**63
         numbers = numbers.to(torch.int64)
-        upper, lower = self.least_halves.to(numbers.device)
+        upper, lower = self.least_halves.to(numbers.device).unbind(0)
         distance: Tensor = ((numbers >> 32) - upper).double() * 2.0**32 + ((numbers & _LOWER_HALF) - lower).double()
         return distance
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,29 +33,38 @@ class PolicyModule(nn.Module):
         observation = agent.spec.observation
         self._leaves = [(path, getattr(torch, leaf.dtype)) for path, leaf in observation.parts or [((), observation)]]
 
-    def forward(self, obs: Any, memory: Tensor | None = None) -> dict[str, Tensor]:
-        """Choose the most probable actions.
+    def forward(self, obs: Any, memory: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """Choose actions.
 
         Args:
             obs: a batch as the environment has it: a tensor `[B, ...]`, of a Dict a dict of them,
                 of a Tuple a tuple.
             memory: a recurrent agent's after the step before, `[B, memory_size]`. None: episodes
                 begin.
+            noise: `[B, noise_size]`, to sample with; see `Distribution.noise`. None, or zeros: the
+                most probable actions.
 
         Returns:
             `action`, `[B, ...]` in the form that the environment takes; `params`, `[B, n]`, the
             logits of the choices, or the means and then the log standard deviations of a Box before
             it is mapped into its bounds; `value`, `[B]`; and `memory`, of a recurrent agent.
         """
+        return self.compute([part_at(obs, path) for path, _ in self._leaves], memory, noise)
+
+    def compute(
+        self, parts: Sequence[Tensor], memory: Tensor | None = None, noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Choose actions as `forward` does, for observations whose parts, `[B, ...]`, are in a list."""
         agent = self.agent
-        parts = [part_at(obs, path).to(dtype) for path, dtype in self._leaves]
-        features = agent.shared(agent.encoder.encode(parts, agent.dtype, agent.obs_moments))
+        typed = [part.to(dtype) for part, (_, dtype) in zip(parts, self._leaves, strict=True)]
+        features = agent.shared(agent.encoder.encode(typed, agent.dtype, agent.obs_moments))
         if memory is None:
             memory = features.new_zeros(features.shape[0], self.memory_size)
         features, memory = agent.remember(features, memory)
         params = agent.policy_params(features)
-        action = self._to_env(agent.distribution.mode(params))
-        out = {"action": action, "params": params, "value": agent.state_values(features)}
+        distribution = agent.distribution
+        chosen = distribution.mode(params) if noise is None else distribution.sample(params, noise)
+        out = {"action": self._to_env(chosen), "params": params, "value": agent.state_values(features)}
         return out | {"memory": memory} if self.memory_size else out
 
 

@@ -276,3 +276,19 @@ def own_modules(spec: EnvSpec) -> list[str]:
     wrappers = [each.partition(":")[0] for each in spec.wrapper.split(",") if ":" in each]
     modules = [spec.env_id.rpartition(":")[0], *wrappers]
     return [each for each in modules if each.partition(".")[0] not in ("", "gymnasium", "fabric_ppo")]
+
+
+def require_own_modules(spec: EnvSpec, run_dir: str | os.PathLike[str], own_code: bool) -> None:
+    """Raise a ConfigError if an environment needs modules that cannot be found, or may not be imported.
+
+    Args:
+        spec: the environment's.
+        run_dir: the run that was trained in it.
+        own_code: import what the run's files name.
+    """
+    if modules := own_modules(spec):
+        needs = f"{run_dir}: its environment needs {', '.join(modules)}"
+        if where := where_missing(modules, Path(run_dir)):
+            raise ConfigError(f"{needs}, {where}")
+        if not own_code:
+            raise ConfigError(f"{needs}: --own-code imports that")

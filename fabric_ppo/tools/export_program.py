@@ -1,0 +1,156 @@
+"""The program that is written beside an exported policy: it plays episodes without this package."""
+
+from __future__ import annotations
+
+import json
+
+from fabric_ppo.envs.frame_stack import num_frames
+from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec
+from fabric_ppo.tools.export_interface import MEMORY, NEXT_MEMORY, NOISE, Interface, Port
+
+_MASK_FROM_INFO = "fabric_ppo.envs.masks:action_mask_from_info"
+_TEMPLATE = '''\
+"""Play episodes of {env_id} with {file}; needs {needs}: python {program} [SEED ...]."""
+
+{imports}
+
+{load}
+for seed in map(int, sys.argv[1:] or ["0"]):
+{make}
+    (obs, info), total, ended = env.reset(seed=seed), 0.0, False
+{begin}    while not ended:
+        # noise of zeros: the most probable actions; {noise} samples
+        inputs = {{
+{inputs}
+        }}
+{run}
+        obs, reward, terminated, truncated, info = env.step({action})
+        total, ended = total + float(reward), terminated or truncated
+    print(f"seed {{seed}}: return {{total}}")
+'''
+
+
+def program_of(spec: EnvSpec, interface: Interface, to: str, file: str, program: str) -> str:
+    """Return the text of a program that plays episodes with an exported policy.
+
+    It prints a line `seed S: return R` for each seed on its command line. Noise is zero, so that
+    it takes the most probable actions.
+
+    Args:
+        spec: the environment.
+        interface: the policy's.
+        to: `onnx` or `torchscript`.
+        file: name of the policy's file, beside the program.
+        program: name of the program's file.
+    """
+    is_onnx = to == "onnx"
+    package = "onnxruntime" if is_onnx else "torch"
+    memory = interface.inputs[interface.num_parts + 1 :]
+    make, needed = _environment(spec)
+    imports = sorted({*needed, "import gymnasium", "import numpy as np", f"import {package}"}, key=_order)
+    draw = {"normal": "standard_normal"}.get(interface.noise, interface.noise)
+    return _TEMPLATE.format(
+        env_id=_text(spec.env_id),
+        file=_text(file),
+        program=_text(program),
+        needs=f"{package} and gymnasium",
+        imports="\n".join(["import pathlib", "import sys", "", *imports]),
+        load=_load(is_onnx, file),
+        make="\n".join(f"    {line}" for line in make),
+        begin="".join(f"    {MEMORY} = {_zeros(port, is_onnx)}\n" for port in memory),
+        noise=f"np.random.{draw}(size={(1, *interface.noise_shape)})",
+        inputs="\n".join(f"            {line}," for line in _inputs(spec, interface, is_onnx)),
+        run="\n".join(f"        {line}" for line in _run(is_onnx, bool(memory))),
+        action="int(action[0])" if spec.action.kind == "discrete" else "action[0]",
+    )
+
+
+def _order(line: str) -> tuple[bool, str]:
+    """Return the place of an import: `import` before `from`, by name."""
+    return line.startswith("from"), line
+
+
+def _quoted(key: str | int) -> str:
+    """Return a text or a number as Python."""
+    return json.dumps(key, ensure_ascii=False)
+
+
+def _text(name: str) -> str:
+    """Return a name as it may stand in a docstring."""
+    return name.encode("unicode_escape").decode().replace('"', "'")
+
+
+def _environment(spec: EnvSpec) -> tuple[list[str], list[str]]:
+    """Return the lines that make the environment, and the imports that these need."""
+    options = [f"{key}={value!r}" for key, value in spec.env_kwargs.items()]
+    imports = []
+    if spec.env_id.startswith("ALE/") or spec.is_atari:
+        imports.append("import ale_py")
+    if spec.is_atari:
+        options += ["frameskip=1", 'obs_type="grayscale"']
+    lines = [f"env = gymnasium.make({', '.join([_quoted(spec.env_id), *options])})"]
+    if spec.is_atari:
+        lines.append("env = gymnasium.wrappers.FrameStackObservation(gymnasium.wrappers.AtariPreprocessing(env), 4)")
+    for wrapper in _wrappers(spec):
+        module, _, function = wrapper.partition(":")
+        imports.append(f"from {module} import {function}")
+        lines.append(f"env = {function}(env)")
+    if (frames := num_frames(spec.observation)) > 1:
+        lines.append(f"env = gymnasium.wrappers.FrameStackObservation(env, {frames})")
+    return lines, imports
+
+
+def _wrappers(spec: EnvSpec) -> list[str]:
+    """Return the wrappers of the user's own, the innermost first."""
+    given = [] if spec.is_atari else [each for each in spec.wrapper.split(",") if each]
+    return given[:-1] if _mask_is_in_info(spec) else given
+
+
+def _mask_is_in_info(spec: EnvSpec) -> bool:
+    """Return True if the last wrapper takes the action mask from `info`: the program does."""
+    return spec.wrapper.split(",")[-1] == _MASK_FROM_INFO
+
+
+def _load(is_onnx: bool, file: str) -> str:
+    path = f"pathlib.Path(__file__).with_name({_quoted(file)})"
+    return f"session = onnxruntime.InferenceSession({path})" if is_onnx else f"policy = torch.jit.load({path}).eval()"
+
+
+def _inputs(spec: EnvSpec, interface: Interface, is_onnx: bool) -> list[str]:
+    """Return the entries of the dict of inputs, as Python."""
+    lines = []
+    for port in interface.obs:
+        array = f'np.asarray({_part(spec, port)}, "{port.dtype}").reshape({", ".join(map(str, (1, *port.shape)))})'
+        lines.append(f"{_quoted(port.name)}: {array if is_onnx else f'torch.from_numpy({array})'}")
+    noise = interface.inputs[interface.num_parts]
+    lines.append(f'"{NOISE}": {_zeros(noise, is_onnx)}')
+    return [*lines, f'"{MEMORY}": {MEMORY}'] if interface.has_memory else lines
+
+
+def _part(spec: EnvSpec, port: Port) -> str:
+    """Return a part of the observation, as Python."""
+    is_mask = port.path == ACTION_MASK and spec.action.kind != "box"
+    if _mask_is_in_info(spec):
+        if is_mask:
+            return 'info["action_mask"]'
+        return "".join(["obs", *(f"[{_quoted(key)}]" for key in port.path[1:])])
+    # of stacked frames, a mask is the newest alone
+    newest = "[-1]" if is_mask and num_frames(spec.observation) > 1 else ""
+    return "".join(["obs", *(f"[{_quoted(key)}]" for key in port.path), newest])
+
+
+def _zeros(port: Port, is_onnx: bool) -> str:
+    """Return zeros for one observation, as Python."""
+    zeros = f'np.zeros({(1, *port.shape)}, "{port.dtype}")'
+    return zeros if is_onnx else f"torch.from_numpy({zeros})"
+
+
+def _run(is_onnx: bool, has_memory: bool) -> list[str]:
+    """Return the lines that compute the action."""
+    names = ["action", NEXT_MEMORY] if has_memory else ["action"]
+    if is_onnx:
+        targets = f"action, {MEMORY}" if has_memory else "(action,)"
+        quoted = ", ".join(f'"{name}"' for name in names)
+        return [f"{targets} = session.run([{quoted}], inputs)"]
+    lines = ["out = policy(inputs)", 'action = out["action"].numpy()']
+    return [*lines, f'{MEMORY} = out["{NEXT_MEMORY}"]'] if has_memory else lines
