@@ -13,6 +13,7 @@ import torch
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.process.launch import read_launch
+from fabric_ppo.process.machine import machine
 from fabric_ppo.run.code import changed_files, code_of, own_modules
 
 _LIBRARIES = (
@@ -42,6 +43,9 @@ def surroundings(config: Config, device: str) -> dict[str, Any]:
     return {
         "code": code_of(config),
         "versions": {name: version for name in libraries if (version := _version(name)) is not None},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": machine(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "ranks": read_launch().world_size,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -27,6 +26,7 @@ from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path, write_atomically
 from fabric_ppo.process.launch import die_with_parent
+from fabric_ppo.process.machine import machine
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flags import load_yaml
 from fabric_ppo.tools.locate import preset_names, preset_path, script_path
@@ -249,12 +249,7 @@ def _result(preset: str, path: Path, run_dir: Path) -> Result:
 
 def made_with() -> str:
     """Return a description of this machine and of the packages' versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in reversed(lines) if ":" in line)
-    family = f" (family {cpu.get('cpu family')}, model {cpu.get('model')})" if "cpu family" in cpu else ""
-    name = cpu.get("model name") or platform.processor() or platform.machine()
-    words = [f"{name}{family}, {os.cpu_count()} cores", f"Python {platform.python_version()}"]
+    words = [machine(), f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             words.append(f"{package} {version(package)}")

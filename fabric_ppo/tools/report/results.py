@@ -1,0 +1,136 @@
+"""Results of a report: test returns as figures, as a histogram, and in a table of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.tools.report.runs import ReportRun, finite
+from fabric_ppo.tools.scores import interquartile_mean, interval
+
+_MOST_BARS = 20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Figure with its name, and more about it."""
+
+    name: str
+    figure: str
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Bar of a histogram: returns from `low` to `high`, and the number of episodes; shares in 0 .. 1."""
+
+    low: str
+    high: str
+    count: int
+    height: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Test result of a run for the table: text, and where its episodes are on the scale in 0 .. 100."""
+
+    text: str
+    places: list[float]
+    mean: float | None
+
+
+def tiles(run: ReportRun) -> list[Tile]:
+    """Return the figures of a run, the most important one first."""
+    found, returns, test = [], run.test_returns, run.summary.get("test")
+    if len(returns):
+        cut_off = finite(test.get("cut_off")) if isinstance(test, dict) else None
+        more = f"± {number(returns.std())} over {count(len(returns), 'greedy episode')}"
+        more += f", {cut_off:.0f} cut off" if cut_off else ""
+        found.append(Tile("Test return", number(returns.mean()), more))
+    if (last := run.number("train_return_mean")) is not None:
+        episodes = run.number("train_return_episodes")
+        more = f"last {count(int(episodes), 'episode')}" if episodes else ""
+        found.append(Tile("Training return", number(last), more))
+    elif len(returned := _finite(run, "Rewards/rew_avg")):
+        found.append(Tile("Training return", number(returned[-1]), "last update with an episode"))
+    goal = finite(run.settings.get("total_timesteps"))
+    unit = run.settings.get("timestep_unit") == "transition"
+    more = f"of {goal:,.0f}, in {count(run.updates, 'update')}" if goal and unit else count(run.updates, "update")
+    found.append(Tile("Transitions", f"{run.transitions:,}", more))
+    if (speed := run.number("steps_per_second")) is not None:
+        found.append(Tile("Speed", f"{speed:,.0f}", "transitions per second of training"))
+    if (wall := run.number("wall_seconds")) is not None:
+        resumes = run.number("resumes")
+        more = f"resumed {resumes:.0f} times" if resumes else "from start to end, with the test"
+        found.append(Tile("Time", seconds(wall), more))
+    return found
+
+
+def histogram(returns: NDArray[np.float64]) -> list[Bar]:
+    """Return the bars of a histogram; none for no returns."""
+    if not len(returns):
+        return []
+    if np.ptp(returns) <= 1e-9 * max(1.0, float(abs(returns).max())):
+        value = number(returns[0])
+        return [Bar(value, value, len(returns), 1.0)]
+    edges = np.histogram_bin_edges(returns, "auto")
+    counts, edges = np.histogram(returns, min(_MOST_BARS, max(5, len(edges) - 1)))
+    pairs = zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
+    return [Bar(number(low), number(high), each, each / counts.max()) for low, high, each in pairs]
+
+
+def scores(runs: Sequence[ReportRun]) -> list[Score]:
+    """Return the test results of runs on one scale."""
+    every = np.concatenate([run.test_returns for run in runs]) if runs else np.zeros(0)
+    low, width = (every.min(), max(np.ptp(every), 1e-12)) if len(every) else (0.0, 1.0)
+    found = []
+    for run in runs:
+        returns = run.test_returns
+        if not len(returns):
+            found.append(Score("no test", [], None))
+            continue
+        places = (returns - low) / width * 100
+        text = f"{number(returns.mean())} ± {number(returns.std())}"
+        found.append(Score(text, [round(float(each), 2) for each in places], round(float(places.mean()), 2)))
+    return found
+
+
+def group_score(runs: Sequence[ReportRun]) -> str:
+    """Return the interquartile mean of a group's test returns with its interval, as text."""
+    means = [float(run.test_returns.mean()) for run in runs if len(run.test_returns)]
+    if not means:
+        return "no test"
+    middle = number(interquartile_mean(means))
+    if len(means) == 1:
+        return f"{middle} (one run)"
+    low, high = interval(means)
+    return f"{middle} [{number(low)}, {number(high)}], {count(len(means), 'run')}"
+
+
+def _finite(run: ReportRun, tag: str) -> NDArray[np.float64]:
+    values = np.asarray(run.result.metrics.get(tag, ()), np.float64)
+    return values[np.isfinite(values)]
+
+
+def number(value: Any) -> str:
+    """Return a score's text, with fewer decimals for large ones."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def count(value: int, noun: str) -> str:
+    """Return a number and its noun: "1 run", "2 runs"."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def seconds(value: float) -> str:
+    """Return a time's text in two units at most."""
+    if value < 10:
+        return f"{value:.2g} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600:,} h {whole % 3600 // 60} min"

@@ -1,0 +1,124 @@
+"""Runs as a report reads them: whatever is there, and a sentence on what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabric_ppo.run.folder import CONFIG_FILE, started_with
+from fabric_ppo.run.result import RunResult, load_run
+from fabric_ppo.run.trackers.json_lines import METRICS_FILE
+from fabric_ppo.tools.run_groups import settings
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """Run in a report.
+
+    Attributes:
+        name: end of its folder's path, which no other run of the report has.
+        result: its folder.
+        settings: its flags and more, as `run_groups.settings` has them; empty where not known.
+        notes: sentences on what is missing or damaged.
+    """
+
+    name: str
+    result: RunResult
+    settings: Mapping[str, Any]
+    notes: Sequence[str] = ()
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The values of `summary.json`; empty where the run has not finished."""
+        return self.result.summary
+
+    @property
+    def env_id(self) -> str:
+        """Id of the environment; empty where nothing names it."""
+        return str(self.settings.get("env_id") or "")
+
+    @property
+    def seed(self) -> str:
+        """The seed, as text; empty where nothing names it."""
+        return str(self.settings.get("seed", ""))
+
+    @property
+    def script(self) -> str:
+        """File of the script; empty where nothing names it."""
+        name = self.settings.get("script")
+        return started_with(str(self.result))[0] or (f"train_{name}.py" if name else "")
+
+    @property
+    def updates(self) -> int:
+        """Number of updates that were logged."""
+        return self.result.metrics.get("update", np.zeros(0)).size
+
+    @property
+    def transitions(self) -> int:
+        """Number of transitions so far."""
+        steps = self.result.metrics.get("step", np.zeros(0))
+        return int(self.number("env_steps") or (steps[-1] if steps.size else 0))
+
+    @property
+    def test_returns(self) -> NDArray[np.float64]:
+        """Returns of the test episodes, `[episodes]`; none without a test."""
+        test = self.summary.get("test")
+        returns = test.get("returns") if isinstance(test, dict) else None
+        found = [finite(each) for each in returns] if isinstance(returns, list) else []
+        return np.array([each for each in found if each is not None], np.float64)
+
+    def number(self, name: str) -> float | None:
+        """Return a finite number of the summary; None where there is none."""
+        return finite(self.summary.get(name))
+
+
+def read_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
+    """Read runs, each folder once, in the order given.
+
+    Raises:
+        ConfigError: a folder holds no run, or cannot be read.
+    """
+    folders = list({path.resolve(): path for path in run_dirs}.values())
+    return [_read_run(path, name) for path, name in zip(folders, _names(folders), strict=True)]
+
+
+def _read_run(path: Path, name: str) -> ReportRun:
+    result = load_run(path)
+    return ReportRun(name, result, settings(result), list(_notes(result)))
+
+
+def _notes(result: RunResult) -> list[str]:
+    """Return sentences on what a run's folder lacks."""
+    notes = []
+    if not result.is_finished:
+        notes.append("The run has not finished: it still trains, was stopped, or failed. This is what there is so far.")
+    elif not result.summary.get("test"):
+        notes.append("summary.json has no result of a test.")
+    if not result.flags:
+        notes.append(f"{CONFIG_FILE} is missing or damaged: the flags are not known.")
+    updates, path = result.metrics.get("update", np.zeros(0)), result / METRICS_FILE
+    if not updates.size:
+        notes.append(f"{METRICS_FILE} is missing, empty or damaged in its first line: there are no curves.")
+    elif left_out := len(path.read_bytes().splitlines()) - updates.size:
+        notes.append(f"{METRICS_FILE} is damaged after update {updates[-1]:,}. Lines left out: {left_out:,}.")
+    return notes
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that are all different."""
+    parts = [path.resolve().parts for path in folders]
+    longest = max(map(len, parts), default=1)
+    ends = (["/".join(each[-length:]) for each in parts] for length in range(1, longest + 1))
+    return next(names for names in ends if len(set(names)) == len(names))
+
+
+def finite(value: Any) -> float | None:
+    """Return a finite number as a float; None for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number and math.isfinite(value) else None
