@@ -141,7 +141,8 @@ def split_rows(space: SpaceSpec, interface: Interface, rows: NDArray[Any]) -> di
     found, start = {}, 0
     for port in interface.obs:
         stop = start + int(np.prod(port.shape, dtype=int)) * np.dtype(port.dtype).itemsize
-        part = np.ascontiguousarray(rows[:, start:stop]).view(port.dtype)
+        # a copy: bytes of one row would count as contiguous, but have the strides of the whole row
+        part = rows[:, start:stop].copy(order="C").view(port.dtype)
         found[port.name], start = part.reshape(len(rows), *port.shape), stop
     return found
 
