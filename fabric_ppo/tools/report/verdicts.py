@@ -64,13 +64,14 @@ def verdict(diagnostic: Diagnostic, values: NDArray[np.float64], flags: Flags) -
         flags: the run's flags.
     """
     finite = values[np.isfinite(values)]
-    missing = len(values) - len(finite)
+    missing, infinite = len(values) - len(finite), int(np.isinf(values).sum())
     if not len(finite):
-        return Verdict("note", "No value was logged.")
+        text = f"Infinite in {_of(infinite, len(values))}."
+        return Verdict("warning", text) if infinite else Verdict("note", "No value was logged.")
     found = diagnostic.judge(finite, flags)
     if len(values) < _FEW:
         found = Verdict(found.level, f"{found.text} That is of {_count(len(values), 'update')} only.")
-    if infinite := int(np.isinf(values).sum()):
+    if infinite:
         return Verdict("warning", f"Infinite in {_of(infinite, len(values))}. {found.text}")
     if missing and not diagnostic.is_sparse:
         level: Level = "note" if found.level == "good" else found.level

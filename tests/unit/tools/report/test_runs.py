@@ -1,0 +1,36 @@
+"""Runs of a report: their names, and machines and versions from their checkpoints."""
+
+from __future__ import annotations
+
+from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.tools.report.machines import machines_of
+from fabric_ppo.tools.report.runs import read_runs
+from tests.fixtures.run_folders import columns, write_run
+
+
+def test_names_are_the_shortest_that_differ(tmp_path):
+    paths = [tmp_path / one / two for one, two in (("a", "seed_1"), ("b", "seed_1"), ("a", "seed_2"))]
+    runs = read_runs([write_run(path, columns(1)) for path in paths])
+    assert [run.name for run in runs] == ["a/seed_1", "b/seed_1", "a/seed_2"]
+    assert [run.name for run in read_runs([paths[0], paths[2]])] == ["seed_1", "seed_2"]
+
+
+def test_a_folder_is_read_once(tmp_path):
+    run = write_run(tmp_path / "run", columns(1))
+    (tmp_path / "link").symlink_to(run)
+    assert len(read_runs([run, run / ".", tmp_path / "link"])) == 1
+
+
+def test_machines_are_those_of_the_newest_whole_checkpoint(tmp_path):
+    runs = [write_run(tmp_path / name, columns(1)) for name in ("a", "b", "c")]
+    for run, machine in zip(runs, ("Abacus", "Abacus", "Loom"), strict=True):
+        (run / "checkpoints").mkdir()
+        values = {"surroundings": {"machine": machine, "versions": {"torch": "9.1"}}}
+        (run / "checkpoints/update_1.ckpt").write_bytes(Checkpoint({}, values).to_bytes())
+        (run / "checkpoints/update_2.ckpt").write_bytes(b"torn")
+    read = read_runs(runs)
+    rows = [("Processor", "Abacus"), ("Libraries", "torch 9.1")]
+    assert machines_of(read[:2]) == [("Machine and versions", rows)]
+    titles = [title for title, _ in machines_of(read)]
+    assert titles == ["Machine and versions of a, b", "Machine and versions of c"]
+    assert machines_of([]) == []
