@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.run.trackers.tool import METRICS_FILE as METRICS_FILE
 from fabric_ppo.run.trackers.tracker import Position, Tracker
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class JsonLines(Tracker):

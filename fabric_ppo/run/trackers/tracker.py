@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error
 from fabric_ppo.run.writes import Writes
+
+REPORT_FILE = "report.html"
+"""Page about a run in its folder, which may be there."""
 
 
 class Position(NamedTuple):
@@ -18,11 +22,19 @@ class Position(NamedTuple):
     env_steps: int
 
 
+class TrackerError(OSError):
+    """A tracker that could not do something; the text says what, for a warning."""
+
+
+class GivenUp(TrackerError):
+    """A tracker that does not answer, or has ended: it is called no more."""
+
+
 class Tracker:
     """Destination of metrics, on rank 0; a subclass overrides what it needs.
 
-    An error in a method other than `start` is printed, and the run goes on. A tracker cannot
-    change the weights.
+    An error in a method other than `start` is printed, and the run goes on. A call that takes
+    longer than `--track-timeout` is the last one. A tracker cannot change the weights.
 
     Attributes:
         label: name of what it writes, for messages.
@@ -47,7 +59,7 @@ class Tracker:
         """Write everything logged to its destination, before a checkpoint is written."""
 
     def artifact(self, path: Path, kind: str) -> None:
-        """Track a file of the run; `kind` is `policy`, or `video` for a folder of videos."""
+        """Track a file of the run; `kind` is `policy`, `report`, or `video` for a folder of videos."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Stop tracking; `summary` is as in `summary.json`, None if the run did not finish."""
@@ -67,43 +79,56 @@ class Trackers:
         Raises:
             ConfigError: one of them cannot start; those that had started are finished.
         """
-        trackers, self._trackers = self._trackers, {}
+        trackers, self._trackers, self._run_dir = self._trackers, {}, run_dir
         for name, tracker in trackers.items():
             try:
                 tracker.start(config, run_dir, resumed_at)
             except USER_ERRORS as error:
                 self.finish(None)
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not isinstance(error, TrackerError):
                     reason = error.strerror or error
                     raise ConfigError(f"{run_dir}: {name} cannot be written ({reason})") from None
-                raise ConfigError(f"--trackers {name}: it cannot start ({locate_error(error)})") from None
+                why = error if isinstance(error, TrackerError) else locate_error(error)
+                raise ConfigError(f"--track {name}: it cannot start ({why})") from None
             self._trackers[name] = tracker
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """See `Tracker.log`."""
-        for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, USER_ERRORS):
+        for name, tracker in [*self._trackers.items()]:
+            with self._tolerating(name):
                 tracker.log(metrics, step)
 
     def flush(self) -> None:
         """See `Tracker.flush`."""
-        for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, USER_ERRORS):
+        for name, tracker in [*self._trackers.items()]:
+            with self._tolerating(name):
                 tracker.flush()
 
     def artifact(self, path: Path, kind: str) -> None:
         """See `Tracker.artifact`."""
-        for name, tracker in self._trackers.items():
-            with self._writes.tolerating(name, USER_ERRORS):
+        for name, tracker in [*self._trackers.items()]:
+            with self._tolerating(name):
                 tracker.artifact(path, kind)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """See `Tracker.finish`; a second call does nothing."""
+        """See `Tracker.finish`; a second call does nothing. A finished run's report is tracked."""
+        if summary is not None and self._trackers and (self._run_dir / REPORT_FILE).exists():
+            self.artifact(self._run_dir / REPORT_FILE, "report")
         # removed first: an error of one must not leave it, or the others, to be finished twice
         while self._trackers:
             name, tracker = self._trackers.popitem()
-            with self._writes.tolerating(name, USER_ERRORS):
+            with self._tolerating(name):
                 tracker.finish(summary)
+
+    @contextlib.contextmanager
+    def _tolerating(self, name: str) -> Iterator[None]:
+        """Record an error of a tracker; one that is given up is called no more."""
+        with self._writes.tolerating(name, USER_ERRORS):
+            try:
+                yield
+            except GivenUp:
+                self._trackers.pop(name, None)
+                raise
 
 
 def make_part(name: str, of_flag: str, kind: type[Any]) -> Any:

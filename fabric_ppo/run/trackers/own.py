@@ -1,0 +1,80 @@
+"""Trackers of the user's own, in a thread: one that hangs does not hold the run for ever."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker
+
+
+class OwnTracker(Tracker):
+    """Tracker that has another one do the work, in a thread of its own, and waits for each call.
+
+    All calls come from the same thread, the constructor's too, one after the other, while the run
+    waits: what a tracker draws from global generators, or changes, is where it would be without.
+    """
+
+    def __init__(self, make: Callable[[], Tracker], timeout: float) -> None:
+        """Make the tracker.
+
+        Args:
+            make: returns it.
+            timeout: seconds that a call may take; then the tracker is given up.
+
+        Raises:
+            GivenUp: that took too long; besides, whatever `make` raises.
+        """
+        self._timeout = timeout
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._work,), daemon=True).start()
+        self._tracker: Tracker = self._call(make)
+        self.label = self._tracker.label
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
+        """See `Tracker.start`; as all methods, raise GivenUp where that takes too long."""
+        self._call(self._tracker.start, config, run_dir, resumed_at)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """See `Tracker.log`."""
+        self._call(self._tracker.log, metrics, step)
+
+    def flush(self) -> None:
+        """See `Tracker.flush`."""
+        self._call(self._tracker.flush)
+
+    def artifact(self, path: Path, kind: str) -> None:
+        """See `Tracker.artifact`."""
+        self._call(self._tracker.artifact, path, kind)
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """See `Tracker.finish`; the thread ends."""
+        try:
+            self._call(self._tracker.finish, summary)
+        finally:
+            self._calls.put(None)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        # a queue that a signal handler may use while it is in use
+        answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._calls.put((function, args, answers))
+        try:
+            value, error = answers.get(timeout=self._timeout)
+        except queue.Empty:
+            raise GivenUp(f"no answer for {self._timeout:g} s") from None
+        if error is not None:
+            raise error
+        return value
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, args, answers = call
+            try:
+                answers.put((function(*args), None))
+            except BaseException as error:
+                answers.put((None, error))

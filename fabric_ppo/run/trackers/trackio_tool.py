@@ -1,0 +1,81 @@
+"""Trackio, of its own package `trackio`; see `tool.py`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score
+
+
+class Trackio:
+    """Tool that keeps a run in `TRACKIO_DIR`, by default the folder `trackio` in the log dir.
+
+    A resumed run is written anew, with all its rows, in the place of the old one.
+    """
+
+    def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
+        """See `Tool`; the run's name is the one of its folder, unless another run has it."""
+        known = run.remembered("trackio")
+        folder = os.environ.get("TRACKIO_DIR") or known.get("folder") or str(run.log_dir / "trackio")
+        os.environ["TRACKIO_DIR"] = folder
+        # it reports what has gone wrong in this way only
+        self._problems: list[str] = []
+        warnings.showwarning = lambda message, *more: self._problems.append(str(message))
+        import trackio
+
+        names = {each.name: each for each in _runs(trackio.Api(), run.project)}
+        name = known.get("name", "")
+        if not name:
+            name = run.dir.name
+            while name in names:
+                name = f"{run.dir.name}_{secrets.token_hex(2)}"
+        elif name in names:
+            names[name].delete()
+        run.remember("trackio", name=name, folder=folder)
+        self._run = trackio.init(
+            run.project,
+            name,
+            group=run.group,
+            config={**run.config, "tags": list(run.tags)},
+            embed=False,
+            auto_log_gpu=False,  # of this process it would be
+            auto_log_cpu=False,
+        )
+        self._raise_problems()
+        return Opened(-1, f"TRACKIO_DIR={folder} trackio show --project {run.project} shows it")
+
+    def log(self, rows: Sequence[Row]) -> None:
+        """See `Tool`."""
+        for step, metrics in rows:
+            self._run.log(metrics, step=step)
+        self._raise_problems()
+
+    def artifact(self, path: Path, kind: str) -> None:
+        """See `Tool`; an artifact is of the type `kind`."""
+        self._run.log_artifact(path, name=f"{kind}-{self._run.name}", type=kind)
+        self._raise_problems()
+
+    def close(self, summary: dict[str, Any] | None) -> None:
+        """See `Tool`; of the summary there is the test's mean return, and the file."""
+        if summary is not None:
+            self.log(test_score(summary))
+        self._run.finish()
+        self._raise_problems()
+
+    def _raise_problems(self) -> None:
+        """Raise what Trackio has warned of."""
+        if self._problems:
+            problems, self._problems = self._problems, []
+            raise RuntimeError("; ".join(problems))
+
+
+def _runs(api: Any, project: str) -> list[Any]:
+    try:
+        return list(api.runs(project))
+    except ValueError:  # there is no such project yet
+        return []

@@ -1,0 +1,201 @@
+"""W&B, MLflow and Trackio: each holds one run with one clean curve, whatever has happened to the training."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import train_torch
+from fabric_ppo.run import checkpoint
+from fabric_ppo.run.trackers.tool_process import COMMAND
+from fabric_ppo.run.trackers.tool_tracker import ToolTracker
+from tests.fixtures.launching import ROOT, free_port, in_fork, printed_in_fork
+from tests.fixtures.parts import outcome
+from tests.fixtures.processes import FOREVER, PATIENCE
+from tests.fixtures.resuming import on_call
+from tests.fixtures.tracked import expected_curves, mlflow_curves, trackio_curves, wandb_run
+
+pytestmark = pytest.mark.processes
+
+FLAGS = {
+    **{"track": "tensorboard,wandb,mlflow,trackio", "track_tags": "a,b", "track_timeout": FOREVER},
+    **{"checkpoint_every": 2, "num_steps": 16, "num_envs": 2},
+}
+
+
+@pytest.fixture
+def tracked_flags(tmp_path, monkeypatch):
+    """Flags with everything that the tools write in the test's own folder."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_"))]:
+        monkeypatch.delenv(name)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # nobody has logged in
+    return FLAGS | {"log_dir": str(tmp_path / "logs")}
+
+
+def kill_later() -> None:
+    """Kill this process when its tools hold all that was logged: some of it will come again."""
+    deadline = time.monotonic() + PATIENCE
+    for each in [each for each in gc.get_objects() if isinstance(each, ToolTracker)]:
+        while (each._step != each._asked or each._since) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    kill()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run_dir, flags, updates, module, name, number, how):
+    """Train in a fork that is killed at the `number`-th call of a function."""
+
+    def work():
+        setattr(module, name, on_call(number, 0, how, getattr(module, name)))
+        outcome(run_dir, updates, flags)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def assert_clean(run_dir: Path, log_dir: Path) -> None:
+    """Each tool holds one run, with the curves of `metrics.jsonl`."""
+    expected = expected_curves(run_dir)
+    assert expected["Info/learning_rate"]
+    assert wandb_run(run_dir)[1] == expected
+    assert mlflow_curves(f"sqlite:///{log_dir}/mlflow.db")[1] == expected
+    assert trackio_curves(log_dir / "trackio")[2] == expected
+
+
+def test_a_run_that_is_killed_three_times_is_one_clean_run_in_each_tool(tmp_path, tracked_flags):
+    run_dir, log_dir, updates = tmp_path / "run", tmp_path / "logs", 10
+    go_on = tracked_flags | {"resume": True}
+    # as the fourth rollout begins, as the checkpoint after the sixth update is written, and in the ninth update
+    killed(run_dir, tracked_flags, updates, train_torch, "collect", 4, kill_later)
+    killed(run_dir, go_on, updates, checkpoint, "save_checkpoint", 2, kill_later)
+    killed(run_dir, go_on, updates, train_torch, "ppo_update", 5, kill)
+    assert in_fork(outcome, run_dir, updates, go_on) == ""
+    assert json.loads((run_dir / "summary.json").read_text())["resumes"] == 3
+    assert_clean(run_dir, log_dir)
+
+
+def test_each_tool_has_configuration_names_artifacts_and_the_summary(tmp_path, tracked_flags):
+    run_dir, log_dir = tmp_path / "run", tmp_path / "logs"
+    flags = tracked_flags | {"track_group": "g", "capture_video": True}
+    ended, out, err = printed_in_fork(outcome, run_dir, 2, flags | {"quiet": True})
+    assert (ended, out, err) == ("", "", "")
+    assert_clean(run_dir, log_dir)
+    records = wandb_run(run_dir)[0]
+    (begun,) = [record.run for record in records if record.HasField("run")]
+    values = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert (begun.project, begun.run_group, list(begun.tags)) == ("fabric-ppo", "g", ["a", "b"])
+    assert (begun.display_name, values["num_steps"], values["env_id"]) == ("run", 16, "CartPole-v1")
+    kinds = {record.request.log_artifact.artifact.type for record in records if record.HasField("request")}
+    kinds |= {record.artifact.type for record in records if record.HasField("artifact")}
+    assert {"policy", "video"} <= kinds
+    client_run, _ = mlflow_curves(f"sqlite:///{log_dir}/mlflow.db")
+    assert client_run.info.run_name == "run"
+    assert client_run.info.status == "FINISHED"
+    assert client_run.data.params["num_steps"] == "16"
+    assert client_run.data.tags.items() >= {("group", "g"), ("a", "true"), ("b", "true")}
+    folder = Path(client_run.info.artifact_uri.removeprefix("file://"))
+    assert (folder / "policy/policy.safetensors").read_bytes() == (run_dir / "policy.safetensors").read_bytes()
+    assert list((folder / "video").rglob("*.mp4"))
+    assert json.loads((folder / "summary.json").read_text()) == json.loads((run_dir / "summary.json").read_text())
+    name, config, _ = trackio_curves(log_dir / "trackio")
+    assert (name, config["num_steps"], config["tags"]) == ("run", 16, ["a", "b"])
+
+
+HANGS = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from fabric_ppo.run.trackers import trackio_tool
+
+def hang(self, *given):
+    while True:
+        time.sleep(1000)
+
+trackio_tool.Trackio.{method} = hang
+"""
+
+
+@pytest.mark.parametrize("method", ["open", "log", "artifact", "close"])
+def test_a_tool_that_hangs_is_given_up_with_a_line_and_its_process_is_no_more(
+    tmp_path, tracked_flags, monkeypatch, method
+):
+    """Its deadline is short here: only what hangs for ever must meet it."""
+    monkeypatch.setattr(
+        "fabric_ppo.run.trackers.tool_tracker.COMMAND", HANGS.format(root=str(ROOT), method=method) + COMMAND
+    )
+    run_dir, flags = tmp_path / "run", tracked_flags | {"track": "trackio", "track_timeout": 20.0, "quiet": True}
+    ended, out, err = printed_in_fork(outcome, run_dir, 2, flags)
+    assert ended == "NotAllWrittenError: done, but not everything could be written: Trackio (no answer for 20 s)"
+    assert out == ""
+    assert err == "warning: Trackio could not be written (no answer for 20 s); the run goes on without\n"
+    assert (run_dir / "policy.safetensors").exists()
+
+
+def test_a_tool_whose_process_dies_costs_a_warning(tmp_path, tracked_flags, monkeypatch):
+    monkeypatch.setattr("fabric_ppo.run.trackers.tool_tracker.COMMAND", "raise SystemExit(7)")
+    flags = tracked_flags | {"track": "mlflow", "quiet": True}
+    ended, _, err = printed_in_fork(outcome, tmp_path / "run", 2, flags)
+    assert ended == "NotAllWrittenError: done, but not everything could be written: MLflow (its process has ended)"
+    assert err == "warning: MLflow could not be written (its process has ended); the run goes on without\n"
+
+
+def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, tracked_flags, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    flags = tracked_flags | {"track": "mlflow", "quiet": True}
+    ended, _, err = printed_in_fork(outcome, tmp_path / "run", 2, flags)
+    assert ended.startswith("NotAllWrittenError: done, but not everything could be written: MLflow (MlflowException: ")
+    assert err.startswith("warning: MLflow could not be written (MlflowException: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def mlflow_server(tmp_path):
+    """The address of a server on this machine, with a database of its own."""
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "kept")),
+    ]
+    with (tmp_path / "server.txt").open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read()
+            break
+        except OSError:
+            time.sleep(0.1)
+    assert server.poll() is None, (tmp_path / "server.txt").read_text()
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def test_a_run_that_is_killed_is_one_clean_run_on_a_server_of_mlflow(
+    tmp_path, tracked_flags, monkeypatch, mlflow_server
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    run_dir, flags = tmp_path / "run", tracked_flags | {"track": "mlflow"}
+    killed(run_dir, flags, 6, train_torch, "collect", 4, kill_later)
+    assert in_fork(outcome, run_dir, 6, flags | {"resume": True}) == ""
+    assert mlflow_curves(mlflow_server)[1] == expected_curves(run_dir)
+    assert not (tmp_path / "logs/mlflow.db").exists()
