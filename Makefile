@@ -15,7 +15,9 @@ ZOO_FLAGS ?=
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
+	@touch "$(VENV)/.train-started"
 	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py $(TRAIN_FLAGS)
+	@cd "$(CURDIR)" && "$(BIN)/python" -m fabric_ppo.tools.report.after_training "$(VENV)/.train-started" $(TRAIN_FLAGS)
 
 test: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile $(TEST_FLAGS)

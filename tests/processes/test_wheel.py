@@ -79,7 +79,11 @@ def test_everything_is_in_the_wheel(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fabric_ppo").rglob("*.py")}
     presets = {f"fabric_ppo/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     scripts = {path.name for path in ROOT.glob("train_*.py")}
-    assert names == modules | presets | scripts | {"fabric_ppo/py.typed"}
+    report = ROOT / "fabric_ppo/tools/report"
+    parts = [*report.glob("page.*"), *(report / "vendor").iterdir()]
+    data = {str(path.relative_to(ROOT)) for path in parts} | {"fabric_ppo/py.typed"}
+    assert names == modules | presets | scripts | data
+    assert "fabric_ppo/tools/report/vendor/uPlot.LICENSE" in names
     assert len(presets) > 10
 
 
@@ -98,6 +102,8 @@ def test_presets_are_listed_and_trained(fabric_ppo, tmp_path):
     assert scores["episodes"] == 3
     fabric_ppo("plot", "run", "--out", "curve.svg")
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+    fabric_ppo("report", "run", "--out", "report.html")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("script", ["fabric", "decoupled"])
@@ -116,3 +122,4 @@ def test_a_preset_is_benchmarked(fabric_ppo, programs, tmp_path):
     assert "CartPole-v1" in (tmp_path / "docs/results.md").read_text()
     (result,) = json.loads((tmp_path / "docs/results/results.json").read_text())
     assert (result["preset"], result["transitions"]) == ("acrobot", 256)
+    assert (tmp_path / "logs/benchmark/acrobot/report.html").read_text().startswith("<!doctype html>")

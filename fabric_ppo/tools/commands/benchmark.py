@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fabric_ppo.process.errors import FAILED, ConfigError
 from fabric_ppo.process.files import require_text_path
+from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.tools.command_parser import CommandParser, count
 from fabric_ppo.tools.help import Entry
 
@@ -39,6 +40,18 @@ def run(args: list[str]) -> int:
     require_text_path("--out", given.out)
     presets = presets_of(given.suites)
     check_presets(presets)
-    failed = run_suite(presets, given.seeds, given.jobs, Path(given.log_dir), Path(given.out))
-    print(given.out)
+    log_dir = Path(given.log_dir)
+    failed = run_suite(presets, given.seeds, given.jobs, log_dir, Path(given.out))
+    print(given.out, flush=True)
+    _report(log_dir, list(presets), given.seeds)
     return FAILED if failed else 0
+
+
+def _report(log_dir: Path, presets: list[str], seeds: int) -> None:
+    """Write a report of each preset's runs into its folder, and print where it is."""
+    from fabric_ppo.tools.report.after_training import report_beside
+
+    for preset in presets:
+        folders = [log_dir / preset / f"seed_{seed}" for seed in range(1, seeds + 1)]
+        if trained := [folder for folder in folders if (folder / CONFIG_FILE).is_file()]:
+            report_beside(trained, log_dir / preset)
