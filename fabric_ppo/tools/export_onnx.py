@@ -60,13 +60,16 @@ def to_onnx(
     Raises:
         Exception: of many kinds, where the module has what ONNX cannot express.
     """
-    batch = torch.export.Dim("batch")
+    batch, args = torch.export.Dim("batch"), tuple(example[port.name] for port in interface.inputs)
+    shapes = (tuple({0: batch} for _ in args),)
+    # not left to the exporter of ONNX, which where this raises tries again and makes less general ones
+    graph = torch.export.export(_Positional(module, interface).eval(), args, dynamic_shapes=shapes)
     program = torch.onnx.export(
-        _Positional(module, interface).eval(),
-        tuple(example[port.name] for port in interface.inputs),
+        graph,
+        args,
         input_names=[port.name for port in interface.inputs],
         output_names=[port.name for port in interface.outputs],
-        dynamic_shapes=(tuple({0: batch} for _ in interface.inputs),),
+        dynamic_shapes=shapes,
         opset_version=opset,
         dynamo=True,
         verbose=False,
