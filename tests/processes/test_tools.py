@@ -21,7 +21,7 @@ from fabric_ppo.run.trackers.tool_tracker import ToolTracker
 from tests.fixtures.launching import ROOT, free_port, in_fork, printed_in_fork
 from tests.fixtures.parts import outcome
 from tests.fixtures.processes import FOREVER, PATIENCE
-from tests.fixtures.resuming import on_call
+from tests.fixtures.resuming import finish, metrics, on_call
 from tests.fixtures.tracked import expected_curves, mlflow_curves, trackio_curves, wandb_run
 
 pytestmark = pytest.mark.processes
@@ -199,3 +199,27 @@ def test_a_run_that_is_killed_is_one_clean_run_on_a_server_of_mlflow(
     assert in_fork(outcome, run_dir, 6, flags | {"resume": True}) == ""
     assert mlflow_curves(mlflow_server)[1] == expected_curves(run_dir)
     assert not (tmp_path / "logs/mlflow.db").exists()
+
+
+@pytest.mark.parametrize("script", ["torch", "decoupled"])
+def test_weights_with_all_tools_are_those_without(tmp_path, tracked_flags, script):
+    """H9; of several ranks only the first tracks."""
+    alone = finish(script, 2, tmp_path / "alone")
+    run_dir = finish(script, 2, tmp_path / "run", **tracked_flags)
+    assert (run_dir / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
+    assert metrics(run_dir) == metrics(alone)
+    assert_clean(run_dir, tmp_path / "logs")
+
+
+def test_a_run_that_goes_on_after_its_end_has_one_test_in_each_tool(tmp_path, tracked_flags):
+    run_dir = tmp_path / "run"
+    assert in_fork(outcome, run_dir, 2, tracked_flags) == ""
+    assert in_fork(outcome, run_dir, 4, tracked_flags | {"resume": True}) == ""
+    assert_clean(run_dir, tmp_path / "logs")
+
+
+def test_a_run_gets_its_earlier_rows_into_a_tool_that_is_named_later(tmp_path, tracked_flags):
+    run_dir = tmp_path / "run"
+    assert in_fork(outcome, run_dir, 2, tracked_flags | {"track": "jsonl"}) == ""
+    assert in_fork(outcome, run_dir, 4, tracked_flags | {"resume": True}) == ""
+    assert_clean(run_dir, tmp_path / "logs")

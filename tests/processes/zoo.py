@@ -38,7 +38,7 @@ from fabric_ppo.process.errors import ConfigError
 
 LIMIT_SECONDS = 900
 FLAGS: dict[str, Any] = {"num_envs": 8, "num_steps": 16, "update_epochs": 1, "num_threads": 1, "anneal_lr": False}
-FLAGS |= {"quiet": True, "test_episodes": 1, "test_step_limit": 50, "trackers": "json_lines"}
+FLAGS |= {"quiet": True, "test_episodes": 1, "test_step_limit": 50, "track": "jsonl"}
 GROUPS = (("MiniGrid and BabyAI", "minigrid"), ("ALE", "ale_py"), ("Gymnasium", ""))
 
 

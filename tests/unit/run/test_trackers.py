@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+from importlib.machinery import PathFinder
 
 import pytest
 import yaml
@@ -42,7 +44,7 @@ class Notes(Tracker):
 class Silent(Tracker):
     \"\"\"Each method is left as it is.\"\"\"
 """
-OWN = f"json_lines,{MODULE}:Notes,{MODULE}:Silent"
+OWN = f"jsonl,{MODULE}:Notes,{MODULE}:Silent"
 PER_UPDATE = 32
 """Transitions of an update, of `resuming.TINY`."""
 
@@ -61,10 +63,10 @@ def of_kind(seen, *kinds):
 def test_a_tracker_of_ones_own_gets_everything_that_a_run_has(tmp_path, write_parts):
     write_parts(NOTES)
     run_dir = tmp_path / "run"
-    assert trained(run_dir, trackers=OWN, eval_every=2, eval_episodes=1) == ""
+    assert trained(run_dir, track=OWN, eval_every=2, eval_episodes=1) == ""
     seen = notes()
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert config["trackers"] == OWN
+    assert config["track"] == OWN
     assert seen[0] == ["start", config, str(run_dir), ["Position", 0, 0, 0, 0], True]
     assert of_kind(seen, "log") == logged(run_dir)
     assert [each[2] for each in of_kind(seen, "log")] == [PER_UPDATE, 2 * PER_UPDATE, 3 * PER_UPDATE]
@@ -82,14 +84,14 @@ def test_a_tracker_of_ones_own_gets_everything_that_a_run_has(tmp_path, write_pa
 def test_videos_are_artifacts(tmp_path, write_parts):
     write_parts(NOTES)
     run_dir = tmp_path / "run"
-    assert trained(run_dir, trackers=f"{MODULE}:Notes", capture_video=True) == ""
+    assert trained(run_dir, track=f"{MODULE}:Notes", capture_video=True) == ""
     assert of_kind(notes(), "artifact")[1:] == [["artifact", str(run_dir / "test_videos"), "video", True]]
 
 
 def test_a_tracker_of_a_resumed_run_is_told_where_it_goes_on(tmp_path, monkeypatch, write_parts):
     """A run that is killed after its third update goes on after its second: the third comes again."""
     write_parts(NOTES)
-    run_dir, flags = tmp_path / "run", {"trackers": OWN, "checkpoint_every": 2}
+    run_dir, flags = tmp_path / "run", {"track": OWN, "checkpoint_every": 2}
     with monkeypatch.context() as patch:
         patch.setattr(SCRIPTS["torch"], "collect", on_call(4, 0, die, SCRIPTS["torch"].collect))
         assert train("torch", 1, run_dir, **flags) == ["exit code 9"]
@@ -114,7 +116,7 @@ def test_a_run_that_fails_has_no_summary(tmp_path, monkeypatch, write_parts):
 
     monkeypatch.setattr(train_torch, "ppo_update", on_call(3, 0, fail, train_torch.ppo_update))
     run_dir = tmp_path / "run"
-    assert trained(run_dir, trackers=OWN) == "TrainingError: told to fail"
+    assert trained(run_dir, track=OWN) == "TrainingError: told to fail"
     seen = notes()
     assert [each for each in seen if each[0] != "flush"][1:] == [*logged(run_dir), ["finish", None]]
     assert len(logged(run_dir)) == 2
@@ -135,7 +137,7 @@ def test_a_tracker_that_fails_costs_its_own_output_only(tmp_path, write_parts, m
     write_parts(BREAKS.format(method=method, raises='raise ValueError("no network")'))
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
     assert trained(alone) == ""
-    flags = {"trackers": f"{MODULE}:Breaks,json_lines,tensorboard"}
+    flags = {"track": f"{MODULE}:Breaks,jsonl,tensorboard"}
     ended, _, printed = printed_in_fork(outcome, run_dir, 3, flags)
     assert re.fullmatch(f"NotAllWrittenError: done, but not everything could be written: {MODULE}:Breaks {WHY}", ended)
     assert printed.count("no network") == 1
@@ -150,8 +152,8 @@ def test_a_tracker_that_cannot_start_is_refused_in_one_line(tmp_path, write_part
     """And leaves nothing behind, whatever others have written before it."""
     write_parts(BREAKS.format(method="start", raises='raise ValueError("no network")'))
     run_dir = tmp_path / "run"
-    ended = trained(run_dir, trackers=f"tensorboard,json_lines,{MODULE}:Breaks")
-    assert re.fullmatch(f"ConfigError: --trackers {MODULE}:Breaks: it cannot start {WHY}", ended)
+    ended = trained(run_dir, track=f"tensorboard,jsonl,{MODULE}:Breaks")
+    assert re.fullmatch(f"ConfigError: --track {MODULE}:Breaks: it cannot start {WHY}", ended)
     assert not run_dir.exists()
 
 
@@ -160,16 +162,93 @@ def test_a_tracker_that_cannot_start_takes_nothing_from_a_run_that_is_resumed(tm
     run_dir = tmp_path / "run"
     assert trained(run_dir) == ""
     names = sorted(path.name for path in run_dir.iterdir())
-    assert trained(run_dir, trackers=f"{MODULE}:Breaks", resume=True).startswith("ConfigError: --trackers")
+    assert trained(run_dir, track=f"{MODULE}:Breaks", resume=True).startswith("ConfigError: --track")
     assert sorted(path.name for path in run_dir.iterdir()) == names
 
 
 @pytest.mark.parametrize("method", ["__init__", "start", "log"])
 def test_a_tracker_that_calls_sys_exit_is_one_that_fails(tmp_path, write_parts, method):
     write_parts(BREAKS.format(method=method, raises="raise SystemExit(4)"))
-    ended = trained(tmp_path / "run", trackers=f"{MODULE}:Breaks")
+    ended = trained(tmp_path / "run", track=f"{MODULE}:Breaks")
     assert "SystemExit: 4 in " in ended
     assert ended.startswith("NotAll" if method == "log" else "ConfigError: ")
+
+
+HANGS = """
+import threading
+
+class Hangs(Tracker):
+    def {method}(self, *given):
+        threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("method", ["log", "flush", "artifact", "finish"])
+def test_a_tracker_that_hangs_is_given_up(tmp_path, write_parts, method):
+    """It is called no more, so the run waits for it once; the others have everything."""
+    write_parts(HANGS.format(method=method))
+    run_dir, flags = tmp_path / "run", {"track": f"{MODULE}:Hangs,jsonl", "track_timeout": 0.5}
+    ended, _, printed = printed_in_fork(outcome, run_dir, 3, flags)
+    name = f"{MODULE}:Hangs"
+    assert ended == f"NotAllWrittenError: done, but not everything could be written: {name} (no answer for 0.5 s)"
+    assert printed.count("no answer") == 1
+    assert len(logged(run_dir)) == 3
+
+
+@pytest.mark.parametrize(("method", "what"), [("__init__", "cannot be made"), ("start", "cannot start")])
+def test_a_tracker_that_hangs_before_the_first_update_is_refused(tmp_path, write_parts, method, what):
+    write_parts(HANGS.format(method=method))
+    run_dir = tmp_path / "run"
+    ended = trained(run_dir, track=f"jsonl,{MODULE}:Hangs", track_timeout=0.5)
+    assert ended == f"ConfigError: --track {MODULE}:Hangs: it {what} (no answer for 0.5 s)"
+    assert not run_dir.exists()
+
+
+THREADS = """
+import threading
+
+class Threads(Tracker):
+    def __init__(self):
+        self.thread = threading.get_ident()
+
+    def start(self, config, run_dir, resumed_at):
+        note(self.thread == threading.get_ident())
+
+    def log(self, metrics, step):
+        note(self.thread == threading.get_ident())
+
+    def finish(self, summary):
+        note(self.thread == threading.get_ident())
+"""
+
+
+def test_all_calls_of_a_tracker_come_from_one_thread(tmp_path, write_parts):
+    """Connections to databases, for one, want that."""
+    write_parts(THREADS)
+    assert trained(tmp_path / "run", track=f"{MODULE}:Threads") == ""
+    assert notes() == [[True]] * 5
+
+
+@pytest.mark.parametrize(
+    ("tool", "needs"), [("wandb", "wandb"), ("trackio", "trackio"), ("mlflow", "mlflow and sqlalchemy")]
+)
+def test_a_tool_that_is_not_installed_is_refused_in_one_line(tmp_path, monkeypatch, no_launcher, tool, needs):
+    """Also where a folder of its name lies where the user is, as W&B makes one."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    find = importlib.util.find_spec
+
+    def here(name):
+        return PathFinder.find_spec(name, [str(tmp_path)])
+
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: here(name) if name in needs.split(" and ") else find(name)
+    )
+    ended = trained(tmp_path / "run", track=f"jsonl,{tool}")
+    assert ended == f'ConfigError: --track {tool}: needs {needs}: pip install "fabric-ppo[{tool}]"'
+    assert not (tmp_path / "run").exists()
 
 
 WRONG = """
@@ -197,21 +276,22 @@ a_number = 3
         (f"{MODULE}:a_number", "is a int; a function is expected"),
         (f"{MODULE}:Missing", "cannot be imported "),
         ("no_such_module:Tracker", "cannot be imported "),
-        ("wandb", "tensorboard, json_lines or module:Name is expected"),
+        ("neptune", "tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"),
+        ("json_lines", "here it is jsonl"),
     ],
 )
 def test_what_is_no_tracker_is_refused_in_one_line_before_anything_is_written(tmp_path, write_parts, name, why):
     write_parts(WRONG)
     run_dir = tmp_path / "run"
-    ended = trained(run_dir, trackers=f"json_lines,{name}")
-    assert ended.startswith(f"ConfigError: --trackers {name}: {why}")
+    ended = trained(run_dir, track=f"jsonl,{name}")
+    assert ended.startswith(f"ConfigError: --track {name}: {why}")
     assert "\n" not in ended
     assert not run_dir.exists()
 
 
-@pytest.mark.parametrize(("trackers", "has_lines", "has_events"), [("json_lines", 1, 0), ("tensorboard", 0, 1)])
+@pytest.mark.parametrize(("trackers", "has_lines", "has_events"), [("jsonl", 1, 0), ("tensorboard", 0, 1)])
 def test_a_built_in_tracker_alone_leaves_no_trace_of_the_other(tmp_path, no_launcher, trackers, has_lines, has_events):
     run_dir = tmp_path / "run"
-    assert trained(run_dir, trackers=trackers) == ""
+    assert trained(run_dir, track=trackers) == ""
     assert len(list(run_dir.glob("metrics.jsonl"))) == has_lines
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == has_events
