@@ -25,7 +25,7 @@ MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
     *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "trackers", "callbacks"),
     *("env_backend", "env_timeout", "env_start_method", "restart_envs", "timeout", "num_threads"),
-    *("exp_name", "init_from"),
+    *("info_keys", "exp_name", "init_from"),
 )
 """Flags that may have other values in a resumed run; the help of `--resume` lists them."""
 _NOT_OF_THE_RESULT = ("config", "run_dir", "log_dir", "resume")
@@ -211,7 +211,7 @@ class RecordFlags:
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
     --restart-envs, --timeout, --num-threads, --profile, --quiet, --trackers, --callbacks,
-    --exp-name, --init-from."""
+    --info-keys, --exp-name, --init-from."""
     log_dir: PathText = "logs"
     """Folder in which run folders are made."""
     checkpoint_every: int = 0
@@ -236,6 +236,9 @@ class RecordFlags:
     module:Name."""
     callbacks: str | None = None
     """Callbacks of your own, module:Name, with commas between them."""
+    info_keys: str | None = None
+    """Numbers in the info of an episode's last step to log besides is_success, with commas between
+    them, such as reward_forward,stats.speed; sum:reward_ctrl adds up those of all its steps."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     profile: bool = False

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fabric_ppo.config_arguments import ARGUMENTS, ATARI_ARGUMENTS, Arguments, arguments_of
+from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.process.errors import ConfigError, flag
 
 LEARNING_RATES = (1e-5, 1e-2)
@@ -176,6 +177,7 @@ def check_values(config: Any) -> None:
     _check_types(config)
     _check_ranges(config)
     _check_names(config)
+    info_keys_of(config.info_keys)
     _check_combinations(config)
     _check_environment(config)
     _check_sequences(config)

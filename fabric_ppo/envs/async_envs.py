@@ -20,6 +20,7 @@ from fabric_ppo.envs.contract import (
     UnwrittenVideoError,
     VectorEnvs,
 )
+from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.shared_arrays import array_fields, map_arrays, open_shared_file
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.worker import CLOSE, FAULT, MAKE, REBUILD, RESET, SHARE, STATE, STEP, TRY
@@ -54,7 +55,7 @@ class AsyncEnvs(VectorEnvs):
             ConfigError: the environment cannot be made, or has a space that is not supported; or
                 there is no room for so many processes.
         """
-        self.num_envs, self.first_env = settings.num_envs, settings.first_env
+        self.num_envs, self.first_env, self.info_keys = settings.num_envs, settings.first_env, settings.info_keys
         self._settings = settings
         self._context = worker_context(settings)
         self._registration = registration_of(settings)
@@ -93,8 +94,8 @@ class AsyncEnvs(VectorEnvs):
             if array_fields(spec) != array_fields(self.spec):
                 differing = f"environments {self.first_env} and {self.first_env + index} have different spaces"
                 raise ConfigError(f"--env-id {self._settings.env_id}: {differing}; the same are expected")
-        self._file = open_shared_file(self.spec, self.num_envs)
-        self._arrays = map_arrays(self._file, self.spec, self.num_envs)
+        self._file = open_shared_file(self.spec, self.num_envs, len(self.info_keys))
+        self._arrays = map_arrays(self._file, self.spec, self.num_envs, len(self.info_keys))
         self.lost_life = self._arrays["lost_life"] if self.spec.is_atari else None
         for worker in self._workers:
             worker.send(SHARE, self._file)
@@ -120,7 +121,9 @@ class AsyncEnvs(VectorEnvs):
         if self._log is not None:
             self._log.append(arrays["actions"][None].copy(), has_ended[None])
             self._remember(self._log)
-        return [FinalObs(int(index), arrays["final_obs"][index].copy()) for index in np.flatnonzero(has_ended)]
+        ended = np.flatnonzero(has_ended).tolist()
+        self.endings = [Ending(index, arrays["info"][index].tolist()) for index in ended]
+        return [FinalObs(index, arrays["final_obs"][index].copy()) for index in ended]
 
     def try_repeating(self, seconds: float) -> str:
         """See `VectorEnvs.try_repeating`."""

@@ -6,12 +6,15 @@ Training (`Episodes`) and tests (`rollouts/evaluate.py`) call environments throu
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 
+from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey
 from fabric_ppo.envs.actions import MaskCheck
 from fabric_ppo.envs.contract import Array
+from fabric_ppo.envs.episode_info import EpisodeInfo, Reading
 from fabric_ppo.envs.frame_stack import FrameStack, num_frames
 from fabric_ppo.envs.gymnasium_env import renew_world
 from fabric_ppo.envs.reading import read_flag, read_reward, read_tuple
@@ -29,10 +32,17 @@ class CheckedEnv:
         lost_life: the last step cost a life in an Atari game.
         place: which environment and episode this is, for the text of faults.
         steps: since the reset.
+        info: what the last step returned beside the rest.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], spec: EnvSpec, place: str = "") -> None:
-        """Take an environment with these spaces."""
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        spec: EnvSpec,
+        place: str = "",
+        info_keys: Sequence[InfoKey] = ONLY_SUCCESS,
+    ) -> None:
+        """Take an environment with these spaces; `info_keys` are what `ending` reads."""
         self.env, self.spec, self.place = env, spec, place
         space = spec.observation
         self._stack = FrameStack(space) if num_frames(space) > 1 else None
@@ -43,6 +53,9 @@ class CheckedEnv:
         self._lives = 0
         self.lost_life = False
         self.steps = self._seed = 0
+        self.info: Any = None
+        self._episode_info = EpisodeInfo(info_keys)
+        self._adds_info = self._episode_info.adds
 
     def reset(self, seed: int) -> Array:
         """Start an episode, and return its first observation as it is stored, packed if nested.
@@ -51,6 +64,7 @@ class CheckedEnv:
             EnvironmentFault: the environment failed, or its observation cannot be read.
         """
         self._seed, self.steps = seed, 0
+        self._episode_info.clear()
         if self._stack is not None:
             self._stack.clear()
         try:
@@ -89,6 +103,9 @@ class CheckedEnv:
             if type(answer) is not tuple or len(answer) != 5:  # written out, as what follows: every step
                 answer = read_tuple(answer, ("observation", "reward", "terminated", "truncated", "info"))
             obs, reward, terminated, truncated, info = answer
+            self.info = info
+            if self._adds_info:
+                self._episode_info.add(info)
             reward = read_reward(reward)
             if type(terminated) is not bool or type(truncated) is not bool:
                 terminated, truncated = read_flag(terminated, "terminated"), read_flag(truncated, "truncated")
@@ -100,6 +117,10 @@ class CheckedEnv:
         except ValueError as error:
             raise self._fault(f"step returned {error}") from None
         return read, reward, terminated, truncated
+
+    def ending(self) -> list[Reading] | None:
+        """Return the readings of `info` where the last step was an episode's; see `EpisodeInfo.ending`."""
+        return self._episode_info.ending(self.info)
 
     def _fault(self, what: str, error: BaseException | None = None) -> EnvironmentFault:
         """Return a fault that names the environment, its episode and its step."""

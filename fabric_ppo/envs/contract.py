@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey
+from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.frame_stack import with_frames
 from fabric_ppo.envs.spaces import EnvSpec, Fit, env_spec
 
@@ -51,6 +53,7 @@ class EnvSettings:
         obs_keys: parts of a Dict observation that are taken, with commas; empty for all.
         env_kwargs: keyword arguments for the environment's constructor, as JSON; empty for none.
         frame_stack: last observations that make one, see `frame_stack.with_frames`.
+        info_keys: numbers of `info` that are read of each episode.
     """
 
     env_id: str
@@ -68,6 +71,7 @@ class EnvSettings:
     obs_keys: str = ""
     env_kwargs: str = ""
     frame_stack: int = 1
+    info_keys: tuple[InfoKey, ...] = ONLY_SUCCESS
 
     def spec_of(self, env: Any) -> EnvSpec:
         """Describe an environment made with these settings.
@@ -93,7 +97,7 @@ class PastEpisode:
         length: its steps until there.
         discounted: its discounted return until there.
         memory: `[memory_size]`, what a recurrent agent remembers of it.
-        state: from the environment's own `get_state`; empty for none.
+        state: from `VectorEnvs.states`; empty for none.
     """
 
     number: int
@@ -116,6 +120,9 @@ class VectorEnvs(ABC):
         restarts: worker processes that had to be replaced so far.
         lost_life: `[N]`, where the last step cost a life, though the game may go on; None if that
             is not of interest.
+        info_keys: numbers of `info` that are read of each episode.
+        endings: what was read of the episodes that ended in the last step, in order of their
+            environments; those that have none of the numbers may be left out.
     """
 
     spec: EnvSpec
@@ -123,6 +130,8 @@ class VectorEnvs(ABC):
     first_env: int
     restarts: int = 0
     lost_life: Array | None = None
+    info_keys: tuple[InfoKey, ...] = ONLY_SUCCESS
+    endings: Sequence[Ending] = ()
 
     @abstractmethod
     def reset(self, obs: Array) -> None:
@@ -181,7 +190,7 @@ class VectorEnvs(ABC):
         """
 
     def states(self) -> list[bytes]:
-        """Return what each environment's own `get_state` gives; empty if they have none."""
+        """Return for each environment what `rebuild` takes in `PastEpisode.state`; empty for none."""
         return []
 
     @abstractmethod

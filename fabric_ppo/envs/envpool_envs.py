@@ -12,12 +12,16 @@ import numpy as np
 
 from fabric_ppo.envs.atari import envpool_options
 from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import envpool_id
 from fabric_ppo.envs.reading import all_finite, find_not_finite, in_entry
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, env_spec
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.seeding import episode_seed
+
+_OUTSIDE_INFO = ("obs", "reward", "done", "trunc", "discount", "step_type")
+"""Arrays that EnvPool does not have in `info`."""
 
 
 class EnvPoolEnvs(VectorEnvs):
@@ -43,10 +47,12 @@ class EnvPoolEnvs(VectorEnvs):
             twin.close()
             raise ConfigError(f"--env-id {settings.env_id}: nested observations need --env-backend sync or async")
         twin.close()
-        self.num_envs, self.first_env = settings.num_envs, settings.first_env
+        self.num_envs, self.first_env, self.info_keys = settings.num_envs, settings.first_env, settings.info_keys
         self._settings = settings
         self._pool, spec = _make_pool(settings, [0] * settings.num_envs, self._options)
-        self._step: Any = _step_of(self._pool)
+        self._names = [key.key for key in self.info_keys] + ["lives"] * self.spec.is_atari
+        self._step: Any = _step_of(self._pool, self._names)
+        self._info = PoolInfo(self.info_keys, self.num_envs)
         _require_same_spaces(spec, self.spec)
         self._checks_obs = np.dtype(self.spec.observation.dtype).kind == "f"
         self._ended = np.zeros(settings.num_envs, np.bool_)
@@ -68,21 +74,31 @@ class EnvPoolEnvs(VectorEnvs):
         """See `VectorEnvs.step`."""
         # an environment whose episode ended in the last step ignores its action and resets
         np.logical_not(self._ended, out=valid)
-        obs[:], rewards[:], terminated[:], truncated[:], *lives = self._step(actions)
+        obs[:], rewards[:], terminated[:], truncated[:], *columns = self._step(actions)
         if self.lost_life is not None:
-            np.less(lives[0], self._lives, out=self.lost_life)
-            self._lives[:] = lives[0]
+            lives = columns.pop()
+            np.less(lives, self._lives, out=self.lost_life)
+            self._lives[:] = lives
         np.logical_or(terminated, truncated, out=self._ended)
+        if columns:
+            self._read_info(columns, valid)
         if not all_finite(rewards):
             raise self._fault("reward", rewards)
         if self._checks_obs and not all_finite(obs):
             raise self._fault("observation", obs)
         return []
 
+    def _read_info(self, columns: Sequence[Any], valid: Array) -> None:
+        """Read the `info` of a step, an array for each key."""
+        if self._info.adds:
+            self._info.add(columns, valid)
+        self.endings = self._info.endings(columns, self._ended) if self._ended.any() else ()
+
     def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """Start new episodes, with seeds of their own; see `VectorEnvs.rebuild`."""
         self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past], self._options)
-        self._step = _step_of(self._pool)
+        self._step = _step_of(self._pool, self._names)
+        self._info.clear()
         self.reset(obs)
         return ["EnvPool cannot bring an episode back"] * self.num_envs
 
@@ -129,36 +145,46 @@ def _make_pool(settings: EnvSettings, episodes: Sequence[int], options: dict[str
     return pool, env_spec(settings.env_id, *spaces, settings.action_bounds, settings.env_wrapper)
 
 
-def _step_of(pool: Any) -> Callable[[Array], tuple[Array, ...]]:
+def _step_of(pool: Any, names: Sequence[str] = ()) -> Callable[[Array], tuple[Any, ...]]:
     """Return a function that steps a pool.
 
-    Its arguments are the actions; it returns observations, rewards, terminated, truncated, and of
-    Atari games the lives left. EnvPool's own `step` takes as long to sort its arrays into
-    dictionaries as some dozen CartPoles take to step, so its compiled part is called instead, where
-    it takes and gives what this is written for.
+    Its arguments are the actions; it returns observations, rewards, terminated, truncated, and what
+    is in `info` by each of `names`, None where that is missing; nothing where all are. EnvPool's
+    own `step` takes as long to sort its arrays into dictionaries as some dozen CartPoles take to
+    step, so its compiled part is called instead, where it takes and gives what this is written for.
     """
     takes, gives = list(getattr(pool, "_action_keys", [])), list(getattr(pool, "_state_keys", []))
     if takes != ["env_id", "players.env_id", "action"] or not {"obs", "reward", "done", "trunc"} <= set(gives):
-        return lambda actions: _by_name(*pool.step(actions))
+        return lambda actions: _by_name(pool.step(actions), names)
     ids, dtype = pool.all_env_ids, pool.spec.action_array_spec["action"].dtype
     at_obs, at_reward, at_done, at_trunc = (gives.index(name) for name in ("obs", "reward", "done", "trunc"))
-    at_lives = [gives.index(name) for name in ("info:lives",) if name in gives]
+    at_info = [_place(name, gives) for name in names]
+    at_info = [] if set(at_info) == {None} else at_info
 
-    def step(actions: Array) -> tuple[Array, ...]:
+    def step(actions: Array) -> tuple[Any, ...]:
         pool._send([ids, ids, np.ascontiguousarray(actions, dtype)])
         state = pool._recv()
         truncated = state[at_trunc]
-        lives = [state[index] for index in at_lives]
+        columns = [None if index is None else state[index] for index in at_info]
         # EnvPool's `done` covers both ways in which an episode can end
-        return state[at_obs], state[at_reward], state[at_done] & ~truncated, truncated, *lives
+        return state[at_obs], state[at_reward], state[at_done] & ~truncated, truncated, *columns
 
     return step
 
 
-def _by_name(*step: Any) -> tuple[Array, ...]:
-    """Return the arrays of EnvPool's own `step`, with the lives from its `info`."""
-    *arrays, info = step
-    return *arrays, *[info[name] for name in ("lives",) if name in info]
+def _place(name: str, gives: list[str]) -> int | None:
+    """Return the place of a key of `info` among the arrays that EnvPool's compiled part gives."""
+    given = [each for each in (f"info:{name}", name) if each in gives and each not in _OUTSIDE_INFO]
+    return gives.index(given[0]) if given else None
+
+
+def _by_name(answer: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
+    """Return what EnvPool's own `step` does, with what is in its `info` by each of `names`."""
+    *arrays, info = answer
+    found = [find_in(info, name) for name in names]
+    columns = [None if column is ABSENT else column for column in found]
+    columns = [] if all(column is None for column in columns) else columns
+    return *arrays, *columns
 
 
 def _require_same_spaces(ours: EnvSpec, twins: EnvSpec) -> None:

@@ -40,7 +40,7 @@ class Episodes(CheckedEnv):
         spec = settings.spec_of(env)
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
         env = record(env, settings.video_dir, None, make) if records else env
-        super().__init__(env, spec, f"environment {self._id}, episode")
+        super().__init__(env, spec, f"environment {self._id}, episode", settings.info_keys)
         self._episode = -1
 
     def begin(self) -> Array:
@@ -54,7 +54,10 @@ class Episodes(CheckedEnv):
         return self.reset(episode_seed(settings.seed, self._id, self._episode, settings.total_envs))
 
     def state(self) -> bytes:
-        """Return what the environment's own `get_state` gives; empty if it gives no bytes."""
+        """Return what `rebuild` takes instead of actions; empty where the environment has no state.
+
+        That is what its own `get_state` gives, after the sums of `info` of its episode.
+        """
         if not self._offers_state:
             return b""
         try:
@@ -62,7 +65,7 @@ class Episodes(CheckedEnv):
         except USER_ERRORS:  # a method of that name that is something else
             state = None
         self._offers_state = isinstance(state, bytes) and state != b""
-        return state if isinstance(state, bytes) else b""
+        return self._episode_info.state() + state if self._offers_state else b""
 
     def try_repeating(self, seconds: float) -> str:
         """See `VectorEnvs.try_repeating`."""
@@ -121,7 +124,8 @@ class Episodes(CheckedEnv):
     def _set_state(self, past: PastEpisode) -> str:
         """Hand the environment its state; return why that failed, or nothing."""
         try:
-            self.env.unwrapped.set_state(past.state)  # type: ignore[attr-defined]
+            state = self._episode_info.restore(past.state)
+            self.env.unwrapped.set_state(state)  # type: ignore[attr-defined]
         except USER_ERRORS as error:
             return f"set_state raised {describe_error(error)}".splitlines()[0]
         self.steps = past.length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import json_text
+from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.envs.contract import EnvSettings, VectorEnvs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.launch import cores_per_rank
@@ -37,6 +38,7 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         obs_keys=config.obs_keys or "",
         env_kwargs=json_text(config.env_kwargs),
         frame_stack=config.frame_stack,
+        info_keys=info_keys_of(config.info_keys),
     )
     with torch_settings_kept():
         return _make_backend(config, settings)

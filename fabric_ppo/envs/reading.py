@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fabric_ppo.process.errors import USER_ERRORS, first_line
 
-_LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_SQUARE = _LARGEST**2
+LARGEST = float(np.finfo(np.float32).max)
+"""Greatest number of float32, in which networks compute."""
+_LARGEST_SQUARE = LARGEST**2
 _LONGEST_TEXT = 60
 _INTEGERS = (int, np.int64)
 
@@ -160,12 +161,12 @@ def read_reward(reward: Any) -> float:
     """
     try:
         # bool and np.float64 are among these
-        number = float(reward) if isinstance(reward, (float, int)) else _number(reward)
+        number = float(reward) if isinstance(reward, (float, int)) else read_number(reward)
     except OverflowError:
         number = float("inf")
     except USER_ERRORS:
         raise ValueError(f"reward {shorten(repr(reward))} ({type(reward).__name__}); a number is expected") from None
-    if not -_LARGEST <= number <= _LARGEST:
+    if not -LARGEST <= number <= LARGEST:
         raise ValueError(f"reward {shorten(str(reward))}, which is not finite as float32")
     return number
 
@@ -183,7 +184,7 @@ def read_flag(flag: Any, name: str) -> bool:
     if flag is None or isinstance(flag, (bool, np.bool_)):
         return bool(flag)
     try:
-        number = float(flag) if isinstance(flag, (float, int)) else _number(flag)
+        number = float(flag) if isinstance(flag, (float, int)) else read_number(flag)
     except USER_ERRORS:
         number = float("nan")
     if number != number:
@@ -203,7 +204,7 @@ def read_tuple(answer: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     raise ValueError(f"{what}; {', '.join(names[:-1])} and {names[-1]} are expected")
 
 
-def _number(value: Any) -> float:
+def read_number(value: Any) -> float:
     """Return the number that a scalar, an array of size 1 or another object stands for.
 
     Raises:

@@ -16,8 +16,11 @@ _ALIGNMENT = 64
 """Bytes: arrays begin at multiples of it, a cache line."""
 
 
-def array_fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return, by name, the dtype and shape of one environment's part of the shared memory."""
+def array_fields(spec: EnvSpec, num_info: int = 1) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return, by name, the dtype and shape of one environment's part of the shared memory.
+
+    `num_info` is the number of keys that are read of its `info`.
+    """
     obs, action = spec.observation, spec.action
     return {
         "actions": (action.dtype, action.shape),
@@ -27,10 +30,11 @@ def array_fields(spec: EnvSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
         "terminated": ("bool", ()),
         "truncated": ("bool", ()),
         "lost_life": ("bool", ()),
+        "info": ("float64", (num_info, 2)),
     }
 
 
-def open_shared_file(spec: EnvSpec, num_envs: int) -> int:
+def open_shared_file(spec: EnvSpec, num_envs: int, num_info: int = 1) -> int:
     """Return a new file without a name that has room for the arrays of `num_envs` environments.
 
     It is handed to processes by its descriptor, so a kill leaves nothing behind.
@@ -43,24 +47,24 @@ def open_shared_file(spec: EnvSpec, num_envs: int) -> int:
     else:
         with tempfile.TemporaryFile() as temporary:
             file = os.dup(temporary.fileno())
-    os.ftruncate(file, _layout(spec, num_envs)[1])
+    os.ftruncate(file, _layout(spec, num_envs, num_info)[1])
     return file
 
 
-def map_arrays(file: int, spec: EnvSpec, num_envs: int) -> dict[str, Array]:
+def map_arrays(file: int, spec: EnvSpec, num_envs: int, num_info: int = 1) -> dict[str, Array]:
     """Return what `open_shared_file` returned as arrays `[num_envs, ...]`, by name."""
-    offsets, size = _layout(spec, num_envs)
+    offsets, size = _layout(spec, num_envs, num_info)
     memory = mmap.mmap(file, size)
     return {
         name: np.frombuffer(memory, dtype, num_envs * math.prod(shape), offsets[name]).reshape(num_envs, *shape)
-        for name, (dtype, shape) in array_fields(spec).items()
+        for name, (dtype, shape) in array_fields(spec, num_info).items()
     }
 
 
-def _layout(spec: EnvSpec, num_envs: int) -> tuple[dict[str, int], int]:
+def _layout(spec: EnvSpec, num_envs: int, num_info: int) -> tuple[dict[str, int], int]:
     """Return where each array begins, and the size of all, in bytes."""
     offsets, size = {}, 0
-    for name, (dtype, shape) in array_fields(spec).items():
+    for name, (dtype, shape) in array_fields(spec, num_info).items():
         offsets[name] = size
         size += num_envs * math.prod(shape) * np.dtype(dtype).itemsize
         size += -size % _ALIGNMENT

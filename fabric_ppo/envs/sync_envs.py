@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError, VectorEnvs
+from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import describe_error
@@ -35,7 +36,7 @@ class SyncEnvs(VectorEnvs):
                 self.close()
             raise
         self.spec = self._envs[0].spec
-        self.num_envs, self.first_env = settings.num_envs, settings.first_env
+        self.num_envs, self.first_env, self.info_keys = settings.num_envs, settings.first_env, settings.info_keys
         self.lost_life = np.zeros(self.num_envs, np.bool_) if self.spec.is_atari else None
 
     def reset(self, obs: Array) -> None:
@@ -47,7 +48,8 @@ class SyncEnvs(VectorEnvs):
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
         """See `VectorEnvs.step`."""
-        finals = []
+        finals: list[FinalObs] = []
+        endings: list[Ending] = []
         # as Python numbers, scalar actions pass the environments' own checks faster
         each_action = actions.tolist() if actions.ndim == 1 else actions
         for index, (env, action) in enumerate(zip(self._envs, each_action, strict=True)):
@@ -55,11 +57,14 @@ class SyncEnvs(VectorEnvs):
             if terminated[index] or truncated[index]:
                 # a copy, as the environment may reuse its memory
                 finals.append(FinalObs(index, np.array(next_obs)))
+                if (readings := env.ending()) is not None:
+                    endings.append(Ending(index, readings))
                 next_obs = env.begin()
             obs[index] = next_obs
         if self.lost_life is not None:
             self.lost_life[:] = [env.lost_life for env in self._envs]
         valid[:] = True
+        self.endings = endings
         return finals
 
     def try_repeating(self, seconds: float) -> str:

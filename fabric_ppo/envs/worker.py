@@ -19,6 +19,7 @@ from multiprocessing.reduction import recv_handle
 import gymnasium
 
 from fabric_ppo.envs.contract import Array, EnvSettings, UnwrittenVideoError
+from fabric_ppo.envs.episode_info import MISSING
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.envs.shared_arrays import map_arrays
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error, first_line
@@ -130,7 +131,8 @@ class _Worker:
         A part is always an array, also of a scalar, which would be a copy.
         """
         file = recv_handle(self._pipe)
-        arrays = map_arrays(file, self._env.spec, self._settings.num_envs)
+        settings = self._settings
+        arrays = map_arrays(file, self._env.spec, settings.num_envs, len(settings.info_keys))
         os.close(file)
         rows = {name: view[:, None] if view.ndim == 1 else view for name, view in arrays.items()}
         self._arrays = {name: view[self._index] for name, view in rows.items()}
@@ -146,6 +148,7 @@ class _Worker:
         arrays["lost_life"][0] = env.lost_life
         if arrays["terminated"][0] or arrays["truncated"][0]:
             arrays["final_obs"][...] = obs
+            arrays["info"][...] = env.ending() or (0.0, MISSING)
             obs = env.begin()
         arrays["obs"][...] = obs
 

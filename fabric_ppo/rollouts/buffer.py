@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,22 +12,26 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.contract import Array, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
+from fabric_ppo.rollouts.info_totals import InfoTotals
 
 
 @dataclass(frozen=True, order=True)
 class Episode:
     """An episode that ended: at step `t` of its rollout, in global environment `env`.
 
-    `ret` is its undiscounted return, `length` its number of steps.
+    `ret` is its undiscounted return, `length` its number of steps. `info` has a number for each of
+    `VectorEnvs.info_keys`, None where there is none; it is empty where there is none at all.
     """
 
     t: int
     env: int
     ret: float
     length: int
+    info: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Rollout:
         episodes: episodes that ended, ordered by (t, env).
         stats: numbers to be merged and logged.
         snapshot: state of the environments at the end.
+        info: numbers of `info`, over the episodes that ended.
     """
 
     obs: Tensor
@@ -118,6 +123,7 @@ class Rollout:
     episodes: list[Episode]
     stats: RolloutStats
     snapshot: EnvSnapshot
+    info: InfoTotals = field(default_factory=InfoTotals)
 
 
 class RolloutBuffer:
@@ -131,6 +137,7 @@ class RolloutBuffer:
         obs, memory, begins: `[T + 1, N, ...]`, also after the last step.
         actions, rewards, terminated, truncated, valid, lost_life: `[T, N, ...]`.
         finals: final observations of the episodes that ended, each with its step.
+        endings: numbers of `info` of the episodes that ended, each with its step.
         returns, lengths, discounted: `[N]`, of the episodes in progress.
         log_dtype: smallest dtype that holds an action.
     """
@@ -163,6 +170,7 @@ class RolloutBuffer:
         self.begins = np.zeros((t + 1, n), np.bool_)
         self.lost_life = np.zeros((t, n), np.bool_)
         self.finals: list[tuple[int, FinalObs]] = []
+        self.endings: list[tuple[int, Ending]] = []
         self.returns = np.zeros(n, np.float64)
         self.discounted = np.zeros(n, np.float64)
         self.lengths = np.zeros(n, np.int64)
@@ -176,6 +184,11 @@ class RolloutBuffer:
             self._has_started = True
             with torch_settings_kept():
                 self.envs.reset(self.obs[-1])
+
+    def restart(self) -> None:
+        """Start the environments' first episodes again, before anything is collected."""
+        self._has_started = False
+        self.start()
 
     def rebuild(self, past: Sequence[PastEpisode], seconds: float = math.inf) -> list[str]:
         """Restore the episodes that were in progress, instead of `start`.

@@ -17,6 +17,7 @@ from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.actor import Actor
 from fabric_ppo.rollouts.buffer import Episode, Rollout, RolloutBuffer, RolloutStats
 from fabric_ppo.rollouts.episodes import ended_episodes
+from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.rollouts.values import value_rollout
 from fabric_ppo.seeding import action_uniforms
 
@@ -68,6 +69,7 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
         episodes=episodes,
         stats=stats,
         snapshot=buffer.snapshot(),
+        info=InfoTotals.of(buffer.envs.info_keys, (ending.readings for _, ending in buffer.endings)),
     )
 
 
@@ -85,7 +87,7 @@ def _stats(buffer: RolloutBuffer, episodes: list[Episode], seconds: float) -> Ro
 
 def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
     """Fill the buffer; return the parameters of the action distributions, `[T * N, num_params]`."""
-    buffer.finals = []
+    buffer.finals, buffer.endings = [], []
     # the observation after the last rollout is the first of this one
     buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
     envs, n = buffer.envs, buffer.num_envs
@@ -100,6 +102,8 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
             actions = buffer.actions[t] = act(obs).astype(buffer.actions.dtype, copy=False)
             finals = step(to_env_actions(actions), *into)
             buffer.finals += [(t, final) for final in finals]
+            if envs.endings:
+                buffer.endings += [(t, ending) for ending in envs.endings]
             if envs.lost_life is not None:
                 buffer.lost_life[t] = envs.lost_life
             obs = into[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fabric_ppo.envs.episode_info import numbers_of
 from fabric_ppo.rollouts.buffer import Episode, RolloutBuffer
 
 
@@ -36,4 +37,7 @@ def ended_episodes(buffer: RolloutBuffer) -> list[Episode]:
     columns = t, buffer.first_env + env, np.delete(returns, last), np.delete(lengths, last)
     in_order = np.lexsort((env, t))
     rows = zip(*(column[in_order].tolist() for column in columns), strict=True)
-    return [Episode(*row) for row in rows]
+    if not buffer.endings:
+        return [Episode(*row) for row in rows]
+    infos = {(t, buffer.first_env + ending.env): numbers_of(ending.readings) for t, ending in buffer.endings}
+    return [Episode(t, env, ret, length, infos.get((t, env), ())) for t, env, ret, length in rows]

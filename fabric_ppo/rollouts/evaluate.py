@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import TEST_STEP_LIMIT
+from fabric_ppo.config_info_keys import InfoKey, info_keys_of
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import UnwrittenVideoError
+from fabric_ppo.envs.episode_info import Reading, number_names, numbers_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.known import is_gymnasium_class
 from fabric_ppo.envs.recorder import Recorder, record
@@ -24,6 +26,7 @@ from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, describe_error
 from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
@@ -42,20 +45,28 @@ class TestResult:
         lengths: number of steps of each episode.
         cut_off: number of episodes that did not end within the limit of steps.
         unwritten: "a video in FOLDER (REASON)" if the video could not be written, else empty.
+        info: numbers of `info`, over the episodes.
+        infos: those of each episode, by their names; None where an episode has none.
+        info_names: keys that have numbers in the `info` of an episode's last step.
     """
 
     returns: list[float]
     lengths: list[int]
     cut_off: int = 0
     unwritten: str = ""
+    info: InfoTotals = field(default_factory=InfoTotals)
+    infos: dict[str, list[float | None]] = field(default_factory=dict)
+    info_names: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of `summary.json` and `evaluate --json`; std is the population's.
 
-        Means over no episode are None.
+        Means over no episode are None. `info` is there if an episode had a number of it, or one
+        was asked for.
         """
         has_any = len(self.returns) > 0
-        return {
+        info = self.info.means()
+        scores: dict[str, Any] = {
             "episodes": len(self.returns),
             "cut_off": self.cut_off,
             "return_mean": float(np.mean(self.returns)) if has_any else None,
@@ -63,6 +74,7 @@ class TestResult:
             "length_mean": float(np.mean(self.lengths)) if has_any else None,
             "returns": self.returns,
         }
+        return scores | ({"info": info} if info else {})
 
 
 def evaluate(
@@ -76,6 +88,7 @@ def evaluate(
     at_once: int = _SLOTS,
     step_limit: int = TEST_STEP_LIMIT,
     report: ReportProgress | None = None,
+    info_keys: str | None = None,
 ) -> TestResult:
     """Play test episodes; the same seed gives the same episodes, however many play at once.
 
@@ -91,18 +104,20 @@ def evaluate(
             where a second one cannot be made, one plays all.
         step_limit: steps after which an episode is cut off.
         report: called after each step of all environments.
+        info_keys: numbers of `info` to read, as `--info-keys` has them.
 
     Raises:
-        ConfigError: the environment cannot be made, or does not render so.
+        ConfigError: the environment cannot be made, or does not render so; or a key is none.
         EnvironmentFault: the environment failed, or returned a value that is not finite.
     """
+    keys = info_keys_of(info_keys)
     # an environment may change the working directory
     video_dir = os.path.abspath(video_dir) if video_dir else ""
-    scores = _Scores([0.0] * episodes, [0] * episodes)
+    scores = _Scores([0.0] * episodes, [0] * episodes, [None] * episodes)
     waiting = iter(range(episodes))
     with torch_settings_kept(), contextlib.ExitStack() as stack:
         most = 1 if render_mode else min(at_once, episodes)
-        slots = _open_slots(stack, policy, most, episodes, video_dir, render_mode)
+        slots = _open_slots(stack, policy, keys, most, episodes, video_dir, render_mode)
         playing = _start(slots, seed, waiting)
         while playing:
             # noise by episode and step, so that it does not depend on who plays at the same time
@@ -114,7 +129,7 @@ def evaluate(
                 report(scores.ended, sum(scores.lengths))
     for why in dict.fromkeys(slot.close_error for slot in slots if slot.close_error):
         print_line(f"warning: {policy.spec.env_id}: close raised {why}", sys.stderr)
-    return TestResult(scores.returns, scores.lengths, scores.cut_off, "".join(slot.unwritten for slot in slots))
+    return scores.result(keys, "".join(slot.unwritten for slot in slots))
 
 
 @dataclass
@@ -123,13 +138,36 @@ class _Scores:
 
     returns: list[float]
     lengths: list[int]
+    readings: list[list[Reading] | None]
+    info_names: tuple[str, ...] = ()
     ended: int = 0
     cut_off: int = 0
+
+    def note_info(self, slot: _Slot) -> None:
+        """Read the `info` of an episode that has ended in a slot."""
+        self.readings[slot.episode] = slot.ending()
+        self.info_names = self.info_names or tuple(number_names(slot.info))
+
+    def result(self, keys: tuple[InfoKey, ...], unwritten: str) -> TestResult:
+        """Return the result of all episodes."""
+        nothing = (None,) * len(keys)
+        numbers = [(numbers_of(each) if each else ()) or nothing for each in self.readings]
+        columns = {key.name: [row[index] for row in numbers] for index, key in enumerate(keys)}
+        return TestResult(
+            self.returns,
+            self.lengths,
+            self.cut_off,
+            unwritten,
+            info=InfoTotals.of(keys, filter(None, self.readings)),
+            infos={name: column for name, column in columns.items() if set(column) != {None}},
+            info_names=self.info_names,
+        )
 
 
 def _open_slots(
     stack: contextlib.ExitStack,
     policy: Policy,
+    keys: tuple[InfoKey, ...],
     most: int,
     episodes: int,
     video_dir: str,
@@ -143,7 +181,7 @@ def _open_slots(
     slots: list[_Slot] = []
     while len(slots) < most:
         try:
-            slots.append(_Slot(stack, policy, "" if slots else video_dir, render_mode))
+            slots.append(_Slot(stack, policy, keys, "" if slots else video_dir, render_mode))
         except ConfigError:
             # of some simulators only one can be open
             if not slots:
@@ -170,6 +208,8 @@ def _step_all(
         scores.returns[slot.episode] += reward
         scores.lengths[slot.episode] += 1
         slot.has_ended = has_ended or scores.lengths[slot.episode] >= step_limit
+        if slot.has_ended:
+            scores.note_info(slot)
         scores.ended += slot.has_ended
         scores.cut_off += slot.has_ended and not has_ended
 
@@ -207,13 +247,21 @@ class _Slot(CheckedEnv):
         close_error: description of an error in closing it; empty without one.
     """
 
-    def __init__(self, stack: contextlib.ExitStack, policy: Policy, video_dir: str, render_mode: str | None) -> None:
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        policy: Policy,
+        keys: tuple[InfoKey, ...],
+        video_dir: str,
+        render_mode: str | None,
+    ) -> None:
         spec, self._new_memory = policy.spec, policy.new_memory
         make = functools.partial(make_gymnasium_env, spec.env_id, spec.wrapper, env_kwargs=spec.make_args)
         env = make(None if video_dir else render_mode)
         # a wrapper of the user's own may hold something of which there is only one
         self.can_be_many = spec.is_atari or (not spec.wrapper and is_gymnasium_class(env.unwrapped))
-        super().__init__(record(env, video_dir, lambda number: number == 0, make) if video_dir else env, spec)
+        recorded = record(env, video_dir, lambda number: number == 0, make) if video_dir else env
+        super().__init__(recorded, spec, info_keys=keys)
         stack.callback(self._close)
         self.episode = -1
         self.obs: Any = None

@@ -5,19 +5,22 @@ A checksum finds damage only: a file of another program, or version, has a valid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey, info_keys_of
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.contract import PastEpisode
+from fabric_ppo.envs.episode_info import sums_for
 from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.rollouts.buffer import RolloutBuffer
+from fabric_ppo.run.info_history import InfoHistory
 
 _NUMBER = (int, float)
 _VALUES: dict[str, tuple[type, ...]] = {
@@ -53,6 +56,8 @@ def require_values(values: Any) -> None:
     alone = [each for name, each in values.items() if name in _VALUES and type(each) in _NUMBER]
     if not all(-_MOST < each < _MOST for each in [*alone, *values["window"], *values["state_sizes"]]):
         raise ValueError("it holds numbers that are not finite or too large")
+    if "info" in values:
+        InfoHistory.from_values(values["info"])
     if values["update"] < 1 or min(values["env_steps"], values["resumes"], values["world_size"]) < 0:
         raise ValueError("its counts cannot be")
 
@@ -130,7 +135,13 @@ def _require_counts(checkpoint: Checkpoint, num_envs: int) -> None:
         raise ValueError("its state_sizes do not fit")
 
 
-def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action: SpaceSpec) -> list[PastEpisode]:
+def past_episodes(
+    checkpoint: Checkpoint,
+    first_env: int,
+    num_envs: int,
+    action: SpaceSpec,
+    info_keys: Sequence[InfoKey] = ONLY_SUCCESS,
+) -> list[PastEpisode]:
     """Return the episodes that were in progress in some environments.
 
     Args:
@@ -138,10 +149,13 @@ def past_episodes(checkpoint: Checkpoint, first_env: int, num_envs: int, action:
         first_env: global id of the first of these environments.
         num_envs: number of these environments.
         action: the environments' action space.
+        info_keys: numbers of `info` that the environments read, which may be others than before.
     """
     env = {name: tensor.numpy() for name, tensor in checkpoint.under("env.").items()}
     ends = np.cumsum(checkpoint.values["state_sizes"], dtype=int).tolist()
     states = [env["states"][start:stop].tobytes() for start, stop in zip([0, *ends], ends, strict=False)]
+    before = info_keys_of(checkpoint.values.get("config", {}).get("info_keys"))
+    states = [sums_for(state, before, info_keys) for state in states]
     to_env, episodes = ActionConverter(action), []
     for index in range(first_env, first_env + num_envs):
         logged = int(env["logged"][index])

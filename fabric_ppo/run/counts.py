@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fabric_ppo.config import Config
+from fabric_ppo.run.info_history import InfoHistory
 from fabric_ppo.run.metrics import RETURN_WINDOW, UpdateResult
 from fabric_ppo.run.trackers.tracker import Position
 
@@ -28,6 +29,7 @@ class Counts:
         asked_to_stop: true if a callback has asked to stop (known on rank 0 only).
         ended_by_callback: true if the last update was the last of the run for that reason.
         window: returns of the last RETURN_WINDOW episodes of all ranks.
+        info: numbers of `info` of the same episodes, and of the whole run.
         started: time at which this process began with the run, from `time.perf_counter`.
     """
 
@@ -41,17 +43,20 @@ class Counts:
     asked_to_stop: bool = False
     ended_by_callback: bool = False
     window: deque[float] = field(default_factory=lambda: deque(maxlen=RETURN_WINDOW))
+    info: InfoHistory = field(default_factory=InfoHistory)
     started: float = field(default_factory=time.perf_counter)
 
     def after(self, result: UpdateResult) -> Counts:
         """Return the counts after an update with this result."""
-        returns = (episode.ret for episode in result.episodes)
+        last = result.episodes[-RETURN_WINDOW:]
+        known = min(len(self.window), RETURN_WINDOW - len(last))
         return replace(
             self,
             updates=self.updates + 1,
             env_steps=self.env_steps + round(result.rollout.env_steps),
             gradient_steps=self.gradient_steps + round(result.update.gradient_steps),
-            window=deque([*self.window, *returns], maxlen=RETURN_WINDOW),
+            window=deque([*self.window, *(episode.ret for episode in last)], maxlen=RETURN_WINDOW),
+            info=self.info.after(result.info, round(result.rollout.num_episodes), last, known),
             ended_by_callback=result.requests.callback > 0,
         )
 
@@ -83,6 +88,7 @@ class Counts:
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds,
             "window": list(self.window),
+            "info": self.info.to_values(),
             "resumes": self.resumes,
             "exact_resume": self.is_exact,
             "asked_to_stop": self.asked_to_stop,
@@ -113,6 +119,8 @@ class Counts:
         self.train_seconds, self.wall_seconds_before = values["train_seconds"], values["wall_seconds"]
         self.is_exact = values["exact_resume"]
         self.window.extend(values["window"])
+        if "info" in values:  # older versions did not have it
+            self.info = InfoHistory.from_values(values["info"])
         before = values["config"]
         is_longer = config.total_timesteps > before["total_timesteps"]
         if not is_longer and config.callbacks == before.get("callbacks"):

@@ -47,6 +47,7 @@ def _play(name: str, config: Config, agent: Agent, episodes: int, seed: int, vid
             at_once=config.num_envs,
             step_limit=limit,
             report=progress.update,
+            info_keys=config.info_keys,
         )
     except ConfigError as error:  # the flags were right: the run has trained with them
         raise EnvironmentFault(f"{name}: {error}") from error

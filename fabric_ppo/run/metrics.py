@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.metrics import Metrics, merge_own, metric
 from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
+from fabric_ppo.rollouts.info_totals import InfoTotals
 
 RETURN_WINDOW = 100
 """Number of episodes, the last ones of all ranks, that a mean return is taken over."""
@@ -38,6 +40,7 @@ class UpdateResult:
         moments: sums for `Agent.update_statistics`, `[n]` float64.
         snapshot: the environments of all ranks.
         requests: requests to stop of any rank.
+        info: numbers of `info`, over all episodes that ended.
     """
 
     rollout: RolloutStats
@@ -46,6 +49,7 @@ class UpdateResult:
     moments: Tensor
     snapshot: EnvSnapshot
     requests: Requests
+    info: InfoTotals
 
     @property
     def approx_kl(self) -> float:
@@ -54,7 +58,8 @@ class UpdateResult:
 
     def tagged(self) -> dict[str, float]:
         """Return the scalars to log, tag -> value."""
-        return self.update.tagged() | self.rollout.tagged()
+        numbers = self.update.tagged() | self.rollout.tagged()
+        return numbers | self.info.tagged("Episode", self.rollout.num_episodes)
 
 
 def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks: Ranks) -> UpdateResult:
@@ -67,15 +72,12 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
         ranks: those with rollouts.
     """
     # every rank sends the same number of rows, whatever number of episodes ended: NaN for none
-    last = rollout.episodes[-RETURN_WINDOW:]
-    episodes = torch.full((RETURN_WINDOW, 4), torch.nan, dtype=torch.float64)
-    if last:
-        rows = [(each.t, each.env, each.ret, each.length) for each in last]
-        episodes[: len(last)] = torch.tensor(rows, dtype=torch.float64)
+    episodes = _episode_rows(rollout.episodes[-RETURN_WINDOW:], len(rollout.info.keys))
     has_own = torch.tensor([float(bool(stats.own))], dtype=torch.float64)
     numbers = [rollout.stats.to_tensor(), stats.to_tensor(), requests.to_tensor(), has_own]
-    snapshot, gathered = gather_snapshot(rollout.snapshot, [*numbers, episodes, rollout.moments], ranks)
-    of_rollouts, of_updates, of_requests, have_own, of_episodes, moments = gathered
+    more = [*numbers, episodes, rollout.moments, rollout.info.to_tensor()]
+    snapshot, gathered = gather_snapshot(rollout.snapshot, more, ranks)
+    of_rollouts, of_updates, of_requests, have_own, of_episodes, moments, of_info = gathered
     return UpdateResult(
         rollout=RolloutStats.merge(of_rollouts),
         update=merge_stats(stats, of_updates, bool(have_own.any()), ranks),
@@ -83,6 +85,7 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
         moments=moments.sum(0),
         snapshot=snapshot,
         requests=Requests.merge(of_requests),
+        info=rollout.info.merged(of_info),
     )
 
 
@@ -102,11 +105,30 @@ def merge_stats(stats: UpdateStats, of_ranks: Tensor, have_own: bool, ranks: Ran
     return replace(merged, own=merge_own(json.loads(text) for (text,) in texts))
 
 
+def _episode_rows(episodes: list[Episode], num_info: int) -> Tensor:
+    """Return episodes as `[RETURN_WINDOW, 4 + num_info]` float64; rows without one are NaN."""
+    rows = torch.full((RETURN_WINDOW, 4 + num_info), torch.nan, dtype=torch.float64)
+    nothing = (None,) * num_info
+    numbers = [(each.t, each.env, each.ret, each.length, *(each.info or nothing)) for each in episodes]
+    if numbers:
+        filled = [[math.nan if number is None else number for number in row] for row in numbers]
+        rows[: len(filled)] = torch.tensor(filled, dtype=torch.float64)
+    return rows
+
+
 def _merge_episodes(of_ranks: Tensor) -> list[Episode]:
-    """Return the episodes in `[W, RETURN_WINDOW, 4]`, in order; rows without one are NaN."""
+    """Return the episodes in what `_episode_rows` gave on each rank, `[W, ...]`, in order."""
     rows = of_ranks.flatten(0, 1)
     rows = rows[~rows[:, 0].isnan()]
-    return sorted(Episode(int(t), int(env), ret, int(length)) for t, env, ret, length in rows.tolist())
+    return sorted(
+        Episode(int(t), int(env), ret, int(length), _known(info)) for t, env, ret, length, *info in rows.tolist()
+    )
+
+
+def _known(info: list[float]) -> tuple[float | None, ...]:
+    """Return numbers of `info`, None for NaN; nothing where all are."""
+    known = tuple(None if math.isnan(number) else number for number in info)
+    return () if set(known) <= {None} else known
 
 
 def gather_snapshot(snapshot: EnvSnapshot, more: Sequence[Tensor], ranks: Ranks) -> tuple[EnvSnapshot, list[Tensor]]:

@@ -134,7 +134,7 @@ def restore(
         if config.desired_kl is not None:
             _restore_learning_rate(optimizer, values["learning_rate"])
         action = buffer.envs.spec.action
-        past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action)
+        past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action, buffer.envs.info_keys)
     counts = Counts()
     counts.resume_from(values, config)
     if counts.ended_by_callback:

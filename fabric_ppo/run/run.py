@@ -162,13 +162,16 @@ class Run:
         # the rollout in progress was collected with the weights from before this update
         in_flight = copies(self._guard.kept) if self._config.overlaps else {}
         self._guard.keep()
-        self._counts = counts = self._counts.after(result)
+        before, self._counts = self._counts, self._counts.after(result)
+        counts = self._counts
         self._is_over = counts.ends_early(self._config)
         self._is_stopping = result.requests.signal > 0
         started, self._update_started = self._update_started, time.perf_counter()
         counts.train_seconds = self._update_started - self._train_started
         seconds = self._update_started - started
         if self._leads:
+            for line in counts.info.new_warnings(before.info):
+                print_line(line, sys.stderr)
             metrics = _logged(result, more, self._config)
             metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": result.rollout.env_steps / seconds}
             evaluation: TestResult | None = None
@@ -191,7 +194,7 @@ class Run:
             return None
         result = play_evaluation(self._config, self._agent)
         self._eval_return = float(np.mean(result.returns))
-        metrics["Eval/return_mean"] = self._eval_return
+        metrics |= result.info.tagged("Eval", len(result.returns)) | {"Eval/return_mean": self._eval_return}
         return result
 
     @timed("logging")
@@ -242,6 +245,8 @@ class Run:
         result = play_test(config, self._agent, str(books.dir / "test_videos") if records else "")
         if result.unwritten:
             books.writes.note(OSError(result.unwritten))
+        for line in self._counts.info.last_warnings(config.info_keys, result):
+            print_line(line, sys.stderr)
         self._summary = summary = summarize(config, self._counts, result.to_dict())
         books.writes.do("summary.json", summary.write, books.dir)
         books.trackers.artifact(books.dir / POLICY_FILE, "policy")

@@ -10,6 +10,7 @@ from typing import Any
 from fabric_ppo.config import Config
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.process.launch import read_launch
+from fabric_ppo.rollouts.info_totals import InfoMeans, info_text
 from fabric_ppo.run.counts import Counts
 
 _ENDS = {"callback": "a callback", "stop_at_return": "--stop-at-return"}
@@ -34,6 +35,7 @@ class Summary:
     steps_per_second: float
     train_return_mean: float | None
     train_return_episodes: int
+    train_info: InfoMeans
     resumes: int
     exact_resume: bool
     test: dict[str, Any]
@@ -71,7 +73,8 @@ class Summary:
 def _score(test: dict[str, Any]) -> str:
     """Return the text of a test's result."""
     text = f"return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes"
-    return f"{text}, {test['cut_off']} of them cut off" if test["cut_off"] else text
+    text = f"{text}, {test['cut_off']} of them cut off" if test["cut_off"] else text
+    return text + info_text(test.get("info", {}), test["episodes"])
 
 
 def summarize(config: Config, counts: Counts, test: dict[str, Any]) -> Summary:
@@ -91,6 +94,7 @@ def summarize(config: Config, counts: Counts, test: dict[str, Any]) -> Summary:
         steps_per_second=counts.env_steps / counts.train_seconds,
         train_return_mean=counts.return_mean,
         train_return_episodes=len(counts.window),
+        train_info=counts.info.means(),
         resumes=counts.resumes,
         exact_resume=counts.is_exact,
         test=test,

@@ -54,6 +54,8 @@ class Result:
     """Points (transitions, return)."""
     file: str = ""
     """YAML file of a preset that is none of `configs/`."""
+    success: float | None = None
+    """Share of its test episodes with `is_success`; None where no episode has it."""
 
 
 def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
@@ -110,18 +112,34 @@ def _page(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row], folde
     has_presets = any(row.preset in rows for row, _ in groups)
     yield "# Scores\n"
     yield _introduction(has_presets)
-    yield (
-        "| environment | transitions | runs | mean +- deviation over runs | interquartile mean | worst run | goal | "
-        "published | minutes a run |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row, runs in groups:
-        yield f"| {' | '.join(_cells(row, runs))} |"
+    yield from _table(groups)
     yield "\nMinutes are of the wall clock, with other work on the machine.\n"
     if has_presets:
         yield from _verdicts(groups, rows)
     for row, runs in groups:
         yield from _section(row, runs, folder)
+
+
+def _table(groups: list[tuple[Row, list[Result]]]) -> Iterator[str]:
+    """Yield the lines of the table; it has a column of successes if an environment tells them."""
+    heads = ["environment", "transitions", "runs", "mean +- deviation over runs", "interquartile mean", "worst run"]
+    heads += ["goal", "published", "minutes a run"]
+    tells_success = any(run.success is not None for _, runs in groups for run in runs)
+    if tells_success:
+        heads.append("success")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for row, runs in groups:
+        cells = [*_cells(row, runs), *([_success(runs)] if tells_success else [])]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _success(runs: list[Result]) -> str:
+    """Return the mean over runs of the share of test episodes that succeeded, with its deviation."""
+    shares = [100 * run.success for run in runs if run.success is not None]
+    if not shares:
+        return "-"
+    return f"{np.mean(shares):.1f} %" + (f" +- {np.std(shares):.1f}" if len(shares) > 1 else "")
 
 
 def _introduction(has_presets: bool) -> str:

@@ -244,6 +244,7 @@ def _result(preset: str, path: Path, run_dir: Path) -> Result:
         flags=load_yaml(str(path), TorchConfig),
         curve=[(round(float(part[0].mean())), round(float(part[1].mean()), 3)) for part in parts if part.size],
         file="" if preset in preset_names() else _shown(path),
+        success=summary["test"].get("info", {}).get("is_success", {}).get("mean"),
     )
 
 

@@ -33,6 +33,7 @@ SUMMARY = [
     "steps_per_second",
     "train_return_mean",
     "train_return_episodes",
+    "train_info",
     "resumes",
     "exact_resume",
     "test",

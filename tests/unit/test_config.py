@@ -87,7 +87,7 @@ config = {kind}(
 )
 config.to_dict()
 own = {{name for name in loaded if name.startswith("fabric_ppo")}}
-modules = ("config", "config_arguments", "config_values", "process", "process.errors")
+modules = ("config", "config_arguments", "config_info_keys", "config_values", "process", "process.errors")
 assert own == {{"fabric_ppo", *("fabric_ppo." + name for name in modules)}}, own
 for name in ("torch", "numpy", "gymnasium", "lightning", "yaml", "tyro", "a_module_of_mine"):
     assert name not in sys.modules, name

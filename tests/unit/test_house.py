@@ -104,10 +104,12 @@ def test_no_modules_import_each_other():
 
 def test_config_imports_its_values_and_errors_only():
     """And nothing but the standard library besides, so that building a Config loads nothing."""
-    names = {f"fabric_ppo.{name}" for name in ("config_arguments", "config_values", "process.errors")}
-    assert imports_of("fabric_ppo.config") == names
+    parts = ("config_arguments", "config_info_keys", "config_values", "process.errors")
+    names = {f"fabric_ppo.{name}" for name in parts}
+    assert imports_of("fabric_ppo.config") == names - {"fabric_ppo.config_info_keys"}
     assert imports_of("fabric_ppo.config_values") == names - {"fabric_ppo.config_values"}
-    assert imports_of("fabric_ppo.config_arguments") == {"fabric_ppo.process.errors"}
+    for name in ("config_arguments", "config_info_keys"):
+        assert imports_of(f"fabric_ppo.{name}") == {"fabric_ppo.process.errors"}
     assert imports_of("fabric_ppo.process.errors") == set()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric_ppo.config import TEST_STEP_LIMIT
+from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.console import lost_output, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
@@ -35,6 +36,7 @@ def run(args: list[str]) -> int:
         raise ConfigError(f"--seed {given.seed}: a whole number from 0 to 4294967295 is expected")
     if given.step_limit < 1:
         raise ConfigError(f"--step-limit {given.step_limit}: a whole number from 1 up is expected")
+    info_keys_of(given.info_keys)
     require_text_path("RUN_DIR", given.run_dir)
     require_text_path("--gif", given.gif)
     require_text_path("--code-dir", given.code_dir)
@@ -51,12 +53,17 @@ def run(args: list[str]) -> int:
     except EnvironmentFault as fault:
         print_line(f"error: {fault}", sys.stderr)
         return FAILED
+    from fabric_ppo.rollouts.info_totals import info_text
+
     scores = result.to_dict()
+    for line in result.info.warnings(given.episodes, result.info_names):
+        print_line(line, sys.stderr)
     if given.json:
         print(json.dumps(scores))
     else:
         spread = f"{scores['return_mean']:.1f} +- {scores['return_std']:.1f}"
-        print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes")
+        info = info_text(scores.get("info", {}), given.episodes)
+        print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes{info}")
         if video_dir and not result.unwritten:
             print(f"video: {video_dir}")
     if error := lost_output(sys.stdout):
@@ -94,6 +101,7 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
     progress = TestProgress("evaluate", given.episodes, True)
     options |= {"step_limit": given.step_limit, "report": progress.update}
+    options["info_keys"] = given.info_keys or _info_keys_of(Path(given.run_dir))
     with recorded_gif(gif, video_dir) as recording:
         result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
     if recording.unwritten:
@@ -101,6 +109,19 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     if result.cut_off:
         print_line(f"warning: {cut_off_text(result.cut_off, given.episodes, given.step_limit)}", sys.stderr)
     return policy.spec.env_id, result
+
+
+def _info_keys_of(run_dir: Path) -> str | None:
+    """Return the `--info-keys` of a run, from its folder or a checkpoint in it; None where unknown."""
+    import yaml
+
+    folder = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    try:
+        keys = yaml.safe_load((folder / "config.yaml").read_bytes())["info_keys"]
+        info_keys_of(keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None  # a policy without its run, or of an older version
+    return str(keys) if keys else None
 
 
 def evaluate_parser() -> CommandParser:
@@ -117,6 +138,8 @@ def evaluate_parser() -> CommandParser:
     parser.add_argument("--gif", metavar="FILE", help="Record the first episode as a moving picture.")
     parser.add_argument("--render", choices=["human"], help="Show the episodes in a window.")
     parser.add_argument("--stochastic", action="store_true", help="Sample actions instead of the most probable ones.")
+    info_keys = "Numbers of info to print besides is_success. (default: those of the run)"
+    parser.add_argument("--info-keys", metavar="KEYS", help=info_keys)
     parser.add_argument("--own-code", action="store_true", help="Import the modules that the policy's file names.")
     code_dir = "Import these modules, from this folder first."
     parser.add_argument("--code-dir", metavar="FOLDER", help=code_dir)

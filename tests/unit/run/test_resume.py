@@ -37,6 +37,7 @@ OTHER = {
     "exp_name": "other",
     "trackers": "json_lines",
     "callbacks": "gymnasium.wrappers:FlattenObservation",
+    "info_keys": "x_position,sum:reward_ctrl",
 }
 
 

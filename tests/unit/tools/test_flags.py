@@ -78,6 +78,7 @@ DEFAULTS = {
     "--test-step-limit": 108_000,
     "--trackers": "tensorboard,json_lines",
     "--callbacks": None,
+    "--info-keys": None,
     "--quiet": False,
     "--run-dir": None,
     "--profile": False,
@@ -114,6 +115,7 @@ OTHER = {
     "--encoder": (["impala"], "impala"),
     "--trackers": (["json_lines"], "json_lines"),
     "--callbacks": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--info-keys": (["x_position,sum:reward_ctrl"], "x_position,sum:reward_ctrl"),
     "--init-from": (["runs/a"], "runs/a"),
 }
 
