@@ -151,7 +151,9 @@ def test_both_headline_commands_and_make_train_are_the_same_training():
     said = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env=env).stdout
     _, _, flags = script_of(headline_command("fabric"))
     assert script_of(headline_command("torch"))[2] == flags
-    assert said.splitlines()[-1].endswith(" ".join(headline_command("fabric")[1:]))
+    training, report = said.splitlines()[-2:]
+    assert training.endswith(" ".join(headline_command("fabric")[1:]))
+    assert report.endswith(" ".join(flags))
 
 
 @pytest.mark.parametrize("words", of_kind("make"), ids=" ".join)
@@ -166,9 +168,9 @@ def test_make_targets_exist(words, tmp_path):
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
-    last = shlex.split(done.stdout.splitlines()[-1])
     if "train" in words:
-        assert parsed(["fabric", *last[last.index("run") :]]).name == "fabric"
+        training = shlex.split(done.stdout.splitlines()[-2])
+        assert parsed(["fabric", *training[training.index("run") :]]).name == "fabric"
     for word in words[1:]:
         if word.startswith("TEST_FLAGS="):
             test = ROOT / word.removeprefix("TEST_FLAGS=")
