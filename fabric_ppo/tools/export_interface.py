@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import fabric_ppo
 from fabric_ppo.agents.distributions import Bernoulli, DiagonalGaussian, make_distribution
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.actions import ActionConverter
@@ -158,4 +158,5 @@ def metadata_of(policy: Policy, interface: Interface, origin: Mapping[str, Any])
     values = {name: json.dumps(each) for name, each in ports.items()}
     values |= {"env_id": policy.spec.env_id, "env_spec": policy.spec.to_json(), "noise": interface.noise}
     values |= {name: "" if each is None else str(each) for name, each in origin.items()}
-    return values | {"fabric_ppo_version": fabric_ppo.__version__}
+    # the package itself is above this room, and lists its public names; it is imported by now
+    return values | {"fabric_ppo_version": str(sys.modules["fabric_ppo"].__version__)}

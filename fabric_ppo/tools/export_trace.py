@@ -1,4 +1,4 @@
-"""What keeps an agent from being exported, in one line; and silence while PyTorch exports it."""
+"""The reason why an agent cannot be exported, in one line; and silence while PyTorch exports it."""
 
 from __future__ import annotations
 

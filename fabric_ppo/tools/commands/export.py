@@ -56,7 +56,7 @@ def _report(exported: Exported, verify: str) -> str:
         )
     lines = [
         f"policy   {exported.path}",
-        f"inputs   {', '.join(map(str, interface.inputs))} ({interface.noise})",
+        f"inputs   {', '.join(map(str, interface.inputs))} (noise: {interface.noise})",
         f"outputs  {', '.join(map(str, interface.outputs))}",
         f"verified {verified}" if agreement else verified,
         f"play     python {exported.program}",
