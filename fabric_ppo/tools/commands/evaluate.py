@@ -79,8 +79,8 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
         EnvironmentFault: the environment failed.
     """
     # these imports load torch, which takes seconds: wrong flags are reported before
-    from fabric_ppo.agents.policy import load_agent, own_modules
-    from fabric_ppo.envs.ids import look_in, resolve_env_id, where_missing
+    from fabric_ppo.agents.policy import load_agent, require_own_modules
+    from fabric_ppo.envs.ids import look_in, resolve_env_id
     from fabric_ppo.rollouts.evaluate import cut_off_text, evaluate
     from fabric_ppo.run.progress import TestProgress
     from fabric_ppo.tools.video import recorded_gif
@@ -90,12 +90,7 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
         print_line(f"modules of your own are imported from {os.path.abspath(given.code_dir)}", sys.stderr)
     has_own_code = given.own_code or given.code_dir is not None
     policy = load_agent(given.run_dir, own_code=has_own_code)
-    if modules := own_modules(policy.spec):
-        needs = f"{given.run_dir}: its environment needs {', '.join(modules)}"
-        if where := where_missing(modules, Path(given.run_dir)):
-            raise ConfigError(f"{needs}, {where}")
-        if not has_own_code:
-            raise ConfigError(f"{needs}: --own-code imports that")
+    require_own_modules(policy.spec, given.run_dir, has_own_code)
     # imports the module that registers the environment
     resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")
     options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
