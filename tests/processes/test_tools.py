@@ -218,8 +218,14 @@ def test_a_run_that_goes_on_after_its_end_has_one_test_in_each_tool(tmp_path, tr
     assert_clean(run_dir, tmp_path / "logs")
 
 
+def test_a_run_without_a_test_has_no_score_of_it(tmp_path, tracked_flags):
+    run_dir = tmp_path / "run"
+    assert in_fork(outcome, run_dir, 2, tracked_flags | {"test_episodes": 0}) == ""
+    assert_clean(run_dir, tmp_path / "logs")
+
+
 def test_a_run_gets_its_earlier_rows_into_a_tool_that_is_named_later(tmp_path, tracked_flags):
     run_dir = tmp_path / "run"
-    assert in_fork(outcome, run_dir, 2, tracked_flags | {"track": "jsonl"}) == ""
+    assert in_fork(outcome, run_dir, 2, tracked_flags | {"track": "jsonl", "test_episodes": 0}) == ""
     assert in_fork(outcome, run_dir, 4, tracked_flags | {"resume": True}) == ""
     assert_clean(run_dir, tmp_path / "logs")

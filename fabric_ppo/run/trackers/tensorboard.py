@@ -42,7 +42,7 @@ class TensorBoard(Tracker):
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Write the test's mean return, if there was a test, and close the file."""
         try:
-            if summary is not None and summary["test"]:
+            if summary is not None and summary["test"].get("return_mean") is not None:
                 score = {"Test/cumulative_reward": summary["test"]["return_mean"]}
                 self.log(score, summary["env_steps"])
         finally:

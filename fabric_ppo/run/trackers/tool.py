@@ -122,5 +122,5 @@ class MetricsReader:
 
 def test_score(summary: dict[str, Any]) -> list[Row]:
     """Return the mean return of the test at the end, as TensorBoard has it; nothing without test."""
-    test = summary["test"]
-    return [Row(summary["env_steps"], {"Test/cumulative_reward": test["return_mean"]})] if test else []
+    mean = summary["test"].get("return_mean")  # there may be no test, or one without episodes
+    return [] if mean is None else [Row(summary["env_steps"], {"Test/cumulative_reward": mean})]

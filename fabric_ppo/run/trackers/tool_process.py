@@ -35,6 +35,7 @@ def serve() -> None:
     """Answer requests until the run is closed or the training process has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    os.nice(10)  # the training comes first where all cores are busy
     parent, name = int(sys.argv[2]), sys.argv[3]
     # whatever the tool prints, or would ask for, must not get between the lines
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
