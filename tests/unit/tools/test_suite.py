@@ -314,3 +314,20 @@ def test_a_file_of_ones_own_is_trained_and_tested(own, monkeypatch):
     assert bench(own, "mine", "--seeds", "1", "--jobs", "1") == 1, "b has been trained with other flags"
     known = json.loads((own / "results" / "results.json").read_text())
     assert [each["preset"] for each in known] == ["b", "a"]
+
+
+def test_a_page_has_successes_where_an_environment_tells_them(tmp_path):
+    """As a share of the test's episodes, mean over the runs that have it; no column where none has."""
+    out, heads = tmp_path / "page.md", []
+    runs = [("acrobot", 1, None), ("pendulum", 1, 0.5), ("pendulum", 2, 1.0)]
+    for preset, seed, success in runs:
+        more = {} if success is None else {"success": success}
+        day, curve = "2026-01-01", [(1.0, 0.0)]
+        result = results_page.Result(preset, preset, seed, 512, 1.0, 0.0, 1.0, day, "here", {}, curve, **more)
+        results_page.add_result(out, result, suite.ROWS)
+        results_page.write_page(out, preset, suite.ROWS)
+        table = [line for line in out.read_text().splitlines() if line.startswith("|")]
+        heads.append(table[0])
+        assert {line.count("|") for line in table} == {table[0].count("|")}
+    assert ["success" in head for head in heads] == [False, True, True]
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["-", "75.0 % +- 25.0"]
