@@ -218,6 +218,13 @@ def test_a_run_that_goes_on_after_its_end_has_one_test_in_each_tool(tmp_path, tr
     assert_clean(run_dir, tmp_path / "logs")
 
 
+def test_any_names_will_do(tmp_path, tracked_flags):
+    run_dir = tmp_path / "a run, (1) ü"
+    flags = tracked_flags | {"track_group": "a/b: ü", "track_tags": "x y,ü=1", "log_dir": str(tmp_path / "my logs")}
+    assert in_fork(outcome, run_dir, 2, flags) == ""
+    assert_clean(run_dir, tmp_path / "my logs")
+
+
 def test_a_run_without_a_test_has_no_score_of_it(tmp_path, tracked_flags):
     run_dir = tmp_path / "run"
     assert in_fork(outcome, run_dir, 2, tracked_flags | {"test_episodes": 0}) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ class Mlflow:
         held = self._go_on(run, key, [*dict.fromkeys((experiment, before))], warn)
         if held < 0:
             self._begin(experiment, run, key)
-        for tag, value in {"group": run.group, **dict.fromkeys(run.tags, "true")}.items():
+        for tag, value in {"group": run.group, **dict.fromkeys(map(_name, run.tags), "true")}.items():
             self._client.set_tag(self._id, tag, value)
         return Opened(held, self._place(database, experiment))
 
@@ -109,7 +110,7 @@ class Mlflow:
         now = int(time.time() * 1000)
         points: list[Metric] = []
         for step, metrics in rows:
-            row = [Metric(tag, value, now, step) for tag, value in metrics.items()]
+            row = [Metric(_name(tag), value, now, step) for tag, value in metrics.items()]
             if len(points) + len(row) > _METRICS:  # a row is added as a whole, or after a kill not at all
                 self._client.log_batch(self._id, metrics=points)
                 points = []
@@ -127,6 +128,11 @@ class Mlflow:
             self.log(test_score(summary))
             self._client.log_dict(self._id, summary, "summary.json")
         self._client.set_terminated(self._id, "FINISHED" if summary is not None else "KILLED")
+
+
+def _name(text: str) -> str:
+    """Return a name of a tag or a metric as MLflow takes it."""
+    return re.sub(r"[^/\w.\- :]", "_", text)
 
 
 def _params(run: TrackedRun) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,7 +58,8 @@ class Trackio:
 
     def artifact(self, path: Path, kind: str) -> None:
         """See `Tool`; an artifact is of the type `kind`."""
-        self._run.log_artifact(path, name=f"{kind}-{self._run.name}", type=kind)
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{kind}-{self._run.name}")  # it takes no others
+        self._run.log_artifact(path, name=name, type=kind)
         self._raise_problems()
 
     def close(self, summary: dict[str, Any] | None) -> None:
