@@ -17,11 +17,14 @@ import yaml
 from fabric_ppo.config import Config, script_file
 from fabric_ppo.process.command import launcher_flags
 from fabric_ppo.process.console import is_rank_zero
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import write_atomically
 
 CONFIG_FILE = "config.yaml"
 """File of a run's flags in its folder."""
+FAILURE_FILE = "failure.txt"
+"""File in the folder of a run that has failed, with the error in one line."""
+_LOCK_FILE = ".lock"
 _LOCK_SECONDS = 5
 """Seconds to wait for the lock of a folder."""
 _HEADER = re.compile(r"# (train_\w+\.py)(?: with (.*))?")
@@ -101,6 +104,7 @@ def make_folder(run_dir: Path, config: Config) -> None:
         header = f"# {script_file(type(config))}{' with ' if launched else ''}{launched}\n"
         values = yaml.safe_dump(config.to_dict(), sort_keys=False)
         write_atomically(run_dir / CONFIG_FILE, f"{header}{values}".encode())
+        (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); a folder is expected") from None
 
@@ -130,7 +134,7 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
+        lock = (run_dir / _LOCK_FILE).open("w")
     except OSError as error:
         raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror}); a folder is expected") from None
     for attempt in range(_LOCK_SECONDS + 1):
@@ -144,3 +148,34 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
             if attempt < _LOCK_SECONDS:
                 time.sleep(1)
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Return True if another process trains in a folder.
+
+    Not to be called by the process that trains there: on some systems it would lose its lock.
+    """
+    try:
+        lock = (run_dir / _LOCK_FILE).open("rb")
+    except OSError:
+        return False
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+def note_failure(run_dir: Path, error: BaseException, is_final: bool) -> None:
+    """Write what a run has failed of into its folder.
+
+    Args:
+        run_dir: the folder; nothing is written where it is missing.
+        error: the failure.
+        is_final: False where another rank may have noted a better reason.
+    """
+    line = f"{first_line(error)}\n".encode("utf-8", "backslashreplace")
+    # where it cannot be written, as on a full disk: the failure is printed in any case
+    with contextlib.suppress(OSError), (run_dir / FAILURE_FILE).open("wb" if is_final else "xb") as file:
+        file.write(line)

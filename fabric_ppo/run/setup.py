@@ -19,13 +19,14 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal
+from fabric_ppo.process.failures import is_lost_contact
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.signals import signals
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
-from fabric_ppo.run.folder import lock_folder, make_folder
+from fabric_ppo.run.folder import lock_folder, make_folder, note_failure
 from fabric_ppo.run.opening import opening_lines
 from fabric_ppo.run.prepare import prepare_process
 from fabric_ppo.run.resume import find_checkpoint, from_rank_zero, restore
@@ -216,6 +217,8 @@ class RunSetup(contextlib.ExitStack):
         if is_failure and where is not None:
             print_from_rank_zero(f"the run has failed{where}")
         if is_failure:
+            if self._run is not None:
+                note_failure(self.dir, error, is_final=not is_lost_contact(error))
             signals.failed(error)
 
     def _remove_empty_folders(self) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 from fabric_ppo.process.console import end_stdout, open_streams, print_line
 from fabric_ppo.process.errors import BAD_INPUT, ConfigError
 from fabric_ppo.process.script import shut_down
-from fabric_ppo.tools.commands import benchmark, evaluate, export, plot, presets, report, train
+from fabric_ppo.tools.commands import benchmark, compare, evaluate, export, plot, presets, report, runs, train
 from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
 
 
@@ -22,7 +22,7 @@ class Command(Protocol):
         """Run with the words after the command's name; return the exit status."""
 
 
-_MODULES: tuple[Command, ...] = (train, evaluate, plot, report, export, benchmark, presets)
+_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, benchmark, presets)
 COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
 """Name -> module; they are on the page in this order."""
 

@@ -19,6 +19,14 @@ def count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text}: a whole number is expected") from None
 
 
+def names(text: str) -> list[str]:
+    """Return the names in a flag's value, with commas between them; for `add_argument`."""
+    found = [each.strip() for each in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text or repr(text)}: names with commas between them are expected")
+    return found
+
+
 class CommandParser(argparse.ArgumentParser):
     """ArgumentParser that raises a ConfigError, so that its errors are one line."""
 

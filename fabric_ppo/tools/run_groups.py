@@ -22,7 +22,7 @@ NOT_COMPARED = {"seed", *MAY_DIFFER} - _COMPARED_TOO
 """Flags whose values tell no groups apart: the seed, and those that only look at a run."""
 _FIRST = ("env_id", "exp_name", "script")
 """Settings that a group is named by where they tell it from the others."""
-_CONFIGS: dict[str, type[Config]] = {each.script: each for each in (TorchConfig, Config, DecoupledConfig)}
+_CONFIGS: tuple[type[Config], ...] = (Config, TorchConfig, DecoupledConfig)
 
 
 def settings(run: RunResult) -> dict[str, Any]:
@@ -39,15 +39,15 @@ def settings(run: RunResult) -> dict[str, Any]:
     devices = launcher.get("devices", "1")
     world_size = summary.get("world_size", int(devices) if devices.isdecimal() else None)
     known = {name: summary[name] for name in ("env_id", "seed", "total_timesteps") if name in summary}
-    defaults = _defaults(str(script)) if run.flags else {}
+    defaults = dict(_defaults()) if run.flags else {}
     own: dict[str, Any] = {"script": script, "world_size": world_size}
-    return own | dict(defaults) | known | run.flags
+    return own | defaults | known | run.flags
 
 
 @functools.cache
-def _defaults(script: str) -> Mapping[str, Any]:
-    """Return the defaults of a script's flags."""
-    return _CONFIGS.get(script, Config)().to_dict()
+def _defaults() -> Mapping[str, Any]:
+    """Return the defaults of all flags; those that only another script has are off."""
+    return {name: value for kind in _CONFIGS for name, value in kind().to_dict().items()}
 
 
 def differing_flags(runs: Sequence[RunResult]) -> list[str]:

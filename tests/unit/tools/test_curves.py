@@ -11,7 +11,7 @@ import pytest
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools.curves import band, curve, metric_names, trailing_mean, training_seconds
 from fabric_ppo.tools.scores import interquartile_mean, interval
-from tests.fixtures.run_folders import UPDATE, write_run
+from tests.fixtures.logged_runs import UPDATE, write_run
 
 
 def test_a_curve_has_the_updates_with_a_value(tmp_path):

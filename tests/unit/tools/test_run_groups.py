@@ -7,7 +7,7 @@ import pytest
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools.run_groups import differing_flags, format_setting, groups, settings
-from tests.fixtures.run_folders import write_run
+from tests.fixtures.logged_runs import write_run
 
 
 def runs(folder, *variants):
