@@ -31,18 +31,19 @@ from fabric_ppo.process.script import run_script
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.run.folder import new_run_dir
+from fabric_ppo.run.parts import NO_PARTS, Parts
 from fabric_ppo.run.setup import RunSetup
 from fabric_ppo.run.summary import Summary
 
 
-def main(config: Config) -> Summary:
+def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
     """Train and test an agent; its files are in the run folder."""
     run_dir = new_run_dir(config)
     one_process_unless_launched()
     fabric = Fabric()
     ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
 
-    with RunSetup(config, ranks, run_dir) as setup:
+    with RunSetup(config, ranks, run_dir, parts) as setup:
         envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)

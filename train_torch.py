@@ -31,6 +31,7 @@ from fabric_ppo.process.script import run_script
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.run.folder import new_run_dir
+from fabric_ppo.run.parts import NO_PARTS, Parts
 from fabric_ppo.run.setup import RunSetup
 from fabric_ppo.run.summary import Summary
 
@@ -42,7 +43,7 @@ def all_gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def main(config: TorchConfig) -> Summary:
+def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
     """Train and test an agent; its files are in the run folder."""
     run_dir = new_run_dir(config)
     launch = read_launch()
@@ -53,7 +54,7 @@ def main(config: TorchConfig) -> Summary:
         join_process_group("cpu:gloo,cuda:nccl" if config.cuda else "gloo", config.timeout)
     ranks = Ranks(launch.rank, launch.world_size, all_gather)
 
-    with RunSetup(config, ranks, run_dir) as setup:
+    with RunSetup(config, ranks, run_dir, parts) as setup:
         envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
         agent = make_agent(envs.spec, config)
         ppo = PPOLoss(agent, config).to(device)

@@ -7,9 +7,9 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fabric_ppo.agents.policy_file import newest_whole
 from fabric_ppo.config import Config, DecoupledConfig, TorchConfig
@@ -21,6 +21,10 @@ from fabric_ppo.process.settings import callers_settings_kept
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.result import RunResult
 
+if TYPE_CHECKING:
+    from fabric_ppo.run.callbacks import Callback
+    from fabric_ppo.run.trackers.tracker import Tracker
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during `train`, which has printed a line about it: notebooks show no traceback."""
@@ -30,7 +34,9 @@ class Interrupted(KeyboardInterrupt):
         return ["KeyboardInterrupt"]
 
 
-def train(config: Config, verbose: bool = True) -> RunResult:
+def train(
+    config: Config, verbose: bool = True, *, callbacks: Sequence[Callback] = (), trackers: Sequence[Tracker] = ()
+) -> RunResult:
     """Train in this process, to the same result as `python train_torch.py` with the same flags.
 
     PyTorch's settings and the filters of warnings are afterwards as they were before. Ctrl-C prints
@@ -42,6 +48,9 @@ def train(config: Config, verbose: bool = True) -> RunResult:
             or with `resume=True` those of the run, which needs no other flag then.
             `quiet=True` is that of the command line: warnings are printed.
         verbose: False: print nothing, warnings included; code of your own still prints.
+        callbacks, trackers: objects of subclasses of `Callback` and `Tracker`, or such classes,
+            called after those that the flags name, on rank 0. They are not in `config.yaml`: a run
+            that is resumed is given them again.
 
     Returns:
         The run: its folder, summary, metrics and agent.
@@ -63,11 +72,13 @@ def train(config: Config, verbose: bool = True) -> RunResult:
         resolved = resolve(TorchConfig(**flags), launch.world_size, launch.local_world_size)
 
         from fabric_ppo.run.folder import new_run_dir
+        from fabric_ppo.run.parts import parts_of
         from train_torch import main
 
+        parts = parts_of(callbacks, trackers)
         run_dir = new_run_dir(resolved)
         try:
-            main(dataclasses.replace(resolved, run_dir=str(run_dir)))
+            main(dataclasses.replace(resolved, run_dir=str(run_dir)), parts)
         except KeyboardInterrupt:
             print_line(f"interrupted{_where_to_go_on(run_dir)}", sys.stderr)
             # a new one: the traceback of the old one leads through the whole program

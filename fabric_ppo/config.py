@@ -23,7 +23,8 @@ TEST_STEP_LIMIT = 108_000
 """Default of `--test-step-limit`: no limit that Gymnasium registers is higher."""
 MAY_DIFFER = (
     *("total_timesteps", "stop_at_return", "checkpoint_every", "keep_checkpoints"),
-    *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "trackers", "callbacks"),
+    *("capture_video", "test_episodes", "test_step_limit", "profile", "quiet", "callback"),
+    *("track", "track_project", "track_group", "track_tags", "track_timeout"),
     *("env_backend", "env_timeout", "env_start_method", "restart_envs", "timeout", "num_threads"),
     *("info_keys", "exp_name", "init_from"),
 )
@@ -210,8 +211,9 @@ class RecordFlags:
     but for those that leave the result as it is: --total-timesteps (upward),
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
-    --restart-envs, --timeout, --num-threads, --profile, --quiet, --trackers, --callbacks,
-    --info-keys, --exp-name, --init-from."""
+    --restart-envs, --timeout, --num-threads, --profile, --quiet, --track,
+    --track-project, --track-group, --track-tags, --track-timeout, --callback, --info-keys,
+    --exp-name, --init-from."""
     log_dir: PathText = "logs"
     """Folder in which run folders are made."""
     checkpoint_every: int = 0
@@ -231,11 +233,20 @@ class RecordFlags:
     capture_video: bool = False
     """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into
     test_videos/."""
-    trackers: str = "tensorboard,json_lines"
-    """Where metrics go, with commas: tensorboard, json_lines, or a tracker of your own,
-    module:Name."""
-    callbacks: str | None = None
-    """Callbacks of your own, module:Name, with commas between them."""
+    track: str = "tensorboard,jsonl"
+    """Where metrics go, several names with spaces or commas between them: tensorboard, jsonl
+    (metrics.jsonl), wandb, mlflow, trackio, or a tracker of your own, module:Class. Into the last
+    three but your own metrics.jsonl is copied, which is written for them, too."""
+    track_project: str = "fabric-ppo"
+    """Project of W&B and Trackio, experiment of MLflow."""
+    track_group: str | None = None
+    """Group of runs there; None: the environment's id and --exp-name, so that seeds are together."""
+    track_tags: str | None = None
+    """Tags of the run there, with spaces or commas between them."""
+    track_timeout: float = 60.0
+    """Seconds after which a tracker that does not answer is given up; files are waited for."""
+    callback: str | None = None
+    """Callback of your own, module:Class; several with commas between them, or the flag repeated."""
     info_keys: str | None = None
     """Numbers in the info of an episode's last step to log besides is_success, with commas between
     them, such as reward_forward,stats.speed; sum:reward_ctrl adds up those of all its steps."""

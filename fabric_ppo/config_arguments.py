@@ -39,7 +39,7 @@ def arguments_of(given: Arguments) -> dict[str, Any]:
             raise ConfigError(f"--env-kwargs {name!r}: is a {type(name).__name__}; the name of an argument is expected")
         if name in OWN_ARGUMENTS:
             raise ConfigError(f"--env-kwargs {name}: this program gives it itself; other arguments are expected")
-        arguments[name] = _plain(name, value)
+        arguments[name] = json_value(value, f"--env-kwargs {name}")
     return dict(sorted(arguments.items()))
 
 
@@ -77,11 +77,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _plain(name: str, value: Any) -> Any:
+def json_value(value: Any, what: str) -> Any:
     """Return a value as JSON gives it back.
 
     Raises:
-        ConfigError: it is none that JSON has.
+        ConfigError: it is none that JSON has; `what` names it.
     """
     try:
         for count, each in enumerate(_parts(value)):
@@ -93,7 +93,7 @@ def _plain(name: str, value: Any) -> Any:
         text.encode()  # half of a surrogate pair is no text
         return json.loads(text)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"--env-kwargs {name}: {first_line(error)}; {_JSON}") from None
+        raise ConfigError(f"{what}: {first_line(error)}; {_JSON}") from None
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -22,8 +22,8 @@ ATARI = "atari"
 """Value of `--env-preset`; an EnvSpec has it in the place of a wrapper."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 """Built-in values of `--encoder`."""
-TRACKERS = ("tensorboard", "json_lines")
-"""Built-in values of `--trackers`."""
+TRACKERS = ("tensorboard", "jsonl", "wandb", "mlflow", "trackio")
+"""Built-in values of `--track`."""
 
 PATHS = ("config", "run_dir", "log_dir", "init_from")
 """Fields that hold the path of a folder or file, as text or `os.PathLike`."""
@@ -128,7 +128,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("num_envs", "num_steps", "total_timesteps", "per_rank_batch_size", "frame_stack"), _COUNT),
     **dict.fromkeys(("update_epochs", "test_step_limit", "eval_episodes"), _COUNT),
     **dict.fromkeys(("keep_checkpoints", "recurrent_size"), _COUNT),
-    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), _POSITIVE),
+    **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout", "track_timeout"), _POSITIVE),
     **dict.fromkeys(("max_grad_norm", "clip_coef"), _POSITIVE),
     **dict.fromkeys(("gamma", "gae_lambda"), _UNIT_INTERVAL),
     **dict.fromkeys(("ent_coef", "vf_coef"), _NON_NEGATIVE),
@@ -142,6 +142,9 @@ _RULES: dict[str, _Rule] = {
     "exp_name": (lambda name: re.fullmatch(r"[\w.+-]+", name) is not None, "letters, digits and . + - _"),
     "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
     "env_preset": (lambda name: name == ATARI, ATARI),
+    "track_project": (lambda name: re.fullmatch(r"[\w-]+", name) is not None, "letters, digits and - _"),
+    "track_group": (lambda name: name.strip() != "", "a name, or None"),
+    "track_tags": (lambda tags: all(map(str.strip, tags.split(","))), "names, or None"),
     "obs_keys": (lambda keys: all(keys.split(",")), "a list such as image,direction"),
 }
 """Rules for the values of fields; None is not tested."""
@@ -151,6 +154,7 @@ _RULES: dict[str, _Rule] = {
 _AT_MOST: dict[str, float] = {
     **dict.fromkeys(("learning_rate", "adam_eps", "timeout", "env_timeout"), 1e30),
     **dict.fromkeys(("max_grad_norm", "clip_coef", "ent_coef", "vf_coef"), 1e30),
+    "track_timeout": 1e6,  # a wait has a longest time
     **dict.fromkeys(("num_envs", "num_steps", "test_episodes", "eval_episodes"), 2**30),
     **{"hidden_sizes": 2**16, "recurrent_size": 2**16, "num_threads": 2**12, "frame_stack": 2**10},
 }
@@ -159,8 +163,8 @@ _AT_MOST: dict[str, float] = {
 
 _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "env_wrapper": ((), "module:name"),
-    "trackers": (TRACKERS, f"{', '.join(TRACKERS)} or module:Name"),
-    "callbacks": ((), "module:Name"),
+    "track": (TRACKERS, f"{', '.join(TRACKERS)} or module:Class"),
+    "callback": ((), "module:Class"),
 }
 """Fields that hold names with commas between them: built-in names, and a description of others."""
 
@@ -211,8 +215,10 @@ def _check_names(config: Any) -> None:
         value = getattr(config, name)
         for part in [] if value is None else value.split(","):
             module, _, attribute = part.partition(":")
+            if name == "track" and part == "json_lines":
+                raise ConfigError("--track json_lines: here it is jsonl")
             if part not in known and not (module and attribute):
-                raise ConfigError(f"{flag(name)} {part or value}: {accepted} is expected")
+                raise ConfigError(f"{flag(name)} {part or value}".rstrip() + f": {accepted} is expected")
 
 
 def _check_combinations(config: Any) -> None:

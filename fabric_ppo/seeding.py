@@ -30,6 +30,7 @@ class Stream(IntEnum):
     TEST_ACTION = 6
     SPLIT = 7
     POLICY = 8
+    CALLBACK = 9
 
 
 def raw_words(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.uint64]:
@@ -95,6 +96,11 @@ def minibatch_order(seed: int, update: int, epoch: int, rows: int, stream: Strea
 def init_seed(seed: int) -> int:
     """Return the seed of PyTorch's generator for the initial weights, below 2**63."""
     return int(raw_words(seed, Stream.INIT, (0, 0), 0, 1)[0] >> np.uint64(1))
+
+
+def callback_seed(seed: int, update: int, call: int) -> int:
+    """Return the seed of the global generators in the `call`-th call after an update, below 2**32."""
+    return int(raw_words(seed, Stream.CALLBACK, (update, call), 0, 1)[0] >> np.uint64(32))
 
 
 def episode_seed(seed: int, env: int, episode: int, num_envs: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pickle
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.envs.attributes import AttributeLog
 from fabric_ppo.envs.contract import (
     Array,
     EnvSettings,
@@ -23,7 +25,7 @@ from fabric_ppo.envs.contract import (
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.shared_arrays import array_fields, map_arrays, open_shared_file
 from fabric_ppo.envs.spaces import EnvSpec
-from fabric_ppo.envs.worker import CLOSE, FAULT, MAKE, REBUILD, RESET, SHARE, STATE, STEP, TRY
+from fabric_ppo.envs.worker import CHECK, CLOSE, FAULT, MAKE, REBUILD, RESET, SET, SHARE, STATE, STEP, TRY
 from fabric_ppo.envs.worker_process import WorkerProcess, registration_of, start_method, worker_context
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
@@ -65,6 +67,7 @@ class AsyncEnvs(VectorEnvs):
         self._is_waiting = True  # for an answer that may never come
         self._has_states = True  # until a worker answers without one
         self._log: ActionLog | None = None
+        self._attributes = AttributeLog(self.num_envs)
         self._last_obs = np.zeros(0)
         try:
             for index in range(self.num_envs):
@@ -104,6 +107,7 @@ class AsyncEnvs(VectorEnvs):
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
         self._command(RESET)
+        self._attributes.begin()
         obs[:] = self._arrays["obs"]
         self._remember(ActionLog.empty(self.num_envs, self.spec.action.shape, self.spec.action.dtype))
 
@@ -120,10 +124,21 @@ class AsyncEnvs(VectorEnvs):
         has_ended = arrays["terminated"] | arrays["truncated"]
         if self._log is not None:
             self._log.append(arrays["actions"][None].copy(), has_ended[None])
+            self._attributes.append(has_ended[None])
             self._remember(self._log)
         ended = np.flatnonzero(has_ended).tolist()
         self.endings = [Ending(index, arrays["info"][index].tolist()) for index in ended]
         return [FinalObs(index, arrays["final_obs"][index].copy()) for index in ended]
+
+    def check_attributes(self, names: Sequence[str]) -> None:
+        """See `VectorEnvs.check_attributes`."""
+        if why := self._command(CHECK + json.dumps(names).encode())[0].decode(errors="surrogatepass"):
+            raise ConfigError(why)
+
+    def set_attributes(self, attributes: str) -> None:
+        """See `VectorEnvs.set_attributes`."""
+        self._command(SET + attributes.encode())
+        self._attributes.current = attributes
 
     def try_repeating(self, seconds: float) -> str:
         """See `VectorEnvs.try_repeating`."""
@@ -143,6 +158,7 @@ class AsyncEnvs(VectorEnvs):
         self._is_waiting = False
         obs[:] = self._arrays["obs"]
         nothing = np.zeros((0, *self.spec.action.shape), self.spec.action.dtype)
+        self._attributes.rebuild([episode.attributes for episode in past], failed)
         numbers = [episode.number + bool(why) for episode, why in zip(past, failed, strict=True)]
         actions = [
             nothing if why or episode.actions is None else episode.actions
@@ -239,11 +255,13 @@ class AsyncEnvs(VectorEnvs):
         self._ask(index, MAKE, self._settings.timeout)
         self._workers[index].send(SHARE, self._file)
         self._answer(index, self._settings.timeout)
+        self._ask(index, SET + self._attributes.current.encode(), self._settings.timeout)
         if self._log is None:
             return
         log = self._log.view()
         place = (self._last_obs[index], float("nan"), int(log.lengths[index]))
-        episode = PastEpisode(int(log.numbers[index]), log.of(index), *place)
+        began_with = self._attributes.of_episodes[index]
+        episode = PastEpisode(int(log.numbers[index]), log.of(index), *place, attributes=began_with)
         command = REBUILD + pickle.dumps((episode, math.inf))
         if failed := self._ask(index, command, self._replay_seconds(episode)).decode(errors="surrogatepass"):
             raise EnvironmentFault(f"{self._name(index)}: its worker was replaced, but {failed}")

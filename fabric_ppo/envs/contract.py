@@ -15,6 +15,7 @@ from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.frame_stack import with_frames
 from fabric_ppo.envs.spaces import EnvSpec, Fit, env_spec
+from fabric_ppo.process.errors import ConfigError
 
 Array = NDArray[Any]
 """A NumPy array; a comment or docstring gives its shape."""
@@ -98,6 +99,7 @@ class PastEpisode:
         discounted: its discounted return until there.
         memory: `[memory_size]`, what a recurrent agent remembers of it.
         state: from `VectorEnvs.states`; empty for none.
+        attributes: that it began with (`VectorEnvs.set_attributes`), as JSON; empty for none.
     """
 
     number: int
@@ -108,6 +110,7 @@ class PastEpisode:
     discounted: float = 0.0
     memory: Array = field(default_factory=lambda: np.zeros(0))
     state: bytes = b""
+    attributes: str = ""
 
 
 class VectorEnvs(ABC):
@@ -160,6 +163,23 @@ class VectorEnvs(ABC):
         Raises:
             EnvironmentFault: an environment failed.
         """
+
+    def check_attributes(self, names: Sequence[str]) -> None:
+        """Check that the environments have attributes of these names that can be set.
+
+        Raises:
+            ConfigError: they have not, or the backend sets none; names what is wrong.
+        """
+        needed = "--env-backend sync or async is needed, whose environments have attributes to set"
+        raise ConfigError(f"envs.set({', '.join(names)}): {needed}")
+
+    def set_attributes(self, attributes: str) -> None:
+        """Set attributes, as JSON, in each environment before its next reset, and each later one.
+
+        Args:
+            attributes: all that are to be set, in order, after `check_attributes` of their names.
+        """
+        raise AssertionError("a backend that sets attributes checks them first")
 
     def try_repeating(self, seconds: float) -> str:
         """Try in one environment whether the same seed and actions bring the same episode.

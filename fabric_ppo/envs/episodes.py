@@ -5,25 +5,32 @@ This is the part that the backends over Gymnasium share, `SyncEnvs` and the work
 
 from __future__ import annotations
 
-import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 
+from fabric_ppo.envs.attributes import set_attributes, why_not_set
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.frame_stack import frame_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
-from fabric_ppo.envs.recorder import Recorder, record
+from fabric_ppo.envs.recorder import Recorder, record, unrecorded
 from fabric_ppo.envs.repeatable import try_repeating
 from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
+from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
 
 
 class Episodes(CheckedEnv):
-    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`."""
+    """One environment, episode after episode: the k-th starts with `reset(seed=episode_seed(...))`.
+
+    Attributes:
+        attributes: of the environment, as JSON, that are set before each reset; empty for none.
+    """
 
     def __init__(self, settings: EnvSettings, index: int) -> None:
         """Make the rank's environment `index`, recorded if it is global environment 0.
@@ -34,14 +41,26 @@ class Episodes(CheckedEnv):
         self._id = settings.first_env + index
         self._settings = settings
         records = settings.video_dir != "" and self._id == 0
-        named = settings.env_id, settings.env_wrapper
-        make = functools.partial(make_gymnasium_env, *named, env_kwargs=settings.env_kwargs)
-        env = make()
+        self.attributes = ""
+        env = self._make()
         spec = settings.spec_of(env)
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
-        env = record(env, settings.video_dir, None, make) if records else env
+        env = record(env, settings.video_dir, None, self._make) if records else env
         super().__init__(env, spec, f"environment {self._id}, episode", settings.info_keys)
         self._episode = -1
+
+    def _make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+        """Make the environment, with its attributes."""
+        settings = self._settings
+        env = make_gymnasium_env(settings.env_id, settings.env_wrapper, render_mode, settings.env_kwargs)
+        if self.attributes:  # a recorder makes another one in an episode's reset
+            set_attributes(env, self.attributes)
+        return env
+
+    def begin_first(self) -> Array:
+        """Start the first episode, and return its first observation; raises as `begin`."""
+        self._go_to(0)
+        return self.begin()
 
     def begin(self) -> Array:
         """Start the next episode, and return its first observation.
@@ -51,7 +70,29 @@ class Episodes(CheckedEnv):
         """
         self._episode += 1
         settings = self._settings
-        return self.reset(episode_seed(settings.seed, self._id, self._episode, settings.total_envs))
+        seed = episode_seed(settings.seed, self._id, self._episode, settings.total_envs)
+        if self.attributes:
+            self._set_attributes(seed)
+        return self.reset(seed)
+
+    def _go_to(self, episode: int) -> None:
+        """Have `begin` start the episode of this number."""
+        self._episode = episode - 1
+        if isinstance(self.env, Recorder):
+            self.env.go_to(episode)
+
+    def why_not_set(self, names: Sequence[str]) -> str:
+        """Return why attributes of these names cannot be set; empty if they can."""
+        return why_not_set(unrecorded(self.env), names)
+
+    def _set_attributes(self, seed: int) -> None:
+        """Set the attributes, before the reset with `seed`; raise an EnvironmentFault as `reset`."""
+        try:
+            set_attributes(unrecorded(self.env), self.attributes)
+        except BaseException as error:
+            pass_on_stop(error)
+            self._seed, self.steps = seed, 0
+            raise self._fault(f"setting {self.attributes} raised {describe_error(error)}", error) from error
 
     def state(self) -> bytes:
         """Return what `rebuild` takes instead of actions; empty where the environment has no state.
@@ -98,10 +139,12 @@ class Episodes(CheckedEnv):
         Returns:
             Why that did not bring the episode back; empty if it did.
         """
-        self._episode = past.number - 1
-        if isinstance(self.env, Recorder):
-            self.env.episode_id = past.number - 1  # videos are scheduled and named by this number
-        obs, ret = self.begin(), 0.0
+        self._go_to(past.number)
+        current, self.attributes = self.attributes, past.attributes
+        try:
+            obs, ret = self.begin(), 0.0
+        finally:
+            self.attributes = current
         if past.state:
             return self._set_state(past)
         if past.actions is None:

@@ -72,6 +72,12 @@ class Recorder(gymnasium.wrappers.RecordVideo):
             first = super().reset(seed=seed, options=options)
         return first
 
+    def go_to(self, episode: int) -> None:
+        """Have the next episode be that of this number, which its video is scheduled and named by."""
+        self.episode_id = episode - 1
+        if self.recording:  # another one, of which nothing is to be seen
+            self.recording, self.recorded_frames = False, []
+
     def _make_again(self) -> None:
         """Put an environment in place that was made to render, if there can be one."""
         with contextlib.suppress(*USER_ERRORS):
@@ -182,6 +188,13 @@ def record(
         unwritten = f"a video in {folder} ({_reason(error)})"
         _warn(unwritten)
         return _Unrecorded(env, unwritten)
+
+
+def unrecorded(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Return an environment as it was before `record`."""
+    while isinstance(env, (Recorder, _Copied, _Unrecorded)):
+        env = env.env
+    return env
 
 
 class _NoPicture(Exception):

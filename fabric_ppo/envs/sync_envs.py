@@ -14,7 +14,7 @@ from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, 
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import describe_error
+from fabric_ppo.process.errors import ConfigError, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 
 
@@ -42,7 +42,7 @@ class SyncEnvs(VectorEnvs):
     def reset(self, obs: Array) -> None:
         """See `VectorEnvs.reset`."""
         for index, env in enumerate(self._envs):
-            obs[index] = env.begin()
+            obs[index] = env.begin_first()
 
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
@@ -66,6 +66,16 @@ class SyncEnvs(VectorEnvs):
         valid[:] = True
         self.endings = endings
         return finals
+
+    def check_attributes(self, names: Sequence[str]) -> None:
+        """See `VectorEnvs.check_attributes`."""
+        if why := self._envs[0].why_not_set(names):
+            raise ConfigError(why)
+
+    def set_attributes(self, attributes: str) -> None:
+        """See `VectorEnvs.set_attributes`."""
+        for env in self._envs:
+            env.attributes = attributes
 
     def try_repeating(self, seconds: float) -> str:
         """See `VectorEnvs.try_repeating`."""

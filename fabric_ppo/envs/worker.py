@@ -27,7 +27,8 @@ from fabric_ppo.process.launch import end_group_with_parent
 from fabric_ppo.process.signals import ignore_in_worker
 
 MAKE, SHARE, RESET, STEP, STATE, TRY, REBUILD, CLOSE = b"m", b"h", b"r", b"s", b"g", b"t", b"b", b"c"
-"""Commands; the parent sends them in this order, from RESET on as it likes."""
+CHECK, SET = b"k", b"a"
+"""Commands; the parent sends MAKE and SHARE first, then the others as it likes."""
 DONE, FAULT, CLOSED = b"d", b"f", b"x"
 """Answers: a command is carried out, it failed, the environment is closed."""
 
@@ -94,9 +95,13 @@ class _Worker:
         if command == STEP:
             self._step()
         elif command == RESET:
-            self._arrays["obs"][...] = self._env.begin()
+            self._arrays["obs"][...] = self._env.begin_first()
         elif command == STATE:
             return self._env.state()
+        elif command[:1] == SET:
+            self._env.attributes = command[1:].decode()
+        elif command[:1] == CHECK:
+            return self._env.why_not_set(json.loads(command[1:])).encode(errors="surrogatepass")
         elif command[:1] == TRY:
             return self._env.try_repeating(pickle.loads(command[1:])).encode(errors="surrogatepass")
         elif command[:1] == REBUILD:

@@ -58,6 +58,15 @@ ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
 """The ranks of a process that trains without others."""
 
 
+def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
+    """Return rank 0's argument on all ranks (two collectives); it is not empty."""
+    if ranks.size == 1:
+        return content
+    size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
+    padded = torch.frombuffer(bytearray(content[:size].ljust(size)), dtype=torch.uint8)
+    return bytes(ranks.gather(padded)[0].cpu().numpy())
+
+
 def set_timeout(seconds: float) -> None:
     """Have collectives of the default process group fail after `seconds`, not half an hour."""
     if torch.distributed.is_initialized():

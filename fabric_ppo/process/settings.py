@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +41,55 @@ def callers_settings_kept() -> Iterator[None]:
             os.environ[_THREADS] = threads
 
 
+@contextlib.contextmanager
+def settings_kept(seed: int) -> Iterator[None]:
+    """Run the user's code, and restore afterwards all settings that training depends on.
+
+    These are PyTorch's settings, NumPy's treatment of floating-point errors, the working directory,
+    and the states of the global random generators of Python, NumPy and PyTorch. Within the block
+    these generators start from `seed`, below 2**32.
+    """
+    import numpy as np
+    import torch
+
+    kept = [(restore, read()) for read, restore in (*_accessors(), *_generators())]
+    device, folder = torch.get_default_device(), _working_directory()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        with np.errstate(), torch.enable_grad():
+            yield
+    finally:
+        _set_default_device(device)
+        for restore, value in kept:
+            restore(value)
+        if folder is not None and _working_directory() != folder:
+            os.chdir(folder)
+
+
+def _working_directory() -> str | None:
+    """Return the working directory; None where it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _generators() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """Return a function that reads and one that sets, for global generators besides PyTorch's."""
+    import numpy as np
+    import torch
+
+    found: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+    ]
+    if torch.cuda.is_initialized():
+        found.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    return found
+
+
 def _accessors() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
     """Return a function that reads and one that sets, for each of PyTorch's settings."""
     import torch
@@ -58,6 +108,7 @@ def _accessors() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (anomalies, lambda both: torch.autograd.set_detect_anomaly(*both)),
         (torch.get_rng_state, torch.set_rng_state),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         *(attribute(cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     ]
 

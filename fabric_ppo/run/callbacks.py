@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,24 @@ from typing import Any
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import Config
+from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.settings import settings_kept
 from fabric_ppo.rollouts.evaluate import TestResult
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.summary import Summary
+from fabric_ppo.seeding import callback_seed
+
+_SETTING = ("on_start", "on_evaluation", "on_update")
+"""Methods that may set attributes: what they ask for is in the next checkpoint."""
+_METHODS = (*_SETTING, "on_checkpoint", "on_end")
 
 
 @dataclass(frozen=True)
 class RunView:
     """A run, as callbacks get it.
+
+    Nothing of it can be changed but attributes of the environments, by `envs.set`.
 
     Attributes:
         config: flag -> value, as in `config.yaml`.
@@ -25,6 +35,7 @@ class RunView:
         policy: the agent with its present weights, to act with; it cannot be changed through this.
         update, env_steps: updates and transitions over all ranks so far.
         num_updates: updates of the whole run.
+        envs: the training environments of all ranks.
     """
 
     config: Mapping[str, Any]
@@ -33,14 +44,55 @@ class RunView:
     update: int
     env_steps: int
     num_updates: int
+    envs: EnvsView
+
+
+class EnvsView:
+    """The training environments of all ranks, as callbacks get them."""
+
+    def __init__(self, attributes: EnvAttributes, is_settable: bool) -> None:
+        """Refuse `set` unless `is_settable`."""
+        self._attributes, self._is_settable = attributes, is_settable
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes that callbacks have set so far, name -> value, also before a run was resumed."""
+        return self._attributes.values
+
+    def set(self, **values: Any) -> None:
+        """Set attributes in all environments on all ranks, such as `set(difficulty=0.5)`.
+
+        In `on_start` of a new run they are set before the first episodes. Later they are announced
+        with the following update: from the rollout after it on (with `--overlap` from the one after
+        that), each environment has them from its next reset on. An episode in progress keeps what
+        it began with. In `on_start` of a resumed run, attributes that have a value keep it.
+
+        `env.set_wrapper_attr` sets them, in order, again before each reset: in the outermost
+        wrapper that has the attribute, else in the environment itself. Environments of tests and
+        evaluations keep their own values.
+
+        Args:
+            values: attribute -> value, as JSON has it: texts, numbers, true, false, None, and lists
+                and mappings of these. Numbers and arrays of NumPy and PyTorch become these.
+
+        Raises:
+            ConfigError: the environment has no such attribute, the value is none of JSON, the
+                backend is EnvPool, or the method is `on_checkpoint` or `on_end`.
+        """
+        if not self._is_settable:
+            methods = "on_start, on_evaluation and on_update can set attributes, no other method"
+            raise ConfigError(f"envs.set({', '.join(values)}): {methods}")
+        self._attributes.set(values)
 
 
 class Callback:
     """Code that is called on rank 0 while a run trains; a subclass overrides what it needs.
 
-    It changes no weight, bit for bit. Other ranks wait for it, but not longer than `--timeout`. If
-    a method returns True, the run ends after the next update, on all ranks. An error ends the run,
-    which can be resumed.
+    It changes no weight, bit for bit: settings of this process that it changes are restored after
+    each call, and what it draws from the global random generators depends on `--seed` and the
+    update alone. Other ranks wait for it, but not longer than `--timeout`. If `on_update` or
+    `on_evaluation` returns True, the run ends after the next update, on all ranks. An error ends
+    the run, which can be resumed.
     """
 
     def on_start(self, run: RunView) -> None:
@@ -52,6 +104,12 @@ class Callback:
     def on_evaluation(self, run: RunView, result: Mapping[str, Any]) -> bool | None:
         """React to an evaluation (`--eval-every`), as `evaluate --json` prints it; True: stop."""
 
+    def on_checkpoint(self, run: RunView, path: Path) -> None:
+        """React to a checkpoint that has been written to `path`, after `on_update`.
+
+        One that is written in the middle of an update, after a signal or a failure, is left out.
+        """
+
     def on_end(self, run: RunView, summary: Mapping[str, Any]) -> None:
         """React to the summary of a run that is over, as in `summary.json`."""
 
@@ -60,13 +118,19 @@ class Callbacks:
     """The callbacks of a run; each call gets a RunView of its own."""
 
     def __init__(
-        self, callbacks: Sequence[Callback], config: Config, run_dir: Path, agent: Agent, num_updates: int
+        self,
+        callbacks: Sequence[Callback],
+        config: Config,
+        run_dir: Path,
+        agent: Agent,
+        num_updates: int,
+        attributes: EnvAttributes,
     ) -> None:
         """Call `callbacks`, in order, with views of the run of `agent` in `run_dir`."""
         self._callbacks, self._config, self._run_dir = callbacks, config, run_dir
-        self._agent, self._num_updates = agent, num_updates
+        self._agent, self._num_updates, self._attributes = agent, num_updates, attributes
 
-    def _view(self, counts: Counts) -> RunView:
+    def _view(self, counts: Counts, method: str) -> RunView:
         return RunView(
             config=self._config.to_dict(),
             run_dir=self._run_dir,
@@ -74,12 +138,22 @@ class Callbacks:
             update=counts.updates,
             env_steps=counts.env_steps,
             num_updates=self._num_updates,
+            envs=EnvsView(self._attributes, method in _SETTING),
         )
+
+    def _call(self, method: str, counts: Counts, make_argument: Callable[[], Any] | None = None) -> bool:
+        """Call a method of each, with an argument of its own; return True if one returns True."""
+        answers = []
+        for index, callback in enumerate(self._callbacks):
+            call = index * len(_METHODS) + _METHODS.index(method)
+            arguments = () if make_argument is None else (make_argument(),)
+            with settings_kept(callback_seed(self._config.seed, counts.updates, call)):
+                answers.append(getattr(callback, method)(self._view(counts, method), *arguments))
+        return any(answers)
 
     def on_start(self, counts: Counts) -> None:
         """See `Callback.on_start`."""
-        for callback in self._callbacks:
-            callback.on_start(self._view(counts))
+        self._call("on_start", counts)
 
     def on_update(self, counts: Counts, metrics: Mapping[str, float], evaluation: TestResult | None) -> bool:
         """Call `Callback.on_evaluation`, where there was one, and `Callback.on_update`.
@@ -87,14 +161,13 @@ class Callbacks:
         Returns:
             True if one asks to stop; all are called all the same.
         """
-        asked = []
-        for callback in self._callbacks:
-            if evaluation is not None:
-                asked.append(callback.on_evaluation(self._view(counts), evaluation.to_dict()))
-            asked.append(callback.on_update(self._view(counts), dict(metrics)))
-        return any(asked)
+        asked = evaluation is not None and self._call("on_evaluation", counts, evaluation.to_dict)
+        return self._call("on_update", counts, lambda: dict(metrics)) or asked
+
+    def on_checkpoint(self, counts: Counts, path: Path) -> None:
+        """See `Callback.on_checkpoint`."""
+        self._call("on_checkpoint", counts, lambda: path)
 
     def on_end(self, counts: Counts, summary: Summary) -> None:
         """See `Callback.on_end`."""
-        for callback in self._callbacks:
-            callback.on_end(self._view(counts), asdict(summary))
+        self._call("on_end", counts, lambda: asdict(summary))

@@ -26,6 +26,7 @@ class Checkpoints:
 
     Attributes:
         last: end of a message that says where the last file is.
+        path: the last file; None before the first.
     """
 
     def __init__(self, folder: Path, config: Config, writes: Writes, flush: Callable[[], object]) -> None:
@@ -39,10 +40,12 @@ class Checkpoints:
         """
         self._folder, self._config, self._writes, self._flush = folder, config, writes, flush
         self._newest: Snapshot | None = None
-        self._written_update, self._written_at = 0, time.monotonic()
+        self._written: Snapshot | None = None
+        self._written_at = time.monotonic()
         self._best_return: float | None = None
         self._lock = threading.Lock()
         self.last = "; nothing to save before the first update"
+        self.path: Path | None = None
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
         """Count a checkpoint that the run was resumed from as written."""
@@ -74,7 +77,7 @@ class Checkpoints:
         """
         with self._lock:
             snapshot = self._newest
-            if snapshot is None or snapshot.values["update"] == self._written_update:
+            if snapshot is None or snapshot is self._written:
                 return self.last
             mean = snapshot.values["return_mean"]
             is_best = self._is_best(mean)
@@ -87,13 +90,14 @@ class Checkpoints:
             self._written_at = time.monotonic()
             arguments = (self._folder, update, content, keep, is_best)
             if self._writes.do("a checkpoint", save_checkpoint, *arguments):
+                self._written = snapshot
                 self._note_written(update, best)
             return self.last
 
     def _note_written(self, update: int, best_return: float | None) -> None:
-        self._written_update, self._best_return = update, best_return
-        path, run_dir = self._folder / f"update_{update}.ckpt", self._folder.parent
-        self.last = f"; saved {path}: {go_on_text(run_dir)}"
+        self._best_return = best_return
+        self.path, run_dir = self._folder / f"update_{update}.ckpt", self._folder.parent
+        self.last = f"; saved {self.path}: {go_on_text(run_dir)}"
 
 
 def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_best: bool) -> Path:

@@ -105,14 +105,11 @@ class Counts:
         """Return True if a run ends here for another reason than its length."""
         return self.ended_by(config) != "total_timesteps"
 
-    def resume_from(self, values: Mapping[str, Any], config: Config) -> None:
+    def resume_from(self, values: Mapping[str, Any]) -> None:
         """Continue from the counts that `to_values` returned.
-
-        A run that a callback ended is over, unless it has other callbacks or a greater length now.
 
         Args:
             values: those of the checkpoint.
-            config: the present flags.
         """
         self.updates, self.env_steps = values["update"], values["env_steps"]
         self.gradient_steps, self.resumes = values["gradient_steps"], values["resumes"] + 1
@@ -121,8 +118,18 @@ class Counts:
         self.window.extend(values["window"])
         if "info" in values:  # older versions did not have it
             self.info = InfoHistory.from_values(values["info"])
-        before = values["config"]
-        is_longer = config.total_timesteps > before["total_timesteps"]
-        if not is_longer and config.callbacks == before.get("callbacks"):
+
+    def resume_ending(self, values: Mapping[str, Any], config: Config, callbacks: str) -> None:
+        """Continue with a callback's request to stop, if that still holds.
+
+        A run that a callback ended is over, unless it has other callbacks or a greater length now.
+
+        Args:
+            values: those of the checkpoint.
+            config: the present flags.
+            callbacks: the present callbacks' classes, with commas.
+        """
+        is_longer = config.total_timesteps > values["config"]["total_timesteps"]
+        if not is_longer and callbacks == values.get("callbacks", ""):
             self.asked_to_stop = values.get("asked_to_stop") is True
             self.ended_by_callback = values.get("ended_by_callback") is True

@@ -24,10 +24,14 @@ RETURN_WINDOW = 100
 
 @dataclass(frozen=True)
 class Requests(Metrics):
-    """Requests to stop, from a signal or a callback, as 0 or 1; that of one rank is enough."""
+    """Requests to stop, from a signal or a callback, and to set attributes of environments.
+
+    As 0 or 1; that of one rank is enough.
+    """
 
     signal: float = metric("max")
     callback: float = metric("max")
+    attributes: float = metric("max")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class UpdateResult:
         episodes: episodes that ended, the last RETURN_WINDOW of each rank, ordered by (t, env).
         moments: sums for `Agent.update_statistics`, `[n]` float64.
         snapshot: the environments of all ranks.
-        requests: requests to stop of any rank.
+        requests: requests of any rank.
         info: numbers of `info`, over all episodes that ended.
     """
 

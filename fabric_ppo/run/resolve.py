@@ -20,6 +20,7 @@ from fabric_ppo.config_values import TRACKERS
 from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path
+from fabric_ppo.run.trackers.make import require_packages
 
 C = TypeVar("C", bound=Config)
 
@@ -65,10 +66,11 @@ def _require_importable(config: Config) -> None:
     """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported."""
     if ":" in config.encoder:
         named_function(config.encoder, "encoder")
-    for flag_name in ("env_wrapper", "trackers", "callbacks"):
+    for flag_name in ("env_wrapper", "track", "callback"):
         for name in (getattr(config, flag_name) or "").split(","):
             if name and name not in TRACKERS:
                 named_function(name, flag_name)
+    require_packages(config.track)
 
 
 def require_compiler() -> None:

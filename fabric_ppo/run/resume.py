@@ -9,7 +9,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.files import Checkpoint
-from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.group import Ranks, from_rank_zero
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.run.checkpoint import newest_intact
 from fabric_ppo.run.commands import begin_from
 from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, require_values
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
 from fabric_ppo.run.surroundings import changes, device_of, surroundings
 
@@ -75,15 +76,6 @@ def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint |
     return checkpoint
 
 
-def from_rank_zero(content: bytes, ranks: Ranks) -> bytes:
-    """Return rank 0's argument on all ranks (two collectives)."""
-    if ranks.size == 1:
-        return content
-    size = int(ranks.gather(torch.tensor([len(content)]))[0].item())
-    padded = torch.frombuffer(bytearray(content[:size].ljust(size)), dtype=torch.uint8)
-    return bytes(ranks.gather(padded)[0].cpu().numpy())
-
-
 @contextlib.contextmanager
 def _fitting(run_dir: Path) -> Iterator[None]:
     """Turn an error of a checkpoint's contents within the block into a ConfigError."""
@@ -105,6 +97,7 @@ def restore(
     agent: Agent,
     optimizer: torch.optim.Optimizer,
     buffer: RolloutBuffer,
+    attributes: EnvAttributes,
 ) -> tuple[Counts, ActionLog]:
     """Restore agent, optimizer and environments from a checkpoint; every rank must call this.
 
@@ -113,7 +106,7 @@ def restore(
         run_dir: the run's folder.
         config: the run's configuration.
         ranks: those with environments.
-        agent, optimizer, buffer: what is restored.
+        agent, optimizer, buffer, attributes: what is restored.
 
     Returns:
         The run's counts, and the log of the actions of all environments.
@@ -134,11 +127,12 @@ def restore(
         if config.desired_kl is not None:
             _restore_learning_rate(optimizer, values["learning_rate"])
         action = buffer.envs.spec.action
+        attributes.load_values(values.get("attributes"))
         past = past_episodes(checkpoint, buffer.first_env, buffer.num_envs, action, buffer.envs.info_keys)
+        past = [replace(each, attributes=text) for each, text in zip(past, attributes.of_episodes(), strict=True)]
     counts = Counts()
-    counts.resume_from(values, config)
-    if counts.ended_by_callback:
-        print_from_rank_zero("a callback has ended this run: other --callbacks or more --total-timesteps go on with it")
+    counts.resume_from(values)
+    attributes.hand_to_next_rollout()
     # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
     with _printing_after(_SECONDS_OF_SILENCE, f"rebuilding episodes of up to {_longest(past)} steps"):
         begun_anew = _rebuild_episodes(buffer, past, ranks, config.timeout)
@@ -146,7 +140,9 @@ def restore(
     for line in changed:
         print_from_rank_zero(line)
     counts.is_exact = counts.is_exact and not changed and not bool(begun_anew.any())
-    return counts, action_log(checkpoint, begun_anew[:, 1:].flatten().numpy())
+    anew = begun_anew[:, 1:].flatten().numpy()
+    attributes.begin_anew(anew)
+    return counts, action_log(checkpoint, anew)
 
 
 def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

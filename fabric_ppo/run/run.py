@@ -35,6 +35,7 @@ from fabric_ppo.rollouts.evaluate import TestResult
 from fabric_ppo.run.callbacks import Callback, Callbacks
 from fabric_ppo.run.checkpoint import Checkpoints
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.evaluation import play_evaluation, play_test
 from fabric_ppo.run.guard import Guard
 from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update
@@ -51,7 +52,8 @@ from fabric_ppo.run.writes import Writes
 class Books:
     """Destinations of all that a run writes; trackers and callbacks are empty but on rank 0.
 
-    `close_envs` closes the environments of this rank, after training.
+    `close_envs` closes the environments of this rank, after training; `callback_names` has the
+    classes of all callbacks, with commas; `attributes` are those that callbacks set.
     """
 
     dir: Path
@@ -60,6 +62,8 @@ class Books:
     callbacks: list[Callback]
     checkpoints: Checkpoints
     close_envs: Callable[[], None]
+    callback_names: str
+    attributes: EnvAttributes
 
 
 class Run:
@@ -100,15 +104,16 @@ class Run:
         self._summary: Summary | None = None
         total = self.num_updates * config.num_steps * config.num_envs * ranks.size
         self._progress_of = (total, counts.env_steps, self._leads and not config.quiet)
-        self._constants = _constant_values(config, agent)
-        self._callbacks = Callbacks(books.callbacks, config, books.dir, agent, self.num_updates)
+        self._constants = _constant_values(config, agent) | {"callbacks": books.callback_names}
+        self._attributes = books.attributes
+        self._callbacks = Callbacks(books.callbacks, config, books.dir, agent, self.num_updates, books.attributes)
 
     def updates(self) -> Iterator[int]:
         """Yield the numbers of the updates until the run is over; after each, write what is due."""
         checkpoints = self._books.checkpoints
         self._progress = Progress(*self._progress_of)
         self._has_begun = True
-        self._callbacks.on_start(self._counts)
+        self._attributes.start(lambda: self._callbacks.on_start(self._counts))
         # the first update begins here: what came before does not count as training time
         self._update_started = time.perf_counter()
         self._train_started = self._update_started - self._counts.train_seconds
@@ -123,13 +128,23 @@ class Run:
             if self._is_stopping:
                 signals.stopping()
             elif self._leads and checkpoints.is_due(self._counts.updates, self._eval_return):
-                checkpoints.save()
-        checkpoints.save()
+                self._save()
+        self._save()
         signals.end_training()
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless that has been done, and let callbacks know."""
+        checkpoints = self._books.checkpoints
+        before = checkpoints.path
+        checkpoints.save()
+        if checkpoints.path is not None and checkpoints.path != before:
+            self._callbacks.on_checkpoint(self._counts, checkpoints.path)
 
     @timed("report")
     def merge(self, rollout: Rollout, stats: UpdateStats) -> UpdateResult:
         """Merge this rank's part of an update with those of all ranks (one collective).
+
+        Where a callback has set attributes of environments, these take two more.
 
         Raises:
             TrainingError: a number is not finite; the agent has the weights from before this
@@ -137,8 +152,11 @@ class Run:
         """
         # before anything is logged or saved: the last checkpoint must be one to go on from
         self._guard.check(stats, self._counts.updates)
-        requests = Requests(signal=bool(signals.name), callback=self._counts.asked_to_stop)
-        return merge_update(rollout, stats, requests, self._ranks)
+        attributes = self._attributes
+        requests = Requests(bool(signals.name), self._counts.asked_to_stop, attributes.is_asked)
+        result = merge_update(rollout, stats, requests, self._ranks)
+        attributes.merge(result.requests.attributes > 0)
+        return result
 
     def is_last(self, result: UpdateResult) -> bool:
         """Return True if no update follows the one with this result."""
@@ -166,6 +184,7 @@ class Run:
         counts = self._counts
         self._is_over = counts.ends_early(self._config)
         self._is_stopping = result.requests.signal > 0
+        self._attributes.finish_update(result.snapshot.ended)
         started, self._update_started = self._update_started, time.perf_counter()
         counts.train_seconds = self._update_started - self._train_started
         seconds = self._update_started - started
@@ -181,9 +200,11 @@ class Run:
                 self._log_update(result, metrics)
                 self._books.checkpoints.keep(self._snapshot(result, in_flight))
             # last: whatever a callback raises, the update is on record
+            self._attributes.on_set = lambda: self._books.checkpoints.keep(self._snapshot(result, in_flight))
             if self._callbacks.on_update(counts, metrics, evaluation):
                 counts.asked_to_stop = True
                 self._books.checkpoints.keep(self._snapshot(result, in_flight))
+        self._attributes.apply()
         self._progress.update(counts.env_steps, counts.return_mean, seconds)
 
     @timed("evaluation")
@@ -209,7 +230,7 @@ class Run:
         state = read_optimizer(self._optimizer)
         weights, optimizer = copies(self._guard.kept), OptimizerState(copies(state.tensors), state.values)
         mean = self._eval_return if self._config.eval_every else self._counts.return_mean
-        values = self._constants | self._counts.to_values()
+        values = self._constants | self._counts.to_values() | {"attributes": self._attributes.to_values()}
         values |= {"learning_rate": float(self._optimizer.param_groups[0]["lr"]), "return_mean": mean}
         log = self._log.view()
         return Snapshot(weights, optimizer, in_flight, result.snapshot, log, values)

@@ -20,27 +20,25 @@ from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal
 from fabric_ppo.process.failures import is_lost_contact
-from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.group import Ranks, from_rank_zero
+from fabric_ppo.process.settings import settings_kept
 from fabric_ppo.process.signals import signals
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.folder import lock_folder, make_folder, note_failure
 from fabric_ppo.run.opening import opening_lines
+from fabric_ppo.run.parts import NO_PARTS, Parts, name_of
 from fabric_ppo.run.prepare import prepare_process
-from fabric_ppo.run.resume import find_checkpoint, from_rank_zero, restore
+from fabric_ppo.run.resume import find_checkpoint, restore
 from fabric_ppo.run.run import Books, Run
-from fabric_ppo.run.trackers.json_lines import JsonLines
-from fabric_ppo.run.trackers.tensorboard import TensorBoard
-from fabric_ppo.run.trackers.tracker import Tracker, Trackers, make_part
+from fabric_ppo.run.trackers.make import make_trackers, own_tracker
+from fabric_ppo.run.trackers.tracker import Trackers, make_part
 from fabric_ppo.run.writes import Writes
 
 R = TypeVar("R", bound="Closable")
-
-_BUILT_IN: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "json_lines": JsonLines}
-"""Trackers that `--trackers` names without a module."""
-
 
 class Closable(Protocol):
     """A resource of a run, such as its environments."""
@@ -61,20 +59,21 @@ class RunSetup(contextlib.ExitStack):
         video_dir: folder of training videos; empty for none (EnvPool cannot record any).
     """
 
-    def __init__(self, config: Config, ranks: Ranks, run_dir: Path) -> None:
+    def __init__(self, config: Config, ranks: Ranks, run_dir: Path, parts: Parts = NO_PARTS) -> None:
         """Prepare the process, and find the checkpoint for `--resume`.
 
         Args:
             config: the run's configuration, resolved.
             ranks: those with environments.
             run_dir: what `new_run_dir` returned.
+            parts: callbacks and trackers besides those that flags name.
 
         Raises:
             ConfigError: ranks have different flags, or the checkpoint does not fit these flags.
         """
         super().__init__()
         self._started = time.perf_counter()
-        self._config, self._ranks, self._leads = config, ranks, ranks.rank == 0
+        self._config, self._ranks, self._leads, self._parts = config, ranks, ranks.rank == 0, parts
         prepare_process(config, ranks)
         # a folder's default name has the time in it, which other ranks read later
         named_by_rank_zero = Path(os.fsdecode(from_rank_zero(os.fsencode(run_dir), ranks)))
@@ -124,6 +123,7 @@ class RunSetup(contextlib.ExitStack):
             ConfigError: the checkpoint or the policy does not fit, or the folder cannot be made.
         """
         config, ranks, checkpoint = self._config, self._ranks, self._checkpoint
+        attributes, callback_names = EnvAttributes(buffer, ranks, config.overlaps), self._callback_names()
         if checkpoint is None:
             if config.init_from is not None:
                 start_from(agent, config.init_from)
@@ -131,7 +131,13 @@ class RunSetup(contextlib.ExitStack):
             num_envs, shape = buffer.num_envs * ranks.size, buffer.actions.shape[2:]
             counts, log = Counts(), ActionLog.empty(num_envs, shape, buffer.log_dtype)
         else:
-            counts, log = restore(checkpoint, self.dir, config, ranks, agent, optimizer, buffer)
+            counts, log = restore(checkpoint, self.dir, config, ranks, agent, optimizer, buffer, attributes)
+            # of rank 0 alone: in a program of several ranks only one may have given objects
+            names = from_rank_zero(f"+{callback_names}".encode(), ranks).decode()[1:]
+            counts.resume_ending(checkpoint.values, config, names)
+            if counts.ended_by_callback:
+                go_on = "another --callback or more --total-timesteps go on with it"
+                print_from_rank_zero(f"a callback has ended this run: {go_on}")
         counts.started = self._started
         trackers, callbacks = Trackers({}, self._writes), []
         # the folder comes last, so that a run that cannot start leaves none
@@ -142,19 +148,26 @@ class RunSetup(contextlib.ExitStack):
         if checkpoint is not None:
             checkpoints.resume_from(checkpoint)
         in_flight = {} if checkpoint is None else checkpoint.under("in_flight.")
-        books = Books(self.dir, self._writes, trackers, callbacks, checkpoints, self._close_resources)
+        given = (self._close_resources, callback_names, attributes)
+        books = Books(self.dir, self._writes, trackers, callbacks, checkpoints, *given)
         self._run = Run(config, ranks, agent, optimizer, counts, log, books, in_flight)
         self.callback(self._run.close)
         return self._run
 
     def _make_trackers(self) -> Trackers:
-        names = self._config.trackers.split(",")
-        made = {name: _make_tracker(name) for name in names}
+        made = make_trackers(self._config)
+        made |= {name_of(each): own_tracker(each, self._config) for each in self._parts.trackers}
         return Trackers(made, self._writes)
 
     def _make_callbacks(self) -> list[Callback]:
-        names = (self._config.callbacks or "").split(",")
-        return [make_part(name, "callbacks", Callback) for name in names if name]
+        names = (self._config.callback or "").split(",")
+        with settings_kept(self._config.seed):  # they may change some as they are made
+            made = [make_part(name, "callback", Callback) for name in names if name]
+        return [*made, *self._parts.callbacks]
+
+    def _callback_names(self) -> str:
+        """Return the classes of all callbacks, with commas."""
+        return ",".join([*filter(None, [self._config.callback]), *map(name_of, self._parts.callbacks)])
 
     def _open_folder(self, trackers: Trackers, counts: Counts, agent: Agent) -> None:
         """Make and lock the folder, start the trackers in it, and print what begins."""
@@ -226,9 +239,3 @@ class RunSetup(contextlib.ExitStack):
         for path in self._missing:
             with contextlib.suppress(OSError):  # missing, or no longer empty
                 path.rmdir()
-
-
-def _make_tracker(name: str) -> Tracker:
-    """Return a built-in tracker, or one of the user's own."""
-    tracker: Tracker = _BUILT_IN[name]() if name in _BUILT_IN else make_part(name, "trackers", Tracker)
-    return tracker

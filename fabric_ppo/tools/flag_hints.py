@@ -57,7 +57,10 @@ eval_episodes: n_eval_episodes num_eval_episodes evaluation_duration eval_num_ep
 test_episodes: n_test_episodes num_test_episodes
 stop_at_return: stop_reward reward_threshold target_reward stop_return solved_reward
 keep_checkpoints: num_to_keep keep_last max_checkpoints
-callbacks: callback
+callback: callbacks custom_callback callback_class
+track_project: wandb_project wandb_project_name
+track_group: wandb_group
+track_tags: wandb_tags
 env_wrapper: wrapper wrappers wrapper_class
 capture_video: video save_video record_video record capture
 """
@@ -148,9 +151,9 @@ amp mixed_precision
     starts N processes; torchrun and fabric run take their own flags before the script's name
 async_rl serial_mode async
     --overlap of train_fabric_decoupled.py collects a rollout while the trainers optimise
-track wandb use_wandb with_wandb wandb_project wandb_project_name wandb_entity wandb_group
-wandb_user logger loggers tracker mlflow use_tensorboard report_to
-    --trackers takes TRACKERS, or a tracker of your own, module:Name
+trackers wandb use_wandb with_wandb wandb_entity wandb_user logger loggers tracker mlflow trackio
+use_tensorboard report_to
+    --track takes TRACKERS, or a tracker of your own, module:Class
 tensorboard_log log_folder log_path logdir log_root train_dir output_dir out_dir save_dir save_path
 results_dir storage_path local_dir output
     --log-dir is the folder of all runs, --run-dir the folder of this run
@@ -176,7 +179,7 @@ render render_mode headless no_render human play
 verbose progress progress_bar debug silent
     a live line is shown on a terminal anyway; --quiet prints warnings and errors only
 log_interval log_every log_freq stats_window_size
-    metrics are logged after every update, see --trackers
+    metrics are logged after every update, see --track
 save_model save upload_model hf_entity push_to_hub
     the policy is always saved, in the run's folder, see --run-dir
 hyperparams hyperparameters conf_file conf config_file config_path params yaml yaml_file cfg preset

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -32,6 +33,13 @@ from fabric_ppo.tools.locate import config_path
 from fabric_ppo.tools.whole_numbers import whole_number
 
 C = TypeVar("C", bound=Config)
+
+_REPEATABLE = ("callback", "track", "track_tags")
+"""Fields whose flag takes several words or is repeated, and which are a list in YAML; they have commas."""
+_RENAMED = {"callbacks": "callback", "trackers": "track"}
+"""Fields by their names in the folders of older runs."""
+_OF_RUN = "--resume:"
+"""Origin of flags that come from the folder of a run."""
 
 
 def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dict[str, Any]:
@@ -58,6 +66,10 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{of} {path}: a YAML mapping of flags to values is expected")
     own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
+    if of == _OF_RUN:
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
+        if isinstance(values.get("track"), str):
+            values["track"] = values["track"].replace("json_lines", "jsonl")
     every = {field.name for kind in SCRIPT_CONFIGS.values() for field in dataclasses.fields(kind)} - {"config"}
     for key, value in values.items():
         if key.replace("-", "_") not in every:
@@ -83,7 +95,7 @@ def flags_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
     script, own = started_with(run_dir)[0], script_file(config_type)
     if script not in ("", own):
         raise ConfigError(f"--resume --run-dir {run_dir}: holds a run of {script}, this is {own}; {script} is expected")
-    return load_yaml(str(path), config_type, "--resume:")
+    return load_yaml(str(path), config_type, _OF_RUN)
 
 
 def resumed_folder(args: Sequence[str], from_file: Mapping[str, Any]) -> str | None:
@@ -104,7 +116,9 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
         ConfigError: it has another type than its flag.
     """
     # YAML 1.1 reads 3e-4, which has no point, as text, and has lists, but no tuples
-    if isinstance(value, list):
+    if isinstance(value, list) and name in _REPEATABLE and all(isinstance(each, str) for each in value):
+        value = ",".join(value)
+    elif isinstance(value, list):
         value = tuple(map(_whole, value)) if takes_int(kind) else tuple(value)
     elif takes_int(kind):
         value = _whole(value)
@@ -169,6 +183,7 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
         ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
         SystemExit: `--help` or `--help-all` is among the flags.
     """
+    args = _joined(args)
     given = _given_flags(config_type, args)
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     from_file = load_yaml(path, config_type) if path else {}
@@ -241,6 +256,33 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []
     return given
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """Return the command line with the values of a flag that takes several as one, with commas.
+
+    They follow it as words, or the flag is repeated.
+    """
+    words: list[str] = []
+    places: dict[str, int] = {}
+    rest = deque(args)
+    while rest:
+        word = rest.popleft()
+        name, equals, value = _flag_of(word), *word.partition("=")[1:]
+        if not word.startswith("--") or name[2:].replace("-", "_") not in _REPEATABLE:
+            words.append(word)
+            continue
+        values = [value] if equals else []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.popleft())
+        if not values:  # which is an error with a line of its own
+            words.append(word)
+        elif name in places:
+            words[places[name]] += "," + ",".join(values)
+        else:
+            words += [name, ",".join(values)]
+            places[name] = len(words) - 1
+    return words
 
 
 def _flag_of(word: str) -> str:

@@ -400,6 +400,37 @@ def test_an_edit_is_found_however_far_away_it_matters(spec, edited, monkeypatch,
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+NOT_FINITE = {
+    "NaN in some rows": lambda rows, new: rows.weights @ (rows.advantages.sqrt() * new.log_probs),
+    "NaN beside the loss": lambda rows, new: float("nan"),
+    "infinite": lambda rows, new: float("inf"),
+    "NaN in the gradient": lambda rows, new: 0 * (new.log_probs - new.log_probs).abs().sqrt().sum(),
+    "NaN later": lambda rows, new: rows.weights @ (1 + 2 - (new.values - rows.returns)).log(),
+}
+
+
+@pytest.mark.parametrize("term", NOT_FINITE.values(), ids=NOT_FINITE)
+@each_spec
+def test_an_edit_that_is_not_finite_trains_as_written(spec, term, monkeypatch, capsys):
+    """Which the run's guard then reports; the fast loss would go on as if there were no edit."""
+
+    def edited(rows, new, coefs):
+        losses = ppo_loss(rows, new, coefs)
+        return losses._replace(loss=losses.loss + term(rows, new))
+
+    agent, free = fresh_agent(spec)
+    edit_loss(monkeypatch, edited)
+    module, rows = PPOLoss(agent, CONFIG), make_rows(free, 64, 0.3)
+    expected = minibatch_loss(free, rows, COEFS)
+    got = module(rows, COEFS)
+    torch.testing.assert_close(got.loss, expected.loss, equal_nan=True)
+    got = slopes(got.loss, [module.weights.flat])
+    torch.testing.assert_close(
+        got, slopes(expected.loss, list(free.parameters())), rtol=1e-9, atol=1e-9, equal_nan=True
+    )
+    assert "ppo/loss.py" in capsys.readouterr().err
+
+
 def test_a_share_without_rows_decides_nothing(monkeypatch, capsys):
     """A rank whose first minibatch is empty goes by the edited loss too, from its first rows on."""
     agent, free = fresh_agent(CHOICE_SPEC)

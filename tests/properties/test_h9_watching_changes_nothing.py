@@ -24,12 +24,12 @@ WATCHED = {
     "evaluation": {"eval_every": 3, "eval_episodes": 4},
     "profile": {"profile": True},
     "checkpoints": {"checkpoint_every": 1, "keep_checkpoints": 2},
-    "callback": {"callbacks": CALLBACK, "eval_every": 3, "eval_episodes": 1},
-    "own tracker": {"trackers": f"tensorboard,json_lines,{TRACKER}"},
-    "json lines alone": {"trackers": "json_lines"},
+    "callback": {"callback": CALLBACK, "eval_every": 3, "eval_episodes": 1},
+    "own tracker": {"track": f"tensorboard,jsonl,{TRACKER}"},
+    "json lines alone": {"track": "jsonl"},
     "all": {
         **{"capture_video": True, "eval_every": 2, "eval_episodes": 1, "profile": True, "checkpoint_every": 1},
-        **{"callbacks": f"{CALLBACK},{CALLBACK}", "trackers": f"{TRACKER},json_lines"},
+        **{"callback": f"{CALLBACK},{CALLBACK}", "track": f"{TRACKER},jsonl"},
     },
 }
 ENVIRONMENTS = {
@@ -97,12 +97,12 @@ def test_a_run_that_is_watched_ends_with_the_same_bits(train, unwatched, script,
     if "profile" in WATCHED[how]:
         with_a_trace = 1 if script == "decoupled" else size  # trainers print their table only
         assert len(list(watched.glob("trace_rank_*.json"))) == with_a_trace
-    if "callbacks" in WATCHED[how]:
-        assert_called_back(watched, WATCHED[how]["callbacks"].count(CALLBACK), WATCHED[how]["eval_every"])
-    if "trackers" in WATCHED[how]:
-        is_on = "tensorboard" in WATCHED[how]["trackers"]
+    if "callback" in WATCHED[how]:
+        assert_called_back(watched, WATCHED[how]["callback"].count(CALLBACK), WATCHED[how]["eval_every"])
+    if "track" in WATCHED[how]:
+        is_on = "tensorboard" in WATCHED[how]["track"]
         assert bool(list(watched.glob("events.out.tfevents.*"))) == is_on
-    if TRACKER in WATCHED[how].get("trackers", ""):
+    if TRACKER in WATCHED[how].get("track", ""):
         steps = [f"log {line['step']}" for line in lines]
         tracked = (watched / "tracker.txt").read_text().splitlines()
         assert [tracked[0], *(line for line in tracked if line.startswith("log ")), tracked[-1]] == [
@@ -125,7 +125,7 @@ def assert_called_back(run_dir, callbacks, eval_every):
 @pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])
 @pytest.mark.parametrize(
     "watched",
-    [{"callbacks": CALLBACK, "trackers": f"json_lines,{TRACKER}"}, {"trackers": "json_lines"}],
+    [{"callback": CALLBACK, "track": f"jsonl,{TRACKER}"}, {"track": "jsonl"}],
     ids=["callback and tracker", "json lines alone"],
 )
 def test_a_run_that_is_watched_killed_and_resumed_ends_with_the_same_bits(
@@ -141,7 +141,7 @@ def test_a_run_that_is_watched_killed_and_resumed_ends_with_the_same_bits(
     assert (tmp_path / "run/policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
     assert metrics(tmp_path / "run") == metrics(alone)
     assert (summary(tmp_path / "run")["resumes"], summary(tmp_path / "run")["exact_resume"]) == (1, True)
-    if "callbacks" in watched:
+    if "callback" in watched:
         called = (tmp_path / "run/callback_0.txt").read_text().splitlines()
         again = ["start 2", *(f"update {update}" for update in range(3, UPDATES + 1)), f"end {UPDATES}"]
         assert called == ["start 0", "update 1", "update 2", "update 3", *again]
@@ -149,7 +149,7 @@ def test_a_run_that_is_watched_killed_and_resumed_ends_with_the_same_bits(
 
 
 def test_a_tracker_of_ones_own_may_be_the_only_one(train, unwatched):
-    run_dir = train("torch", 1, trackers=TRACKER)
+    run_dir = train("torch", 1, track=TRACKER)
     assert (run_dir / "policy.safetensors").read_bytes() == (unwatched("torch", 1) / "policy.safetensors").read_bytes()
     assert not (run_dir / "metrics.jsonl").exists()
     assert (run_dir / "tracker.txt").exists()

@@ -164,7 +164,7 @@ def test_nothing_is_printed_without_verbose(tmp_path, capfd, flags):
 
 
 def test_code_of_the_users_own_prints_without_verbose(tmp_path, capfd):
-    train(Config(**TINY, callbacks="tests.unit.test_api:Speaks", run_dir=tmp_path / "run"), verbose=False)
+    train(Config(**TINY, callback="tests.unit.test_api:Speaks", run_dir=tmp_path / "run"), verbose=False)
     assert capfd.readouterr() == ("update 1\nupdate 2\nupdate 3\n", "")
 
 
@@ -179,7 +179,7 @@ def test_an_interrupt_prints_a_line_and_leaves_what_goes_on(tmp_path, capfd):
     """To the bits of a run that was left alone."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(Config(**TINY, quiet=True, callbacks=f"{__name__}:InterruptAfterTwo", run_dir=folder))
+        train(Config(**TINY, quiet=True, callback=f"{__name__}:InterruptAfterTwo", run_dir=folder))
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == f"interrupted after update 2: Config(..., run_dir={str(folder)!r}, resume=True) goes on\n"
@@ -199,10 +199,10 @@ def test_an_interrupt_prints_a_line_and_leaves_what_goes_on(tmp_path, capfd):
 def test_an_interrupt_before_the_first_update(tmp_path, capfd, monkeypatch):
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(Config(**TINY, callbacks=f"{__name__}:InterruptAtStart", run_dir=folder), verbose=False)
+        train(Config(**TINY, callback=f"{__name__}:InterruptAtStart", run_dir=folder), verbose=False)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(KeyboardInterrupt):
-        train(Config(**TINY, callbacks=f"{__name__}:InterruptAtStart", run_dir=folder, resume=True))
+        train(Config(**TINY, callback=f"{__name__}:InterruptAtStart", run_dir=folder, resume=True))
     said = capfd.readouterr().err
     assert said == "interrupted before the first update was done: there is nothing to go on from\n"
     monkeypatch.delattr(InterruptAtStart, "on_start")  # a resumed run has its callbacks again

@@ -18,6 +18,8 @@ from tests.fixtures.processes import PATIENCE
 from tests.fixtures.recurrent import recurrent_config
 from tests.fixtures.updates import FOLLOWS
 
+TRACKERS_EXPECTED = "tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"
+
 
 def test_every_field_is_in_one_group_in_the_order_in_which_it_is_needed():
     """A field of the groups that two had would be in one place only; each group has a title."""
@@ -82,7 +84,7 @@ from fabric_ppo.config import {kind}
 loaded = set(sys.modules)
 config = {kind}(
     hidden_sizes=[8, 4], env_wrapper="a_module_of_mine:wrapper", encoder="a_module_of_mine:Encoder",
-    trackers="json_lines,a_module_of_mine:Tracker", callbacks="a_module_of_mine:Callback", env_id="Nothing-v0",
+    track="jsonl,a_module_of_mine:Tracker", callback="a_module_of_mine:Callback", env_id="Nothing-v0",
     compile=True, {more}
 )
 config.to_dict()
@@ -115,11 +117,18 @@ def test_building_a_config_imports_and_prints_nothing(tmp_path, kind):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"trackers": "wandb"}, "--trackers wandb: tensorboard, json_lines or module:Name is expected"),
-        ({"trackers": "json_lines,"}, "--trackers json_lines,: tensorboard, json_lines or module:Name is expected"),
-        ({"trackers": "mine:"}, "--trackers mine:: tensorboard, json_lines or module:Name is expected"),
-        ({"callbacks": "mine"}, "--callbacks mine: module:Name is expected"),
-        ({"callbacks": "a:B,json_lines"}, "--callbacks json_lines: module:Name is expected"),
+        ({"track": "neptune"}, f"--track neptune: {TRACKERS_EXPECTED}"),
+        ({"track": "jsonl,json_lines"}, "--track json_lines: here it is jsonl"),
+        ({"track": ""}, f"--track: {TRACKERS_EXPECTED}"),
+        ({"track_project": "a/b"}, "--track-project a/b: letters, digits and - _ is expected"),
+        ({"track_tags": "a,,b"}, "--track-tags a,,b: names, or None is expected"),
+        ({"track_group": " "}, "--track-group: a name, or None is expected"),
+        ({"track_timeout": 0.0}, "--track-timeout 0.0: a number above 0 is expected"),
+        ({"track_timeout": 1e9}, "--track-timeout 1000000000.0: at most 1e+06 is expected"),
+        ({"track": "jsonl,"}, f"--track jsonl,: {TRACKERS_EXPECTED}"),
+        ({"track": "mine:"}, f"--track mine:: {TRACKERS_EXPECTED}"),
+        ({"callback": "mine"}, "--callback mine: module:Class is expected"),
+        ({"callback": "a:B,json_lines"}, "--callback json_lines: module:Class is expected"),
         ({"env_wrapper": "a:b,:c"}, "--env-wrapper :c: module:name is expected"),
     ],
 )

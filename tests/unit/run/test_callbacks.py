@@ -68,14 +68,14 @@ def test_a_callback_sees_every_update_every_evaluation_and_the_end(tmp_path, wri
     write_parts(NOTES)
     run_dir = tmp_path / "run"
     flags = {"eval_every": 2, "eval_episodes": 3}
-    assert trained(run_dir, updates=4, callbacks=OWN, **flags) == ""
+    assert trained(run_dir, updates=4, callback=OWN, **flags) == ""
     noted = notes()
     seen = [each for each in noted if each[0] != "after"]
     kinds = ["start", "update", "evaluation", "update", "update", "evaluation", "update", "end"]
     assert [each[0] for each in seen] == kinds
     assert [each[1][2] for each in seen] == [0, 1, 2, 2, 3, 4, 4, 4]
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert config["callbacks"] == OWN
+    assert config["callback"] == OWN
     for _, (its_config, its_dir, update, env_steps, num_updates, _), *_ in seen:
         assert (its_config, its_dir, num_updates) == (config, str(run_dir), 4)
         assert env_steps == update * PER_UPDATE
@@ -95,7 +95,7 @@ def test_the_policy_of_a_callback_is_the_agent_as_it_is(tmp_path, write_parts):
     """It differs from update to update, and is in the end the one that is saved."""
     write_parts(NOTES)
     run_dir = tmp_path / "run"
-    assert trained(run_dir, callbacks=OWN) == ""
+    assert trained(run_dir, callback=OWN) == ""
     values = [each[1][5] for each in notes() if each[0] != "after"]
     assert len({str(each) for each in values}) == 4, "before the first update, and after each of three"
     final = load_agent(run_dir)
@@ -105,7 +105,7 @@ def test_the_policy_of_a_callback_is_the_agent_as_it_is(tmp_path, write_parts):
 def test_looking_on_changes_nothing(tmp_path, write_parts):
     write_parts(NOTES)
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
-    assert (trained(alone), trained(run_dir, callbacks=OWN)) == ("", "")
+    assert (trained(alone), trained(run_dir, callback=OWN)) == ("", "")
     assert_same_run(run_dir, alone, resumes=0)
 
 
@@ -140,7 +140,7 @@ def test_true_ends_the_run_after_the_following_update(tmp_path, write_parts, on_
     """Status 0, with its test and everything else that a run ends with."""
     write_parts(STOPS.format(on_update=on_update, on_evaluation=on_evaluation))
     run_dir = tmp_path / "run"
-    flags = {"callbacks": f"{MODULE}:Stops", "eval_every": 2, "eval_episodes": 1}
+    flags = {"callback": f"{MODULE}:Stops", "eval_every": 2, "eval_episodes": 1}
     assert trained(run_dir, updates=6, **flags) == ""
     assert_ended_after_the_third_update(run_dir)
 
@@ -150,7 +150,7 @@ def test_all_ranks_end_alike(tmp_path, write_parts, script):
     """A callback runs on rank 0 only."""
     write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
     run_dir = tmp_path / "run"
-    assert train(script, 2, run_dir, callbacks=f"{MODULE}:Stops") == ["", ""]
+    assert train(script, 2, run_dir, callback=f"{MODULE}:Stops") == ["", ""]
     assert_ended_after_the_third_update(run_dir, 1 if script == "decoupled" else 2)
 
 
@@ -158,14 +158,14 @@ def test_a_run_that_a_callback_ended_says_so_and_is_over(tmp_path, write_parts):
     """Resuming tests it again; with other callbacks, or a greater length, it goes on."""
     write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
     run_dir, own = tmp_path / "run", f"{MODULE}:Stops"
-    ended, out, _ = printed_in_fork(outcome, run_dir, 6, {"callbacks": own})
+    ended, out, _ = printed_in_fork(outcome, run_dir, 6, {"callback": own})
     assert ended == ""
     assert "\nended   by a callback, after 3 updates\n" in out
-    ended, _, err = printed_in_fork(outcome, run_dir, 6, {"callbacks": own, "resume": True})
+    ended, _, err = printed_in_fork(outcome, run_dir, 6, {"callback": own, "resume": True})
     assert ended == ""
     assert "a callback has ended this run" in err
     assert (summary(run_dir)["updates"], summary(run_dir)["ended_by"]) == (3, "callback")
-    assert trained(run_dir, updates=7, callbacks=own, resume=True) == ""
+    assert trained(run_dir, updates=7, callback=own, resume=True) == ""
     assert (summary(run_dir)["updates"], summary(run_dir)["ended_by"]) == (7, "total_timesteps")
 
 
@@ -173,7 +173,7 @@ def test_other_callbacks_go_on_with_a_run_that_a_callback_ended(tmp_path, write_
     write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
     assert trained(alone, updates=6) == ""
-    assert trained(run_dir, updates=6, callbacks=f"{MODULE}:Stops") == ""
+    assert trained(run_dir, updates=6, callback=f"{MODULE}:Stops") == ""
     assert trained(run_dir, updates=6, resume=True) == ""
     assert_same_run(run_dir, alone, resumes=1)
 
@@ -183,7 +183,7 @@ def test_other_callbacks_go_on_with_a_run_that_a_callback_ended(tmp_path, write_
 def test_a_run_that_is_killed_ends_where_its_callback_ended_it(tmp_path, write_parts, monkeypatch, script, killed_in):
     """H4: asked to stop after update 2, killed in the next rollout, or with everything but its test done."""
     write_parts(STOPS.format(on_update="run.update == 2", on_evaluation="None"))
-    flags = {"callbacks": f"{MODULE}:Stops", "checkpoint_every": 1}
+    flags = {"callback": f"{MODULE}:Stops", "checkpoint_every": 1}
     alone, run_dir = finish(script, 2, tmp_path / "alone", **flags), tmp_path / "run"
     place, name = (COLLECTORS[script], "collect") if killed_in == 3 else (evaluation, "evaluate")
     with monkeypatch.context() as patch:
@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_ends_where_its_callback_ended_it(tmp_path, write_p
 def test_nothing_but_true_ends_a_run(tmp_path, write_parts, answer):
     write_parts(STOPS.format(on_update=answer, on_evaluation=answer))
     run_dir = tmp_path / "run"
-    assert trained(run_dir, callbacks=f"{MODULE}:Stops", eval_every=1, eval_episodes=1) == ""
+    assert trained(run_dir, callback=f"{MODULE}:Stops", eval_every=1, eval_episodes=1) == ""
     assert summary(run_dir)["updates"] == 3
 
 
@@ -219,7 +219,7 @@ def test_a_callback_that_raises_ends_the_run_which_can_be_resumed(tmp_path, writ
     flags = {"eval_every": 2, "eval_episodes": 1}
     alone, run_dir = tmp_path / "alone", tmp_path / "run"
     assert trained(alone, updates=6, **flags) == ""
-    flags |= {"callbacks": f"{MODULE}:Raises"}
+    flags |= {"callback": f"{MODULE}:Raises"}
     ended, _, printed = printed_in_fork(outcome, run_dir, 6, flags)
     assert ended == "LookupError: told to raise"
     assert ("the run has failed" in printed) == (method != "on_end")
@@ -247,13 +247,13 @@ class Raises(Callback):
         (f"{MODULE}:Raises", "it raised ValueError: no\\nkey"),
         (f"{MODULE}:Missing", "cannot be imported "),
         ("no_such_module:Callback", "cannot be imported "),
-        ("json_lines", "module:Name is expected"),
+        ("json_lines", "module:Class is expected"),
     ],
 )
 def test_what_is_no_callback_is_refused_in_one_line_before_anything_is_written(tmp_path, write_parts, name, why):
     write_parts(WRONG)
     run_dir = tmp_path / "run"
-    ended = trained(run_dir, callbacks=name)
-    assert ended.startswith(f"ConfigError: --callbacks {name}: {why}")
+    ended = trained(run_dir, callback=name)
+    assert ended.startswith(f"ConfigError: --callback {name}: {why}")
     assert "\n" not in ended
     assert not run_dir.exists()

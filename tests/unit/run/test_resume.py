@@ -35,8 +35,12 @@ OTHER = {
     "log_std_min": -5.0,
     "log_std_max": 1.0,
     "exp_name": "other",
-    "trackers": "json_lines",
-    "callbacks": "gymnasium.wrappers:FlattenObservation",
+    "track": "jsonl",
+    "track_project": "other",
+    "track_group": "other",
+    "track_tags": "other",
+    "track_timeout": 5.0,
+    "callback": "gymnasium.wrappers:FlattenObservation",
     "info_keys": "x_position,sum:reward_ctrl",
 }
 

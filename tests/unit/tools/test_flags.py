@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fabric_ppo.config import Config, TorchConfig
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.tools.flags import parse_args, parse_flags
 from tests.fixtures.flags import LAUNCH_VARIABLES, refusal
 
@@ -76,8 +77,12 @@ DEFAULTS = {
     "--eval-episodes": 10,
     "--test-episodes": 10,
     "--test-step-limit": 108_000,
-    "--trackers": "tensorboard,json_lines",
-    "--callbacks": None,
+    "--track": "tensorboard,jsonl",
+    "--track-project": "fabric-ppo",
+    "--track-group": None,
+    "--track-tags": None,
+    "--track-timeout": 60.0,
+    "--callback": None,
     "--info-keys": None,
     "--quiet": False,
     "--run-dir": None,
@@ -113,8 +118,11 @@ OTHER = {
     "--env-kwargs": (['{"sutton_barto_reward": true}'], '{"sutton_barto_reward": true}'),
     "--action-bounds": (["squash"], "squash"),
     "--encoder": (["impala"], "impala"),
-    "--trackers": (["json_lines"], "json_lines"),
-    "--callbacks": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
+    "--track": (["jsonl", "wandb,trackio"], "jsonl,wandb,trackio"),
+    "--track-project": (["mine"], "mine"),
+    "--track-group": (["ablation"], "ablation"),
+    "--track-tags": (["a", "b,c"], "a,b,c"),
+    "--callback": (["gymnasium.wrappers:FlattenObservation"], "gymnasium.wrappers:FlattenObservation"),
     "--info-keys": (["x_position,sum:reward_ctrl"], "x_position,sum:reward_ctrl"),
     "--init-from": (["runs/a"], "runs/a"),
 }
@@ -478,3 +486,70 @@ def test_another_scripts_flags_are_ignored_with_a_line(yaml_file, capsys):
     assert printed == f"--config {path}: ignoring --cuda of another script\n"
     parse_flags(TorchConfig, ["--config", yaml_file("cuda: false")])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--callback", "a:B,c:D"],
+        ["--callback", "a:B", "--callback", "c:D"],
+        ["--callback=a:B", "--seed", "7", "--callback", "c:D"],
+        ["--callback", "a:B", "--num-envs=3", "--callback=c:D", "--quiet"],
+    ],
+)
+def test_a_callback_may_be_repeated(words):
+    assert parse_flags(TorchConfig, words).callback == "a:B,c:D"
+
+
+def test_callbacks_are_a_list_in_yaml(tmp_path):
+    file = tmp_path / "flags.yaml"
+    file.write_text("callback: [a:B, 'c:D']\n")
+    assert parse_flags(TorchConfig, ["--config", str(file)]).callback == "a:B,c:D"
+    file.write_text("callback: [1, 2]\n")
+    with pytest.raises(ConfigError, match="--callback 1 2: text is expected"):
+        parse_flags(TorchConfig, ["--config", str(file)])
+
+
+@pytest.mark.parametrize("words", [["--callback"], ["--callback", "--seed", "3"], ["--callback", "a:B", "--callback"]])
+def test_a_callback_that_has_no_name_is_refused_in_one_line(words):
+    with pytest.raises(ConfigError, match=r"^--callback.*expected$"):
+        parse_flags(TorchConfig, words)
+
+
+def test_the_old_name_of_callback_leads_to_the_new_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--callbacks: unknown flag; here it is --callback$"):
+        parse_flags(TorchConfig, ["--callbacks", "a:B"])
+    file = tmp_path / "flags.yaml"
+    file.write_text("callbacks: a:B\n")
+    with pytest.raises(ConfigError, match=r"unknown key callbacks; here it is --callback$"):
+        parse_flags(TorchConfig, ["--config", str(file)])
+
+
+def test_the_folder_of_an_older_run_goes_on_with_its_callbacks(tmp_path):
+    (tmp_path / "config.yaml").write_text("callbacks: a:B\nseed: 3\n")
+    config = parse_flags(TorchConfig, ["--resume", "--run-dir", str(tmp_path)])
+    assert (config.callback, config.seed) == ("a:B", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--track", "jsonl", "wandb", "--seed", "3"], "jsonl,wandb"),
+        (["--track", "jsonl,wandb", "mine:Tracker"], "jsonl,wandb,mine:Tracker"),
+        (["--track=jsonl", "--seed", "3", "--track", "wandb"], "jsonl,wandb"),
+    ],
+)
+def test_trackers_are_several_words_or_have_commas_or_the_flag_is_repeated(words, expected):
+    assert parse_flags(Config, words).track == expected
+
+
+def test_trackers_are_a_list_in_yaml(yaml_file):
+    config = parse_flags(Config, ["--config", yaml_file("track: [jsonl, wandb]\ntrack_tags: [a, b]\n")])
+    assert (config.track, config.track_tags) == ("jsonl,wandb", "a,b")
+
+
+def test_a_folder_of_an_older_run_has_other_names_for_trackers(tmp_path):
+    (tmp_path / "config.yaml").write_text("trackers: tensorboard,json_lines\n")
+    assert parse_flags(Config, ["--resume", "--run-dir", str(tmp_path)]).track == "tensorboard,jsonl"
+    with pytest.raises(ConfigError, match=r"unknown key trackers; .*--track takes tensorboard, jsonl, wandb"):
+        parse_flags(Config, ["--config", str(tmp_path / "config.yaml")])

@@ -1,0 +1,58 @@
+"""Parts of the user's own that `train` is given as objects: callbacks and trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error
+from fabric_ppo.run.callbacks import Callback
+from fabric_ppo.run.trackers.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Callbacks and trackers, which come after those that flags name; only rank 0's are used."""
+
+    callbacks: Sequence[Callback] = ()
+    trackers: Sequence[Tracker] = ()
+
+
+NO_PARTS = Parts()
+"""No objects: those alone that flags name."""
+
+
+def parts_of(callbacks: Sequence[Any], trackers: Sequence[Any]) -> Parts:
+    """Return objects as `Parts`; of a class an object is made.
+
+    Raises:
+        ConfigError: one is of another kind, or cannot be made.
+    """
+    return Parts(_objects("callbacks", callbacks, Callback), _objects("trackers", trackers, Tracker))
+
+
+def name_of(part: object) -> str:
+    """Return the name of an object's class, as a flag has it: `module:Class`."""
+    return f"{type(part).__module__}:{type(part).__qualname__}"
+
+
+def _objects(argument: str, given: Any, kind: type[Any]) -> list[Any]:
+    """Return the objects in an argument of `train`; raise a ConfigError as `parts_of`."""
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f"train({argument}={_kind(given)}): a list of {kind.__name__} objects is expected")
+    made = []
+    for each in given:
+        try:
+            part = each() if isinstance(each, type) and issubclass(each, kind) else each
+        except USER_ERRORS as error:
+            raise ConfigError(f"train({argument}=[{each.__name__}]): it raised {locate_error(error)}") from error
+        if not isinstance(part, kind):
+            expected = f"an object or a subclass of {kind.__module__}.{kind.__name__}"
+            raise ConfigError(f"train({argument}=[{_kind(each)}]): {expected} is expected")
+        made.append(part)
+    return made
+
+
+def _kind(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else type(given).__name__
