@@ -108,13 +108,21 @@ def band(curves: Sequence[Curve], points: int = GRID_POINTS) -> Band:
         The band; without a point where the curves have no x in common.
     """
     curves = [each for each in curves if len(each[0])]
-    start = max((each[0][0] for each in curves), default=1.0)
-    end = min((each[0][-1] for each in curves), default=0.0)
-    grid = np.linspace(start, end, points if start < end else int(start == end))
-    if len(curves) == 1 and len(curves[0][0]) <= points:
-        grid = curves[0][0]
+    grid = curves[0][0] if len(curves) == 1 and len(curves[0][0]) <= points else common_grid(curves, points)
     if not len(grid):
         return Band(grid, grid, grid, grid, len(curves))
     values = np.stack([np.interp(grid, *each) for each in curves])
     low, high = curve_interval(values, resamples=_RESAMPLES)
     return Band(grid, interquartile_mean(values.T), low, high, len(curves))
+
+
+def common_grid(curves: Sequence[Curve], points: int = GRID_POINTS) -> NDArray[np.float64]:
+    """Return an evenly spaced grid where all curves have values; `[0]` where there is no such x.
+
+    Args:
+        curves: with at least one point each.
+        points: number of points; one where the curves have only one x in common.
+    """
+    start = max((each[0][0] for each in curves), default=1.0)
+    end = min((each[0][-1] for each in curves), default=0.0)
+    return np.linspace(start, end, points if start < end else int(start == end))

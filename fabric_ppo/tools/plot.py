@@ -1,98 +1,260 @@
-"""Learning curves of runs, from their metrics.jsonl."""
+"""Pictures of curves: of single runs, or of groups of runs as bands."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import itertools
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.files import write_atomically
+from fabric_ppo.tools.curves import common_grid
 
-_METRIC = "Rewards/rew_avg"
-
-
-def plot_runs(run_dirs: list[Path], out: Path) -> None:
-    """Draw the mean return of training episodes over transitions, one line for each run.
-
-    Args:
-        run_dirs: folders of runs.
-        out: picture to write.
-
-    Raises:
-        ConfigError: matplotlib is missing, a folder holds no run, or `out` is no kind of picture.
-    """
-    figure, axes = _figure()
-    for run_dir in run_dirs:
-        axes.plot(*curve(run_dir), linewidth=1.2, label=run_dir.name)
-    axes.legend(fontsize="small")
-    _save(figure, out)
-
-
-def draw(out: Path, curves: list[np.ndarray], title: str, goal: float | None) -> None:
-    """Draw curves of several seeds, with their mean and the goal, if there is one.
-
-    Args:
-        out: picture to write.
-        curves: `[2, points]` each, transitions and returns.
-        title: text above the curves.
-        goal: return at which a line is drawn.
-
-    Raises:
-        ConfigError: as `plot_runs`.
-    """
-    figure, axes = _figure()
-    for steps, returns in curves:
-        axes.plot(steps, returns, linewidth=0.6, alpha=0.5, color="tab:blue")
-    # the mean only where all curves have points, interpolated at the same transitions
-    shared = np.linspace(max(each[0][0] for each in curves), min(each[0][-1] for each in curves), 200)
-    mean = np.mean([np.interp(shared, *each) for each in curves], axis=0)
-    axes.plot(shared, mean, linewidth=2, color="tab:blue", label=f"mean of {len(curves)}")
-    if goal is not None:
-        axes.axhline(goal, linewidth=1, linestyle="--", color="tab:gray", label="goal")
-    axes.set_title(title)
-    axes.legend(fontsize="small")
-    _save(figure, out)
-
-
-def _figure() -> tuple[Any, Any]:
-    """Return a figure for learning curves, and its axes."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plot needs matplotlib: pip install matplotlib") from None
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Colours that people with any colour vision tell apart (M. Okabe and K. Ito, 2008)."""
+_DASHES = ("-", "--", ":", "-.")
+"""Line styles, the next one where all colours are used."""
+_LOOK = {
+    **{"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False},
+    **{"lines.linewidth": 1.5, "legend.fontsize": "small", "legend.frameon": False, "savefig.dpi": 150},
+    # TrueType: journals refuse the fonts of type 3 that are the default, and text stays text
+    **{"pdf.fonttype": 42, "ps.fonttype": 42},
     # otherwise ids in an SVG are random: the same curves are to give the same file
-    matplotlib.rcParams["svg.hashsalt"] = "fabric-ppo"
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel="transitions", ylabel="mean return of the episodes that ended")
-    axes.grid(alpha=0.3)
-    return figure, axes
+    "svg.hashsalt": "fabric-ppo",
+}
+"""Settings of matplotlib; a style comes before them."""
+_PANEL, _ONE_PANEL = (3.6, 2.7), (7.0, 4.0)
+"""Width and height in inches: of a panel among several, and of a picture of one."""
+_MOST_COLUMNS = 3
+_LEGEND_ROW = 0.19
+"""Height in inches of a row of the legend."""
+_LONG = 10_000
+"""Numbers on the x axis from which on thousands are written as k."""
+Y_TITLES = {
+    "Rewards/rew_avg": "mean return of the episodes that ended",
+    "Game/ep_len_avg": "mean length of the episodes that ended",
+}
+"""Titles of y axes; other metrics have their names."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Line of a picture, with a band around it if there is one.
+
+    Attributes:
+        label: text in the legend.
+        x, y: its points, `[points]` each; there may be none.
+        band: lower and upper bounds, `[points]` each.
+    """
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes of a picture: a metric's lines, in the order of the legend."""
+
+    metric: str
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Look of a picture.
+
+    Attributes:
+        x_title: title of the x axes.
+        title: text above the picture; empty for none.
+        size: width and height in inches; None for one that fits the number of panels.
+        style: name or file of a style sheet of matplotlib; empty for none.
+        log_y: True for logarithmic y axes.
+    """
+
+    x_title: str = "transitions"
+    title: str = ""
+    size: tuple[float, float] | None = None
+    style: str = ""
+    log_y: bool = False
+
+
+def draw_panels(out: Path, panels: Sequence[Panel], look: Look) -> None:
+    """Draw panels into a picture, with one legend for all; the same lines give the same file.
+
+    Args:
+        out: picture to write.
+        panels: at least one; all have the same labels.
+        look: what it looks like.
+
+    Raises:
+        ConfigError: matplotlib or the style is missing, or `out` is no kind of picture.
+    """
+    with _matplotlib(look.style):
+        from matplotlib.figure import Figure
+
+        columns = 2 if len(panels) in (2, 4) else min(_MOST_COLUMNS, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        width, height = _ONE_PANEL if len(panels) == 1 else (_PANEL[0] * columns, _PANEL[1] * rows)
+        labels = [line.label for line in panels[0].lines]
+        in_row = _labels_in_row(labels, look.size[0] if look.size else width)
+        size = look.size or (width, height + _LEGEND_ROW * math.ceil(len(labels) / in_row))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_panel(axes, panel, look, is_alone=len(panels) == 1)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        if look.title:
+            figure.suptitle(look.title)
+        _add_legend(figure, grid[0], labels, in_row)
+        _save(figure, out)
+
+
+def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for line, (dash, color) in zip(panel.lines, itertools.cycle(_styles()), strict=False):
+        marker = "o" if len(line.x) == 1 else ""
+        axes.plot(line.x, line.y, color=color, linestyle=dash, marker=marker)
+        if line.band is not None:
+            axes.fill_between(line.x, *line.band, color=color, alpha=0.2, linewidth=0)
+    axes.set(xlabel=look.x_title)
+    if is_alone:
+        axes.set_ylabel(Y_TITLES.get(panel.metric, panel.metric))
+    else:  # in a small panel there is more room above
+        axes.set_title(panel.metric, fontsize="medium")
+    if max((line.x[-1] for line in panel.lines if len(line.x)), default=0) >= _LONG:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M
+    if look.log_y:
+        axes.set_yscale("log")
+
+
+def _styles() -> list[tuple[str, str]]:
+    """Return dashes and colours of lines: the colours of the style, with each of the dashes."""
+    import matplotlib
+
+    colors = matplotlib.rcParams["axes.prop_cycle"].by_key().get("color", PALETTE)
+    return list(itertools.product(_DASHES, colors))
+
+
+def _labels_in_row(labels: Sequence[str], width: float) -> int:
+    """Return the number of labels that a legend of so many inches has beside each other."""
+    longest = max(map(len, labels)) + 8  # with the line's sample; a small font has 11 characters in an inch
+    return max(1, min(len(labels), int(11 * width / longest)))
+
+
+def _add_legend(figure: Any, axes: Any, labels: Sequence[str], in_row: int) -> None:
+    """Add a legend below the panels."""
+    names = [str(i) for i in range(len(labels))]
+    legend = figure.legend(axes.get_lines(), names, loc="outside lower center", ncols=in_row)
+    # by themselves labels that begin with _ would be left out
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+
+
+def draw(out: Path, curves: Sequence[NDArray[Any]], title: str, goal: float | None) -> None:
+    """Draw the returns of several seeds over transitions, with their mean and the goal.
+
+    Args:
+        out: picture to write.
+        curves: `[2, points]` each, transitions and returns of a seed.
+        title: text above the curves.
+        goal: return at which a line is drawn; None for none.
+
+    Raises:
+        ConfigError: as `draw_panels`.
+    """
+    with _matplotlib():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=_ONE_PANEL, layout="constrained")
+        axes = figure.subplots()
+        axes.set(xlabel="transitions", ylabel=Y_TITLES["Rewards/rew_avg"], title=title)
+        for steps, returns in curves:
+            axes.plot(steps, returns, linewidth=0.6, alpha=0.5, color=PALETTE[0])
+        # the mean only where all curves have points, interpolated at the same transitions
+        shared = common_grid([(steps, returns) for steps, returns in curves])
+        mean = np.mean([np.interp(shared, *each) for each in curves], axis=0)
+        axes.plot(shared, mean, linewidth=2, color=PALETTE[0], label=f"mean of {len(curves)}")
+        if goal is not None:
+            axes.axhline(goal, linewidth=1, linestyle="--", color="gray", label="goal")
+        axes.legend()
+        _save(figure, out)
+
+
+@contextlib.contextmanager
+def _matplotlib(style: str = "") -> Iterator[None]:
+    """Have matplotlib draw as `_LOOK` and a style say, whatever its own configuration is."""
+    try:
+        import matplotlib.style
+        from cycler import cycler
+    except ImportError:
+        raise ConfigError('plot: needs matplotlib: pip install "fabric-ppo[plot]"') from None
+    look = _LOOK | {"axes.prop_cycle": cycler(color=PALETTE)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as for characters that the font does not have
+        with matplotlib.style.context(["default", look, *([_style_of(style)] if style else [])], after_reset=True):
+            yield
+
+
+def _style_of(style: str) -> Any:
+    """Return a style that matplotlib knows by its name, or the settings in a file."""
+    import matplotlib.style
+
+    if style == "default" or style in matplotlib.style.available:
+        return style
+    path = Path(style)
+    if not path.is_file():
+        known = ", ".join(name for name in matplotlib.style.available if not name.startswith("_"))
+        raise ConfigError(f"--style {style}: no such file; a style sheet of matplotlib, or one of {known} is expected")
+    # what is wrong in a file is only logged
+    logger, handler = logging.getLogger("matplotlib"), BufferingHandler(1000)
+    logger.addHandler(handler)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        settings = matplotlib.rc_params_from_file(path, use_default_template=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--style {style}: {first_line(error)}") from None
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+    if handler.buffer:
+        reason = " ".join(handler.buffer[0].getMessage().split())
+        raise ConfigError(f"--style {style}: {reason[:300]}")
+    return settings
 
 
 def _save(figure: Any, out: Path) -> None:
-    try:
-        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"--out {out}: {first_line(error)}") from None
-
-
-def curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the learning curve of a run.
-
-    Returns:
-        Transitions and mean return of the training episodes that ended in an update, for each
-        update with any.
+    """Write a picture, whole or not at all.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: it is no kind of picture, or cannot be drawn or written.
     """
+    kind, known = out.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise ConfigError(f"--out {out}: a name that ends with {', '.join(f'.{each}' for each in known)} is expected")
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    content = io.BytesIO()
     try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise ConfigError(f"{run_dir}: no metrics.jsonl in it; the folder of a run is expected") from None
-    points = [(line["step"], line[_METRIC]) for line in map(json.loads, lines) if _METRIC in line]
-    steps, returns = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return steps, returns
+        figure.savefig(content, format=kind, metadata=dates.get(kind))
+        if out.exists() and not out.is_file():
+            out.write_bytes(content.getvalue())  # such as /dev/stdout
+        else:
+            write_atomically(out.resolve(), content.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or first_line(error)})") from None
+    except (ValueError, RuntimeError) as error:  # as of a formula in a title, or of LaTeX, which a style may ask for
+        raise ConfigError(f"--out {out}: cannot be drawn ({' '.join(str(error).split())[:300]})") from None

@@ -28,9 +28,10 @@ from fabric_ppo.process.files import require_text_path, write_atomically
 from fabric_ppo.process.launch import die_with_parent
 from fabric_ppo.process.machine import machine
 from fabric_ppo.run.resolve import resolve
+from fabric_ppo.run.result import RunResult
+from fabric_ppo.tools.curves import curve
 from fabric_ppo.tools.flags import load_yaml
 from fabric_ppo.tools.locate import preset_names, preset_path, script_path
-from fabric_ppo.tools.plot import curve
 from fabric_ppo.tools.results_page import TEST_EPISODES, Result, Row, add_result, write_page
 
 _CURVE_POINTS = 60
@@ -227,7 +228,7 @@ def _changed_flags(path: Path, run_dir: Path) -> list[str]:
 def _result(preset: str, path: Path, run_dir: Path) -> Result:
     """Read a finished run's result from its folder."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    steps, returns = curve(run_dir)
+    steps, returns = curve(RunResult(run_dir))
     # written when the run was trained: a page that is made again later may see other versions
     noted = run_dir / _MADE_WITH
     parts = np.array_split(np.stack([steps, returns]), min(_CURVE_POINTS, len(steps) or 1), axis=1)

@@ -99,8 +99,8 @@ def test_results_are_of_the_presets_as_they_are():
 
 
 def test_a_curve_is_of_means_over_stretches_of_the_training(tmp_path, monkeypatch):
-    lines = [json.dumps({"step": 10 * k, "Rewards/rew_avg": k**2}) for k in range(1, 121)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"step": 10 * k, "update": k, "Rewards/rew_avg": k**2}) for k in range(1, 121)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     summary = {"env_id": "E", "seed": 1, "env_steps": 1200, "wall_seconds": 90.0}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"test": {"return_mean": 1.0, "return_std": 0.0}}))
     result = suite._result("cartpole", locate.preset_path("cartpole"), tmp_path)
