@@ -8,9 +8,12 @@ import math
 import numpy as np
 import pytest
 
+from fabric_ppo.api import train
+from fabric_ppo.config import Config
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools.curves import band, curve, metric_names, trailing_mean, training_seconds
 from fabric_ppo.tools.scores import interquartile_mean, interval
+from tests.fixtures.configs import TINY
 from tests.fixtures.logged_runs import UPDATE, write_run
 
 
@@ -67,3 +70,14 @@ def test_a_band_of_one_run_is_the_run_and_of_runs_without_common_points_empty():
     assert band([one, later]).x.size == band([none]).x.size == band([]).x.size == 0
     touching = (np.array([5.0, 7.0]), np.array([1.0, 0.0]))
     assert band([one, touching]).middle.tolist() == [5]
+
+
+def test_the_seconds_of_a_run_that_was_resumed_are_those_of_its_summary(tmp_path):
+    """The sum over its updates, without the time between, is what the run itself has counted."""
+    flags = {**TINY, "run_dir": str(tmp_path / "run")}
+    train(Config(**flags), verbose=False)
+    longer = train(Config(**{**flags, "total_timesteps": 2 * TINY["total_timesteps"], "resume": True}), verbose=False)
+    assert longer.summary["resumes"] == 1
+    seconds = training_seconds(longer)
+    assert len(seconds) == longer.summary["updates"]
+    assert seconds[-1] == pytest.approx(longer.summary["train_seconds"], rel=1e-9)
