@@ -48,6 +48,20 @@ def set_attributes(env: Env, text: str) -> None:
             raise AttributeError(f"there is no attribute {name}")
 
 
+class Attributed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose attributes are set before each reset."""
+
+    def __init__(self, env: Env, text: str) -> None:
+        """Set the attributes of `text` in `env`, see `set_attributes`."""
+        super().__init__(env)
+        self._text = text
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Set the attributes, and start an episode."""
+        set_attributes(self.env, self._text)
+        return self.env.reset(seed=seed, options=options)
+
+
 def why_not_set(env: Env, names: Iterable[str]) -> str:
     """Return why attributes cannot be set in an environment; empty if they can, as far as is seen."""
     for name in names:

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from fabric_ppo.envs.attributes import set_attributes, why_not_set
+from fabric_ppo.envs.attributes import Attributed, set_attributes, why_not_set
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.frame_stack import frame_of
@@ -112,6 +112,7 @@ class Episodes(CheckedEnv):
         """See `VectorEnvs.try_repeating`."""
         # without the recorder: a trial is no episode of the run
         env: Any = self.env.env if isinstance(self.env, Recorder) else self.env
+        env = Attributed(env, self.attributes) if self.attributes else env
         return try_repeating(env, frame_of(self.spec.observation), seconds)
 
     def rebuild(self, past: PastEpisode, seconds: float = math.inf) -> tuple[Array, str]:
