@@ -17,6 +17,7 @@ from fabric_ppo.agents.distributions import Categorical
 from fabric_ppo.agents.mlp import MLP
 from fabric_ppo.envs.contract import Array
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
+from fabric_ppo.fast.written_for import ACTING, edited
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.rollouts.actor import Actor
 
@@ -31,9 +32,8 @@ _STEPS = 16
 class ActorChoice:
     """Choice of the actor for each rollout of a run: an ArrayActor where it can act for the agent.
 
-    Both actors are compared once, on the run's first observations. Where they differ by more than
-    rounding, the plain one acts and a line is printed: an edit of `Agent` or of a distribution
-    takes effect.
+    The plain one acts, and a line is printed, where the code that the ArrayActor stands for has been
+    edited, or where both differ by more than rounding on the run's first observations.
     """
 
     def __init__(self) -> None:
@@ -51,9 +51,13 @@ class ActorChoice:
         if not can_act_in_arrays(agent):
             return Actor(agent, noise)
         if self._is_equal is None:
-            self._is_equal = actors_agree(agent, noise[:_STEPS], obs)
-            if not self._is_equal:
-                print_from_rank_zero("agents/ differs from fast/array_actor.py: it acts as written, at PyTorch's speed")
+            reason = edited(ACTING) or ([] if actors_agree(agent, noise[:_STEPS], obs) else ["agents/"])
+            self._is_equal = not reason
+            if reason:
+                print_from_rank_zero(
+                    f"{', '.join(reason)}: edited since fast/array_actor.py was written; "
+                    "it acts as written, at PyTorch's speed"
+                )
         return (ArrayActor if self._is_equal else Actor)(agent, noise)
 
 

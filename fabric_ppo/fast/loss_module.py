@@ -17,6 +17,7 @@ from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form, mixes_precisions
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
+from fabric_ppo.fast.written_for import LOSS, edited
 from fabric_ppo.ppo.batch import Rows, blank_rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
@@ -27,8 +28,9 @@ class PPOLoss(nn.Module):
     """The PPO loss of an agent, a module from a minibatch and coefficients to a MinibatchLoss.
 
     It is computed in closed form where all parts of the agent declare that they have one, else by
-    autograd. On a run's first minibatch the closed form is compared with autograd's loss and
-    gradient: where they differ by more than rounding, autograd's is used and a line is printed.
+    autograd. Autograd's is also used, and a line is printed, where the code that the closed form
+    stands for has been edited, or where loss or gradient of the run's first minibatch differ by
+    more than rounding.
 
     Attributes:
         weights: all weights of the agent, in one parameter.
@@ -50,6 +52,7 @@ class PPOLoss(nn.Module):
         self._fused: FusedLoss | None = None
         self._can_fuse, self._is_checked = has_closed_form(agent), False
         self._compiled: Callable[..., Any] | None = None
+        self._compiled_with: Coefficients | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PPOLoss:
         """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""
@@ -60,7 +63,7 @@ class PPOLoss(nn.Module):
 
     def forward(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
         """Compute the loss of a minibatch; `loss.backward()` gives the gradient of `weights`."""
-        if self._compiled is not None:
+        if self._compiled is not None and coefs == self._compiled_with:
             return MinibatchLoss(*self._compiled(*rows))
         fused = self._fused_loss(rows, coefs)
         return minibatch_loss(self.weights, rows, coefs) if fused is None else fused(rows, coefs)
@@ -74,11 +77,13 @@ class PPOLoss(nn.Module):
             self._fused = FusedLoss(self._agent[0], self.weights)
         # tensors on the meta device hold no numbers to compare, nor does a share without rows
         if not self._is_checked and device_type != "meta" and len(rows.weights) > 0:
-            self._is_checked, self._can_fuse = True, losses_agree(self._agent[0], rows, coefs)
-            if self._prints and not self._can_fuse:
+            self._is_checked = True
+            reason = edited(LOSS) or ([] if losses_agree(self._agent[0], rows, coefs) else ["ppo/loss.py or agents/"])
+            self._can_fuse = not reason
+            if self._prints and reason:
                 print_line(
-                    "ppo/loss.py and agents/ differ from fast/fused_loss.py: "
-                    "they are trained on as written, at autograd's speed",
+                    f"{', '.join(reason)}: edited since fast/fused_loss.py was written; "
+                    "it is trained on as written, at autograd's speed",
                     sys.stderr,
                 )
         return self._fused if self._can_fuse else None
@@ -86,7 +91,8 @@ class PPOLoss(nn.Module):
     def compile_loss(self) -> None:
         """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
         (agent,) = self._agent
-        coefs = coefficients(self._config, 0, 1)  # they stay: --compile refuses those that anneal
+        # they stay, for --compile refuses those that anneal; one of your own may change
+        coefs = self._compiled_with = coefficients(self._config, 0, 1)
 
         def columns(*rows: Tensor) -> tuple[Tensor, ...]:
             return tuple(minibatch_loss(self.weights, Rows(*rows), coefs))

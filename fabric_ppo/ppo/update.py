@@ -24,12 +24,12 @@ from fabric_ppo.process.profile import timed
 _KL = Losses._fields[1:].index("approx_kl")
 """Index of the KL divergence among the sums of `_loss_sums`."""
 _KL_MARGIN = 1.5
+"""Multiple of `--target-kl` that ends an update's epochs."""
 _COMPUTED = (
     *(*Losses._fields[1:], "grad_norm", "gradient_steps"),
     *("num_rows", "return_sum", "return_squares", "error_sum", "error_squares"),
 )
 """Fields of UpdateStats in the order in which an update computes them: of `Losses` first."""
-"""Multiple of `--target-kl` that ends an update's epochs."""
 
 
 @dataclass(frozen=True)

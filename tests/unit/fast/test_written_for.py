@@ -1,0 +1,127 @@
+"""The code that fast parts were written for, and edits of it that no comparison of numbers would find."""
+
+import pytest
+
+from fabric_ppo.fast import written_for
+from fabric_ppo.fast.written_for import ACTING, FINGERPRINTS, LOSS, edited, fingerprint
+from tests.fixtures.copies import copy_of_the_repository, train_in
+
+CODE = '''"""A module."""
+LIMIT = 3
+"""Of the loop."""
+
+
+def first(x):
+    """Return the first."""
+    # one by one
+    for each in x:
+        if each:
+            return each
+    with torch.no_grad():
+        kl = 2
+    return Losses("none", kl, kl)
+
+
+class Losses:
+    """Loss and parts."""
+
+    loss: float
+'''
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_fast_parts_are_written_for_the_code_as_it_is(name):
+    """Compare the fast form with the edited code, line by line; then put the new fingerprint into written_for.py."""
+    assert fingerprint((written_for._PACKAGE / name).read_text()) == FINGERPRINTS[name]
+
+
+def test_every_file_has_a_fingerprint_and_is_unedited():
+    assert {*LOSS, *ACTING} == set(FINGERPRINTS)
+    assert edited(LOSS) == edited(ACTING) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Of the loop."""', '"""Of the loop, which ends."""'),
+        ("    # one by one\n", ""),
+        ('"""Return the first."""', '"""Return the first that counts."""'),
+        ("for each in x:\n", "for each in x:  # all\n\n"),
+        ('    """Return the first."""\n', ""),
+        ("kl = 2", "kl = 3\n        ratio = 4"),
+        ("kl, kl)", "kl, kl, 7)"),
+        ("    loss: float", "    loss: float\n    ratio: float"),
+    ],
+)
+def test_what_is_not_code_may_change(old, new):
+    assert old in CODE
+    assert fingerprint(CODE.replace(old, new)) == fingerprint(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("LIMIT = 3", "LIMIT = 4"),
+        ('"none"', '"no one"'),
+        ("            return each", "            pass\n        return each"),
+        ('    return Losses("none"', '        return Losses("none"'),
+        ("if each", "if not each"),
+    ],
+)
+def test_code_may_not(old, new):
+    assert old in CODE
+    assert fingerprint(CODE.replace(old, new, 1)) != fingerprint(CODE)
+
+
+EDITS = {
+    # each is the same in a run's first minibatch, and in its first observations
+    "a coefficient that begins at zero": (
+        "ppo/loss.py",
+        "    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss\n",
+        "    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss\n"
+        "    loss = loss + max(0.0, 0.19 - coefs.clip_coef) * torch.dot(rows.weights, log_ratio.square())\n",
+        "fast/fused_loss.py",
+    ),
+    "values that are far off": (
+        "ppo/loss.py",
+        "    value_loss = 0.5 * torch.dot(rows.weights, squared_error)\n",
+        "    squared_error = torch.minimum(squared_error, 60 * (new.values - rows.returns).abs() - 900).clamp(min=0) "
+        "if squared_error.max() > 900 else squared_error\n"
+        "    value_loss = 0.5 * torch.dot(rows.weights, squared_error)\n",
+        "fast/fused_loss.py",
+    ),
+    "how the actor draws": (
+        "rollouts/actor.py",
+        "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
+        "        actions = agent.distribution.sample(params / 3, self._noise[len(self._params)])\n",
+        "fast/array_actor.py",
+    ),
+    "a rare step": (
+        "rollouts/actor.py",
+        "        self._params.append(params)\n",
+        "        self._params.append(params)\n        actions = actions * (len(self._params) % 20 > 0)\n",
+        "fast/array_actor.py",
+    ),
+}
+
+FLAGS = ["--total-timesteps=4096", "--num-threads=1", "--anneal-clip-coef", "--test-episodes=0", "--quiet"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_that_shows_later_trains_and_acts(name, tmp_path):
+    """In a copy of the checkout, as a user makes it: a line, and other weights than without."""
+    file, old, new, part = EDITS[name]
+    weights, lines = [], []
+    for is_edited in (False, True):
+        copy = copy_of_the_repository(tmp_path / str(is_edited))
+        path = copy / "fabric_ppo" / file
+        assert path.read_text().count(old) == 1
+        if is_edited:
+            path.write_text(path.read_text().replace(old, new))
+        run_dir = copy / "run"
+        done = train_in(copy, "torch", 0, *FLAGS, f"--run-dir={run_dir}")
+        lines.append([line for line in done.stderr.splitlines() if part in line])
+        weights.append((run_dir / "policy.safetensors").read_bytes())
+    assert (lines[0], len(lines[1])) == ([], 1)
+    assert weights[0] != weights[1]
