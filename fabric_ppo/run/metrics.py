@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.ppo.update import UpdateStats
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.metrics import Metrics, merge_own, metric
 from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
 from fabric_ppo.rollouts.info_totals import InfoTotals
 
+_OTHERS = ("Episode/", "Eval/", "Test/")
+"""Beginnings of the names of what is not logged in each update."""
 RETURN_WINDOW = 100
 """Number of episodes, the last ones of all ranks, that a mean return is taken over."""
 
@@ -91,6 +94,22 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
         requests=Requests.merge(of_requests),
         info=rollout.info.merged(of_info),
     )
+
+
+def require_own_names(result: UpdateResult, more: Sequence[Metrics]) -> None:
+    """Check that metrics of one's own have names that the run does not log itself.
+
+    Args:
+        result: of an update.
+        more: further numbers that are logged.
+
+    Raises:
+        ConfigError: a name is taken; the same on all ranks.
+    """
+    taken = {"Info/learning_rate", "Time/step_per_second"}.union(*(each.tagged() for each in (result.rollout, *more)))
+    for tag in result.update.own:
+        if tag in taken or tag.startswith(_OTHERS):
+            raise ConfigError(f"the metric {tag}: another name is expected, this one is taken")
 
 
 def merge_stats(stats: UpdateStats, of_ranks: Tensor, have_own: bool, ranks: Ranks) -> UpdateStats:

@@ -38,7 +38,7 @@ from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.evaluation import play_evaluation, play_test
 from fabric_ppo.run.guard import Guard
-from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update
+from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update, require_own_names
 from fabric_ppo.run.optimizer_state import OptimizerState, read_optimizer
 from fabric_ppo.run.progress import Progress
 from fabric_ppo.run.snapshot import Snapshot, copies
@@ -103,7 +103,8 @@ class Run:
         self._profile: Profile | None = None
         self._summary: Summary | None = None
         total = self.num_updates * config.num_steps * config.num_envs * ranks.size
-        self._progress_of = (total, counts.env_steps, self._leads and not config.quiet)
+        counted = (total, counts.env_steps, self._leads and not config.quiet)
+        self._progress_of = (config, books.dir, books.checkpoints, *counted)
         self._constants = _constant_values(config, agent) | {"callbacks": books.callback_names}
         self._attributes = books.attributes
         self._callbacks = Callbacks(books.callbacks, config, books.dir, agent, self.num_updates, books.attributes)
@@ -119,7 +120,7 @@ class Run:
         self._train_started = self._update_started - self._counts.train_seconds
         if self._config.profile:
             self._profile = Profile.start()
-        signals.begin_training(checkpoints.save if self._leads else None)
+        signals.begin_training(self._save_late if self._leads else None)
         for update in range(self.first_update, self.num_updates):
             if self._is_over or self._is_stopping:
                 break
@@ -139,6 +140,13 @@ class Run:
         checkpoints.save()
         if checkpoints.path is not None and checkpoints.path != before:
             self._callbacks.on_checkpoint(self._counts, checkpoints.path)
+
+    def _save_late(self) -> str:
+        """Write a checkpoint, from any thread, as the process ends in the middle of an update."""
+        try:
+            return self._books.checkpoints.save()
+        finally:
+            self._progress.close()
 
     @timed("report")
     def merge(self, rollout: Rollout, stats: UpdateStats) -> UpdateResult:
@@ -174,7 +182,9 @@ class Run:
 
         Raises:
             TrainingError: running statistics are not finite.
+            ConfigError: a metric of your own has a name that is taken.
         """
+        require_own_names(result, more)
         if len(result.moments):  # sums of observations can overflow
             self._guard.check(result.update, self._counts.updates)
         # the rollout in progress was collected with the weights from before this update
@@ -204,8 +214,8 @@ class Run:
             if self._callbacks.on_update(counts, metrics, evaluation):
                 counts.asked_to_stop = True
                 self._books.checkpoints.keep(self._snapshot(result, in_flight))
+            self._progress.update(counts, metrics, seconds)
         self._attributes.apply()
-        self._progress.update(counts.env_steps, counts.return_mean, seconds)
 
     @timed("evaluation")
     def _evaluate(self, metrics: dict[str, float]) -> TestResult | None:
