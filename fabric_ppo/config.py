@@ -7,10 +7,12 @@ import or a look at the machine is checked by `fabric_ppo.run.resolve`, before a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fabric_ppo.config_arguments import Arguments
+from fabric_ppo.config_arguments import Arguments, arguments_of
+from fabric_ppo.config_call import called_from_python
 from fabric_ppo.config_values import check_values, field_types, plain_value
 from fabric_ppo.process.errors import ConfigError
 
@@ -258,9 +260,14 @@ class RecordFlags:
 
 
 # dataclasses take the fields of their bases from the last to the first
-@dataclass(frozen=True)
+@called_from_python
+@dataclass(frozen=True, repr=False)
 class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlags, EnvironmentFlags):
-    """Hyperparameters of a run. Building one checks types and values."""
+    """Hyperparameters of a run. Building one checks types and values.
+
+    NumPy's numbers are kept as Python has them, a float without a fraction is a whole number, and a
+    list of names is one text with commas. A name that is no flag's raises a ConfigError.
+    """
 
     script: ClassVar[str] = "fabric"
     """Name of the script in `logs/<script>_logs`, `summary.json` and `train_<script>.py`."""
@@ -272,6 +279,14 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
             ConfigError: a value cannot work; names the first such flag.
         """
         check_values(self)
+
+    def __repr__(self) -> str:
+        """Return the call that makes this Config: only what differs from the defaults is in it."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        given = {name: value for name, (value, default) in values.items() if value != default}
+        if isinstance(given.get("env_kwargs"), Mapping):
+            given["env_kwargs"] = arguments_of(given["env_kwargs"])
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def overlaps(self) -> bool:
@@ -332,7 +347,8 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         }
 
 
-@dataclass(frozen=True)
+@called_from_python
+@dataclass(frozen=True, repr=False)
 class TorchConfig(Config):
     """Flags of `train_torch.py`."""
 
@@ -346,7 +362,8 @@ class TorchConfig(Config):
         return on_this_host if self.cuda else 0
 
 
-@dataclass(frozen=True)
+@called_from_python
+@dataclass(frozen=True, repr=False)
 class DecoupledConfig(Config):
     """Flags of `train_fabric_decoupled.py`."""
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fabric_ppo.config_given import python_scalar
 from fabric_ppo.process.errors import ConfigError, first_line
 
 Arguments = str | Mapping[str, Any] | None
@@ -89,11 +90,19 @@ def json_value(value: Any, what: str) -> Any:
                 raise ValueError(f"more than {_MOST_VALUES:,} values")
             if isinstance(each, dict) and not all(isinstance(key, str) for key in each):
                 raise TypeError("a mapping whose keys are not texts")
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
         text.encode()  # half of a surrogate pair is no text
         return json.loads(text)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{what}: {first_line(error)}; {_JSON}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's scalar as a Python value; raise a TypeError for what is none."""
+    plain = python_scalar(value)
+    if plain is value:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return plain
 
 
 def _parts(value: Any) -> Iterator[Any]:

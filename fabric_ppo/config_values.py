@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fabric_ppo.config_arguments import ARGUMENTS, ATARI_ARGUMENTS, Arguments, arguments_of
+from fabric_ppo.config_given import format_given, names_of
 from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.process.errors import ConfigError, flag
 
@@ -25,6 +26,8 @@ ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 TRACKERS = ("tensorboard", "jsonl", "wandb", "mlflow", "trackio")
 """Built-in values of `--track`."""
 
+LISTS = ("callback", "track", "track_tags", "env_wrapper", "obs_keys", "info_keys")
+"""Fields that hold several names, with commas between them; from Python a list of them will do."""
 PATHS = ("config", "run_dir", "log_dir", "init_from")
 """Fields that hold the path of a folder or file, as text or `os.PathLike`."""
 
@@ -196,7 +199,30 @@ def _check_types(config: Any) -> None:
         value = getattr(config, name)
         if name in PATHS and isinstance(value, os.PathLike):
             value = os.fspath(value)
-        _require(config, name, has_type(value, kind), accepted_values(kind))
+        if not has_type(value, kind):
+            raise ConfigError(type_error_text(name, value, kind))
+
+
+def type_error_text(name: str, value: Any, kind: Any) -> str:
+    """Return the text of the error about a value that field `name`, of type `kind`, does not take."""
+    accepted = f"{accepted_values(kind)} is expected"
+    if isinstance(value, str) and choices_of(kind):
+        return f"{flag(name)} {value}".rstrip() + f": {accepted}"
+    if name in (*_NAMES, "encoder", "env_id") and not isinstance(value, (bool, int, float, dict, type(None))):
+        accepted = _named(name, value)
+    return f"{flag(name)} {format_given(value)}: {accepted}"
+
+
+def _named(name: str, value: Any) -> str:
+    """Return how to name a class, function or object of the user's own that stands where text is expected."""
+    own = names_of(value)
+    example = f", such as {own!r}" if own and name != "env_id" else ""
+    ways = {
+        "env_id": ", such as '__main__:MyEnv-v0', or an id such as 'CartPole-v1', as gymnasium.register gives it",
+        "callback": "; objects are for train(config, callbacks=[...])",
+        "track": "; objects are for train(config, trackers=[...])",
+    }
+    return f"'module:Name' is expected{example}{ways.get(name, '')}"
 
 
 def _check_ranges(config: Any) -> None:

@@ -35,7 +35,8 @@ def test_every_field_is_in_one_group_in_the_order_in_which_it_is_needed():
     "values",
     [
         {"num_envs": 0},
-        {"num_envs": 2.0},
+        {"num_envs": 2.5},
+        {"num_envs": float("inf")},
         {"num_envs": True},
         {"gamma": "0.9"},
         {"gamma": None},
@@ -74,7 +75,7 @@ def test_numbers_of_python_callers_become_the_fields_types(kind):
     assert (config.gamma, config.stop_at_return, config.hidden_sizes) == (1.0, 400.0, (8, 4))
     assert type(config.gamma) is type(config.stop_at_return) is float
     assert config == resolve(canonical, 2, 2)
-    assert given.hidden_sizes == [8, 4], "resolving returns another one"
+    assert type(given.gamma) is int, "resolving returns another one"
 
 
 BUILDS = """
@@ -89,8 +90,8 @@ config = {kind}(
 )
 config.to_dict()
 own = {{name for name in loaded if name.startswith("fabric_ppo")}}
-modules = ("config", "config_arguments", "config_info_keys", "config_values", "process", "process.errors")
-assert own == {{"fabric_ppo", *("fabric_ppo." + name for name in modules)}}, own
+others = {{name for name in own if not name.startswith("fabric_ppo.config")}}
+assert others == {{"fabric_ppo", "fabric_ppo.process", "fabric_ppo.process.errors"}}, own
 for name in ("torch", "numpy", "gymnasium", "lightning", "yaml", "tyro", "a_module_of_mine"):
     assert name not in sys.modules, name
 assert set(sys.modules) == loaded, set(sys.modules) - loaded

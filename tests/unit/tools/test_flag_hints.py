@@ -8,9 +8,10 @@ import re
 import pytest
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
+from fabric_ppo.config_names import notes, same_names
 from fabric_ppo.process.errors import flag
 from fabric_ppo.tools.commands import evaluate, train
-from fabric_ppo.tools.flag_hints import _notes, _same_names, flag_hint
+from fabric_ppo.tools.flag_hints import flag_hint
 from tests.fixtures.flags import refusal
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
@@ -237,8 +238,8 @@ def test_every_flag_that_a_hint_names_exists():
         entry.names.split()[0] for name in SCRIPT_CONFIGS for entry in train.launcher_parser(name).flag_entries()
     }
     of_evaluate = {entry.names.split()[0] for entry in evaluate.evaluate_parser().flag_entries()}
-    assert set(_same_names().values()) <= {name[2:].replace("-", "_") for name in own}
-    for note in _notes().values():
+    assert set(same_names().values()) <= {name[2:].replace("-", "_") for name in own}
+    for note in notes().values():
         for word in re.findall(r"(?<![\w-])--[\w-]+", note):
             assert {word, word.replace("--no-", "--")} & (own | launcher | of_evaluate), note
 
@@ -246,8 +247,8 @@ def test_every_flag_that_a_hint_names_exists():
 def test_a_name_of_ours_has_no_hint_and_another_one_has_one_place():
     """A flag that is added here later is no other program's any more."""
     own = {each.name for kind in SCRIPT_CONFIGS.values() for each in dataclasses.fields(kind)}
-    assert not own & (set(_same_names()) | set(_notes()))
-    assert not set(_same_names()) & set(_notes())
+    assert not own & (set(same_names()) | set(notes()))
+    assert not set(same_names()) & set(notes())
 
 
 @pytest.mark.parametrize(

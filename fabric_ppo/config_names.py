@@ -1,0 +1,261 @@
+"""Names that other PPO programs have for our flags, and what to do where there is no such flag.
+
+Names are from Stable-Baselines3 and its zoo, CleanRL, RLlib, rsl_rl and Sample Factory, and from
+what people call the same things elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fabric_ppo.config_values import TRACKERS
+
+_SAME = """
+env_id: env env_name environment environment_name environment_id gym_id task task_name game
+total_timesteps: timesteps n_timesteps num_timesteps total_steps max_steps max_timesteps
+    stop_timesteps env_steps num_env_steps total_env_steps train_for_env_steps num_frames frames
+env_kwargs: env_config env_args make_kwargs eval_env_kwargs environment_kwargs
+frame_stack: env_framestack n_stack num_stack framestack
+num_envs: n_envs num_environments num_env
+num_steps: n_steps nsteps num_steps_per_env rollout rollout_length rollout_steps num_rollout_steps
+    horizon horizon_length rollout_fragment_length unroll_length steps_per_rollout
+update_epochs: n_epochs epochs num_epochs ppo_epochs ppo_epoch k_epochs num_sgd_iter
+    num_learning_epochs noptepochs mini_epochs
+learning_rate: lr learn_rate step_size lr_init initial_lr
+gamma: discount discount_factor
+gae_lambda: lam lambda lambda_ gae gae_coef gae_lam lmbda tau use_gae
+clip_coef: clip_range cliprange clip_param clip_ratio clip_eps clip_epsilon eps_clip e_clip clip
+    ppo_clip ppo_clip_ratio
+clip_vloss: use_clipped_value_loss clip_value_loss clip_value
+ent_coef: entropy_coef entropy_coeff ent_coeff entropy entropy_weight entropy_beta entropy_cost
+    exploration_loss_coeff entropy_bonus
+anneal_ent_coef: entropy_coeff_schedule
+max_grad_norm: grad_clip clip_grad_norm max_gradient_norm grad_norm gradient_clip clip_grad
+    grad_norm_clip
+normalize_observations: norm_obs normalize_obs normalize_observation normalize_input obs_norm
+    observation_filter empirical_normalization actor_obs_normalization
+normalize_rewards: norm_reward norm_rew normalize_reward normalize_returns norm_returns reward_norm
+anneal_lr: linear_lr lr_decay use_linear_lr_decay linear_schedule
+adam_eps: adam_epsilon opt_eps optimizer_eps
+activation_function: activation activation_fn nonlinearity fcnet_activation act_fn
+layer_norm: layernorm use_layer_norm
+shared_trunk: share_layers vf_share_layers actor_critic_share_weights share_weights shared_network
+recurrent_size: lstm_hidden_size rnn_size lstm_cell_size rnn_hidden_size rnn_hidden_dim
+sequence_length: recurrence max_seq_len seq_len seq_length bptt_length bptt_horizon
+state_dependent_std: adaptive_stddev state_dependent_sigma
+ortho_init: orthogonal_init use_orthogonal policy_initialization
+seed: random_seed rng_seed
+num_threads: n_threads threads torch_threads n_cpus num_cpus
+torch_deterministic: deterministic cudnn_deterministic
+compile: torch_compile use_compile jit
+exp_name: experiment experiment_name run_name name tb_log_name
+eval_episodes: n_eval_episodes num_eval_episodes evaluation_duration eval_num_episodes
+test_episodes: n_test_episodes num_test_episodes
+stop_at_return: stop_reward reward_threshold target_reward stop_return solved_reward
+keep_checkpoints: num_to_keep keep_last max_checkpoints
+callback: callbacks custom_callback callback_class
+track_project: wandb_project wandb_project_name
+track_group: wandb_group
+track_tags: wandb_tags
+env_wrapper: wrapper wrappers wrapper_class
+capture_video: video save_video record_video record capture
+"""
+"""Flags of ours: other names of the same thing, in the same unit."""
+_NOTES = """
+batch_size minibatch_size mini_batch_size sgd_minibatch_size
+    --per-rank-batch-size has the rows of a minibatch on each rank: divide the rows over all ranks
+    by the number of ranks
+num_minibatches n_minibatches nminibatches num_mini_batches num_mini_batch num_minibatch
+num_batches_per_epoch
+    --per-rank-batch-size has the rows of a minibatch on each rank: num-steps x num-envs / number of
+    minibatches
+train_batch_size train_batch_size_per_learner rollout_batch_size timesteps_per_batch
+    a rollout has --num-steps x --num-envs rows on each rank, set these two; a minibatch has
+    --per-rank-batch-size
+num_workers n_workers num_rollout_workers num_env_runners num_processes num_actors
+    --num-envs N --env-backend async has N environments on each rank, each in a worker process
+num_envs_per_worker num_envs_per_env_runner envs_per_worker
+    --num-envs has all environments of a rank, those of all workers together
+vec_env vec_env_type vec_env_class vector_env
+    --env-backend takes sync, async (worker processes) or envpool
+gym_packages import_module
+    --env-id module:Env-v0 imports the module that registers the environment
+max_episode_steps max_ep_len time_limit episode_length
+    gymnasium.register(..., max_episode_steps=N) gives an environment a time limit;
+    --test-step-limit is one for tests and evaluations alone
+frame_skip env_frameskip frameskip action_repeat atari atari_wrapper wrap_atari
+    --env-preset atari skips and stacks frames as usual; --env-wrapper takes functions of your own
+clip_obs clip_reward clip_rewards reward_clip reward_scale reward_scaling obs_scale
+obs_subtract_mean
+    --normalize-observations and --normalize-rewards scale by running statistics; --env-wrapper
+    takes a function of your own
+normalize normalise vec_normalize vecnormalize normalize_kwargs
+    --normalize-observations and --normalize-rewards switch each on by itself
+normalize_advantage norm_adv standardize_advantages normalize_adv adv_norm advantage_norm
+normalize_advantage_per_mini_batch
+    --normalize-advantages is on; it does so once per update, not per minibatch
+clip_range_vf cliprange_vf vf_clip_param vf_clip ppo_clip_value value_clip clip_value_coef
+    --clip-vloss clips the value loss too, with the range of --clip-coef
+vf_coeff value_coef value_coeff vf_loss_coeff value_loss_coef value_loss_coeff critic_coef
+value_weight
+    --vf-coef weighs half of the squared error: take twice the value of a program that weighs all of
+    it, as Stable-Baselines3, RLlib, rsl_rl and Sample Factory do
+lr_schedule learning_rate_schedule schedule lr_scheduler scheduler adaptive_lr
+lr_schedule_kl_threshold
+    --anneal-lr lowers the learning rate linearly to zero and is on, --no-anneal-lr keeps it
+    constant, and --no-anneal-lr --desired-kl X has it follow the KL divergence
+kl_coeff kl_coef kl_target kl_loss_coeff use_kl_loss kl_penalty max_kl kl_threshold
+    there is no KL penalty; --target-kl ends an update's epochs early, --desired-kl has the learning
+    rate follow the KL divergence
+eps epsilon
+    --clip-coef is the clipping range, --adam-eps Adam's epsilon
+optimizer optim optimizer_class weight_decay adam_beta1 adam_beta2 betas momentum
+    the optimizer is Adam, with --learning-rate and --adam-eps; docs/architecture.md shows how to
+    write another one
+net_arch hidden_dim hidden_dims hidden_size hidden_layers hidden_layer_sizes hidden_units
+fcnet_hiddens layers units mlp_units actor_hidden_dims critic_hidden_dims encoder_mlp_layers
+decoder_mlp_layers num_hidden
+    --hidden-sizes has the widths of the layers, as in --hidden-sizes 64 64, of policy and value
+    network alike
+policy_kwargs model_config network_kwargs
+    its parts are flags: --hidden-sizes, --activation-function, --ortho-init, --shared-trunk,
+    --log-std-init, --encoder
+features_extractor share_features_extractor features_extractor_class features_extractor_kwargs
+feature_extractor encoder_conv_architecture cnn
+    --encoder takes nature, impala, small, flatten, or a class of your own, module:Class
+algo algorithm policy policy_type agent
+    the algorithm is PPO; networks follow from the observations, with --encoder for images and
+    --recurrent for memory
+use_lstm use_rnn lstm rnn gru rnn_type use_recurrent recurrent_policy enable_critic_lstm
+use_attention
+    --recurrent takes lstm or gru
+rnn_num_layers n_lstm_layers rnn_layers
+    --recurrent has one layer, of --recurrent-size
+log_std std_init init_std init_noise_std initial_stddev action_std init_log_std
+    --log-std-init takes the logarithm of the standard deviation: 0 for a deviation of 1
+use_sde sde_sample_freq gsde
+    there is no state-dependent exploration; --state-dependent-std has the network give the standard
+    deviation
+device use_cuda use_gpu gpu gpus gpu_id num_gpus n_gpus no_cuda num_gpus_per_learner
+actor_worker_gpus
+    --cuda trains on GPUs with train_torch.py and train_fabric_decoupled.py; train_fabric.py takes
+    the device from fabric run --accelerator=cuda
+devices num_nodes nnodes nproc_per_node node_rank main_address main_port master_addr master_port
+standalone strategy accelerator precision distributed multi_gpu world_size num_learners fp16 bf16
+amp mixed_precision
+    processes, hosts and precision are the launcher's: python -m fabric_ppo train SCRIPT --devices N
+    starts N processes; torchrun and fabric run take their own flags before the script's name
+async_rl serial_mode async
+    --overlap of train_fabric_decoupled.py collects a rollout while the trainers optimise
+trackers wandb use_wandb with_wandb wandb_entity wandb_user logger loggers tracker mlflow trackio
+use_tensorboard report_to
+    --track takes TRACKERS, or a tracker of your own, module:Class
+tensorboard_log log_folder log_path logdir log_root train_dir output_dir out_dir save_dir save_path
+results_dir storage_path local_dir output
+    --log-dir is the folder of all runs, --run-dir the folder of this run
+eval_freq eval_interval evaluation_interval eval_frequency evaluation_freq evaluate_every test_freq
+    --eval-every counts updates: steps of all environments / (num-steps x num-envs x ranks)
+save_freq save_interval save_every save_frequency checkpoint_freq checkpoint_frequency
+checkpoint_interval save_every_steps
+    --checkpoint-every counts updates: steps of all environments / (num-steps x num-envs x ranks)
+save_every_sec save_best_every_sec
+    --checkpoint-every counts updates; its 0 is about one a minute
+max_iterations num_iterations iterations n_iterations n_updates num_updates stop_iters max_iters
+max_epochs
+    --total-timesteps counts transitions: iterations x num-steps x num-envs x ranks
+train_for_seconds max_time time_budget max_runtime
+    --total-timesteps and --stop-at-return end a run; after a signal it can go on with --resume
+load load_model load_path load_run load_checkpoint checkpoint checkpoint_path trained_agent
+pretrained model_path restore model
+    --init-from starts with the weights of another run; --run-dir DIR --resume goes on with a run
+resume_from continue continue_training restart_behavior restart
+    --run-dir DIR --resume goes on with a run
+render render_mode headless no_render human play
+    fabric-ppo evaluate RUN_DIR --render human shows a trained agent; --capture-video records
+verbose progress progress_bar debug silent
+    a live line is shown on a terminal anyway; --quiet prints warnings and errors only
+log_interval log_every log_freq stats_window_size
+    metrics are logged after every update, see --track
+save_model save upload_model hf_entity push_to_hub
+    the policy is always saved, in the run's folder, see --run-dir
+hyperparams hyperparameters conf_file conf config_file config_path params yaml yaml_file cfg preset
+    --config takes a YAML file of flags, or the name of a preset
+optimize optimize_hyperparameters n_trials n_jobs sampler pruner study_name storage with_pbt
+num_policies
+    there is no search for hyperparameters; fabric-ppo benchmark trains a --config file with several
+    seeds
+"""
+"""Other names, and below them what to do here, where a new name alone would mislead."""
+
+
+TRAIN_ARGUMENTS = ("verbose", "callbacks", "trackers")
+"""Arguments of `train`, which are no flags."""
+
+
+def other_name(name: str, kinds: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what another program's name is here: the name of ours, or a note; both empty for neither.
+
+    Args:
+        name: such as `lr`; that of a switch may begin with `no_`, and ours then does, too.
+        kinds: our names -> their types.
+    """
+    same, others = same_names(), notes()
+    for other in (name, name.removeprefix("no_")):
+        if other in same:
+            is_switched_off = other != name and kinds.get(same[other]) is bool
+            return f"no_{same[other]}" if is_switched_off else same[other], ""
+        if other in others:
+            return "", others[other]
+    return "", ""
+
+
+def python_hint(name: str, kinds: Mapping[str, Any]) -> str:
+    """Return a hint for the error about an argument that a Config does not have.
+
+    Args:
+        name: of the argument.
+        kinds: those that it has -> their types.
+    """
+    if name in TRAIN_ARGUMENTS:
+        return f"it is an argument of train, as in train(Config(...), {name}=...)"
+    ours, note = other_name(name.lower(), kinds)
+    if not ours and name.startswith("no_") and name[3:] in kinds:
+        ours = name
+    if ours:
+        return f"here it is {_as_argument(ours, kinds)}"
+    if note:
+        # "--no-anneal-lr" is how a shell has it
+        every = r"--([a-z][a-z-]*)"
+        return re.sub(every, lambda found: _as_argument(found[1].replace("-", "_"), kinds, found[0]), note)
+    nearest = difflib.get_close_matches(name, kinds, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else "python -m fabric_ppo train --help-all lists the flags"
+
+
+def _as_argument(name: str, kinds: Mapping[str, Any], unknown: str = "") -> str:
+    """Return a flag's name as an argument of a Config; of one that it does not have `unknown`."""
+    if name.startswith("no_") and name[3:] in kinds:
+        return f"{name[3:]}=False"
+    return name if name in kinds else unknown
+
+
+@functools.cache
+def same_names() -> dict[str, str]:
+    """Return other name -> field of ours."""
+    found: dict[str, str] = {}
+    for ours, names in re.findall(r"^(\w+):((?:.*\n(?: {4}.*\n)*))", _SAME, re.MULTILINE):
+        found |= dict.fromkeys(names.split(), ours)
+    return found
+
+
+@functools.cache
+def notes() -> dict[str, str]:
+    """Return other name -> what to do here."""
+    found: dict[str, str] = {}
+    for names, lines in re.findall(r"((?:^\w.*\n)+)((?:^ {4}.*\n)+)", _NOTES, re.MULTILINE):
+        note = " ".join(lines.split()).replace("TRACKERS", ", ".join(TRACKERS))
+        found |= dict.fromkeys(names.split(), note)
+    return found
