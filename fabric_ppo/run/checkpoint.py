@@ -27,6 +27,7 @@ class Checkpoints:
     Attributes:
         last: end of a message that says where the last file is.
         path: the last file; None before the first.
+        saved_at: time at which this process wrote it, from `time.monotonic`; None if it did not.
     """
 
     def __init__(self, folder: Path, config: Config, writes: Writes, flush: Callable[[], object]) -> None:
@@ -46,6 +47,7 @@ class Checkpoints:
         self._lock = threading.Lock()
         self.last = "; nothing to save before the first update"
         self.path: Path | None = None
+        self.saved_at: float | None = None
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
         """Count a checkpoint that the run was resumed from as written."""
@@ -90,7 +92,7 @@ class Checkpoints:
             self._written_at = time.monotonic()
             arguments = (self._folder, update, content, keep, is_best)
             if self._writes.do("a checkpoint", save_checkpoint, *arguments):
-                self._written = snapshot
+                self._written, self.saved_at = snapshot, self._written_at
                 self._note_written(update, best)
             return self.last
 

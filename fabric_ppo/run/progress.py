@@ -1,50 +1,29 @@
-"""Progress of a run: one live line on a terminal, a line every few seconds in a file."""
+"""Progress of a run: a panel on a terminal, a line every few seconds in a file."""
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fabric_ppo.config import Config
 from fabric_ppo.process.console import is_terminal, print_line
+from fabric_ppo.run.checkpoint import Checkpoints
+from fabric_ppo.run.counts import Counts
+
+if TYPE_CHECKING:
+    from fabric_ppo.run.panel import Panel, PanelState
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WINDOW_SECONDS, _WINDOW_UPDATES = 30.0, 20
 """The last updates over which a speed is taken: those of so many seconds, but at least so many."""
 _MOST_UPDATES = 1000
-
-
-class _Line:
-    """A live line with a bar on a terminal; in a file a line every few seconds."""
-
-    def __init__(self, name: str, total: int, completed: int) -> None:
-        """Count from `completed` towards `total`."""
-        self._last_line = time.monotonic()
-        self._live = None
-        if is_terminal(sys.stdout):
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._live = RichProgress(*columns, refresh_per_second=4)
-            self._live.start()
-            self._task = self._live.add_task(name, total=total, completed=completed, text="")
-
-    def print(self, completed: int, text: str, is_last: bool) -> None:
-        """Print the present state, if it is time for that."""
-        if self._live is not None:
-            self._live.update(self._task, completed=completed, text=text)
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or is_last:
-            self._last_line = time.monotonic()
-            print_line(text, sys.stdout)
-
-    def close(self) -> None:
-        """Restore the terminal."""
-        if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
-            self._live = None
+_MOST_RETURNS = 40
+"""Number of updates, the last with an episode, whose returns a panel draws."""
 
 
 class Speed:
@@ -69,34 +48,92 @@ class Speed:
 
 
 class Progress:
-    """Progress of a run, on stdout."""
+    """Progress of a run, on stdout: a panel on a terminal, else a line every few seconds."""
 
-    def __init__(self, total_steps: int, steps: int, enabled: bool) -> None:
-        """Count from `steps` towards `total_steps` transitions; print nothing unless `enabled`."""
-        self._total, self._steps, self._speed = total_steps, steps, Speed()
-        self._line = _Line("training", total_steps, steps) if enabled else None
-
-    def update(self, steps: int, return_mean: float | None, seconds: float) -> None:
-        """Print transitions so far, the latest mean return, speed and the time that is left.
+    def __init__(
+        self, config: Config, run_dir: Path, checkpoints: Checkpoints, total_steps: int, steps: int, enabled: bool
+    ) -> None:
+        """Count from `steps` towards `total_steps` transitions; print nothing unless `enabled`.
 
         Args:
-            steps: transitions so far.
-            return_mean: None where no episode has ended.
+            config: the run's configuration.
+            run_dir: the run's folder.
+            checkpoints: those of the run, of which the last one is shown.
+            total_steps, steps: transitions of the whole run, and those so far.
+            enabled: true on rank 0, without `--quiet`.
+        """
+        self._config, self._run_dir, self._checkpoints, self._enabled = config, run_dir, checkpoints, enabled
+        self._total, self._steps, self._speed = total_steps, steps, Speed()
+        self._returns: deque[float] = deque(maxlen=_MOST_RETURNS)
+        self._evaluation: tuple[float, int] | None = None
+        self._last_line = time.monotonic()
+        self._panel: Panel | None = None
+        if enabled and is_terminal(sys.stdout) and _can_draw(os.environ):
+            from fabric_ppo.run.panel import Panel  # loads rich
+
+            self._panel = Panel()
+
+    def update(self, counts: Counts, metrics: Mapping[str, float], seconds: float) -> None:
+        """Show transitions so far, latest mean return, speed, time left, and in a panel what is logged.
+
+        Args:
+            counts: those after the update.
+            metrics: tag -> value, as logged.
             seconds: length of the update.
         """
-        if self._line is None:
+        if not self._enabled:
             return
+        steps = counts.env_steps
         speed = self._speed.add(steps - self._steps, seconds)
         self._steps = steps
-        score = "-" if return_mean is None else f"{return_mean:.1f}"
         left = _clock((self._total - steps) / max(speed, 1e-9))
-        text = f"{steps:,}/{self._total:,} steps | return {score} | {_rate(speed)} steps/s | {left} left"
-        self._line.print(steps, text, steps >= self._total)
+        if self._panel is not None:
+            self._panel.update(self._state(counts, metrics, _rate(speed), left))
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or steps >= self._total:
+            self._last_line = time.monotonic()
+            score = "-" if counts.return_mean is None else f"{counts.return_mean:.1f}"
+            text = f"{steps:,}/{self._total:,} steps | return {score} | {_rate(speed)} steps/s | {left} left"
+            print_line(text, sys.stdout)
+
+    def _state(self, counts: Counts, metrics: Mapping[str, float], speed: str, left: str) -> PanelState:
+        """Return what the panel shows after an update."""
+        entropy = metrics.get("Loss/entropy_loss")
+        name, saved_at = self._last_checkpoint()
+        if "Rewards/rew_avg" in metrics:
+            self._returns.append(metrics["Rewards/rew_avg"])
+        if "Eval/return_mean" in metrics:
+            self._evaluation = (metrics["Eval/return_mean"], counts.updates)
+        from fabric_ppo.run.panel import PanelState
+
+        return PanelState(
+            env_id=self._config.env_id,
+            run_dir=self._run_dir,
+            steps=counts.env_steps,
+            total_steps=self._total,
+            speed=speed,
+            left=left,
+            returns=tuple(self._returns),
+            window_mean=counts.return_mean,
+            window_size=len(counts.window),
+            explained_variance=metrics.get("Info/explained_variance"),
+            approx_kl=metrics.get("Info/approx_kl"),
+            entropy=None if entropy is None else -entropy,
+            target_kl=self._config.target_kl,
+            evaluation=self._evaluation,
+            evaluates=self._config.eval_every > 0,
+            checkpoint=name,
+            saved_at=saved_at,
+        )
 
     def close(self) -> None:
-        """Restore the terminal."""
-        if self._line is not None:
-            self._line.close()
+        """Show the last checkpoint in the panel, and leave it above what is printed next."""
+        if self._panel is not None:
+            self._panel.close(*self._last_checkpoint())
+
+    def _last_checkpoint(self) -> tuple[str | None, float | None]:
+        """Return name and time of the last checkpoint, as a panel has them."""
+        path = self._checkpoints.path
+        return None if path is None else path.stem, self._checkpoints.saved_at
 
 
 class TestProgress:
@@ -122,3 +159,8 @@ def _rate(speed: float) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _can_draw(environ: Mapping[str, str]) -> bool:
+    """Return False for terminals that only print, such as those of some editors and CI systems."""
+    return environ.get("TERM", "").lower() not in ("", "dumb", "unknown") and environ.get("TTY_INTERACTIVE") != "0"

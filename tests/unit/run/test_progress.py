@@ -1,14 +1,18 @@
-"""The live line of a run, with a clock that is given: speed and time left do not jump, and follow what changes."""
+"""The plain lines of a run, with a clock that is given: speed and time left do not jump, and follow what changes."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fabric_ppo.config import TorchConfig
 from fabric_ppo.run import progress as module
+from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.progress import Progress
 
 
@@ -33,10 +37,14 @@ def seconds_of(clock: str) -> int:
     return seconds
 
 
+def progress_of(total, begun=0, enabled=True):
+    return Progress(TorchConfig(), Path("logs/x"), SimpleNamespace(path=None, saved_at=None), total, begun, enabled)
+
+
 def run(durations, steps=100, total=100_000, begun=0):
-    progress = Progress(total, begun, True)
+    progress = progress_of(total, begun)
     for number, seconds in enumerate(durations, start=1):
-        progress.update(begun + number * steps, None, seconds)
+        progress.update(Counts(env_steps=begun + number * steps), {}, seconds)
     progress.close()
 
 
@@ -76,8 +84,8 @@ def test_what_a_resumed_run_had_before_does_not_count(shown):
 
 
 def test_nothing_is_printed_where_it_is_off(shown):
-    progress = Progress(1000, 0, False)
-    progress.update(100, 1.0, 1.0)
+    progress = progress_of(1000, enabled=False)
+    progress.update(Counts(env_steps=100), {}, 1.0)
     progress.close()
     assert shown() == []
 
