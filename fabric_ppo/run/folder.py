@@ -6,17 +6,19 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import os
 import re
 import shlex
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
 
 from fabric_ppo.config import Config, script_file
 from fabric_ppo.process.command import launcher_flags
-from fabric_ppo.process.console import is_rank_zero
+from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import write_atomically
 
@@ -27,6 +29,16 @@ FAILURE_FILE = "failure.txt"
 _LOCK_FILE = ".lock"
 _LOCK_SECONDS = 5
 """Seconds to wait for the lock of a folder."""
+_OF_A_RUN = (
+    *(CONFIG_FILE, FAILURE_FILE, _LOCK_FILE, ".*.tmp", "checkpoints", "train_videos", "test_videos"),
+    *("policy.safetensors", "summary.json", "metrics.jsonl", "events.out.tfevents.*", "tracked_by_*.json"),
+    *("trace_rank_*.json", "report.html", "wandb"),
+)
+"""Patterns of what a run writes into its folder."""
+_OF_THE_SYSTEM = (".DS_Store", ".gitignore", ".gitkeep", ".nfs*", "lost+found")
+"""Patterns of what may lie in a folder that its user takes for empty."""
+_MOST_NAMED = 3
+"""Files of others that an error names."""
 _HEADER = re.compile(r"# (train_\w+\.py)(?: with (.*))?")
 """First line of config.yaml: the script, and the flags of its launcher."""
 
@@ -37,7 +49,8 @@ def new_run_dir(config: Config) -> Path:
     Unless `--run-dir` names it, rank 0 makes a new one, which is removed at exit if it is empty.
 
     Raises:
-        ConfigError: `--run-dir` holds a run already, or there cannot be such a folder.
+        ConfigError: `--run-dir` holds a run already, or with `--resume` something that is no run,
+            or there cannot be such a folder.
     """
     try:
         return _named_folder(config) if config.run_dir is not None else _new_folder(config)
@@ -51,17 +64,59 @@ def _named_folder(config: Config) -> Path:
     assert config.run_dir is not None
     path = Path(config.run_dir)
     if is_rank_zero():
-        require_no_run(config)
+        require_usable(config)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--run-dir {config.run_dir}: is a file; a folder is expected")
     return path
 
 
-def require_no_run(config: Config) -> None:
-    """Raise a ConfigError where `--run-dir` holds a run, and is not to be resumed."""
+def require_usable(config: Config) -> None:
+    """Raise a ConfigError where no run can begin or go on in `--run-dir`.
+
+    Without `--resume` it must not hold a run; with it, what it holds must be a run's.
+    """
     run_dir = config.run_dir
-    if run_dir is not None and not config.resume and Path(run_dir, CONFIG_FILE).exists():
+    if run_dir is None:
+        return
+    if config.resume:
+        with contextlib.suppress(OSError):  # missing, a file, not to be read: refused where it is made
+            _require_nothing_foreign(Path(run_dir))
+    elif Path(run_dir, CONFIG_FILE).exists():
         raise ConfigError(f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected")
+
+
+def _require_nothing_foreign(run_dir: Path) -> None:
+    """Raise a ConfigError for a folder with other things, but no run."""
+    is_run = started_with(str(run_dir))[0] or any((run_dir / "checkpoints").glob("update_*.ckpt*"))
+    expected = (*_OF_A_RUN, *_OF_THE_SYSTEM)
+    names = sorted(each.name for each in run_dir.iterdir())
+    foreign = [name for name in names if not any(fnmatchcase(name, each) for each in expected)]
+    foreign = [name for name in foreign if not _is_own_output(run_dir / name)]
+    if is_run or not foreign:
+        return
+    if below := _newest_run_below(run_dir):
+        raise ConfigError(
+            f"--resume --run-dir {run_dir}: holds no run, but others below it; one, as {below}, is expected"
+        )
+    named = ", ".join([*foreign[:_MOST_NAMED], *(["..."] if len(foreign) > _MOST_NAMED else [])])
+    expected_folder = "the folder of a run, or a new or empty one, is expected"
+    raise ConfigError(f"--resume --run-dir {run_dir}: holds no run, but {named}; {expected_folder}")
+
+
+def _is_own_output(path: Path) -> bool:
+    """Return True for the file that this process prints into, as a shell or a scheduler has opened it."""
+    streams = []
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            streams.append(os.fstat(descriptor))
+    return any(os.path.samestat(path.stat(), each) for each in streams)
+
+
+def _newest_run_below(folder: Path) -> Path | None:
+    """Return the folder of the run that was begun last, of those one or two folders below; None for none."""
+    found = (path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG_FILE}"))
+    runs = [path for path in found if started_with(str(path.parent))[0]]
+    return max(runs, key=lambda path: path.stat().st_mtime).parent if runs else None
 
 
 def _new_folder(config: Config) -> Path:
@@ -145,6 +200,8 @@ def lock_folder(run_dir: Path) -> Callable[[], None]:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return lock.close  # a file system without locks
             # a run that was just killed may not have ended yet
+            if attempt == 0 and _LOCK_SECONDS:
+                print_from_rank_zero(f"waiting for {run_dir}, where another process trains")
             if attempt < _LOCK_SECONDS:
                 time.sleep(1)
     raise ConfigError(f"--run-dir {run_dir}: another process trains there")

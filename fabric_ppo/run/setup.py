@@ -40,6 +40,7 @@ from fabric_ppo.run.writes import Writes
 
 R = TypeVar("R", bound="Closable")
 
+
 class Closable(Protocol):
     """A resource of a run, such as its environments."""
 
@@ -81,6 +82,7 @@ class RunSetup(contextlib.ExitStack):
         records = config.capture_video and config.env_backend != "envpool"
         self.video_dir = str(self.dir / "train_videos") if records else ""
         folder = Path(self.video_dir or self.dir)
+        self._is_new = not (os.path.isdir(self.dir) and os.listdir(self.dir))
         self._missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         self._writes = Writes()
         # before reading a checkpoint, or a run that still trains there could write a newer one
@@ -88,6 +90,8 @@ class RunSetup(contextlib.ExitStack):
         if self._is_locked:
             self.callback(lock_folder(self.dir))
         self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
+        if config.resume and self._checkpoint is None and not config.quiet:
+            print_from_rank_zero(f"nothing to go on from in {self.dir}: a new run begins")
         self._run: Run | None = None
         self._close_early: list[Callable[[], None]] = []
 
@@ -172,7 +176,6 @@ class RunSetup(contextlib.ExitStack):
     def _open_folder(self, trackers: Trackers, counts: Counts, agent: Agent) -> None:
         """Make and lock the folder, start the trackers in it, and print what begins."""
         config = self._config
-        is_new = not self.dir.exists() or not any(self.dir.iterdir())
         # before anything is written: another run may have been started there
         if not self._is_locked:
             self.callback(lock_folder(self.dir))
@@ -183,8 +186,7 @@ class RunSetup(contextlib.ExitStack):
         try:
             trackers.start(config.to_dict(), self.dir, counts.position)
         except ConfigError:
-            if is_new:
-                shutil.rmtree(self.dir, ignore_errors=True)
+            self._remove_new_folder()
             raise
         num_updates = config.num_updates(self._ranks.size)
         if self._checkpoint is not None and not config.quiet:
@@ -215,7 +217,9 @@ class RunSetup(contextlib.ExitStack):
         if error is not None:
             self._fail(error)
         suppresses = super().__exit__(kind, error, trace)
-        if self._run is None and self._leads:
+        if self._leads and (self._run is None or (isinstance(error, ConfigError) and self._run.is_at_start)):
+            if self._run is not None:
+                self._remove_new_folder()
             self._remove_empty_folders()
         if error is None:
             self._writes.raise_if_incomplete()
@@ -225,7 +229,8 @@ class RunSetup(contextlib.ExitStack):
         """Save the state from before the update that failed, and print where it is."""
         # from here on no signal interrupts the writing
         signals.stopping()
-        is_failure = not isinstance(error, (ConfigError, StoppedBySignal, KeyboardInterrupt))
+        is_refused = isinstance(error, ConfigError) and (self._run is None or self._run.is_at_start)
+        is_failure = not is_refused and not isinstance(error, (StoppedBySignal, KeyboardInterrupt))
         where = self._run.fail() if self._run is not None else None
         if is_failure and where is not None:
             print_from_rank_zero(f"the run has failed{where}")
@@ -233,6 +238,11 @@ class RunSetup(contextlib.ExitStack):
             if self._run is not None:
                 note_failure(self.dir, error, is_final=not is_lost_contact(error))
             signals.failed(error)
+
+    def _remove_new_folder(self) -> None:
+        """Remove the folder of a run that is refused after it was made, but not what was there before."""
+        if self._is_new:
+            shutil.rmtree(self.dir, ignore_errors=True)
 
     def _remove_empty_folders(self) -> None:
         """Remove the folders of a run that did not begin, which videos are prepared for."""

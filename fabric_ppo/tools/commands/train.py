@@ -12,7 +12,7 @@ from fabric_ppo.config import SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConf
 from fabric_ppo.process.errors import BAD_INPUT, ConfigError
 from fabric_ppo.process.tasks import require_one_task
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
-from fabric_ppo.run.folder import require_no_run, started_with
+from fabric_ppo.run.folder import require_usable, started_with
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.command_parser import CommandParser, count
 from fabric_ppo.tools.flags import parse_flags, resumed_folder
@@ -62,7 +62,7 @@ def run(args: list[str]) -> int:
     config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
     if config_type is not TorchConfig:
         _check_fabric(launch)
-    require_no_run(config)
+    require_usable(config)
     sys.stdout.flush()
     # without it torchrun prints a warning; the script sets its own number of threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
