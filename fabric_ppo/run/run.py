@@ -34,6 +34,7 @@ from fabric_ppo.rollouts.buffer import Rollout
 from fabric_ppo.rollouts.evaluate import TestResult
 from fabric_ppo.run.callbacks import Callback, Callbacks
 from fabric_ppo.run.checkpoint import Checkpoints
+from fabric_ppo.run.commands import play_again
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.evaluation import play_evaluation, play_test
@@ -108,6 +109,11 @@ class Run:
         self._constants = _constant_values(config, agent) | {"callbacks": books.callback_names}
         self._attributes = books.attributes
         self._callbacks = Callbacks(books.callbacks, config, books.dir, agent, self.num_updates, books.attributes)
+
+    @property
+    def is_at_start(self) -> bool:
+        """True before the end of the run's first update."""
+        return self._counts.updates == 0
 
     def updates(self) -> Iterator[int]:
         """Yield the numbers of the updates until the run is over; after each, write what is due."""
@@ -331,9 +337,9 @@ def _logged(result: UpdateResult, more: Sequence[Metrics], config: Config) -> di
 
 def _closing_lines(summary: Summary, config: Config, agent: Agent, run_dir: Path) -> str:
     """Return the text that is printed at the end of a training."""
-    has_own_code = ":" in config.encoder or bool(own_modules(agent.spec))
     folders = [run_dir / name for name in ("train_videos", "test_videos")] if config.capture_video else []
-    return summary.lines(run_dir, [str(folder) for folder in folders if _has_video(folder)], has_own_code)
+    videos = [str(folder) for folder in folders if _has_video(folder)]
+    return summary.lines(run_dir, videos, play_again(run_dir, config, own_modules(agent.spec)))
 
 
 def _has_video(folder: Path) -> bool:

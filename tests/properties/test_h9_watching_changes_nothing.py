@@ -118,8 +118,13 @@ def assert_called_back(run_dir, callbacks, eval_every):
     for update in range(1, UPDATES + 1):
         expected += [f"evaluation {update}"] * (update % eval_every == 0) + [f"update {update}"]
     expected.append(f"end {UPDATES}")
-    called = [path.read_text().splitlines() for path in run_dir.glob("callback_*.txt")]
+    called = [calls_of(path) for path in run_dir.glob("callback_*.txt")]
     assert called == [expected] * callbacks
+
+
+def calls_of(path):
+    """The calls of a callback; when checkpoints are written depends on the time."""
+    return [line for line in path.read_text().splitlines() if not line.startswith("checkpoint")]
 
 
 @pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])
@@ -142,7 +147,7 @@ def test_a_run_that_is_watched_killed_and_resumed_ends_with_the_same_bits(
     assert metrics(tmp_path / "run") == metrics(alone)
     assert (summary(tmp_path / "run")["resumes"], summary(tmp_path / "run")["exact_resume"]) == (1, True)
     if "callback" in watched:
-        called = (tmp_path / "run/callback_0.txt").read_text().splitlines()
+        called = calls_of(tmp_path / "run/callback_0.txt")
         again = ["start 2", *(f"update {update}" for update in range(3, UPDATES + 1)), f"end {UPDATES}"]
         assert called == ["start 0", "update 1", "update 2", "update 3", *again]
         assert "start 2" in (tmp_path / "run/tracker.txt").read_text().splitlines()

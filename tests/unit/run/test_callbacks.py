@@ -38,6 +38,9 @@ class Notes(Callback):
     def on_evaluation(self, run, result):
         note("evaluation", seen_of(run), dict(result))
 
+    def on_checkpoint(self, run, path):
+        note("checkpoint", seen_of(run), str(path), path.is_file())
+
     def on_end(self, run, summary):
         note("end", seen_of(run), dict(summary))
 
@@ -70,7 +73,7 @@ def test_a_callback_sees_every_update_every_evaluation_and_the_end(tmp_path, wri
     flags = {"eval_every": 2, "eval_episodes": 3}
     assert trained(run_dir, updates=4, callback=OWN, **flags) == ""
     noted = notes()
-    seen = [each for each in noted if each[0] != "after"]
+    seen = [each for each in noted if each[0] not in ("after", "checkpoint")]
     kinds = ["start", "update", "evaluation", "update", "update", "evaluation", "update", "end"]
     assert [each[0] for each in seen] == kinds
     assert [each[1][2] for each in seen] == [0, 1, 2, 2, 3, 4, 4, 4]
@@ -96,7 +99,7 @@ def test_the_policy_of_a_callback_is_the_agent_as_it_is(tmp_path, write_parts):
     write_parts(NOTES)
     run_dir = tmp_path / "run"
     assert trained(run_dir, callback=OWN) == ""
-    values = [each[1][5] for each in notes() if each[0] != "after"]
+    values = [each[1][5] for each in notes() if each[0] not in ("after", "checkpoint")]
     assert len({str(each) for each in values}) == 4, "before the first update, and after each of three"
     final = load_agent(run_dir)
     assert values[-1] == final.value(np.full((3, 4), 0.1, np.float32)).tolist()
@@ -257,3 +260,90 @@ def test_what_is_no_callback_is_refused_in_one_line_before_anything_is_written(t
     assert ended.startswith(f"ConfigError: --callback {name}: {why}")
     assert "\n" not in ended
     assert not run_dir.exists()
+
+
+def test_a_callback_sees_every_checkpoint_that_is_written_between_updates(tmp_path, write_parts):
+    """After `on_update`, and once for each file, also where the run has been resumed."""
+    write_parts(NOTES)
+    run_dir, flags = tmp_path / "run", {"checkpoint_every": 2, "callback": OWN}
+    assert trained(run_dir, updates=5, **flags) == ""
+    expected = [["update", 1], ["update", 2], ["checkpoint", 2], ["update", 3], ["update", 4], ["checkpoint", 4]]
+    expected += [["update", 5], ["checkpoint", 5]]
+    noted = notes()
+    assert [[each[0], each[1][2]] for each in noted if each[0] in ("update", "checkpoint")] == expected
+    for _, (*_, update, _, _, _), path, is_there in of_kind(noted, "checkpoint"):
+        assert (path, is_there) == (str(run_dir / f"checkpoints/update_{update}.ckpt"), True)
+    assert trained(run_dir, updates=5, resume=True, **flags) == ""
+    assert of_kind(notes(), "checkpoint") == []
+
+
+SETS = """
+class Sets(Callback):
+    def {method}(self, run, *given):
+        note(run.envs.attributes)
+        run.envs.set({values})
+        note(run.envs.attributes)
+"""
+CARTPOLE_HAS = {"gravity": 9.0, "length": 0.75}
+
+
+def test_a_callback_sees_what_was_set_also_before_a_run_was_resumed(tmp_path, write_parts):
+    write_parts(SETS.format(method="on_update", values="gravity=run.update, length=0.75"))
+    run_dir, own = tmp_path / "run", f"{MODULE}:Sets"
+    assert trained(run_dir, updates=2, callback=own) == ""
+    after = [{"gravity": update, "length": 0.75} for update in (1, 2, 3)]
+    assert notes() == [[{}], [after[0]], [after[0]], [after[1]]]
+    assert trained(run_dir, updates=3, callback=own, resume=True) == ""
+    assert notes() == [[after[1]], [after[2]]]
+
+
+def test_what_is_set_from_the_start_stays_where_a_run_was_resumed(tmp_path, write_parts):
+    """What a curriculum has reached is not taken back by its `on_start`; what is new is set."""
+    both = SETS.format(method="on_start", values="gravity=1.0, length=0.75")
+    write_parts(SETS.format(method="on_start", values="gravity=9.0"))
+    run_dir, own = tmp_path / "run", f"{MODULE}:Sets"
+    assert trained(run_dir, updates=2, callback=own) == ""
+    assert notes() == [[{}], [{"gravity": 9.0}]]
+    write_parts(both)
+    assert trained(run_dir, updates=3, callback=own, resume=True) == ""
+    assert notes() == [[{"gravity": 9.0}], [CARTPOLE_HAS]]
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "why"),
+    [
+        ("on_start", "gravitty=1", "envs.set(gravitty=...): CartPole-v1 has no such attribute; did you mean gravity?"),
+        ("on_update", "reset=1", "envs.set(reset=...): it is a method of CartPole-v1; an attribute with a value"),
+        ("on_update", "gravity=object()", "envs.set(gravity=...): Object of type object is not JSON serializable"),
+        ("on_update", "gravity=float('nan')", "envs.set(gravity=...): Out of range float values"),
+        ("on_checkpoint", "gravity=1", "envs.set(gravity): on_start, on_evaluation and on_update can set"),
+        ("on_end", "gravity=1", "envs.set(gravity): on_start, on_evaluation and on_update can set"),
+    ],
+)
+def test_what_cannot_be_set_is_named_in_one_line(tmp_path, write_parts, method, values, why):
+    write_parts(SETS.format(method=method, values=values))
+    run_dir = tmp_path / "run"
+    ended = trained(run_dir, callback=f"{MODULE}:Sets")
+    assert ended.startswith(f"ConfigError: {why}")
+    assert "\n" not in ended
+    assert run_dir.exists() == (method != "on_start"), "a run that cannot start leaves nothing"
+
+
+def test_envpool_refuses_attributes_in_one_line(tmp_path, write_parts):
+    write_parts(SETS.format(method="on_start", values="gravity=1"))
+    ended = trained(tmp_path / "run", callback=f"{MODULE}:Sets", env_backend="envpool")
+    assert ended.startswith("ConfigError: envs.set(gravity): --env-backend sync or async is needed")
+
+
+def test_an_update_whose_callback_raises_keeps_what_it_had_set(tmp_path, write_parts):
+    """H4: the checkpoint of that update has it."""
+    sets = "class Sets(Callback):\n    def on_update(self, run, metrics):\n"
+    sets += "        if run.update == 3:\n            run.envs.set(gravity=20.0, force_mag=3.0)\n"
+    write_parts(sets + "            if not Path('healed').exists():\n                raise LookupError('told to')\n")
+    alone, run_dir, flags = tmp_path / "alone", tmp_path / "run", {"callback": f"{MODULE}:Sets", "num_steps": 32}
+    assert trained(run_dir, updates=8, **flags) == "LookupError: told to"
+    assert checkpoints(run_dir)[0] == 3
+    (tmp_path / "here/healed").touch()
+    assert trained(alone, updates=8, **flags) == ""
+    finish("torch", 1, run_dir, updates=8, resume=True, **flags)
+    assert_same_run(run_dir, alone, resumes=1)
