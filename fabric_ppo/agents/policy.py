@@ -13,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
 from fabric_ppo.envs.actions import ActionConverter
-from fabric_ppo.envs.ids import where_missing
+from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
 from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.process.command import running
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.seeding import Stream, uniform_of, uniforms
 
@@ -216,18 +218,21 @@ class Policy:
 
 
 def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Policy:
-    """Load the policy of a run or of a checkpoint; opens no environment.
+    """Load the policy of a run, of a checkpoint or of the Hub; opens no environment.
 
     Args:
         run_dir: folder of a run, or a file in its `checkpoints`. The policy of a run that was
-            stopped is that of its newest checkpoint, which a line on stderr says.
+            stopped is that of its newest checkpoint, which a line on stderr says. Or the address
+            `hf://USER/NAME`, `hf://USER/NAME@REVISION`, of a repository on the Hugging Face Hub.
         own_code: import the module of the user's own encoder, which the file names. Without this,
             loading a file never imports or runs code that it names.
 
     Raises:
         ConfigError: there is no readable policy, or it needs `own_code`.
+        ConnectionError: the network or the Hub failed, and the policy is not in the Hub's cache.
     """
     path = policy_path(run_dir)
+    named = run_dir if is_hub_address(run_dir) else path
     try:
         metadata, weights = read_policy(path)
         spec = EnvSpec.from_json(metadata["env_spec"])
@@ -235,8 +240,8 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
         if not (lacks := _lacks(path, architecture.encoder, own_code)):
             return Policy(_build(spec, architecture, weights))
     except Exception as error:  # a damaged file fails in many ways
-        raise ConfigError(f"{path}: not a policy of this program ({first_line(error)})") from None
-    raise ConfigError(f"{path}: {lacks}")
+        raise ConfigError(f"{named}: not a policy of this program ({first_line(error)})") from None
+    raise ConfigError(f"{named}: {lacks}")
 
 
 def _lacks(path: Path, encoder: str, own_code: bool) -> str:
@@ -246,7 +251,7 @@ def _lacks(path: Path, encoder: str, own_code: bool) -> str:
         return ""
     if where := where_missing([module], path):
         return f"its encoder needs {module}, {where}"
-    how = "load_agent(..., own_code=True), or evaluate --own-code,"
+    how = f"{running.get()} --own-code" if running.get() in TAKE_CODE_DIR else "load_agent(..., own_code=True)"
     return "" if own_code else f"its encoder is {encoder}: {how} imports that"
 
 

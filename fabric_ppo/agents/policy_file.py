@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 
 from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.hub import HubAddress, is_hub_address, pull
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_atomically
 
 POLICY_FILE = "policy.safetensors"
+_HUB_FILES = ("config.yaml",)
+"""Files that are pulled beside a policy, for the flags of its run."""
 
 
 def policy_path(run_dir: str | os.PathLike[str]) -> Path:
@@ -26,11 +29,14 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
     Args:
         run_dir: the folder of a run: the file is `policy.safetensors`, or, where the run was
             stopped or still trains, the newest checkpoint that is whole. Or a checkpoint, which is
-            returned.
+            returned. Or `hf://USER/NAME`, of which the policy is pulled into the Hub's cache.
 
     Raises:
         ConfigError: there is no such file.
+        HubError: the network or the Hub failed.
     """
+    if is_hub_address(run_dir):
+        return pull(HubAddress.parse(os.fspath(run_dir)), POLICY_FILE, _HUB_FILES)
     path = Path(run_dir)
     if path.suffix == ".ckpt":
         if not path.is_file():
@@ -87,6 +93,20 @@ def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]
         return checkpoint.values, checkpoint.under("weights.")
     with safe_open(path, framework="pt") as file:
         return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def policy_bytes(path: Path) -> bytes:
+    """Return a policy as the content of a `policy.safetensors`, also where it is a checkpoint's.
+
+    Raises:
+        Exception: of many kinds, where the file is damaged.
+    """
+    if path.suffix != ".ckpt":
+        return path.read_bytes()
+    from safetensors.torch import save
+
+    values, weights = read_policy(path)
+    return _in_order(save(weights, {name: values[name] for name in ("env_spec", "agent")}))
 
 
 def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

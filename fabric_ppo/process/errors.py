@@ -18,9 +18,15 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         """Take any text: what is not printable is escaped, what is long is cut in the middle."""
-        if len(message) > _LONGEST_LINE:
-            message = f"{message[: _LONGEST_LINE // 2]} ... {message[-_LONGEST_LINE // 2 :]}"
-        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
+        super().__init__(one_line(message))
+
+
+class HubError(ConnectionError):
+    """A failure of the network, or of the Hugging Face Hub, in one line: another try may succeed."""
+
+    def __init__(self, message: str) -> None:
+        """Take any text, as a ConfigError does."""
+        super().__init__(one_line(message))
 
 
 class EnvironmentFault(RuntimeError):
@@ -45,6 +51,13 @@ class StoppedBySignal(BaseException):
 
 class NotAllWrittenError(Exception):
     """The end of a run that is done, but could not write everything; the message names what."""
+
+
+def one_line(text: str) -> str:
+    """Return a text with what is not printable escaped, and cut in the middle where it is long."""
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def first_line(error: BaseException) -> str:

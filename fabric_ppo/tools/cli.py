@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
+from fabric_ppo.process.command import running
 from fabric_ppo.process.console import end_stdout, open_streams, print_line
-from fabric_ppo.process.errors import BAD_INPUT, ConfigError
+from fabric_ppo.process.errors import BAD_INPUT, FAILED, ConfigError, HubError
 from fabric_ppo.process.script import shut_down
-from fabric_ppo.tools.commands import benchmark, compare, evaluate, export, plot, presets, report, runs, train
+from fabric_ppo.tools.commands import benchmark, compare, evaluate, export, plot, presets, push, report, runs, train
 from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
 
 
@@ -22,7 +23,7 @@ class Command(Protocol):
         """Run with the words after the command's name; return the exit status."""
 
 
-_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, benchmark, presets)
+_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, push, benchmark, presets)
 COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
 """Name -> module; they are on the page in this order."""
 
@@ -36,10 +37,17 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in COMMANDS:
             raise ConfigError(f"{args[0]}: unknown command; one of {', '.join(COMMANDS)} is expected")
-        return COMMANDS[args[0]].run(args[1:])
+        token = running.set(args[0])
+        try:
+            return COMMANDS[args[0]].run(args[1:])
+        finally:
+            running.reset(token)
     except ConfigError as error:
         print_line(f"error: {error}", sys.stderr)
         return BAD_INPUT
+    except HubError as error:
+        print_line(f"error: {error}", sys.stderr)
+        return FAILED
 
 
 def console() -> NoReturn:

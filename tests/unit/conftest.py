@@ -9,8 +9,9 @@ import pytest
 from fabric_ppo.envs.ids import resolve_env_id
 from tests.fixtures.envs import backend, open_envs
 from tests.fixtures.flags import LAUNCH_VARIABLES
+from tests.fixtures.hub_server import hub
 
-__all__ = ["backend", "no_launcher", "open_envs"]
+__all__ = ["backend", "hub", "no_launcher", "open_envs"]
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def run(args: list[str]) -> int:
     require_text_path("--code-dir", given.code_dir)
     if given.code_dir is not None and not os.path.isdir(given.code_dir):
         raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
+    if given.video and given.run_dir.startswith("hf:/"):
+        raise ConfigError(f"--video: the folder of a run is expected, not {given.run_dir}; --gif FILE records, too")
     # the environment's code may change the working directory
     run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
     run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
@@ -96,7 +98,7 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     options: dict[str, Any] = {"render_mode": given.render, "stochastic": given.stochastic}
     progress = TestProgress("evaluate", given.episodes, True)
     options |= {"step_limit": given.step_limit, "report": progress.update}
-    options["info_keys"] = given.info_keys or _info_keys_of(Path(given.run_dir))
+    options["info_keys"] = given.info_keys or _info_keys_of(given.run_dir)
     with recorded_gif(gif, video_dir) as recording:
         result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
     if recording.unwritten:
@@ -106,11 +108,15 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     return policy.spec.env_id, result
 
 
-def _info_keys_of(run_dir: Path) -> str | None:
-    """Return the `--info-keys` of a run, from its folder or a checkpoint in it; None where unknown."""
+def _info_keys_of(run_dir: str) -> str | None:
+    """Return the `--info-keys` of a run, from what `load_agent` takes; None where unknown."""
     import yaml
 
-    folder = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    from fabric_ppo.agents.hub import is_hub_address
+    from fabric_ppo.agents.policy_file import policy_path
+
+    path = policy_path(run_dir).parent if is_hub_address(run_dir) else Path(run_dir)
+    folder = path.parent.parent if path.suffix == ".ckpt" else path
     try:
         keys = yaml.safe_load((folder / "config.yaml").read_bytes())["info_keys"]
         info_keys_of(keys)
@@ -123,7 +129,8 @@ def evaluate_parser() -> CommandParser:
     """Return the parser of this command's flags."""
     parser = CommandParser("fabric-ppo evaluate")
     parser.description = "Play test episodes with a trained agent, and print their scores."
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="Folder of a run, or a checkpoint in it.")
+    run_dir = "Folder of a run, a checkpoint in it, or hf://USER/NAME of the Hugging Face Hub."
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=run_dir)
     parser.add_argument("--episodes", type=count, default=100, help="Number of episodes. (default: 100)")
     parser.add_argument("--seed", type=count, default=0, help="Seed of the episodes. (default: 0)")
     limit = f"Steps after which an episode is cut off. (default: {TEST_STEP_LIMIT})"

@@ -30,7 +30,7 @@ def videos_of(groups: Sequence[Sequence[ReportRun]], megabytes: float) -> list[V
     """
     found, left = [], megabytes * _MEGABYTE
     for runs in groups:
-        recorded = ((run, path) for run in runs for path in [_newest(run)] if path is not None)
+        recorded = ((run, path) for run in runs for path in [newest_video(run)] if path is not None)
         run, path = next(recorded, (None, None))
         if run is None or path is None:
             continue
@@ -49,6 +49,7 @@ def videos_of(groups: Sequence[Sequence[ReportRun]], megabytes: float) -> list[V
     return found
 
 
-def _newest(run: ReportRun) -> Path | None:
+def newest_video(run: ReportRun) -> Path | None:
+    """Return the newest video of a test of a run; None for none."""
     files = [path for path in (run.result / "test_videos").glob("*.mp4") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_mtime, default=None)
