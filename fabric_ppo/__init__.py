@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric_ppo.agents.policy import Policy, load_agent
-    from fabric_ppo.api import train
+    from fabric_ppo.api import evaluate, train
     from fabric_ppo.config import Config, TorchConfig
     from fabric_ppo.process.errors import ConfigError, EnvironmentFault, NotAllWrittenError, TrainingError
-    from fabric_ppo.rollouts.evaluate import evaluate
     from fabric_ppo.run.callbacks import Callback, RunView
     from fabric_ppo.run.result import RunResult, load_run
     from fabric_ppo.run.trackers.tracker import Tracker
@@ -42,12 +41,11 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Policy", "load_agent"), "fabric_ppo.agents.policy"),
-    "train": "fabric_ppo.api",
+    **dict.fromkeys(("evaluate", "train"), "fabric_ppo.api"),
     **dict.fromkeys(("Config", "TorchConfig"), "fabric_ppo.config"),
     **dict.fromkeys(
         ("ConfigError", "EnvironmentFault", "NotAllWrittenError", "TrainingError"), "fabric_ppo.process.errors"
     ),
-    "evaluate": "fabric_ppo.rollouts.evaluate",
     **dict.fromkeys(("Callback", "RunView"), "fabric_ppo.run.callbacks"),
     **dict.fromkeys(("RunResult", "load_run"), "fabric_ppo.run.result"),
     "Tracker": "fabric_ppo.run.trackers.tracker",

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fabric_ppo.agents.policy_file import newest_whole
-from fabric_ppo.config import Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config import TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config_given import format_given, python_scalar, whole_number
+from fabric_ppo.config_names import call_hint
+from fabric_ppo.config_values import ATARI, field_types
 from fabric_ppo.process.console import muted, print_line
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import require_text_path, update_of
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.settings import callers_settings_kept
+from fabric_ppo.run.commands import go_on_with
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.result import RunResult
 
 if TYPE_CHECKING:
+    from fabric_ppo.agents.policy import Policy
+    from fabric_ppo.rollouts.evaluate import TestResult
     from fabric_ppo.run.callbacks import Callback
     from fabric_ppo.run.trackers.tracker import Tracker
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_EXPECTED = {
+    "config": "a Config, as in train(Config(env_id='CartPole-v1')),",
+    "policy": "an agent or the folder of a run, as in evaluate('RUN_DIR'),",
+}
+"""First argument of a public function -> a description of it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +51,25 @@ class Interrupted(KeyboardInterrupt):
         return ["KeyboardInterrupt"]
 
 
+def _answering_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function raise a ConfigError for arguments that it does not have, or lacks."""
+    own = inspect.signature(function).parameters
+    first = next(iter(own))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> R:
+        for name in given:
+            if name not in own:
+                hint = call_hint(name, own, field_types(TorchConfig))
+                raise ConfigError(f"{function.__name__}({name}=...): {hint}")
+        if not args and first not in given:
+            raise ConfigError(f"{function.__name__}(): {_EXPECTED[first]} is expected")
+        return function(*args, **given)
+
+    return call
+
+
+@_answering_names
 def train(
     config: Config, verbose: bool = True, *, callbacks: Sequence[Callback] = (), trackers: Sequence[Tracker] = ()
 ) -> RunResult:
@@ -80,13 +116,94 @@ def train(
         try:
             main(dataclasses.replace(resolved, run_dir=str(run_dir)), parts)
         except KeyboardInterrupt:
-            print_line(f"interrupted{_where_to_go_on(run_dir)}", sys.stderr)
+            print_line(f"interrupted{_where_to_go_on(run_dir, bool(callbacks or trackers))}", sys.stderr)
             # a new one: the traceback of the old one leads through the whole program
             raise Interrupted from None
         finally:
             with contextlib.suppress(OSError):  # that of a run that could not start is empty
                 run_dir.rmdir()
     return RunResult(run_dir, own_code=True)
+
+
+@_answering_names
+def evaluate(
+    policy: Policy | str | os.PathLike[str],
+    episodes: int = 100,
+    seed: int = 0,
+    *,
+    own_code: bool = False,
+    video_dir: str = "",
+    render_mode: str | None = None,
+    stochastic: bool = False,
+    step_limit: int = TEST_STEP_LIMIT,
+    report: Callable[[int, int], None] | None = None,
+    info_keys: str | None = None,
+) -> TestResult:
+    """Play test episodes, as `fabric-ppo evaluate` does; the same seed gives the same episodes.
+
+    Args:
+        policy: the agent, or what `load_agent` takes: the folder of a run, a RunResult.
+        episodes: number of episodes.
+        seed: determines the episodes, none of which training can draw.
+        own_code: import the modules that a run's files name: an environment, a wrapper, an encoder
+            of your own. An agent, or the result of `train`, needs it not.
+        video_dir: folder for a video of the first episode; empty for none.
+        render_mode: `human` to watch.
+        stochastic: sample actions instead of taking the most probable ones.
+        step_limit: steps after which an episode is cut off.
+        report: called after each step with the episodes that are done, and the steps of all so far.
+        info_keys: numbers of `info` to read, as `--info-keys` has them.
+
+    Returns:
+        The returns and lengths of the episodes; its repr has their mean and deviation.
+
+    Raises:
+        ConfigError: an argument cannot work, there is no policy, or its environment cannot be made.
+        EnvironmentFault: the environment failed.
+    """
+    from fabric_ppo.rollouts.evaluate import evaluate as play
+
+    episodes = _whole_argument("episodes", episodes, 1, 2**30)
+    seed = _whole_argument("seed", seed, 0, 2**32 - 1)
+    step_limit = _whole_argument("step_limit", step_limit, 1, 2**63 - 1)
+    return play(
+        _agent_of(policy, own_code),
+        episodes,
+        seed,
+        video_dir=os.fspath(video_dir),
+        render_mode=render_mode,
+        stochastic=stochastic,
+        step_limit=step_limit,
+        report=report,
+        info_keys=info_keys,
+    )
+
+
+def _whole_argument(name: str, given: Any, least: int, most: int) -> int:
+    """Return an argument of `evaluate`, which must be a whole number within bounds."""
+    number = whole_number(python_scalar(given))
+    if type(number) is not int or not least <= number <= most:
+        more = "; the agent has an environment made for itself" if hasattr(given, "reset") else ""
+        expected = f"a whole number from {least} {'up' if least else f'to {most}'} is expected"
+        raise ConfigError(f"evaluate({name}={format_given(given)}): {expected}{more}")
+    return number
+
+
+def _agent_of(given: Any, own_code: bool) -> Policy:
+    """Return the agent that `evaluate` is given, or that lies in a run's folder; raise as `evaluate`."""
+    from fabric_ppo.agents.policy import Policy, load_agent, require_own_modules
+    from fabric_ppo.envs.ids import resolve_env_id
+
+    if isinstance(given, Policy):
+        return given
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"evaluate({format_given(given)}): {_EXPECTED['policy']} is expected")
+    own_code = own_code or (isinstance(given, RunResult) and given.own_code)
+    agent = load_agent(given, own_code)
+    require_own_modules(agent.spec, given, own_code, how="evaluate(..., own_code=True)")
+    # imports the module that registers the environment
+    resolve_env_id(agent.spec.env_id, ATARI if agent.spec.is_atari else "")
+    return agent
 
 
 def _require_one_process(config: object) -> None:
@@ -136,9 +253,10 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _where_to_go_on(run_dir: Path) -> str:
+def _where_to_go_on(run_dir: Path, has_parts: bool) -> str:
     """Return the end of a message about a run that was interrupted."""
     newest = newest_whole(run_dir / "checkpoints")
     if newest is None:
         return " before the first update was done: there is nothing to go on from"
-    return f" after update {update_of(newest)}: Config(..., run_dir={str(run_dir)!r}, resume=True) goes on"
+    more = ", giving it callbacks and trackers again," if has_parts else ""
+    return f" after update {update_of(newest)}; go on{more} with {go_on_with(run_dir)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fabric_ppo.config_values import TRACKERS
@@ -233,6 +233,22 @@ def python_hint(name: str, kinds: Mapping[str, Any]) -> str:
         return re.sub(every, lambda found: _as_argument(found[1].replace("-", "_"), kinds, found[0]), note)
     nearest = difflib.get_close_matches(name, kinds, n=1)
     return f"did you mean {nearest[0]}?" if nearest else "python -m fabric_ppo train --help-all lists the flags"
+
+
+def call_hint(name: str, own: Collection[str], kinds: Mapping[str, Any]) -> str:
+    """Return a hint for the error about an argument that `train` or `evaluate` does not have.
+
+    Args:
+        name: of the argument.
+        own: those that the function has.
+        kinds: those that a Config has -> their types.
+    """
+    if nearest := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+        return f"did you mean {nearest[0]}?"
+    if name in kinds:
+        return f"it is a flag, as in train(Config({name}=...))"
+    hint = python_hint(name, kinds)
+    return f"{hint} of Config, as in train(Config(...))" if hint.startswith("here it is") else hint
 
 
 def _as_argument(name: str, kinds: Mapping[str, Any], unknown: str = "") -> str:

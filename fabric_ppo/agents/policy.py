@@ -283,17 +283,20 @@ def own_modules(spec: EnvSpec) -> list[str]:
     return [each for each in modules if each.partition(".")[0] not in ("", "gymnasium", "fabric_ppo")]
 
 
-def require_own_modules(spec: EnvSpec, run_dir: str | os.PathLike[str], own_code: bool) -> None:
+def require_own_modules(
+    spec: EnvSpec, run_dir: str | os.PathLike[str], own_code: bool, how: str = "--own-code"
+) -> None:
     """Raise a ConfigError if an environment needs modules that cannot be found, or may not be imported.
 
     Args:
         spec: the environment's.
         run_dir: the run that was trained in it.
         own_code: import what the run's files name.
+        how: the way to have that, for the error's text.
     """
     if modules := own_modules(spec):
         needs = f"{run_dir}: its environment needs {', '.join(modules)}"
         if where := where_missing(modules, Path(run_dir)):
             raise ConfigError(f"{needs}, {where}")
         if not own_code:
-            raise ConfigError(f"{needs}: --own-code imports that")
+            raise ConfigError(f"{needs}: {how} imports that")

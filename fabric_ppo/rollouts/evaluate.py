@@ -58,6 +58,14 @@ class TestResult:
     infos: dict[str, list[float | None]] = field(default_factory=dict)
     info_names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return mean and deviation of the returns, and the number of episodes."""
+        cut_off = f", cut_off={self.cut_off}" if self.cut_off else ""
+        if not self.returns:
+            return "TestResult(episodes=0)"
+        mean, std = float(np.mean(self.returns)), float(np.std(self.returns))
+        return f"TestResult(return_mean={mean:.6g}, return_std={std:.6g}, episodes={len(self.returns)}{cut_off})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the values of `summary.json` and `evaluate --json`; std is the population's.
 

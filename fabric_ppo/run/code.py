@@ -53,6 +53,21 @@ def own_modules(config: Config) -> set[str]:
     return {module for module in modules if module}
 
 
+def own_folders(config: Config) -> dict[str, str]:
+    """Return the modules of environment, wrappers and encoder that no library has, and their folders.
+
+    The folder is the one that `import` looks in; empty where there is no file, as in a notebook.
+    """
+    found = {}
+    for name in sorted(own_modules(config)):
+        file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+        path = Path(file).absolute() if file else None
+        if path is None or not _is_installed(path):
+            is_package = path is not None and path.name == "__init__.py"
+            found[name] = "" if path is None else str(path.parents[1] if is_package else path.parent)
+    return found
+
+
 def _files_of(modules: set[str]) -> dict[str, Path]:
     """Return the files of modules and of all that they import, but for libraries, by name."""
     found: dict[str, Path] = {}

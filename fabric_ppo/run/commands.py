@@ -1,21 +1,26 @@
-"""Commands that a run prints: the one that goes on with it, and the one that begins another from it."""
+"""Commands that a run prints: to go on with it, to begin another from it, to test its agent again."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.config import Config
 from fabric_ppo.process.command import command_with, num_hosts
 from fabric_ppo.process.errors import flag
 from fabric_ppo.process.signals import signals
+from fabric_ppo.run.code import own_folders
 
 
 def go_on_with(run_dir: Path) -> str:
     """Return the command that goes on with a run: for a shell, or in a notebook for Python."""
     if not signals.is_script:
-        return f"train(Config(run_dir={str(run_dir)!r}, resume=True))"
+        return _python("Config, train", f"train(Config(run_dir={str(run_dir)!r}, resume=True))")
     return command_with(["--run-dir", str(run_dir), "--resume"])
 
 
@@ -25,19 +30,52 @@ def go_on_text(run_dir: Path) -> str:
     return f"go on{hosts} with {go_on_with(run_dir)}"
 
 
-def begin_from(run_dir: str, flags: Mapping[str, Any], keeps_policy: bool) -> str:
+def _python(names: str, call: str) -> str:
+    """Return Python code that stands alone: public names of this package are imported for the call."""
+    return f"from fabric_ppo import {names}; {call}"
+
+
+def play_again(run_dir: Path, config: Config, named: Collection[str]) -> str:
+    """Return the command that tests a run's agent: for a shell, in any folder.
+
+    It is for Python where only this program has the environment, as a notebook has one of its own.
+
+    Args:
+        run_dir: the run's folder.
+        config: its flags.
+        named: modules of the user's own that the environment's id and its wrappers name.
+    """
+    folders = own_folders(config)
+    is_registered_here = not signals.is_script and not named and bool(folders)
+    if is_registered_here or "__main__" in folders:
+        own = ", own_code=True" if named or ":" in config.encoder else ""
+        return _python("evaluate", f"evaluate({str(run_dir)!r}{own})")
+    needed = sorted({folder for name, folder in folders.items() if folder})
+    words = ["python", "-m", "fabric_ppo", "evaluate", str(run_dir)]
+    if len(needed) == 1:
+        words += ["--code-dir", needed[0]]
+    elif needed:
+        words = ["env", f"PYTHONPATH={os.pathsep.join(needed)}", *words, "--own-code"]
+    elif named or ":" in config.encoder:
+        words.append("--own-code")
+    return shlex.join(words)
+
+
+def begin_from(config: Config, flags: Mapping[str, Any], keeps_policy: bool) -> str:
     """Return the command for a new run with a run's flags, but for some.
 
     Args:
-        run_dir: the folder of the run.
+        config: the flags of the new run, but for its folder, which is that of the other.
         flags: those that differ, field name -> value as `Config.to_dict` has it.
         keeps_policy: true if the new run is to start with the policy of the other.
     """
-    policy = {"init_from": run_dir} if keeps_policy else {}
+    policy = {"init_from": os.fspath(config.run_dir or "")} if keeps_policy else {}
     if not signals.is_script:
-        given = ", ".join(f"{name}={value!r}" for name, value in (policy | dict(flags)).items())
-        return f"train(Config(..., {given}))"
-    words = ["--config", str(Path(run_dir, "config.yaml"))]
+        # all flags: one that goes back to its default would be that of a file
+        new = dataclasses.replace(config, run_dir=None, resume=False, config=None, quiet=False)
+        new = dataclasses.replace(new, init_from=config.run_dir) if keeps_policy else new
+        return _python(f"{type(config).__name__}, train", f"train({new!r})")
+    words = ["--config", str(Path(config.run_dir or "", "config.yaml"))]
     for name, value in (policy | dict(flags)).items():
         words += flag_words(name, value)
     return command_with(words)

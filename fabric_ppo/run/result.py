@@ -40,12 +40,13 @@ class RunResult(os.PathLike[str]):
         flags: `config.yaml`.
         metrics: what was logged; see there.
         agent: the trained agent.
+        own_code: true if the module of the user's own encoder may be imported; see `load_agent`.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], own_code: bool = False) -> None:
         """Open a folder; nothing is read yet. For `own_code` see `load_agent`."""
         self.run_dir = Path(run_dir)
-        self._own_code = own_code
+        self.own_code = own_code
 
     @functools.cached_property
     def is_finished(self) -> bool:
@@ -113,7 +114,7 @@ class RunResult(os.PathLike[str]):
         """
         from fabric_ppo.agents.policy import load_agent
 
-        return load_agent(self.run_dir, self._own_code)
+        return load_agent(self.run_dir, self.own_code)
 
     def __fspath__(self) -> str:
         """Return the folder's path."""

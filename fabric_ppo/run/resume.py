@@ -243,7 +243,7 @@ def _new_run(config: Config, before: Mapping[str, Any]) -> str:
     others.pop("init_from", None)
     keeps_policy = not others.keys() & _NOT_OF_ITS_POLICY
     goal = "to train its policy on with others, begin a new run" if keeps_policy else "to begin a new run"
-    return f"; {goal}: {begin_from(str(config.run_dir), others, keeps_policy)}"
+    return f"; {goal}: {begin_from(config, others, keeps_policy)}"
 
 
 def _as_given(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,23 +50,22 @@ class Summary:
         text = json.dumps(asdict(self), indent=2, allow_nan=False)
         write_atomically(run_dir / "summary.json", f"{text}\n".encode())
 
-    def lines(self, run_dir: Path, video_dirs: list[str], has_own_code: bool) -> str:
+    def lines(self, run_dir: Path, video_dirs: list[str], again: str) -> str:
         """Return the text printed at the end of a training: its figures, and paths of its results.
 
         Args:
             run_dir: the run's folder.
             video_dirs: folders with videos.
-            has_own_code: true if `evaluate` must import modules of the user's own.
+            again: the command that tests the agent once more.
         """
-        own = " --own-code" if has_own_code else ""
         lines = [
             f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
             *([f"ended   by {_ENDS[self.ended_by]}, after {self.updates} updates"] if self.ended_by in _ENDS else []),
             *([f"tested  {_score(self.test)}"] if self.test["episodes"] else []),
             f"summary {run_dir / 'summary.json'}",
-            f"curves  tensorboard --logdir {run_dir}",
+            f"curves  tensorboard --logdir {shlex.quote(str(run_dir))}",
             *([f"videos  {', '.join(video_dirs)}"] if video_dirs else []),
-            f"again   python -m fabric_ppo evaluate {run_dir}{own}",
+            f"again   {again}",
         ]
         return "\n".join(lines)
 

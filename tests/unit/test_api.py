@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from fabric_ppo.agents.policy import load_agent
-from fabric_ppo.api import train
+from fabric_ppo.api import evaluate, train
 from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault
+from fabric_ppo.rollouts.evaluate import evaluate as play_episodes
 from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.result import RunResult, load_run
 from tests.fixtures.configs import TINY
@@ -182,9 +183,10 @@ def test_an_interrupt_prints_a_line_and_leaves_what_goes_on(tmp_path, capfd):
         train(Config(**TINY, quiet=True, callback=f"{__name__}:InterruptAfterTwo", run_dir=folder))
     said = capfd.readouterr()
     assert said.out == ""
-    assert said.err == f"interrupted after update 2: Config(..., run_dir={str(folder)!r}, resume=True) goes on\n"
+    goes_on = f"from fabric_ppo import Config, train; train(Config(run_dir={str(folder)!r}, resume=True))"
+    assert said.err == f"interrupted after update 2; go on with {goes_on}\n"
     assert caught.value.__suppress_context__
-    assert len(caught.traceback) == 2
+    assert len(caught.traceback) == 3
     assert load_agent(folder).act(np.zeros(4, np.float32)) in (0, 1)
     run = load_run(folder)
     assert (run.is_finished, run.summary, run.metrics["update"].tolist()) == (False, {}, [1, 2])
@@ -194,6 +196,63 @@ def test_an_interrupt_prints_a_line_and_leaves_what_goes_on(tmp_path, capfd):
     alone = train(Config(**TINY, run_dir=tmp_path / "alone"))
     assert (resumed / POLICY).read_bytes() == (alone / POLICY).read_bytes()
     assert resumed.summary["resumes"] == 1
+
+
+def test_what_an_interrupted_run_prints_goes_on_when_it_is_pasted(tmp_path, capfd, monkeypatch):
+    """In a program that has imported nothing, in another folder, for a folder with any name."""
+    folder = tmp_path / 'it\'s a "run" \\n'
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(Config(**TINY, gamma=0.9), callbacks=[InterruptAfterTwo()])
+    with_parts = capfd.readouterr().err.splitlines()[-1]
+    assert "; go on, giving it callbacks and trackers again, with from fabric_ppo" in with_parts
+    with pytest.raises(KeyboardInterrupt):
+        train(Config(**TINY, gamma=0.9, callback=f"{__name__}:InterruptAfterTwo", run_dir=folder.name))
+    code = capfd.readouterr().err.splitlines()[-1].partition("; go on with ")[2]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    exec(code, {})
+    assert load_run(folder).is_finished
+    assert load_run(folder).flags["gamma"] == 0.9
+
+
+def test_what_the_refusal_of_another_flag_prints_begins_a_run_when_it_is_pasted(tmp_path, monkeypatch):
+    """Also with a flag that goes back to its default."""
+    monkeypatch.chdir(tmp_path)
+    train(Config(**TINY, gamma=0.9, run_dir="it's one"))
+    (tmp_path / "flags.yaml").write_text("gamma: 0.99\nlearning_rate: 0.5\n")
+    again = Config(run_dir="it's one", resume=True, config="flags.yaml", total_timesteps=256)
+    with pytest.raises(ConfigError) as caught:
+        train(again)
+    names: dict[str, object] = {}
+    code = str(caught.value).partition("begin a new run: ")[2]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    exec(code.replace("; train", "; run = train"), names)
+    run = names["run"]
+    assert isinstance(run, RunResult)
+    assert run.is_finished
+    assert run.run_dir != tmp_path / "it's one"
+    flags = [run.flags[name] for name in ("gamma", "learning_rate", "num_steps", "total_timesteps", "init_from")]
+    assert flags == [0.99, 0.5, TINY["num_steps"], 256, str(tmp_path / "it's one")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"env_id": "CartPole-v1"}, "train(env_id=...): it is a flag, as in train(Config(env_id=...))"),
+        ({"total_timesteps": 9}, "train(total_timesteps=...): it is a flag, as in train(Config(total_timesteps=...))"),
+        ({"lr": 9}, "train(lr=...): here it is learning_rate of Config, as in train(Config(...))"),
+        ({"callback": Speaks}, "train(callback=...): did you mean callbacks?"),
+        ({"progress_bar": True}, "train(progress_bar=...): a live line is shown on a terminal anyway"),
+        ({}, "train(): a Config, as in train(Config(env_id='CartPole-v1')), is expected"),
+        ({"verbose": False}, "train(): a Config, as in train(Config(env_id='CartPole-v1')), is expected"),
+    ],
+)
+def test_an_argument_that_train_does_not_have_is_answered(arguments, text):
+    with pytest.raises(ConfigError) as caught:
+        train(**arguments)
+    assert str(caught.value).startswith(text)
 
 
 def test_an_interrupt_before_the_first_update(tmp_path, capfd, monkeypatch):
@@ -242,3 +301,57 @@ def test_the_result_is_a_run(tmp_path):
     assert os.fspath(run) == str(run) == str(tmp_path / "run")
     obs = np.zeros((3, 4), np.float32)
     np.testing.assert_array_equal(run.agent.value(obs), load_agent(run).value(obs))
+
+
+def test_evaluate_takes_an_agent_a_folder_or_a_run(tmp_path):
+    """And plays the same episodes with each, which are those of `evaluate` on the command line."""
+    run = train(Config(**TINY, run_dir=tmp_path / "run"), verbose=False)
+    checkpoint = sorted((run / "checkpoints").glob("*.ckpt"))[-1]
+    given = [run, load_run(run), run.agent, run.run_dir, str(run), checkpoint]
+    results = [evaluate(each, episodes=3, seed=5) for each in given]
+    assert len({tuple(result.returns) for result in results}) == 1
+    assert results[0] == play_episodes(run.agent, 3, 5)
+    assert evaluate(run, np.int64(3), 5.0) == results[0]
+    mean, std = np.mean(results[0].returns), np.std(results[0].returns)
+    assert repr(results[0]) == f"TestResult(return_mean={mean:.6g}, return_std={std:.6g}, episodes=3)"
+    assert "cut_off=3" in repr(evaluate(run, 3, step_limit=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "evaluate(): an agent or the folder of a run, as in evaluate('RUN_DIR'), is expected"),
+        ({"policy": 3}, "evaluate(3): an agent or the folder of a run, as in evaluate('RUN_DIR'), is expected"),
+        ({"policy": Config}, "evaluate(Config (class)): an agent or the folder of a run"),
+        ({"policy": "nowhere"}, "nowhere: "),
+        ({"policy": "x", "n_eval_episodes": 3}, "evaluate(n_eval_episodes=...): here it is eval_episodes of Config"),
+        ({"policy": "x", "episode": 3}, "evaluate(episode=...): did you mean episodes?"),
+        ({"policy": "x", "episodes": 0}, "evaluate(episodes=0): a whole number from 1 up is expected"),
+        ({"policy": "x", "episodes": "3"}, "evaluate(episodes='3' (str)): a whole number from 1 up is expected"),
+        ({"policy": "x", "seed": -1}, "evaluate(seed=-1): a whole number from 0 to 4294967295 is expected"),
+        ({"policy": "x", "step_limit": 0}, "evaluate(step_limit=0): a whole number from 1 up is expected"),
+    ],
+    ids=str,
+)
+def test_what_evaluate_cannot_take_is_answered_in_a_line(arguments, text):
+    with pytest.raises(ConfigError) as caught:
+        evaluate(**arguments)
+    assert str(caught.value).startswith(text)
+
+
+def test_an_environment_for_episodes_is_answered():
+    """As Stable-Baselines3's `evaluate_policy` has it in this place."""
+    with pytest.raises(ConfigError, match="the agent has an environment made for itself"):
+        evaluate("x", gymnasium.make("CartPole-v1"))
+
+
+def test_evaluate_imports_modules_of_a_runs_files_only_if_it_may(tmp_path):
+    run = train(Config(**TINY, env_wrapper=f"{__name__}:same", run_dir=tmp_path / "run"), verbose=False)
+    with pytest.raises(ConfigError, match="own_code=True"):
+        evaluate(str(run), 1)
+    assert evaluate(run, 1) == evaluate(str(run), 1, own_code=True)
+
+
+def same(env):
+    """Change nothing."""
+    return env
