@@ -210,7 +210,7 @@ def _explain_answer(error: BaseException) -> tuple[type[ConfigError] | type[HubE
             return ConfigError, reason
     status = int(error.response.status_code)  # type: ignore[attr-defined]
     message = str(getattr(error, "server_message", None) or "").strip()
-    details = f" ({message.splitlines()[0]})" if message else ""
+    details = f" ({'; '.join(message.splitlines())})" if message else ""
     if status == 401:
         return ConfigError, unknown if get_token() is None else f"the token is not accepted: {_LOG_IN}{details}"
     if status == 403:

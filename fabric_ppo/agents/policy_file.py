@@ -15,7 +15,7 @@ from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.hub import HubAddress, is_hub_address, pull
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.errors import ConfigError, HubError, first_line
 from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_atomically
 
 POLICY_FILE = "policy.safetensors"
@@ -159,6 +159,8 @@ def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
         metadata, weights = read_policy(path)
         spec, architecture = EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
     except Exception as error:  # a damaged file fails in many ways
+        if is_hub_address(run_dir) and isinstance(error, (ConfigError, HubError)):
+            raise ConfigError(f"--init-from {error}") from None
         reason = first_line(error)
         raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({reason})") from None
     # not the whole EnvSpec: a policy may go on in another environment with the same spaces

@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import json_text
 from fabric_ppo.config_values import TRACKERS
-from fabric_ppo.envs.ids import named_function, resolve_env_id, resolve_envpool_id
+from fabric_ppo.envs.ids import as_module, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path
 from fabric_ppo.run.trackers.make import require_packages
@@ -48,6 +49,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
         require_text_path(flag(name), path)
     if config.compile:
         require_compiler()
+    _require_modules(config)
     _require_importable(config)
     of_backend = resolve_envpool_id if config.env_backend == "envpool" else resolve_env_id
     env_id = of_backend(config.env_id, config.env_preset or "")
@@ -59,7 +61,27 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
+    """Return an absolute path; the address of a policy on the Hub is none, and stays."""
+    if path is None or is_hub_address(path):
+        return None if path is None else os.fspath(path)
+    return os.path.abspath(path)
+
+
+def _require_modules(config: Config) -> None:
+    """Raise a ConfigError for a module of the user's own that is not found, or is named as a file.
+
+    It names where the module lies, if that is above the run's folder or the working directory.
+    """
+    near = Path(config.run_dir or os.getcwd())
+    for name in ("env_id", "encoder", "env_wrapper", "track", "callback"):
+        for each in (getattr(config, name) or "").split(","):
+            module, colon, attribute = each.rpartition(":") if name == "env_id" else each.partition(":")
+            if not module or not colon:
+                continue
+            if (expected := as_module(module)) != module:
+                raise ConfigError(f"{flag(name)} {each}: {expected}:{attribute} is expected, a module and not its file")
+            if where := where_missing([module], near):
+                raise ConfigError(f"{flag(name)} {each}: cannot be imported (No module named {module!r}), {where}")
 
 
 def _require_importable(config: Config) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric_ppo.agents.agent import Architecture
-from fabric_ppo.agents.hub import HubAddress, hub_client
+from fabric_ppo.agents.hub import HubAddress, hub_client, is_hub_address
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.agents.policy_file import POLICY_FILE, policy_bytes, policy_path, read_policy
 from fabric_ppo.envs.spaces import EnvSpec
@@ -45,6 +45,8 @@ def contents_of(run_dir: str | os.PathLike[str], address: HubAddress) -> dict[st
     Raises:
         ConfigError: there is no whole policy, or a file cannot be read.
     """
+    if is_hub_address(run_dir):
+        raise ConfigError(f"{run_dir}: the folder of a run on this machine is expected")
     path = policy_path(run_dir)
     is_final = path.suffix != ".ckpt"
     folder = path.parent if is_final else path.parent.parent
@@ -113,8 +115,10 @@ def push(contents: Mapping[str, bytes], address: HubAddress, private: bool = Fal
         HubError: the network or the Hub failed.
     """
     with hub_client(address, "nothing was pushed") as api:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token, is_offline_mode
 
+        if is_offline_mode():
+            raise ConfigError(f"{address}: HF_HUB_OFFLINE is set, and pushing takes the network; nothing was pushed")
         if get_token() is None:
             raise ConfigError(f"{address}: pushing takes a token that may write: `hf auth login`, or HF_TOKEN")
         repo_id, branch = address.repo_id, address.revision or None

@@ -120,7 +120,7 @@ def _info_keys_of(run_dir: str) -> str | None:
     try:
         keys = yaml.safe_load((folder / "config.yaml").read_bytes())["info_keys"]
         info_keys_of(keys)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         return None  # a policy without its run, or of an older version
     return str(keys) if keys else None
 

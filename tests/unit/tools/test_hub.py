@@ -170,6 +170,7 @@ def test_the_cache_is_enough_offline(hub, run_dir, capsys, monkeypatch):
     for other in ("hf://me/other", f"{ADDRESS}@other"):
         status, err = error_of(capsys, "evaluate", other)
         assert (status, "HF_HUB_OFFLINE is set, and the cache does not have it" in err) == (2, True)
+    assert "HF_HUB_OFFLINE is set, and pushing takes the network" in error_of(capsys, "push", run_dir, ID)[1]
     assert len(hub.requests) == seen
 
 
@@ -267,7 +268,7 @@ def test_a_pull_that_fails_is_one_line(hub, run_dir, capsys, method, fault, stat
     call(capsys, "push", run_dir, ID)
     if (method, fault) == ("HEAD", "cut"):
         pytest.skip("a head has no middle")
-    hub.faults[f"{method} .*/resolve/"] = fault
+    hub.faults[f"{method} .*/(resolve|large)/"] = fault
     found, err = error_of(capsys, "evaluate", ADDRESS)
     assert (found, words in err) == (status, True), err
     assert err.startswith(f"error: {ADDRESS}: ")
@@ -289,6 +290,68 @@ def test_nobody_listens(hub, run_dir, capsys, monkeypatch):
         assert (status, f"{url} cannot be reached" in err) == (1, True), err
     with pytest.raises(ConnectionError, match="cannot be reached"):
         load_agent(ADDRESS)
+
+
+def test_a_metadata_error_of_the_hub_is_named(hub, run_dir, capsys):
+    answer = json.dumps({"errors": [{"message": "tags are wrong"}], "error": "Bad metadata"}).encode()
+    hub.faults["validate-yaml"] = lambda handler: handler.reply(400, answer, Content_Type="application/json")
+    status, err = error_of(capsys, "push", run_dir, ID)
+    assert (status, "nothing was pushed: " in err, "tags are wrong" in err) == (2, True, True), err
+
+
+def test_a_download_that_is_cut_is_not_kept(hub, run_dir, capsys):
+    """Half a file in the cache would be damaged from then on."""
+    call(capsys, "push", run_dir, ID)
+    hub.faults["GET /large/"] = "cut"
+    status, err = error_of(capsys, "evaluate", ADDRESS)
+    assert (status, "cannot be reached, or broke off" in err) == (1, True), err
+    hub.faults.clear()
+    assert call(capsys, "evaluate", ADDRESS, "--episodes", 1)[0] == 0
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, run_dir, capsys):
+    call(capsys, "push", run_dir, ID)
+    (run_dir.parent / "hf_home").write_text("a file")
+    status, err = error_of(capsys, "evaluate", ADDRESS)
+    assert (status, "a cache that can be written is expected (HF_HOME)" in err) == (2, True), err
+
+
+def test_a_training_may_start_from_a_pulled_policy(hub, run_dir, tmp_path, capsys):
+    """`--init-from` with a learning rate of nearly nothing leaves the weights as they were."""
+    call(capsys, "push", run_dir, ID)
+    flags = tiny(run_dir=str(tmp_path / "second"), init_from=ADDRESS, learning_rate=1e-12, test_episodes=0)
+    second = train(Config(**flags), verbose=False)
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    np.testing.assert_allclose(second.agent.value(obs), load_agent(run_dir).value(obs), atol=1e-6)
+    assert second.flags["init_from"] == ADDRESS
+    with pytest.raises(ConfigError, match="--init-from hf://me/other: there is no such repository"):
+        train(Config(**flags | {"run_dir": str(tmp_path / "third"), "init_from": "hf://me/other"}), verbose=False)
+    hub.faults[""] = 500
+    with pytest.raises(ConfigError, match=r"--init-from hf://me/other: .* answered with status 500"):
+        train(Config(**flags | {"run_dir": str(tmp_path / "third"), "init_from": "hf://me/other"}), verbose=False)
+
+
+def test_an_export_of_a_pulled_policy(hub, run_dir, tmp_path, capsys):
+    call(capsys, "push", run_dir, ID)
+    out = tmp_path / "policy.pt"
+    status = call(capsys, "export", ADDRESS, "--to", "torchscript", "--out", out, "--verify-steps", 20)[0]
+    assert (status, out.is_file()) == (0, True)
+
+
+def test_flags_of_a_hostile_config_are_left_out(hub, run_dir, capsys):
+    """`evaluate` reads the keys of info from it, and nothing else."""
+    policy = (run_dir / "policy.safetensors").read_bytes()
+    for config in (
+        b"[" * 100_000,
+        b"!!python/object/apply:os.abort []",
+        b"\xff",
+        b"info_keys: [1]",
+        b"info_keys: ')('",
+    ):
+        pushed(hub, {"policy.safetensors": policy, "config.yaml": config})
+        shutil.rmtree(run_dir.parent / "hf_home", ignore_errors=True)
+        status, out, _ = call(capsys, "evaluate", ADDRESS, "--episodes", 1)
+        assert (status, out.count("\n")) == (0, 1)
 
 
 def pushed(hub, files, **repository):
@@ -354,6 +417,7 @@ def test_other_wrong_words(hub, run_dir, tmp_path, capsys):
         (("push", tmp_path / "empty", ID), "no policy.safetensors and no whole checkpoint in it"),
         (("push", run_dir, ID, "--message", " "), "--message: a text that is not empty is expected"),
         (("push", run_dir, ID, "--branch", "refs/pr/1"), "answered with status 400 (Invalid reference for a branch)"),
+        (("push", ADDRESS, "me/copy"), "the folder of a run on this machine is expected"),
         (("evaluate", ADDRESS, "--video"), "--video: the folder of a run is expected"),
     ):
         status, err = error_of(capsys, *words)
