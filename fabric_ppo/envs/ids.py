@@ -9,12 +9,18 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fabric_ppo.config_values import ATARI
+from fabric_ppo.process.command import running
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line, flag
+
+TAKE_CODE_DIR = ("evaluate", "export")
+"""Commands with `--code-dir`."""
+_CLOSE = 0.7
+"""Likeness of names, from 0 to 1, from which one may be meant by the other."""
 
 
 def named_function(name: str, of_flag: str) -> Callable[..., Any]:
@@ -65,7 +71,21 @@ def where_missing(modules: Sequence[str], near: Path) -> str:
     if folder is not None:
         place, where = f"to be found in {folder}", "there"
     quoted = "FOLDER" if folder is None else shlex.quote(str(folder))
-    return f"{place}: evaluate --code-dir {quoted}, or PYTHONPATH={quoted}, imports from {where}"
+    command = running.get()
+    code_dir = f"{command} --code-dir {quoted}, or " if command in TAKE_CODE_DIR else ""
+    return f"{place}: {code_dir}PYTHONPATH={quoted}{',' * bool(code_dir)} imports from {where}"
+
+
+def as_module(text: str) -> str:
+    """Return the name of a module whose file is given in its place: `envs/mine.py` -> `envs.mine`.
+
+    It is the text itself where that is no path.
+    """
+    if "/" not in text and not text.endswith(".py"):
+        return text
+    path = PurePath(text.removesuffix(".py"))
+    is_below = not path.is_absolute() and ".." not in path.parts
+    return ".".join(path.parts if is_below else path.parts[-1:])
 
 
 def _is_found(module: str) -> bool:
@@ -159,10 +179,30 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
         return successor
     if version is None and newest is not None:
         return module + colon + registration.get_env_id(namespace, name, newest)
-    known = {key.lower(): key for key in gymnasium.registry}
-    nearest = [known[key] for key in difflib.get_close_matches(plain_id.lower(), known, n=3, cutoff=0.4)]
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else "an id that gymnasium.make takes is expected"
-    raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
+    raise ConfigError(f"--env-id {env_id}: unknown environment; {_nearest_ids(module + colon, plain_id)}")
+
+
+def _nearest_ids(prefix: str, plain_id: str) -> str:
+    """Return a hint for an id that nobody has registered: those whose names are nearly the same.
+
+    Args:
+        prefix: the id's module with a colon; empty for none.
+        plain_id: the id without it.
+    """
+    import gymnasium
+    from gymnasium.envs import registration
+
+    newest: dict[str, str] = {}  # a name in small letters, without its version -> the id
+    for space, name, _ in map(registration.parse_env_id, gymnasium.registry):
+        newest_id = registration.get_env_id(space, name, registration.find_highest_version(space, name))
+        newest[newest_id.rpartition("-v")[0].lower() or newest_id.lower()] = newest_id
+    name = plain_id.rpartition("-v")[0] or plain_id
+    near = difflib.get_close_matches(name.lower(), newest, n=3, cutoff=_CLOSE)
+    ids = [prefix + newest[each] for each in near]
+    if prefix:
+        return f"did you mean {', '.join(ids)}?" if ids else "an id that the module registers is expected"
+    own = "ne of your own is module:" + ("Env-v0" if plain_id.endswith(".py") else plain_id)
+    return f"did you mean {', '.join(ids)}? O{own}" if ids else f"an id that gymnasium.make takes is expected; o{own}"
 
 
 def _require_environment(env_id: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 from fabric_ppo.process.launch import Launch, read_launch
 
@@ -16,6 +17,9 @@ def _working_directory() -> str | None:
     except OSError:  # it has been removed
         return None
 
+
+running: ContextVar[str] = ContextVar("running", default="")
+"""Name of the command of `fabric-ppo` that this process runs, such as `evaluate`; else empty."""
 
 # Read at import: code of the user's own may change the first, and the scripts change the others.
 _DIRECTORY = _working_directory()

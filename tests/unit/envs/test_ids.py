@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import gymnasium
 import pytest
 
 from fabric_ppo.config import Config
+from fabric_ppo.envs import ids
+from fabric_ppo.process import command
 from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools import cli
 from tests.fixtures.flags import accepted, refusal
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
@@ -57,16 +61,78 @@ def test_ids_that_run_are_left_alone(capsys):
         ("cartpole-v1", "CartPole-v1"),
         ("LunarLandr-v2", "LunarLander-v3"),
         ("CartPole-v9", "CartPole-v1"),
+        ("LunarLander-v9", "LunarLander-v3"),
+        ("HalfCheeta-v4", "HalfCheetah-v5"),
+        ("Mountaincarcontinous-v0", "MountainCarContinuous-v0, MountainCar-v0"),
+        ("ant", "Ant-v5"),
+        ("ALE/Pnog-v5", "ALE/Pong-v5"),
     ],
 )
 def test_an_unknown_id_names_the_nearest(env_id, nearest):
+    """By the name: versions are much alike."""
     message = refusal(["--env-id", env_id])
-    assert message.startswith(f"--env-id {env_id}: ")
-    assert nearest in message
+    assert message.startswith(f"--env-id {env_id}: unknown environment; did you mean {nearest}")
+    assert message.endswith(f"? One of your own is module:{env_id}")
 
 
-def test_an_id_that_is_like_none():
-    assert refusal(["--env-id", "qqqqqqqq"]).startswith("--env-id qqqqqqqq: unknown environment; ")
+@pytest.mark.parametrize("env_id", ["qqqqqqqq", "Grid-v0", "A-v1", "my_envs.py"])
+def test_an_id_that_is_like_none(env_id):
+    """As one of the user's own, without its module."""
+    own = "Env-v0" if env_id == "my_envs.py" else env_id
+    hint = f"an id that gymnasium.make takes is expected; one of your own is module:{own}"
+    assert refusal(["--env-id", env_id]) == f"--env-id {env_id}: unknown environment; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("written", "module"),
+    [
+        *[("mine.py", "mine"), ("./mine.py", "mine"), ("mine/", "mine"), ("pack/mine.py", "pack.mine")],
+        *[("pack/mine", "pack.mine"), ("/home/me/mine.py", "mine"), ("../mine.py", "mine")],
+    ],
+)
+@pytest.mark.parametrize("name", ["--env-id", "--env-wrapper", "--encoder", "--callback", "--track"])
+def test_a_file_in_place_of_its_module(name, written, module, tmp_path, monkeypatch):
+    """Also where it is there."""
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    message = f"{name} {written}:Own-v0: {module}:Own-v0 is expected, a module and not its file"
+    assert refusal([name, f"{written}:Own-v0"]) == message
+
+
+@pytest.mark.parametrize("name", ["--env-id", "--env-wrapper", "--encoder", "--callback", "--track"])
+def test_a_module_that_is_missing_is_named_with_its_place(name, tmp_path, monkeypatch):
+    """In a folder above the run's, or above the working directory; nothing in it is imported."""
+    module = "module_in_a_project"
+    (tmp_path / f"{module}.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "project" / "logs" / "run").mkdir(parents=True)
+    (tmp_path / f"{module}.py").rename(tmp_path / "project" / f"{module}.py")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given, missing = [name, f"{module}:Own-v0"], f"cannot be imported (No module named '{module}'), "
+    nowhere = f"not to be found in {tmp_path / 'elsewhere'} or where PYTHONPATH says: "
+    nowhere += "PYTHONPATH=FOLDER imports from another folder"
+    assert refusal(given) == f"{name} {module}:Own-v0: {missing}{nowhere}"
+    there = f"to be found in {tmp_path / 'project'}: PYTHONPATH={tmp_path / 'project'} imports from there"
+    resumes = ["--run-dir", str(tmp_path / "project" / "logs" / "run"), "--resume"]
+    assert refusal([*given, *resumes]) == f"{name} {module}:Own-v0: {missing}{there}"
+    monkeypatch.chdir(tmp_path / "project" / "logs")
+    assert refusal(given) == f"{name} {module}:Own-v0: {missing}{there}"
+
+
+def test_a_hint_names_the_flag_of_commands_that_have_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with_flag = []
+    for name in cli.COMMANDS:
+        with contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+        with_flag += [name] if "--code-dir" in capsys.readouterr().out else []
+    assert sorted(ids.TAKE_CODE_DIR) == sorted(with_flag)
+    for name in ("", *cli.COMMANDS):
+        token = command.running.set(name)
+        hint = ids.where_missing(["no_such_module"], tmp_path).partition(": ")[2]
+        command.running.reset(token)
+        code_dir = f"{name} --code-dir FOLDER, or PYTHONPATH=FOLDER," if name in with_flag else "PYTHONPATH=FOLDER"
+        assert hint == f"{code_dir} imports from another folder"
 
 
 MODULE = """

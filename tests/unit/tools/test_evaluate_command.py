@@ -156,7 +156,8 @@ def test_an_encoder_of_ones_own(project, capsys, monkeypatch):
         assert message.startswith(f"{path}: its encoder needs {project.nets}, to be found in {project.folder}: ")
         assert f"PYTHONPATH='{project.folder}'" in message
     status, _, lines = evaluated(capsys, project.run_dir, "--own-code")
-    assert (status, lines) == (2, [f"error: {message}"])
+    of_the_command = f"evaluate --code-dir '{project.folder}', or PYTHONPATH='{project.folder}', imports from there"
+    assert (status, lines) == (2, [f"error: {message.rpartition('PYTHONPATH')[0]}{of_the_command}"])
     assert not is_imported(project)
     assert evaluated(capsys, project.run_dir, "--code-dir", project.folder)[0] == 0
     monkeypatch.syspath_prepend(str(project.folder))
