@@ -173,8 +173,8 @@ class NetworkFlags:
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value
     head), but for an encoder of your own."""
     init_from: PathText | None = None
-    """Run folder or checkpoint whose policy the training starts with; every rank with environments
-    reads it."""
+    """Run folder or checkpoint whose policy the training starts with, or hf://USER/NAME of the Hugging
+    Face Hub; every rank with environments reads it."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 from fabric_ppo.agents.agent import Architecture
 from fabric_ppo.agents.hub import HubAddress
 from fabric_ppo.agents.policy import own_modules
+from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import flag, one_line
-from fabric_ppo.run.opening import format_space
 from fabric_ppo.tools.report.repeat import changed_flags, command_of
 from fabric_ppo.tools.report.runs import ReportRun, finite
 from fabric_ppo.tools.run_groups import format_setting
@@ -121,6 +121,7 @@ def _scores(published: Published) -> list[tuple[str, str]]:
 
 
 def _environment(spec: EnvSpec) -> list[tuple[str, str]]:
+    """Return the rows about the environment, as text."""
     rows = [
         ("id", spec.env_id),
         ("observations", format_space(spec.observation)),
@@ -132,11 +133,11 @@ def _environment(spec: EnvSpec) -> list[tuple[str, str]]:
 
 
 def _training(run: ReportRun) -> list[tuple[str, str]]:
+    """Return the rows about the training, as Markdown."""
     seconds = run.number("train_seconds")
+    words = (("run", run.result.run_dir.resolve().name), ("script", run.script), ("seed", run.seed))
     rows = [
-        ("run", run.result.run_dir.resolve().name),
-        ("script", run.script),
-        ("seed", run.seed),
+        *((name, table_cell(value) if value else "") for name, value in words),
         ("transitions", f"{run.transitions:,}"),
         ("updates", f"{run.updates:,}" if run.updates else ""),
         ("time", f"{seconds:,.0f} s" if seconds is not None else ""),
