@@ -126,7 +126,7 @@ def test_a_fork_prints_as_ever(terminal):
         assert not any("parent" in line for line in lines)
 
 
-@pytest.mark.parametrize("size", [(20, 12), (100, 12), (40, 6), (40, 30)])
+@pytest.mark.parametrize("size", [(20, 12), (100, 12), (40, 30)])
 def test_another_size_leaves_no_second_one(terminal, size):
     with area_on(terminal) as area:
         area.draw(AREA)
