@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
@@ -10,8 +11,10 @@ from fabric_ppo.api import train
 from fabric_ppo.config import Config
 from fabric_ppo.process import signals
 from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.run.result import load_run
 from tests.fixtures.configs import TINY
-from tests.fixtures.launching import command, in_fork, run
+from tests.fixtures.launching import clean_environment, command, in_fork, run
+from tests.fixtures.processes import PATIENCE
 
 
 def test_train_leaves_what_the_script_leaves(tmp_path):
@@ -36,3 +39,42 @@ def test_a_training_that_fails_does_not_end_the_program_around_it(tmp_path):
         return "goes on"
 
     assert in_fork(program) == "goes on"
+
+
+SEVERAL = """
+import os
+import sys
+
+from fabric_ppo import Callback, Config, train
+
+
+class Sets(Callback):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_update(self, run, metrics):
+        self.seen.append(run.update)
+        run.envs.set(length=0.5 + 0.1 * run.update)
+
+
+if __name__ == "__main__":
+    folder, flags, seen = sys.argv[1], eval(sys.argv[2]), []
+    run = train(Config(**flags, run_dir=folder), callbacks=[Sets(seen)], verbose=False)
+    assert seen == ([] if os.environ["RANK"] != "0" else [4, 5] if "resume" in flags else [1, 2, 3]), seen
+"""
+
+
+def test_several_ranks_train_with_objects_and_print_nothing(tmp_path):
+    """Under torchrun, each runs the same program; the callbacks of rank 0 are called. It resumes, too."""
+    program = tmp_path / "program.py"
+    program.write_text(SEVERAL)
+    flags = TINY | {"total_timesteps": 384, "capture_video": True, "eval_every": 2, "eval_episodes": 1}
+    words = command("torch", 2, str(tmp_path / "run"), repr(flags), path=str(program))
+    quiet = clean_environment(OMP_NUM_THREADS="1")  # or torchrun prints a warning
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=quiet)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    again = flags | {"total_timesteps": 640, "resume": True}
+    words = command("torch", 2, str(tmp_path / "run"), repr(again), path=str(program))
+    done = run(words, tmp_path)
+    assert "Error" not in done.stderr
+    assert load_run(tmp_path / "run").summary["updates"] == 5
