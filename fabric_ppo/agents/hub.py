@@ -30,6 +30,8 @@ _LONGEST_ID = 96
 _REVISION = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))\w[\w./+-]*(?<![./])", re.ASCII)
 """Names of branches, tags and commits, a part of those that git allows."""
 _OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+_ANSWER_SECONDS = 120.0
+"""Seconds that the Hub may be silent in a request."""
 _LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 
@@ -133,7 +135,7 @@ def hub_client(address: HubAddress, outcome: str = "") -> Iterator[HfApi]:
     require_client(str(address))
     from huggingface_hub import HfApi
 
-    with _silence():
+    with _silence(), _patience():
         try:
             yield HfApi(library_name="fabric-ppo")
         except ConfigError:
@@ -163,6 +165,20 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
         if hides:
             enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Bound the time that the client waits for an answer: by itself, it waits for ever."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    before = session.timeout
+    session.timeout = _ANSWER_SECONDS
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _explain(error: Exception) -> tuple[type[ConfigError] | type[HubError], str]:

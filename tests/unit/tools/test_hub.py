@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import socket
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.fixtures.configs import tiny
 from tests.fixtures.hub_server import READ_TOKEN, Repository
 from tests.fixtures.launching import ROOT
 from tests.fixtures.pages import of_kind
+from tests.fixtures.processes import PATIENCE
 
 ID, ADDRESS = "me/cart", "hf://me/cart"
 
@@ -290,6 +292,17 @@ def test_nobody_listens(hub, run_dir, capsys, monkeypatch):
         assert (status, f"{url} cannot be reached" in err) == (1, True), err
     with pytest.raises(ConnectionError, match="cannot be reached"):
         load_agent(ADDRESS)
+
+
+@pytest.mark.parametrize("where", ["repos/create", "preupload", "PUT /upload", "/commit/"])
+def test_a_hub_that_does_not_answer_is_given_up(hub, run_dir, capsys, monkeypatch, where):
+    """A slow machine meets the limit earlier, with the same error."""
+    monkeypatch.setattr("fabric_ppo.agents.hub._ANSWER_SECONDS", 0.5)
+    ended = threading.Event()
+    hub.faults[where] = lambda handler: ended.wait(PATIENCE)
+    status, err = error_of(capsys, "push", run_dir, ID)
+    ended.set()
+    assert (status, "nothing was pushed: " in err, "cannot be reached, or broke off" in err) == (1, True, True), err
 
 
 def test_a_metadata_error_of_the_hub_is_named(hub, run_dir, capsys):
