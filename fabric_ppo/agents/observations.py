@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.envs.space_text import format_parts
 from fabric_ppo.envs.spaces import KeyPath, Packer, SpaceSpec, part_at, path_name, reader_of
+from fabric_ppo.process.errors import USER_ERRORS
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,13 @@ class ObservationReader:
             ValueError: it has another shape or kind, or numbers that its space or float32 cannot
                 hold.
         """
-        if self._parts and not isinstance(obs, np.ndarray):
-            return self._nested(obs)
+        if isinstance(obs, tuple):
+            self._require_observation_alone(obs)
+        if self._parts:
+            if not isinstance(obs, np.ndarray):
+                return self._nested(obs)
+            if obs.dtype != np.uint8 or obs.shape[-1:] != self._space.shape:
+                raise ValueError(f"obs is an array of shape {obs.shape}: {self._expected}")
         array, shape = self._reader.array(obs), self._space.shape
         is_single = array.shape == shape
         if not is_single and (array.shape[1:] != shape or array.ndim == 0):
@@ -58,10 +66,38 @@ class ObservationReader:
         self._reader.require_valid(array)
         return Rows(array[None] if is_single else array, is_single)
 
+    @property
+    def _expected(self) -> str:
+        return f"{format_parts(self._space)} is expected"
+
+    def _require_observation_alone(self, obs: tuple[Any, ...]) -> None:
+        """Raise a ValueError for what `reset` or `step` returned, of which the observation is a part."""
+        names = {2: "obs, info = env.reset()", 5: "obs, reward, terminated, truncated, info = env.step(action)"}
+        if len(obs) not in names or not isinstance(obs[-1], dict):
+            return
+        # a Tuple's last part may be a Dict
+        is_part = any(path[0] == len(obs) - 1 and isinstance(path[-1], str) for path, _ in self._space.parts)
+        if not is_part:
+            shape = f"the first of these {len(obs)} values is the observation"
+            raise ValueError(f"obs is a tuple that ends with a dict: {shape}, as in {names[len(obs)]}")
+
+    def _require_parts(self, obs: Any, name: str) -> None:
+        """Raise a ValueError for an observation that lacks a part, by the name of the part."""
+        for path, _, _ in self._parts:
+            try:
+                part_at(obs, path)
+            except USER_ERRORS:  # of no Dict or Tuple, but of any other object
+                is_kind = isinstance(obs, Mapping) or (isinstance(obs, tuple) and not isinstance(path[0], str))
+                what = f"has no {path_name(path)}" if is_kind else f"is a {type(obs).__name__}"
+                raise ValueError(f"{name} {what}: {self._expected}") from None
+
     def _nested(self, obs: Any) -> Rows:
         if isinstance(obs, list):
+            for index, each in enumerate(obs):
+                self._require_parts(each, f"obs is a list, whose entry {index}")
             rows = np.stack([self.pack(each) for each in obs]) if obs else np.empty((0, self._space.size), np.uint8)
             return Rows(rows, False)
+        self._require_parts(obs, "obs")
         path, leaf, _ = self._parts[0]
         if not self._is_batch(obs, path, len(leaf.shape)):
             return Rows(self.pack(obs)[None], True)
@@ -83,11 +119,7 @@ class ObservationReader:
     @staticmethod
     def _column(obs: Any, path: KeyPath, leaf: SpaceSpec, reader: Any) -> NDArray[np.uint8]:
         """Return a part of all observations of a batch as bytes, `[B, n]`."""
-        try:
-            value = part_at(obs, path)
-        except (TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"obs has no part {path_name(path)} that can be read ({type(error).__name__})") from None
-        array = reader.array(value)
+        array = reader.array(part_at(obs, path))
         if array.ndim != len(leaf.shape) + 1 or array.shape[1:] != leaf.shape:
             raise ValueError(f"obs has {path_name(path)} of shape {array.shape}: {_batch(leaf.shape)} is expected")
         reader.require_valid(array)

@@ -18,8 +18,9 @@ from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
-from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.actions import ActionConverter, MaskCheck
 from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
+from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.command import running
 from fabric_ppo.process.errors import ConfigError, first_line
@@ -45,9 +46,17 @@ class Policy:
         self._agent = agent
         self._read = ObservationReader(agent.spec.observation)
         self.pack = self._read.pack
+        self._mask_check = MaskCheck(agent.spec)
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
         self._num_drawn = 0
+
+    def __repr__(self) -> str:
+        """Return the environment, its spaces, and the kind of memory."""
+        spec, recurrent = self.spec, self._agent.architecture.recurrent
+        memory = "not recurrent" if recurrent == "none" else f"recurrent ({recurrent})"
+        spaces = f"observations {format_space(spec.observation)}, actions {format_space(spec.action)}"
+        return f"Policy({spec.env_id}: {spaces}, {memory})"
 
     @functools.cached_property
     def module(self) -> PolicyModule:
@@ -89,8 +98,9 @@ class Policy:
             One action, or `[B, ...]` for a batch.
 
         Raises:
-            ValueError: an argument has another shape, or `obs` has numbers that its space, or
-                float32, cannot hold.
+            ValueError: an argument has another shape, `obs` has numbers that its space, or
+                float32, cannot hold, or its action mask allows nothing. A batch may have such
+                rows, where an episode has ended.
         """
         rows = self._read(obs)
         if noise is None and not deterministic:
@@ -148,6 +158,8 @@ class Policy:
 
     def _act(self, rows: Rows, noise: NDArray[np.float64] | None, memory: NDArray[Any] | None) -> NDArray[Any]:
         """Choose actions; see `act`."""
+        if rows.is_single and self._mask_check.has_mask:
+            self._mask_check(rows.array[0])
         batch, count = self._padded(rows), len(rows.array)
         transformed = None
         if noise is not None:
@@ -221,9 +233,10 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
     """Load the policy of a run, of a checkpoint or of the Hub; opens no environment.
 
     Args:
-        run_dir: folder of a run, or a file in its `checkpoints`. The policy of a run that was
-            stopped is that of its newest checkpoint, which a line on stderr says. Or the address
-            `hf://USER/NAME`, `hf://USER/NAME@REVISION`, of a repository on the Hugging Face Hub.
+        run_dir: folder of a run, its `policy.safetensors`, or a file in its `checkpoints`. The
+            policy of a run that was stopped is that of its newest checkpoint, which a line on
+            stderr says. Or the address `hf://USER/NAME`, `hf://USER/NAME@REVISION`, of a repository
+            on the Hugging Face Hub.
         own_code: import the module of the user's own encoder, which the file names. Without this,
             loading a file never imports or runs code that it names.
 
@@ -240,7 +253,9 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
         if not (lacks := _lacks(path, architecture.encoder, own_code)):
             return Policy(_build(spec, architecture, weights))
     except Exception as error:  # a damaged file fails in many ways
-        raise ConfigError(f"{named}: not a policy of this program ({first_line(error)})") from None
+        reason = f"not a policy of this program ({first_line(error)})"
+        more = "" if path.suffix == ".ckpt" or named != Path(run_dir) else "; the folder of a run is expected"
+        raise ConfigError(f"{named}: {reason}{more}") from None
     raise ConfigError(f"{named}: {lacks}")
 
 

@@ -7,13 +7,16 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.hub import HubAddress, is_hub_address, pull
-from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.envs.space_text import format_space
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, path_name
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, HubError, first_line
 from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_atomically
@@ -28,8 +31,9 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
 
     Args:
         run_dir: the folder of a run: the file is `policy.safetensors`, or, where the run was
-            stopped or still trains, the newest checkpoint that is whole. Or a checkpoint, which is
-            returned. Or `hf://USER/NAME`, of which the policy is pulled into the Hub's cache.
+            stopped or still trains, the newest checkpoint that is whole. Or a checkpoint or a
+            `.safetensors` file, which is returned. Or `hf://USER/NAME`, of which the policy is
+            pulled into the Hub's cache.
 
     Raises:
         ConfigError: there is no such file.
@@ -42,12 +46,20 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
         if not path.is_file():
             raise ConfigError(f"{run_dir}: there is no such checkpoint; a file in a run's checkpoints is expected")
         return path
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    if path.is_file():
+        raise ConfigError(f"{run_dir}: is a file, but no policy of this program; the folder of a run is expected")
     if is_finished(path):
         return path / POLICY_FILE
     newest = newest_whole(path / "checkpoints")
     if newest is None:
-        where = "the folder of a run, or a checkpoint,"
-        raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where} is expected")
+        where = "the folder of a run, or a checkpoint, is expected"
+        if (path / "config.yaml").is_file() and not any(newest_first(path / "checkpoints")):
+            where = "while a run still trains, its first checkpoint comes after about a minute"
+        elif not path.exists():
+            raise ConfigError(f"{run_dir}: there is no such folder, and so no {POLICY_FILE} in it; {where}")
+        raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where}")
     print_from_rank_zero(
         f"{run_dir}: the run has not finished: the policy is that of its newest checkpoint, {newest.name}"
     )
@@ -92,7 +104,7 @@ def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]
         checkpoint = Checkpoint.from_bytes(path.read_bytes())
         return checkpoint.values, checkpoint.under("weights.")
     with safe_open(path, framework="pt") as file:
-        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def policy_bytes(path: Path) -> bytes:
@@ -123,6 +135,25 @@ def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, 
             raise ValueError(f"{name} has another type or shape")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _differing_text(theirs: Any, ours: Any) -> tuple[str, str]:
+    """Return two spaces or architectures in a few words, those in which they differ."""
+    texts = [format_space(each) if isinstance(each, SpaceSpec) else "" for each in (theirs, ours)]
+    if texts[0] != texts[1]:
+        return texts[0], texts[1]
+    if isinstance(theirs, SpaceSpec) and theirs.parts != ours.parts:
+        before, current = dict(theirs.parts), dict(ours.parts)
+        path = next(each for each in before | current if before.get(each) != current.get(each))
+        if path not in before or path not in current:
+            found = [f"{texts[0]} with{'' if path in each else 'out'} {path_name(path)}" for each in (before, current)]
+            return found[0], found[1]
+        its, own = _differing_text(before[path], current[path])
+        return f"{texts[0]} with {path_name(path)} {its}", f"{texts[0]} with {path_name(path)} {own}"
+    names = [each.name for each in fields(theirs) if getattr(theirs, each.name) != getattr(ours, each.name)]
+    named = [", ".join(f"{name} {getattr(each, name)}" for name in names) for each in (theirs, ours)]
+    its, own = (f"{text} with {name}" if text else name for text, name in zip(texts, named, strict=True))
+    return its, own
 
 
 def save_policy(agent: Agent, run_dir: Path) -> None:
@@ -171,7 +202,8 @@ def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
-            raise ConfigError(f"--init-from {run_dir}: its {what} are {theirs}; this run's, {ours}, are expected")
+            its, own = _differing_text(theirs, ours)
+            raise ConfigError(f"--init-from {run_dir}: its {what} are {its}; this run's, {own}, are expected")
     try:
         require_weights(weights, agent.state_dict())
     except ValueError as error:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config, DecoupledConfig
-from fabric_ppo.envs.spaces import SpaceSpec, path_name
+from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.process.launch import read_launch
-
-_MOST_NAMED = 4
-"""Parts of a nested space, or numbers of choices, that a line names one by one."""
 
 
 def opening_lines(config: Config, run_dir: Path, agent: Agent, num_ranks: int, first_update: int) -> str:
@@ -45,23 +42,3 @@ def _devices(config: Config, agent: Agent) -> str:
         return str(agent.device)
     trainers, kind = read_launch().world_size - 1, "cuda" if config.cuda else "cpu"
     return f"{agent.device} (player) and {kind} ({trainers} trainer{'s' * (trainers > 1)})"
-
-
-def format_space(space: SpaceSpec) -> str:
-    """Return a space in a few words, much as Gymnasium prints it."""
-    if space.kind == "box":
-        return f"Box({', '.join(map(str, space.shape))}) {space.dtype}"
-    if space.kind == "discrete":
-        return f"Discrete({space.sizes[0]})"
-    if space.kind == "multi_discrete":
-        return f"MultiDiscrete({_first(list(map(str, space.sizes)))})"
-    if space.kind == "multi_binary":
-        return f"MultiBinary({', '.join(map(str, space.shape))})"
-    named = [f"{path_name(path)} {format_space(part)}" for path, part in space.parts]
-    return f"({_first(named)})"
-
-
-def _first(texts: list[str]) -> str:
-    """Join the first of some texts, and the number of the others."""
-    more = [f"{len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
-    return ", ".join(texts[:_MOST_NAMED] + more)

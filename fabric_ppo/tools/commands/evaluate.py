@@ -15,7 +15,7 @@ from fabric_ppo.config import TEST_STEP_LIMIT
 from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.console import lost_output, print_line, stdout_on_stderr
-from fabric_ppo.process.errors import FAILED, NOT_ALL_WRITTEN, ConfigError, EnvironmentFault
+from fabric_ppo.process.errors import FAILED, NOT_ALL_WRITTEN, ConfigError, DoesNotRenderError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path
 from fabric_ppo.tools.command_parser import CommandParser, count
 from fabric_ppo.tools.help import Entry
@@ -40,18 +40,23 @@ def run(args: list[str]) -> int:
     require_text_path("RUN_DIR", given.run_dir)
     require_text_path("--gif", given.gif)
     require_text_path("--code-dir", given.code_dir)
+    if given.gif is not None and Path(given.gif).suffix.lower() != ".gif":
+        raise ConfigError(f"--gif {given.gif}: a name that ends in .gif is expected")
     if given.code_dir is not None and not os.path.isdir(given.code_dir):
         raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
     if given.video and given.run_dir.startswith("hf:/"):
         raise ConfigError(f"--video: the folder of a run is expected, not {given.run_dir}; --gif FILE records, too")
     # the environment's code may change the working directory
     run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
-    run_dir = run_dir.parent.parent if run_dir.suffix == ".ckpt" else run_dir
+    run_dir = run_folder(run_dir)
     video_dir = str(run_dir / "test_videos") if given.video else ""
     try:
         # environments may print, too, and JSON is to stand alone
         with stdout_on_stderr() if given.json else contextlib.nullcontext():
             env_id, result = _play(given, video_dir, gif)
+    except DoesNotRenderError as refused:
+        of = f"--render {given.render}" if refused.mode == "human" else f"--gif {given.gif}" if gif else "--video"
+        raise ConfigError(f"{of}: {refused}") from None
     except EnvironmentFault as fault:
         print_line(f"error: {fault}", sys.stderr)
         return FAILED
@@ -68,6 +73,8 @@ def run(args: list[str]) -> int:
         print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes{info}")
         if video_dir and not result.unwritten:
             print(f"video: {video_dir}")
+        if gif and not result.unwritten:
+            print(f"gif: {gif}")
     if error := lost_output(sys.stdout):
         print_line(f"error: the scores could not be printed ({error.strerror})", sys.stderr)
     return NOT_ALL_WRITTEN if result.unwritten or error else 0
@@ -108,6 +115,12 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     return policy.spec.env_id, result
 
 
+def run_folder(path: Path) -> Path:
+    """Return the folder of a run that `load_agent` finds by it, a checkpoint or the policy's file."""
+    above = {".ckpt": path.parent.parent, ".safetensors": path.parent}
+    return above.get(path.suffix, path)
+
+
 def _info_keys_of(run_dir: str) -> str | None:
     """Return the `--info-keys` of a run, from what `load_agent` takes; None where unknown."""
     import yaml
@@ -116,7 +129,7 @@ def _info_keys_of(run_dir: str) -> str | None:
     from fabric_ppo.agents.policy_file import policy_path
 
     path = policy_path(run_dir).parent if is_hub_address(run_dir) else Path(run_dir)
-    folder = path.parent.parent if path.suffix == ".ckpt" else path
+    folder = run_folder(path)
     try:
         keys = yaml.safe_load((folder / "config.yaml").read_bytes())["info_keys"]
         info_keys_of(keys)

@@ -65,14 +65,26 @@ def test_a_batch_of_arrays_is_its_observations(name, count):
         (MASKED, {"action_mask": np.ones((3, 5), np.int8), "observation": np.ones((2, 3))}, "3 of action_mask, 2 of"),
         (MASKED, {"action_mask": np.ones((3, 5), np.int8), "observation": np.ones(3)}, r"observation of shape \(3,\)"),
         (MASKED, {"action_mask": np.ones((3, 4), np.int8), "observation": np.ones((3, 3))}, r"\(3, 4\): \(B, 5\)"),
-        (MASKED, {"action_mask": np.ones((3, 5), np.int8)}, "no part observation"),
+        (
+            MASKED,
+            {"action_mask": np.ones((3, 5), np.int8)},
+            "^obs has no observation: a dict with action_mask, observation is expected$",
+        ),
         (MASKED, {"action_mask": np.full((3, 5), 7), "observation": np.ones((3, 3))}, "action_mask is 7"),
         (MASKED, {"action_mask": np.ones((3, 5), np.int8), "observation": [[1.0, 2.0, np.nan]] * 3}, "not finite"),
         (MASKED, {"action_mask": np.ones((3, 5), np.int8), "observation": "text"}, "observation is text|is 'text'"),
-        (MASKED, {}, "action_mask cannot be read"),
-        (MASKED, None, "action_mask cannot be read"),
+        (MASKED, {}, "^obs has no action_mask: a dict with action_mask, observation is expected$"),
+        (MASKED, None, "^obs is a NoneType: a dict with action_mask, observation is expected$"),
         (TUPLE, (np.array([0, 1]), np.ones((2, 2)), np.zeros((3, 2), np.int64)), "2 of 0, 2 of 1, 3 of 2"),
-        (TUPLE, (np.array([0, 1]), np.ones((2, 2))), "no part 2"),
+        (TUPLE, (np.array([0, 1]), np.ones((2, 2))), "^obs has no 2: a tuple with 0, 1, 2 is expected$"),
+        (MASKED, np.ones(3), r"^obs is an array of shape \(3,\): a dict with action_mask, observation is expected$"),
+        (MASKED, np.ones((2, 3)), r"^obs is an array of shape \(2, 3\): a dict with"),
+        (MASKED, 3, "^obs is a int: a dict with"),
+        (MASKED, (np.ones(5), np.ones(3)), "^obs is a tuple: a dict with"),
+        (MASKED, [np.ones(5), np.ones(3)], "^obs is a list, whose entry 0 is a ndarray: a dict with"),
+        (MASKED, [{"action_mask": np.ones(5)}], "^obs is a list, whose entry 0 has no observation: a dict with"),
+        (TUPLE, {"a": 1}, "^obs has no 0: a tuple with 0, 1, 2 is expected$"),
+        (TUPLE, np.ones(5), "^obs is an array of shape"),
         (TUPLE, (np.array([0, 9]), np.ones((2, 2)), np.zeros((2, 2), np.int64)), "0 is 9"),
     ],
 )
@@ -206,3 +218,47 @@ def test_a_vector_environment_is_played():
         obs, *_ = envs.step(policy.act(obs, deterministic=False))
     assert policy.value(obs).shape == (3,)
     envs.close()
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3), MASKED, TUPLE], ids=str)
+@pytest.mark.parametrize("count", [None, 3])
+def test_the_answer_of_reset_or_step_is_no_observation(space, count):
+    """The slip of `act(env.reset())`, also of several environments; it says what reset returns."""
+    policy = policy_for(space)
+    obs = space.sample() if count is None else [space.sample() for _ in range(count)]
+    for method in (policy.act, policy.value, policy.predict):
+        with pytest.raises(ValueError, match=r"as in obs, info = env.reset\(\)$"):
+            method((obs, {}))
+        with pytest.raises(ValueError, match=r"as in obs, reward, terminated, truncated, info = env.step\(action\)$"):
+            method((obs, 0.0, False, False, {"a": 1}))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_tuple_that_ends_with_a_dict_is_an_observation_where_its_space_says_so(count):
+    parts = [spaces.Discrete(3)] * (count - 1) + [spaces.Dict({"a": spaces.Box(-1, 1, (2,))})]
+    space = spaces.Tuple(parts)
+    assert policy_for(space).act(space.sample()).shape == ()
+
+
+def test_a_mask_that_allows_nothing_is_refused_as_in_training():
+    """But for a batch, in which an episode may have ended."""
+    policy = policy_for(MASKED)
+    obs = {"action_mask": np.zeros(5, np.int8), "observation": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match="an action_mask that allows no action; at least one is expected"):
+        policy.act(obs)
+    with pytest.raises(ValueError, match="allows no action"):
+        policy.predict(obs)
+    assert policy.act([obs, obs]).shape == (2,)
+    assert policy.value(obs).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        (spaces.Box(-1, 1, (3,)), "observations Box(3) float32, actions Discrete(5), not recurrent)"),
+        (MASKED, "observations (action_mask MultiBinary(5), observation Box(3) float64), actions Discrete(5), not"),
+    ],
+)
+def test_the_repr_has_environment_and_spaces(space, text):
+    policy = policy_for(space)
+    assert repr(policy).startswith(f"Policy({policy.spec.env_id}: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -14,9 +15,10 @@ from safetensors.torch import save_file
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy, load_agent
-from fabric_ppo.agents.policy_file import POLICY_FILE, save_policy, start_from
+from fabric_ppo.agents.policy_file import POLICY_FILE, _differing_text, save_policy, start_from
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
+from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.agents import agent_for
 from tests.fixtures.configs import NETWORKS, TINY
@@ -166,8 +168,14 @@ def test_a_training_starts_with_a_trained_policy(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"hidden_sizes": (8,)}, "its networks are .*64, 64.*; this run's, .*8,.*, are expected"),
-        ({"env_id": "Acrobot-v1"}, "its observations are .*; this run's, .*, are expected"),
+        (
+            {"hidden_sizes": (8,)},
+            r"its networks are hidden_sizes \(64, 64\); this run's, hidden_sizes \(8,\), are expected",
+        ),
+        (
+            {"env_id": "Acrobot-v1"},
+            r"its observations are Box\(4\) float32; this run's, Box\(6\) float32, are expected",
+        ),
     ],
 )
 def test_another_kind_of_policy_is_no_start(tmp_path, flags, message):
@@ -176,3 +184,34 @@ def test_another_kind_of_policy_is_no_start(tmp_path, flags, message):
         train(Config(**TINY | flags, init_from=str(first), run_dir=str(tmp_path / "second")))
     with pytest.raises(ConfigError, match=rf"^--init-from {Path.cwd()}/nowhere: .*no policy.safetensors"):
         train(Config(**TINY, init_from="nowhere", run_dir=str(tmp_path / "third")))
+
+
+BOX = SpaceSpec("box", (3,), "float32")
+KEYS = [(name,) for name in "abcdef"]
+
+
+def dict_of(spaces):
+    return SpaceSpec("nested", (8,), "uint8", parts=tuple(spaces.items()))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        (BOX, replace(BOX, shape=(4,)), ("Box(3) float32", "Box(4) float32")),
+        (BOX, replace(BOX, fit="squash"), ("Box(3) float32 with fit clip", "Box(3) float32 with fit squash")),
+        (
+            dict_of(dict.fromkeys(KEYS, BOX)),
+            dict_of(dict.fromkeys(KEYS, BOX) | {("f",): replace(BOX, dtype="float64")}),
+            ("with f Box(3) float32", "with f Box(3) float64"),
+        ),
+        (
+            dict_of(dict.fromkeys(KEYS, BOX)),
+            dict_of(dict.fromkeys([*KEYS[:-1], ("g",)], BOX)),
+            ("with f", "without f"),
+        ),
+    ],
+)
+def test_spaces_that_differ_are_shown_as_people_write_them(theirs, ours, expected):
+    texts = _differing_text(theirs, ours)
+    assert tuple(text[-len(end) :] for text, end in zip(texts, expected, strict=True)) == expected
+    assert "SpaceSpec" not in "".join(texts)

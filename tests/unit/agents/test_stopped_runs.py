@@ -93,3 +93,40 @@ def test_without_a_whole_checkpoint_it_is_refused(stopped):
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no policy.safetensors and no whole checkpoint in it; .* is expected$"):
         load_agent(stopped)
+
+
+def test_a_run_that_has_no_checkpoint_yet_says_when_there_is_one(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"still trains, its first checkpoint comes after about a minute$"):
+        load_agent(tmp_path)
+
+
+def test_the_file_of_the_policy_is_taken_itself(stopped, capsys):
+    """Also where the run has gone on since, and by another name."""
+    save_policy(agent_for(seed=3), stopped)
+    (stopped / "summary.json").write_text('{"updates": 9}')
+    copy = stopped / "a copy.safetensors"
+    copy.write_bytes((stopped / "policy.safetensors").read_bytes())
+    for path in (stopped / "policy.safetensors", str(copy)):
+        np.testing.assert_allclose(load_agent(path).value(OBS), values_of(3), rtol=1e-5)
+    agent = agent_for(seed=1)
+    start_from(agent, stopped / "policy.safetensors")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.pth", "model.safetensors", "other.safetensors", "config.yaml"])
+def test_a_file_of_another_program_is_refused(tmp_path, name):
+    from safetensors.torch import save
+
+    content = save({"weight": torch.zeros(2)}) if name == "other.safetensors" else b"PK something"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"; the folder of a run is expected$") as caught:
+        load_agent(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.zip", "nowhere.safetensors"])
+def test_a_path_of_nothing_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"there is no such .*the folder of a run, or a checkpoint, is expected$"):
+        load_agent(tmp_path / name)

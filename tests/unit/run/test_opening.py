@@ -12,8 +12,9 @@ from gymnasium import spaces
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import env_spec
-from fabric_ppo.run.opening import format_space, opening_lines
+from fabric_ppo.run.opening import opening_lines
 
 BOX = spaces.Box(-1, 1, (2, 3), np.float32)
 

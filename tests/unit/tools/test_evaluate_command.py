@@ -15,6 +15,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.ids import resolve_env_id
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.tools import cli
+from fabric_ppo.tools.commands import evaluate
 from tests.fixtures.configs import TINY
 
 ENVS = """
@@ -202,3 +203,14 @@ def test_a_stopped_run_is_evaluated_at_its_newest_checkpoint(words, tmp_path, ca
     assert cli.main(["evaluate", str(run_dir / "checkpoints/update_2.ckpt"), "--episodes", "2", *words]) == 0
     again, err = capsys.readouterr()
     assert (again, err) == (out, "")
+
+
+def test_the_file_of_a_policy_stands_for_its_run(tmp_path, capsys):
+    """Also for the place of its video, which is the run's folder."""
+    run = train(Config(**TINY, run_dir=tmp_path / "run"), verbose=False)
+    printed = []
+    for path in (run, run / "policy.safetensors", sorted((run / "checkpoints").glob("*.ckpt"))[-1]):
+        assert cli.main(["evaluate", str(path), "--episodes", "2"]) == 0
+        printed.append(capsys.readouterr().out)
+        assert evaluate.run_folder(Path(path)) == run.run_dir
+    assert len(set(printed)) == 1
