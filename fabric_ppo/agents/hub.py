@@ -104,7 +104,7 @@ def pull(address: HubAddress, needed: str, wanted: Sequence[str] = ()) -> Path:
         HubError: the network or the Hub failed, and the cache does not have it.
     """
     with hub_client(address) as api:
-        from huggingface_hub import is_offline_mode
+        from huggingface_hub import constants
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
         path = Path(api.hf_hub_download(address.repo_id, needed, revision=address.revision or None))
@@ -115,7 +115,7 @@ def pull(address: HubAddress, needed: str, wanted: Sequence[str] = ()) -> Path:
             except RemoteEntryNotFoundError:
                 continue
             except LocalEntryNotFoundError:
-                if not is_offline_mode():
+                if not constants.HF_HUB_OFFLINE:
                     raise
     return path
 

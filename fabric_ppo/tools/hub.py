@@ -115,9 +115,9 @@ def push(contents: Mapping[str, bytes], address: HubAddress, private: bool = Fal
         HubError: the network or the Hub failed.
     """
     with hub_client(address, "nothing was pushed") as api:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token, is_offline_mode
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants, get_token
 
-        if is_offline_mode():
+        if constants.HF_HUB_OFFLINE:
             raise ConfigError(f"{address}: HF_HUB_OFFLINE is set, and pushing takes the network; nothing was pushed")
         if get_token() is None:
             raise ConfigError(f"{address}: pushing takes a token that may write: `hf auth login`, or HF_TOKEN")
