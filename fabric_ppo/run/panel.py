@@ -18,6 +18,8 @@ from fabric_ppo.process.live_area import LiveArea
 _POINTS = 40
 """Number of the latest updates whose returns are drawn."""
 _SECONDS_BETWEEN_DRAWINGS = 0.5
+_MOST_OF_TIME = 0.005
+"""Share of the time that drawing may take: on a busy machine it is drawn less often."""
 _MOST_COLUMNS = 100
 _HIGH_KL = 0.05
 """KL divergence of an update above which it is too large, as in a report."""
@@ -88,17 +90,19 @@ class Panel:
         self._glyphs = UNICODE if shows_unicode(out.encoding, os.environ) else ASCII
         self._area = LiveArea()
         self._state: PanelState | None = None
-        self._drawn_at = -math.inf
+        self._next_at = -math.inf
 
     def update(self, state: PanelState) -> None:
         """Show `state`, unless something has been drawn just before."""
         self._state = state
-        if time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
+        if time.monotonic() >= self._next_at:
             self._draw(state)
 
     def _draw(self, state: PanelState) -> None:
+        started = time.monotonic()
         self._area.draw(panel_lines(state, self._console, self._glyphs, *self._area.size()))
-        self._drawn_at = time.monotonic()
+        ended = time.monotonic()
+        self._next_at = ended + max(_SECONDS_BETWEEN_DRAWINGS, (ended - started) / _MOST_OF_TIME)
 
     def close(self, checkpoint: str | None, saved_at: float | None) -> None:
         """Show the last state with the last checkpoint, and leave it above what is printed next."""

@@ -172,6 +172,29 @@ def test_where_more_than_ascii_is_shown(expected, environ):
     assert not shows_unicode(None, environ)
 
 
+def test_drawing_takes_a_small_share_of_the_time(monkeypatch):
+    """With a clock that is given: on a machine where it takes 0.1 s, and updates take 1 s."""
+    now, drawn = [0.0], []
+
+    def draw(*_):
+        now[0] += 0.1
+        drawn.append(now[0])
+        return ["x"]
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "panel_lines", draw)
+    terminal = Terminal(80, 24)
+    with terminal.as_streams():
+        panel = Panel()
+        for _ in range(1000):
+            now[0] += 1.0
+            panel.update(STATE)
+        panel.close(None, None)
+    terminal.close()
+    assert len(drawn) >= 10
+    assert 0.1 * len(drawn) <= 0.01 * now[0]
+
+
 def test_it_is_drawn_a_few_times_a_second_and_at_the_end(monkeypatch):
     """With a clock that is given: 1000 updates in 10 s."""
     now = [0.0]
