@@ -19,6 +19,8 @@ from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line, flag
 
 TAKE_CODE_DIR = ("evaluate", "export")
 """Commands with `--code-dir`."""
+_REGISTERING = ("ale_py", "minigrid")
+"""Packages with environments that Gymnasium knows only once they are imported."""
 _CLOSE = 0.7
 """Likeness of names, from 0 to 1, from which one may be meant by the other."""
 
@@ -134,7 +136,7 @@ def _resolve_atari_id(env_id: str) -> str:
     register_atari(env_id, ATARI)
     full_id = f"ALE/{env_id}" if f"ALE/{env_id}" in gymnasium.registry else env_id
     resolved = resolve_env_id(full_id)
-    if gymnasium.spec(resolved).entry_point != "ale_py.env:AtariEnv":
+    if gymnasium.registry[resolved.rpartition(":")[2]].entry_point != "ale_py.env:AtariEnv":
         raise ConfigError(f"--env-id {resolved}: not an Atari game; with --env-preset atari one is expected")
     return resolved
 
@@ -179,7 +181,29 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
         return successor
     if version is None and newest is not None:
         return module + colon + registration.get_env_id(namespace, name, newest)
-    raise ConfigError(f"--env-id {env_id}: unknown environment; {_nearest_ids(module + colon, plain_id)}")
+    nearest = _nearest_ids(module + colon, plain_id)  # before more are registered
+    hint = (not module and _id_elsewhere(plain_id)) or nearest
+    raise ConfigError(f"--env-id {env_id}: unknown environment; {hint}")
+
+
+def _id_elsewhere(plain_id: str) -> str:
+    """Return how an environment is had that another package registers; empty if none does."""
+    import gymnasium
+
+    for package in _REGISTERING:
+        known = set(gymnasium.registry)
+        try:
+            importlib.import_module(package)
+        except USER_ERRORS:  # it is not installed, for one
+            continue
+        for each in (plain_id, f"ALE/{plain_id}"):
+            if each in gymnasium.registry and (each not in known or each != plain_id):
+                module = "" if each.startswith("ALE/") else f"{package}:"
+                preset = ", mostly with --env-preset atari" if package == "ale_py" else ""
+                return f"{module}{each} is expected{preset}"
+    if plain_id.startswith(("MiniGrid-", "BabyAI-")):
+        return f"minigrid:{plain_id} is expected, after pip install minigrid"
+    return ""
 
 
 def _nearest_ids(prefix: str, plain_id: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 
 import gymnasium
 import pytest
@@ -14,6 +16,7 @@ from fabric_ppo.process import command
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools import cli
 from tests.fixtures.flags import accepted, refusal
+from tests.fixtures.launching import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 
@@ -73,6 +76,33 @@ def test_an_unknown_id_names_the_nearest(env_id, nearest):
     message = refusal(["--env-id", env_id])
     assert message.startswith(f"--env-id {env_id}: unknown environment; did you mean {nearest}")
     assert message.endswith(f"? One of your own is module:{env_id}")
+
+
+ELSEWHERE = {
+    "MiniGrid-Empty-5x5-v0": "minigrid:MiniGrid-Empty-5x5-v0 is expected",
+    "BabyAI-GoToObj-v0": "minigrid:BabyAI-GoToObj-v0 is expected",
+    "Pong-v5": "ALE/Pong-v5 is expected, mostly with --env-preset atari",
+    "PongNoFrameskip-v4": "ale_py:PongNoFrameskip-v4 is expected, mostly with --env-preset atari",
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("env_id", ELSEWHERE)
+def test_an_id_that_another_package_registers_names_it(env_id):
+    """In a process of its own: in this one the package may have been imported."""
+    pytest.importorskip("minigrid" if ELSEWHERE[env_id].startswith("minigrid") else "ale_py")
+    code = "import sys; from fabric_ppo.envs.ids import resolve_env_id; resolve_env_id(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, env_id], cwd=ROOT, capture_output=True, text=True)
+    line = done.stderr.splitlines()[-1]
+    assert line.endswith(f"ConfigError: --env-id {env_id}: unknown environment; {ELSEWHERE[env_id]}")
+
+
+@pytest.mark.parametrize("env_id", ["Pong-v5", "ALE/Pong-v5", "ale_py:ALE/Pong-v5", "ale_py:PongNoFrameskip-v4"])
+def test_a_game_may_be_named_with_its_module(env_id):
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    expected = "ALE/Pong-v5" if env_id == "Pong-v5" else env_id
+    assert ids.resolve_env_id(env_id, "atari") == expected
 
 
 @pytest.mark.parametrize("env_id", ["qqqqqqqq", "Grid-v0", "A-v1", "my_envs.py"])
