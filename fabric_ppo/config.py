@@ -97,7 +97,7 @@ class AlgorithmFlags:
     share_data: bool = False
     """Gather the data of all ranks; each trains on its part of every minibatch."""
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Adam's step size, which falls to zero over the run unless --no-anneal-lr is given."""
     anneal_lr: bool = True
     """Lower the learning rate linearly to zero over the run."""
     desired_kl: float | None = None
@@ -210,7 +210,8 @@ class RecordFlags:
     resume: bool = False
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. The folder
     holds the run's flags: no other is needed. Those that are given besides must be the run's own,
-    but for those that leave the result as it is: --total-timesteps (upward),
+    but for --total-timesteps (upward: with --anneal-lr the learning rate, and what else is
+    annealed, follows the new total, and jumps) and those that leave the result as it is:
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
     --restart-envs, --timeout, --num-threads, --profile, --quiet, --track,
@@ -237,8 +238,9 @@ class RecordFlags:
     test_videos/."""
     track: str = "tensorboard,jsonl"
     """Where metrics go, several names with spaces or commas between them: tensorboard, jsonl
-    (metrics.jsonl), wandb, mlflow, trackio, or a tracker of your own, module:Class. Into the last
-    three but your own metrics.jsonl is copied, which is written for them, too."""
+    (metrics.jsonl), wandb, mlflow, trackio, or a tracker of your own, module:Class; none alone for
+    no tracker. Into wandb, mlflow and trackio metrics.jsonl is copied, which is written for them,
+    too."""
     track_project: str = "fabric-ppo"
     """Project of W&B and Trackio, experiment of MLflow."""
     track_group: str | None = None

@@ -67,8 +67,8 @@ capture_video: video save_video record_video record capture
 """Flags of ours: other names of the same thing, in the same unit."""
 _NOTES = """
 batch_size minibatch_size mini_batch_size sgd_minibatch_size
-    --per-rank-batch-size has the rows of a minibatch on each rank: divide the rows over all ranks
-    by the number of ranks
+    --per-rank-batch-size has the rows of a minibatch on each rank: the same number for one process,
+    for several the rows of all divided by their number
 num_minibatches n_minibatches nminibatches num_mini_batches num_mini_batch num_minibatch
 num_batches_per_epoch
     --per-rank-batch-size has the rows of a minibatch on each rank: num-steps x num-envs / number of

@@ -25,6 +25,8 @@ ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 """Built-in values of `--encoder`."""
 TRACKERS = ("tensorboard", "jsonl", "wandb", "mlflow", "trackio")
 """Built-in values of `--track`."""
+NO_TRACKER = "none"
+"""Value of `--track` for none at all."""
 
 LISTS = ("callback", "track", "track_tags", "env_wrapper", "obs_keys", "info_keys")
 """Fields that hold several names, with commas between them; from Python a list of them will do."""
@@ -44,7 +46,7 @@ def accepted_values(kind: Any) -> str:
         others = ", or None" if type(None) in get_args(kind) else ""
         return "one of " + ", ".join(choices) + others
     if kind == tuple[int, ...]:
-        return "one or more whole numbers"
+        return "a list of whole numbers, such as 64 64,"
     if kind == Arguments:
         return ARGUMENTS
     alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
@@ -166,7 +168,7 @@ _AT_MOST: dict[str, float] = {
 
 _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "env_wrapper": ((), "module:name"),
-    "track": (TRACKERS, f"{', '.join(TRACKERS)} or module:Class"),
+    "track": (TRACKERS, f"{NO_TRACKER}, {', '.join(TRACKERS)} or module:Class"),
     "callback": ((), "module:Class"),
 }
 """Fields that hold names with commas between them: built-in names, and a description of others."""
@@ -243,6 +245,8 @@ def _check_names(config: Any) -> None:
             module, _, attribute = part.partition(":")
             if name == "track" and part == "json_lines":
                 raise ConfigError("--track json_lines: here it is jsonl")
+            if name == "track" and value == NO_TRACKER:
+                break
             if part not in known and not (module and attribute):
                 raise ConfigError(f"{flag(name)} {part or value}".rstrip() + f": {accepted} is expected")
 

@@ -20,7 +20,14 @@ from fabric_ppo.envs.frame_stack import frame_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.recorder import Recorder, record, unrecorded
 from fabric_ppo.envs.repeatable import try_repeating
-from fabric_ppo.process.errors import USER_ERRORS, EnvironmentFault, describe_error, first_line
+from fabric_ppo.process.errors import (
+    USER_ERRORS,
+    ConfigError,
+    DoesNotRenderError,
+    EnvironmentFault,
+    describe_error,
+    first_line,
+)
 from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
 
@@ -45,7 +52,10 @@ class Episodes(CheckedEnv):
         env = self._make()
         spec = settings.spec_of(env)
         self._offers_state = all(callable(getattr(env.unwrapped, name, None)) for name in ("get_state", "set_state"))
-        env = record(env, settings.video_dir, None, self._make) if records else env
+        try:
+            env = record(env, settings.video_dir, None, self._make) if records else env
+        except DoesNotRenderError as error:
+            raise ConfigError(f"--capture-video: {error}") from None
         super().__init__(env, spec, f"environment {self._id}, episode", settings.info_keys)
         self._episode = -1
 

@@ -15,7 +15,7 @@ from fabric_ppo.config_arguments import OWN_ARGUMENTS
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs import atari
 from fabric_ppo.envs.ids import named_function, register_atari
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, DoesNotRenderError, describe_error, first_line
 from fabric_ppo.process.signals import pass_on_stop
 
 
@@ -37,6 +37,8 @@ def make_gymnasium_env(
     """
     if render_mode == "rgb_array":
         dispense_with_screen()
+    elif render_mode is not None and not _may_render(env_id, render_mode):
+        raise DoesNotRenderError(env_id, render_mode)
     given: dict[str, Any] = json.loads(env_kwargs or "{}")
     options = given if render_mode is None else given | {"render_mode": render_mode}
     if wrapper == ATARI or env_id.startswith("ALE/"):
@@ -49,14 +51,31 @@ def make_gymnasium_env(
         pass_on_stop(error)
         if unknown := _unknown_arguments(env_id, given):
             raise ConfigError(f"--env-kwargs {unknown}") from error
+        if render_mode is not None and "render_mode" in first_line(error):
+            raise DoesNotRenderError(env_id, render_mode) from error
         with_what = f" --env-kwargs {env_kwargs}" if given else ""
         raise ConfigError(f"--env-id {env_id}{with_what}: cannot be made ({first_line(error)})") from error
     for each in filter(None, wrapper.split(",")):
         env = atari.preprocessed(env) if each == ATARI else _wrapped(env, each)
     if render_mode is not None and not renders(env, render_mode):
-        raise ConfigError(f"--env-id {env_id}: does not render {render_mode}, which video needs")
+        raise DoesNotRenderError(env_id, render_mode)
     _require_spaces(env, env_id)
     return env
+
+
+def _may_render(env_id: str, mode: str) -> bool:
+    """Return False for an environment whose class declares that it does not render so.
+
+    Gymnasium would print a warning, and hand the mode to a constructor that may not take it.
+    """
+    try:
+        entry: Any = gymnasium.spec(env_id).entry_point
+        create: Any = registration.load_env_creator(entry) if isinstance(entry, str) else entry
+        modes = create.metadata.get("render_modes", [])
+    except USER_ERRORS:  # `make` says what is wrong
+        return True
+    # Gymnasium shows pictures in a window of its own
+    return mode in modes or (mode == "human" and not {"rgb_array", "rgb_array_list"}.isdisjoint(modes))
 
 
 def _unknown_arguments(env_id: str, given: Mapping[str, Any]) -> str:

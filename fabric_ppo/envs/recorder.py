@@ -18,7 +18,7 @@ from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.gymnasium_env import dispense_with_screen, renders
 from fabric_ppo.envs.known import ignores_render_mode
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error, first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, DoesNotRenderError, describe_error, first_line
 from fabric_ppo.process.signals import pass_on_stop
 
 Maker = Callable[[str | None], gymnasium.Env[Any, Any]]
@@ -176,12 +176,12 @@ def record(
         make: makes such an environment with a render mode.
 
     Raises:
-        ConfigError: the environment declares no mode `rgb_array`.
+        DoesNotRenderError: the environment declares no mode `rgb_array`.
     """
     dispense_with_screen()
     if not renders(env, "rgb_array"):
         name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        raise ConfigError(f"--env-id {name}: does not render rgb_array, which video needs")
+        raise DoesNotRenderError(name, "rgb_array")
     try:
         return Recorder(env, folder, episodes, make)
     except USER_ERRORS as error:

@@ -21,6 +21,15 @@ class ConfigError(ValueError):
         super().__init__(one_line(message))
 
 
+class DoesNotRenderError(ConfigError):
+    """An environment that does not render as it is asked to."""
+
+    def __init__(self, env_id: str, mode: str) -> None:
+        """Take the environment's id, and the mode of `gymnasium.make`."""
+        self.mode = mode
+        super().__init__(f"{env_id} does not render {mode}")
+
+
 class HubError(ConnectionError):
     """A failure of the network, or of the Hugging Face Hub, in one line: another try may succeed."""
 

@@ -62,7 +62,9 @@ def require_devices(num_devices: int) -> None:
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else num_devices
     if found < num_devices:
-        raise ConfigError(f"--devices {num_devices}: {found} CUDA devices found; --accelerator cpu takes none")
+        raise ConfigError(
+            f"--devices {num_devices}: {found} CUDA device{'s' * (found != 1)} found; --accelerator cpu takes none"
+        )
 
 
 def _require_mps(accelerator: str, strategy: str | None, num_devices: int) -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import json_text
-from fabric_ppo.config_values import TRACKERS
+from fabric_ppo.config_values import NO_TRACKER, TRACKERS
 from fabric_ppo.envs.ids import as_module, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path
@@ -90,7 +90,7 @@ def _require_importable(config: Config) -> None:
         named_function(config.encoder, "encoder")
     for flag_name in ("env_wrapper", "track", "callback"):
         for name in (getattr(config, flag_name) or "").split(","):
-            if name and name not in TRACKERS:
+            if name and name not in (*TRACKERS, NO_TRACKER):
                 named_function(name, flag_name)
     require_packages(config.track)
 
@@ -110,4 +110,5 @@ def require_cuda(num_devices: int, of: str = "--cuda") -> None:
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < num_devices:
-        raise ConfigError(f"{of}: {num_devices} CUDA devices are needed here, {found} found")
+        needed = f"{num_devices} CUDA device{' is' if num_devices == 1 else 's are'} needed"
+        raise ConfigError(f"{of}: {needed} here, {found} found")

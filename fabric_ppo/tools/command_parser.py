@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.tools.command_hints import command_hint
 from fabric_ppo.tools.help import HELP, Entry, Section, page
 from fabric_ppo.tools.whole_numbers import whole_number
 
@@ -33,6 +35,26 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, prog: str, add_help: bool = True) -> None:
         """Take the command that the usage begins with; flags cannot be abbreviated."""
         super().__init__(prog=prog, allow_abbrev=False, add_help=add_help)
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Return what the words give; raise a ConfigError with a hint for an unknown flag."""
+        self._require_known_flags(args)
+        given, rest = self.parse_known_args(args)
+        if rest:
+            one = " and ".join(f"one {each.metavar}" for each in self._actions if not each.option_strings)
+            raise ConfigError(f"{' '.join(rest)}: {one or 'a flag'} is expected, and no more")
+        return given
+
+    def _require_known_flags(self, words: Sequence[str]) -> None:
+        """Raise a ConfigError for the first flag that is none of this command."""
+        known = [name for action in self._actions for name in action.option_strings]
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            # a minus, and a letter: numbers are values
+            if re.match("--?[A-Za-z]", name) and name not in known:
+                raise ConfigError(f"{name}: unknown flag; {command_hint(name, known, self.prog)}")
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError."""

@@ -61,7 +61,7 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except Exception as error:  # PyYAML raises five types of errors for a bad `!!int` alone
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        reason = error.strerror if isinstance(error, OSError) else _yaml_reason(error)
         raise ConfigError(f"{of} {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{of} {path}: a YAML mapping of flags to values is expected")
@@ -81,6 +81,14 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
         print_from_rank_zero(f"{of} {path}: ignoring {', '.join(map(flag, foreign))} of another script")
     kinds = field_types(config_type)
     return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
+
+
+def _yaml_reason(error: Exception) -> str:
+    """Return what is wrong with a YAML file, with its line where PyYAML knows that."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"{first_line(error)}; a YAML file of flags is expected"
+    return f"line {mark.line + 1}: {problem or first_line(error)}; a YAML file of flags is expected"
 
 
 def flags_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
@@ -120,13 +128,16 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
         value = ",".join(value)
     elif isinstance(value, list):
         value = tuple(map(_whole, value)) if takes_int(kind) else tuple(value)
+    elif kind == tuple[int, ...] and isinstance(value, str):
+        value = tuple(map(_whole, _numbers(value)))
     elif takes_int(kind):
         value = _whole(value)
     elif takes_float(kind) and type(value) in (str, int):
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if not has_type(value, kind):
-        raise ConfigError(f"{flag(name)} {format_value(value)}".rstrip() + f": {accepted_values(kind)} is expected")
+        expected = f"{accepted_values(kind)} is expected{_schedule_hint(name, [value])}"
+        raise ConfigError(f"{flag(name)} {format_value(value)}".rstrip() + f": {expected}")
     return (json_text(value) or None) if isinstance(value, dict) else value
 
 
@@ -183,7 +194,7 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
         ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
         SystemExit: `--help` or `--help-all` is among the flags.
     """
-    args = _joined(args)
+    args = _spread(config_type, _joined(args))
     given = _given_flags(config_type, args)
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     from_file = load_yaml(path, config_type) if path else {}
@@ -241,9 +252,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
             continue
         if not word.startswith("--"):
             if room == 0:
-                raise ConfigError(
-                    f"{current} {word}: {current + ' takes no more' if current else 'a flag is expected'}".lstrip()
-                )
+                raise ConfigError(_no_room(current, known.get(current, ""), word, kinds))
             given[known[current]].append(word)
             room -= 1
             continue
@@ -256,6 +265,35 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []
     return given
+
+
+def _no_room(current: str, name: str, word: str, kinds: Mapping[str, Any]) -> str:
+    """Return the text of the error about a word after a flag, the field `name`, that takes no more."""
+    if not current:
+        return f"{word}: a flag is expected"
+    if kinds[name] is bool:
+        return f"{current} {word}: {flag(name)} or --no-{flag(name)[2:]} is expected"
+    return f"{current} {word}: {current} takes no more"
+
+
+def _spread(config_type: type[Config], args: Sequence[str]) -> list[str]:
+    """Return the command line with whole numbers that have commas between them as words of their own."""
+    lists = [flag(name) for name, kind in field_types(config_type).items() if kind == tuple[int, ...]]
+    words: list[str] = []
+    is_list = False
+    for word in args:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            is_list = _flag_of(word) in lists
+            words += [name, *_numbers(value)] if is_list and equals else [word]
+        else:
+            words += _numbers(word) if is_list else [word]
+    return words
+
+
+def _numbers(text: str) -> list[str]:
+    """Return the parts of `64,64`, `[64, 64]` or `(64, 64)`; of anything else the text itself."""
+    return re.sub(r"[\[\]()\s]", "", text).strip(",").split(",") if re.fullmatch(r"[\w.,\[\]()\s]+", text) else [text]
 
 
 def _joined(args: Sequence[str]) -> list[str]:
@@ -306,6 +344,16 @@ def _plain_numbers(config_type: type[Config], args: Sequence[str]) -> list[str]:
     return plain
 
 
+def _schedule_hint(name: str, values: Sequence[Any]) -> str:
+    """Return what stands for a schedule such as `lin_3e-4`; empty where the values are none."""
+    found = re.match(r"(lin|linear)_(.+)", str(values[0])) if values else None
+    anneals = {"learning_rate": "anneal_lr", "clip_coef": "anneal_clip_coef", "ent_coef": "anneal_ent_coef"}.get(name)
+    if found is None or anneals is None:
+        return ""
+    how = ", which is on" if name == "learning_rate" else ""
+    return f"; here it is {flag(name)} {found[2]} with {flag(anneals)}{how}"
+
+
 def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) -> str:
     """Return tyro's error, which is printed in a box, as one line: flag, value, expected type."""
     kinds = field_types(config_type)
@@ -313,5 +361,5 @@ def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) 
         name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in given:
             accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else accepted_values(kinds[name])
-            return " ".join([found, *given[name]]) + f": {accepted} is expected"
+            return " ".join([found, *given[name]]) + f": {accepted} is expected{_schedule_hint(name, given[name])}"
     return " ".join(re.sub(r"[^\x20-\x7e]+", " ", box).split()) or "the command line cannot be read; see --help"

@@ -27,9 +27,9 @@ ABOUT = {
 """Descriptions of the scripts, by `Config.script`."""
 MOST_USED = (
     *("env_id", "num_envs", "config", "total_timesteps", "seed", "num_steps", "per_rank_batch_size"),
-    *("update_epochs", "learning_rate", "gamma", "gae_lambda", "clip_coef", "ent_coef"),
+    *("update_epochs", "learning_rate", "anneal_lr", "gamma", "gae_lambda", "clip_coef", "ent_coef"),
     *("normalize_observations", "normalize_rewards", "hidden_sizes", "recurrent", "env_backend", "cuda"),
-    *("overlap", "run_dir", "resume", "eval_every", "capture_video"),
+    *("overlap", "run_dir", "resume", "checkpoint_every", "eval_every", "stop_at_return", "capture_video"),
 )
 """Flags on the short page."""
 _METAVARS = {

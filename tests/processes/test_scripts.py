@@ -194,7 +194,7 @@ def test_cuda_without_a_device_is_an_error(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     done = run(command("torch", 0, "--cuda"), tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: --cuda: 1 CUDA devices are needed here, 0 found\n")
+    assert (done.returncode, done.stderr) == (2, "error: --cuda: 1 CUDA device is needed here, 0 found\n")
 
 
 def test_help_needs_no_torch(tmp_path):

@@ -18,7 +18,7 @@ from tests.fixtures.processes import PATIENCE
 from tests.fixtures.recurrent import recurrent_config
 from tests.fixtures.updates import FOLLOWS
 
-TRACKERS_EXPECTED = "tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"
+TRACKERS_EXPECTED = "none, tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"
 
 
 def test_every_field_is_in_one_group_in_the_order_in_which_it_is_needed():

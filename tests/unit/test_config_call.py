@@ -88,7 +88,10 @@ def test_positional_values_are_those_of_python_too():
         ({"num_steps": True}, "--num-steps True: a whole number is expected"),
         ({"gamma": [0.9]}, "--gamma [0.9] (list): a number is expected"),
         ({"exp_name": {"a": 1}}, "--exp-name {'a': 1} (dict): text is expected"),
-        ({"hidden_sizes": (64, "64")}, "--hidden-sizes (64, '64') (tuple): one or more whole numbers is expected"),
+        (
+            {"hidden_sizes": (64, "64")},
+            "--hidden-sizes (64, '64') (tuple): a list of whole numbers, such as 64 64, is expected",
+        ),
         ({"recurrent": "rnn"}, "--recurrent rnn: one of none, lstm, gru is expected"),
     ],
     ids=str,

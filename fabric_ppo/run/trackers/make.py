@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fabric_ppo.config import Config
+from fabric_ppo.config_values import NO_TRACKER
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.trackers.json_lines import JsonLines
 from fabric_ppo.run.trackers.own import OwnTracker
@@ -27,7 +28,7 @@ def make_trackers(config: Config) -> dict[str, Tracker]:
     Raises:
         ConfigError: one of the user's own cannot be made.
     """
-    names = config.track.split(",")
+    names = [] if config.track == NO_TRACKER else config.track.split(",")
     if any(name in _TOOLS for name in names):
         names = ["jsonl", *(name for name in names if name != "jsonl")]
     return {name: _make(name, config) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fabric_ppo.process.errors import FAILED, ConfigError
@@ -9,9 +10,14 @@ from fabric_ppo.process.files import require_text_path
 from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.tools.command_parser import CommandParser, count
 from fabric_ppo.tools.help import Entry
+from fabric_ppo.tools.locate import preset_names
 
 ENTRY = Entry("benchmark SUITE ...", "Train presets with several seeds, and write their scores.")
 """Row of this command on the page of all."""
+
+
+_OWN_PAGE = "docs/results.md"
+"""Page of this project's own presets."""
 
 
 def run(args: list[str]) -> int:
@@ -30,14 +36,16 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
     )
-    parser.add_argument(
-        "--out", default="docs/results.md", metavar="FILE", help="Page to write. (default: docs/results.md)"
-    )
+    out = f"Page to write. (default: {_OWN_PAGE}; with files of your own: results.md in --log-dir)"
+    parser.add_argument("--out", metavar="FILE", help=out)
     given = parser.parse_args(args)
     if given.seeds < 1 or given.jobs < 1:
         raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
     require_text_path("--log-dir", given.log_dir)
     require_text_path("--out", given.out)
+    if given.out is None:
+        is_ours = all(each in SUITES or each in preset_names() for each in given.suites)
+        given.out = _OWN_PAGE if is_ours else os.path.join(given.log_dir, "results.md")
     presets = presets_of(given.suites)
     check_presets(presets)
     log_dir = Path(given.log_dir)

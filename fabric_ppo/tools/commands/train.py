@@ -59,6 +59,9 @@ def run(args: list[str]) -> int:
         launch.accelerator = launch.accelerator or "cpu"
     launcher = Section("Launcher", parser.flag_entries())
     config = parse_flags(config_type, flags, parser.prog, [launcher])
+    if config_type is DecoupledConfig and launch.devices * launch.num_nodes < 2:
+        needed = "a player and at least one trainer are needed, as in fabric-ppo train decoupled --devices 2"
+        raise ConfigError(f"--devices {launch.devices}: {needed}")
     config = resolve(config, launch.devices * launch.num_nodes, launch.devices)
     if config_type is not TorchConfig:
         _check_fabric(launch)

@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 import train_torch
-from fabric_ppo.process.errors import TrainingError
+from fabric_ppo.config import Config
+from fabric_ppo.process.errors import ConfigError, TrainingError
+from fabric_ppo.run.resolve import resolve
+from fabric_ppo.run.trackers.make import make_trackers
 from fabric_ppo.run.trackers.tracker import Position
 from tests.fixtures.launching import SCRIPTS, printed_in_fork
 from tests.fixtures.parts import MODULE, notes, outcome, trained, write_parts
@@ -276,7 +279,7 @@ a_number = 3
         (f"{MODULE}:a_number", "is a int; a function is expected"),
         (f"{MODULE}:Missing", "cannot be imported "),
         ("no_such_module:Tracker", "cannot be imported "),
-        ("neptune", "tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"),
+        ("neptune", "none, tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"),
         ("json_lines", "here it is jsonl"),
     ],
 )
@@ -295,3 +298,9 @@ def test_a_built_in_tracker_alone_leaves_no_trace_of_the_other(tmp_path, no_laun
     assert trained(run_dir, track=trackers) == ""
     assert len(list(run_dir.glob("metrics.jsonl"))) == has_lines
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == has_events
+
+
+def test_none_is_no_tracker():
+    assert make_trackers(resolve(Config(track="none"))) == {}
+    with pytest.raises(ConfigError, match="--track none: "):
+        Config(track="none,jsonl")

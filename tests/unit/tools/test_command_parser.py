@@ -36,7 +36,7 @@ def test_an_error_of_argparse_is_a_config_error():
     parser.add_argument("--size", type=count, required=True, help="Size.")
     with pytest.raises(ConfigError, match=r"^the following arguments are required: --size$"):
         parser.parse_args([])
-    with pytest.raises(ConfigError, match=r"^unrecognized arguments: --si 3$"):
+    with pytest.raises(ConfigError, match=r"^--si: unknown flag; did you mean --size\?$"):
         parser.parse_args(["--size", "3", "--si", "3"])
 
 

@@ -208,7 +208,7 @@ def test_a_file_of_the_zoo_is_answered_with_one_line(tmp_path):
     ("name", "how"),
     [
         ("num-minibatches", "num-steps x num-envs / number of minibatches"),
-        ("batch-size", "divide the rows over all ranks by the number of ranks"),
+        ("batch-size", "the same number for one process, for several the rows of all divided by their number"),
         ("max-iterations", "iterations x num-steps x num-envs x ranks"),
         ("eval-freq", "counts updates: steps of all environments / (num-steps x num-envs x ranks)"),
         ("value-loss-coef", "half of the squared error"),

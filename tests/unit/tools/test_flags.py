@@ -10,7 +10,7 @@ import yaml
 from fabric_ppo.config import Config, TorchConfig
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.tools.flags import parse_args, parse_flags
-from tests.fixtures.flags import LAUNCH_VARIABLES, refusal
+from tests.fixtures.flags import LAUNCH_VARIABLES, accepted, refusal
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 
@@ -553,3 +553,51 @@ def test_a_folder_of_an_older_run_has_other_names_for_trackers(tmp_path):
     assert parse_flags(Config, ["--resume", "--run-dir", str(tmp_path)]).track == "tensorboard,jsonl"
     with pytest.raises(ConfigError, match=r"unknown key trackers; .*--track takes tensorboard, jsonl, wandb"):
         parse_flags(Config, ["--config", str(tmp_path / "config.yaml")])
+
+
+@pytest.mark.parametrize(
+    "words", [["64,32"], ["64, 32"], ["[64,32]"], ["(64, 32)"], ["64", "32"], ["64,", "32"], ["6e1,32"]]
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_widths_may_have_commas_between_them(words, joined, no_launcher):
+    given = [f"--hidden-sizes={words[0]}"] if joined and len(words) == 1 else ["--hidden-sizes", *words]
+    first = 60 if "e" in words[0] else 64
+    assert tuple(accepted([*given, "--seed", "3"]).hidden_sizes) == (first, 32)
+
+
+def test_widths_in_a_file_may_be_text(tmp_path, no_launcher):
+    (tmp_path / "mine.yaml").write_text("hidden_sizes: 64,32\n")
+    assert accepted(["--config", str(tmp_path / "mine.yaml")]).hidden_sizes == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "anneals"),
+    [
+        ("learning-rate", "--anneal-lr, which is on"),
+        ("clip-coef", "--anneal-clip-coef"),
+        ("ent-coef", "--anneal-ent-coef"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_schedule_of_the_zoo_is_answered_with_our_flag(name, anneals, in_file, tmp_path, no_launcher):
+    (tmp_path / "mine.yaml").write_text(f"{name}: lin_3e-4\n")
+    message = refusal(["--config", str(tmp_path / "mine.yaml")] if in_file else [f"--{name}", "lin_3e-4"])
+    assert message.startswith(f"--{name} lin_3e-4: ")
+    assert message.endswith(f"; here it is --{name} 3e-4 with {anneals}")
+
+
+def test_a_switch_with_a_value_is_answered_alike(no_launcher):
+    for words in (["--anneal-lr", "false"], ["--no-anneal-lr", "true"]):
+        assert refusal(words) == f"{' '.join(words)}: --anneal-lr or --no-anneal-lr is expected"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("import gymnasium\n\nclass Env:\n    a = {\n", 3), ("seed: 1\nnum_envs: [1, 2\n", 3), ("a: b: c\n", 1)],
+)
+def test_a_file_that_is_no_yaml_is_named_with_the_line(text, line, tmp_path, no_launcher):
+    path = tmp_path / "my_envs.py"
+    path.write_text(text)
+    message = refusal(["--config", str(path)])
+    assert message.startswith(f"--config {path}: cannot be read (line {line}: ")
+    assert message.endswith("; a YAML file of flags is expected)")

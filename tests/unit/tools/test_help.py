@@ -127,10 +127,11 @@ def test_the_short_page_has_what_most_need_and_names_the_long_one(kind, capsys, 
     text = printed(kind, "--help", capsys)
     shown = re.findall(r"^  (--[\w-]+)", text, re.MULTILINE)
     count = len(dataclasses.fields(SCRIPT_CONFIGS[kind]))
-    assert 18 <= len(shown) <= 26
+    assert 18 <= len(shown) <= 28
     assert f"--help-all shows all {count}" in " ".join(text.split())
     assert len(text.splitlines()) <= 80, "two screens"
     needed = ["--env-id", "--num-envs", "--total-timesteps", "--seed", "--learning-rate", "--num-steps", "--config"]
+    needed += ["--anneal-lr", "--stop-at-return", "--checkpoint-every"]
     assert {*needed, "--hidden-sizes", "--run-dir", "--resume"} <= set(shown)
     every = {field.name for config in SCRIPT_CONFIGS.values() for field in dataclasses.fields(config)}
     assert set(MOST_USED) <= every

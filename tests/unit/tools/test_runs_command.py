@@ -164,7 +164,7 @@ def test_no_folder_is_bad_input(tmp_path, capsys, monkeypatch):
     for args, problem in (
         ([], "logs: no such folder; a folder is expected"),
         (["file"], "file: is a file; a folder is expected"),
-        (["a", "b"], "unrecognized arguments: b"),
+        (["a", "b"], "b: one LOG_DIR is expected, and no more"),
     ):
         assert main(["runs", *args]) == BAD_INPUT
         assert capsys.readouterr().err == f"error: {problem}\n"

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 
+import gymnasium
 import moviepy
 import numpy as np
 import pytest
@@ -111,15 +112,46 @@ def test_what_does_not_render_cannot_be_recorded(tmp_path, capfd, env_id):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
-    import gymnasium
-
     with gymnasium.make(env_id) as env:
         spec = env_spec(env_id, env.observation_space, env.action_space)
     save_policy(Agent(spec, Architecture("tanh", (4,))), folder)
     assert cli.main(["evaluate", str(folder), "--episodes", "1", "--video"]) == 2
     err = capfd.readouterr().err
-    assert err == f"error: --env-id {env_id}: does not render rgb_array, which video needs\n"
+    assert err == f"error: --video: {env_id} does not render rgb_array\n"
     assert not (folder / "test_videos").exists()
+
+
+@pytest.mark.parametrize("env_id", ["Endless-v0", "NoArguments-v0"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gif", "a.gif"], "--gif a.gif: {} does not render rgb_array"),
+        (["--render", "human"], "--render human: {} does not render human"),
+    ],
+)
+def test_the_flag_that_cannot_be_met_is_named(env_id, words, message, tmp_path, capfd, monkeypatch):
+    """In one line, without Gymnasium's warning; and nothing is written."""
+    with gymnasium.make(env_id) as env:
+        spec = env_spec(env_id, env.observation_space, env.action_space)
+    (tmp_path / "run").mkdir()
+    save_policy(Agent(spec, Architecture("tanh", (4,))), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "run", "--episodes", "1", *words]) == 2
+    assert capfd.readouterr() == ("", f"error: {message.format(env_id)}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["c2.mp4", "picture", "a.gif.png", "gif"])
+def test_a_gif_under_another_name_is_refused(name, capfd, tmp_path):
+    path = tmp_path / name
+    assert cli.main(["evaluate", "nowhere", "--gif", str(path)]) == 2
+    assert capfd.readouterr() == ("", f"error: --gif {path}: a name that ends in .gif is expected\n")
+
+
+def test_what_was_recorded_is_printed(tmp_path, run_dir, capfd):
+    gif = tmp_path / "episode.GIF"
+    assert cli.main(["evaluate", str(run_dir), "--episodes", "1", "--video", "--gif", str(gif)]) == 0
+    assert capfd.readouterr().out.splitlines()[1:] == [f"video: {run_dir / 'test_videos'}", f"gif: {gif}"]
 
 
 DIFFERENT = [
