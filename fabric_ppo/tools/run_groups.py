@@ -15,11 +15,14 @@ from fabric_ppo.run.result import RunResult
 
 _COMPARED_TOO = {
     *("total_timesteps", "stop_at_return", "test_episodes", "test_step_limit", "env_backend"),
-    *("num_threads", "callbacks", "exp_name", "init_from"),
+    *("num_threads", "callback", "exp_name", "init_from"),
 }
 """Flags that a resumed run may have other values of, and that still tell runs apart."""
-NOT_COMPARED = {"seed", *MAY_DIFFER} - _COMPARED_TOO
-"""Flags whose values tell no groups apart: the seed, and those that only look at a run."""
+NOT_COMPARED = {"seed", "trackers", *MAY_DIFFER} - _COMPARED_TOO
+"""Flags whose values tell no groups apart: the seed, and those that only look at a run.
+
+`trackers` was `track` in older runs.
+"""
 _FIRST = ("env_id", "exp_name", "script")
 """Settings that a group is named by where they tell it from the others."""
 _CONFIGS: tuple[type[Config], ...] = (Config, TorchConfig, DecoupledConfig)
