@@ -13,7 +13,7 @@ from tests.fixtures.launching import clean_environment
 from tests.fixtures.pages import fences
 from tests.fixtures.processes import PATIENCE, wait_until
 
-SRUN, TRAP = (text for text in fences("slurm") if "--signal=" in text)
+SRUN, TRAP, HOSTS = (text for text in fences("slurm") if "--signal=" in text)
 
 
 @pytest.fixture
@@ -62,3 +62,42 @@ def test_the_signal_reaches_the_launcher_and_the_job_waits_for_it(tmp_path, job)
 def test_a_run_that_ends_by_itself_is_not_started_again(tmp_path, job):
     job(TRAP, "torchrun", "exit 0").wait(PATIENCE)
     assert asked(tmp_path) == ""
+
+
+SRUN_OF_TWO = """
+while [[ "$1" == --* ]]; do shift; done
+for host in 0 1; do SLURM_NODEID=$host setsid "$@" & tasks+=($!); done
+trap 'for task in "${tasks[@]}"; do kill -USR1 -- "-$task"; done' USR1
+for again in 1 2 3; do wait "${tasks[@]}"; done
+"""
+"""Runs a command for each of two hosts; a signal goes to all processes of a task, as SLURM may send it."""
+
+
+def test_the_signal_reaches_the_launchers_of_all_hosts(tmp_path, job):
+    """As a TERM, and the job waits for both of them."""
+    launcher = tmp_path / "torchrun"
+    launcher.write_text(
+        "#!/bin/bash\n"
+        "trap 'touch killed' USR1\n"
+        "trap 'touch stopping$SLURM_NODEID; while [ ! -e saved ]; do sleep 0.05; done; exit 1' TERM\n"
+        "touch started$SLURM_NODEID\n"
+        "while :; do sleep 0.05; done\n"
+    )
+    launcher.chmod(0o755)
+    process = job(HOSTS, "srun", SRUN_OF_TWO)
+    assert wait_until(lambda: all((tmp_path / f"started{host}").exists() for host in (0, 1)))
+    os.kill(process.pid, signal.SIGUSR1)
+    assert wait_until(lambda: all((tmp_path / f"stopping{host}").exists() for host in (0, 1)))
+    assert process.poll() is None
+    assert "requeue" not in asked(tmp_path)
+    (tmp_path / "saved").touch()
+    process.wait(PATIENCE)
+    assert asked(tmp_path) == "requeue 7"
+    assert not (tmp_path / "killed").exists()
+
+
+def test_a_run_on_two_hosts_that_ends_by_itself_is_not_started_again(tmp_path, job):
+    (tmp_path / "torchrun").write_text("#!/bin/bash\nexit 0\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    job(HOSTS, "srun", SRUN_OF_TWO).wait(PATIENCE)
+    assert "requeue" not in asked(tmp_path)

@@ -234,7 +234,7 @@ def test_every_option_of_evaluate_is_listed(capsys):
 
 
 JOBS = fences("slurm")
-TITLES = ["cores", "gpus", "time limit", "time limit of ranks", "array", "hosts"]
+TITLES = ["cores", "gpus", "time limit", "time limit of ranks", "array", "hosts", "time limit of hosts"]
 JOB_OPTIONS = {
     **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node"), r"[1-9]\d*"),
     **{"job-name": r"[\w-]+", "time": r"\d\d:\d\d:\d\d", "array": r"\d+-\d+", "open-mode": "append|truncate"},
@@ -259,7 +259,7 @@ def job_commands(text: str) -> list[list[str]]:
         if re.search(r"\btrain_\w+\.py\b", line):
             words = shlex.split(line.removesuffix(" &"))
             words = shlex.split(words[-1]) if words[0] == "srun" and "bash" in words else words
-            while words[0] in ("srun", "--ntasks=1"):
+            while words[0] in ("srun", "--ntasks=1", "setsid"):
                 words = words[1:]
             assert set(re.findall(r"\$(\w+)", " ".join(words))) <= set(given)
             commands.append([re.sub(r"\$(\w+)", lambda name: given[name[1]], word) for word in words])
