@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRAIN_FLAGS ?= --capture-video --env-id LunarLander-v2 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048 --seed 1
 TEST_FLAGS ?=
+# fabric run would take 29400, where another run may be
+FREE_PORT = "$(BIN)/python" -c 'import socket; free = socket.socket(); free.bind(("127.0.0.1", 0)); print(free.getsockname()[1])'
 BENCH_FLAGS ?= all --rounds 5
 RESULTS := benchmarks/results
 STRESS_FLAGS ?=
@@ -16,7 +18,7 @@ ZOO_FLAGS ?=
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
 	@touch "$(VENV)/.train-started"
-	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py $(TRAIN_FLAGS)
+	cd "$(CURDIR)" && "$(BIN)/fabric" run --accelerator=cpu --strategy=ddp --devices=2 --main-port=$$($(FREE_PORT)) train_fabric.py $(TRAIN_FLAGS)
 	@cd "$(CURDIR)" && "$(BIN)/python" -m fabric_ppo.tools.report.after_training "$(VENV)/.train-started" $(TRAIN_FLAGS)
 
 test: install

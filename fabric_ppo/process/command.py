@@ -21,8 +21,13 @@ def _working_directory() -> str | None:
 running: ContextVar[str] = ContextVar("running", default="")
 """Name of the command of `fabric-ppo` that this process runs, such as `evaluate`; else empty."""
 
+TRAIN_VARIABLE = "FABRIC_PPO_TRAIN"
+"""Environment variable in which the command `train` hands its script's name and launcher's flags to the ranks."""
+
 # Read at import: code of the user's own may change the first, and the scripts change the others.
 _DIRECTORY = _working_directory()
+# Taken out of the environment, so that programs which the run starts are not taken for it.
+_TRAIN = shlex.split(os.environ.pop(TRAIN_VARIABLE, ""))
 _FABRIC = {name.removeprefix("LT_"): value for name, value in os.environ.items() if name.startswith("LT_")}
 
 
@@ -34,10 +39,17 @@ def command_with(flags: Sequence[str]) -> str:
     command for this one.
     """
     launch = read_launch()
+    if _TRAIN:
+        return _in_directory([sys.executable or "python", "-m", "fabric_ppo", "train", *_TRAIN, *flags])
     launcher = [] if "RANK" not in os.environ else _fabric(launch) if "CLI_USED" in _FABRIC else _torchrun(launch)
     script = os.path.join(_DIRECTORY or "", sys.argv[0])
+    return _in_directory([sys.executable or "python", *launcher, script, *flags])
+
+
+def _in_directory(words: Sequence[str]) -> str:
+    """Return a command that runs in the folder, and with the modules, that this process was started with."""
     path = os.environ.get("PYTHONPATH")
-    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable or "python", *launcher, script, *flags]
+    words = [*(["env", f"PYTHONPATH={path}"] if path else []), *words]
     return f"cd {shlex.quote(_DIRECTORY)} && {shlex.join(words)}" if _DIRECTORY else shlex.join(words)
 
 

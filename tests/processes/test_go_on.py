@@ -65,6 +65,10 @@ def test_the_command_that_a_stop_prints_goes_on(lab, tmp_path, start):
     stopped = run_in(lab, start(), *FLAGS, "--run-dir=a run")
     (go_on,) = re.findall(r"^stopped by .*; saved .*: go on with (.*)$", stopped.stderr, re.MULTILINE)
     assert stopped.returncode in (1, 75)  # a launcher's, or a rank's
+    typed = start()
+    if typed[: len(PACKAGE)] == PACKAGE:  # it names that command, with no port of the launcher's choice
+        assert f" -m fabric_ppo train {typed[len(PACKAGE)]} " in go_on
+        assert "port" not in go_on
     done = pasted(go_on, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed with" not in done.stderr

@@ -124,7 +124,8 @@ def test_commands_that_train_run(words, folder, train):
     if wanted.cuda and torch.cuda.device_count() < wanted.ranks:
         assert done.returncode != 0
         if torch.cuda.device_count() == 0:  # with some, but too few, `fabric run` refuses in its own words
-            assert re.search(r"^error: --cuda: \d+ CUDA devices? (is|are) needed here, 0 found$", done.stderr, re.MULTILINE)
+            refusal = r"^error: --cuda: \d+ CUDA devices? (is|are) needed here, 0 found$"
+            assert re.search(refusal, done.stderr, re.MULTILINE)
         assert made is None
         return
     assert done.returncode == 0, done.stderr

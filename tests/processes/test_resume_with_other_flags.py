@@ -176,3 +176,16 @@ def test_a_checkpoint_of_another_make_does_not_fit(tmp_path):
     (said,) = train("torch", 1, tmp_path / "run", anneal_lr=False, resume=True)
     assert "ConfigError: --resume: the checkpoint in " in said
     assert "does not fit this run" in said
+
+
+@pytest.mark.parametrize(("anneals", "names"), [(True, "--learning-rate"), (False, "")])
+def test_a_longer_run_prints_what_it_does_to_the_schedules(tmp_path, capfd, anneals, names):
+    """Three updates of three: nothing was left of the rate; of six, half is."""
+    run_dir = finish("torch", 1, tmp_path / "run", updates=3, anneal_lr=anneals)
+    capfd.readouterr()
+    finish("torch", 1, run_dir, updates=6, anneal_lr=anneals, resume=True)
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith("--total-timesteps 192, before 96: ")
+    ]
+    said = f"now {names} falls to zero over the new total, and goes on from 50% of its value instead of 0%"
+    assert [line.partition(": ")[2] for line in lines] == ([said] if names else [])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import socket
 import sys
 from typing import Any
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig, script_file
-from fabric_ppo.process.errors import BAD_INPUT, ConfigError
+from fabric_ppo.process.command import TRAIN_VARIABLE
+from fabric_ppo.process.errors import BAD_INPUT, ConfigError, flag
 from fabric_ppo.process.tasks import require_one_task
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
 from fabric_ppo.run.folder import require_usable, started_with
@@ -53,6 +55,7 @@ def run(args: list[str]) -> int:
         parser.set_defaults(**_launcher_of_run(run_dir, config_type))
         launch, flags = parser.parse_known_args(rest)
     _check_launcher(launch)
+    typed = _launcher_words(launch, name)
     require_one_task(launch.num_nodes)
     if config_type is DecoupledConfig:
         # its trainers find their GPUs themselves; `fabric run` would want one for every process
@@ -69,7 +72,8 @@ def run(args: list[str]) -> int:
     sys.stdout.flush()
     # without it torchrun prints a warning; the script sets its own number of threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.execv(sys.executable, [sys.executable, *launch_command(config_type, launch), *flags])
+    env = {**os.environ, TRAIN_VARIABLE: shlex.join([name, *typed])}
+    os.execve(sys.executable, [sys.executable, *launch_command(config_type, launch), *flags], env)
 
 
 def _launcher_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
@@ -82,6 +86,13 @@ def _launcher_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
     if "devices" in found:  # text, such as auto, for `fabric run` alone
         found["devices"] = int(found["devices"]) if found["devices"].isdecimal() else 1
     return found
+
+
+def _launcher_words(launch: argparse.Namespace, name: str) -> list[str]:
+    """Return the launcher's flags that are not at their defaults, as words of a command line."""
+    defaults = vars(launcher_parser(name).parse_known_args([])[0])
+    given = {each: value for each, value in vars(launch).items() if value != defaults[each]}
+    return [f"{flag(each)}={value}" for each, value in given.items()]
 
 
 def launcher_parser(name: str) -> CommandParser:

@@ -126,7 +126,7 @@ def test_the_line_has_the_command_to_run_instead(program, command, given, monkey
 def test_a_task_for_each_host_starts_its_ranks(given, monkeypatch):
     """As `srun --ntasks-per-node=1 python -m fabric_ppo train ... --num-nodes 2` does."""
     given(STEP)
-    monkeypatch.setattr("os.execv", lambda *_: None)
+    monkeypatch.setattr("os.execve", lambda *_: None)
     hosts = ["--num-nodes", "2", "--node-rank", "1", "--main-address", "10.0.0.1", "--main-port", "29500"]
     cli.main(["train", "torch", *hosts])
     with pytest.raises(ConfigError, match="each of 2 tasks"):

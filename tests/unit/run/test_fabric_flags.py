@@ -79,7 +79,7 @@ def test_fewer_gpus_than_processes(monkeypatch):
     require_devices(3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match=r"^--devices 3: 1 CUDA devices found; --accelerator cpu takes none$"):
+    with pytest.raises(ConfigError, match=r"^--devices 3: 1 CUDA device found; --accelerator cpu takes none$"):
         require_devices(3)
 
 
@@ -95,7 +95,7 @@ def test_player_and_trainers_choose_devices_themselves(monkeypatch):
 def launched_with(words, monkeypatch):
     """Arguments of the launcher that a command is replaced by."""
     seen = []
-    monkeypatch.setattr("os.execv", lambda _, args: seen.extend(args))
+    monkeypatch.setattr("os.execve", lambda _, args, env: seen.extend(args))
     cli.main(["train", *words])
     return seen
 

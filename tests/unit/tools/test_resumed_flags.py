@@ -145,7 +145,7 @@ def test_nor_is_any_of_the_launchers(name, variables, expected, tmp_path, monkey
         patch.setattr("fabric_ppo.process.command._FABRIC", {key[3:]: value for key, value in variables.items()})
         begun(tmp_path, kind)
     assert started_with(str(tmp_path))[0] == f"train_{kind.script}.py"
-    monkeypatch.setattr(os, "execv", lambda _, words: launched.append(words))
+    monkeypatch.setattr(os, "execve", lambda _, words, env: launched.append(words))
     assert cli.main(["train", name, "--run-dir", str(tmp_path), "--resume"]) is None
     assert set(expected) <= set(launched[0])
     cli.main(["train", name, "--run-dir", str(tmp_path), "--resume", "--devices", "2"])

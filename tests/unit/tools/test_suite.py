@@ -331,3 +331,26 @@ def test_a_page_has_successes_where_an_environment_tells_them(tmp_path):
         assert {line.count("|") for line in table} == {table[0].count("|")}
     assert ["success" in head for head in heads] == [False, True, True]
     assert [line.split("|")[-2].strip() for line in table[2:]] == ["-", "75.0 % +- 25.0"]
+
+
+@pytest.mark.parametrize(
+    ("suites", "page"),
+    [
+        (["classic"], "docs/results.md"),
+        (["cartpole", "acrobot"], "docs/results.md"),
+        (["mine.yaml"], "logs/mine/results.md"),
+        (["cartpole", "mine.yaml"], "logs/mine/results.md"),
+        (["folder"], "logs/mine/results.md"),
+    ],
+)
+def test_the_projects_own_page_is_for_its_own_presets(suites, page, tmp_path, monkeypatch):
+    """Unless --out names it, a page with files of one's own is beside their runs."""
+    pages = []
+    monkeypatch.setattr(suite, "run_suite", lambda *args: pages.append(args[-1]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "mine.yaml", tmp_path / "folder/other.yaml"):
+        path.write_text("total_timesteps: 1000\n")
+    assert cli.main(["benchmark", *suites, "--log-dir", "logs/mine"]) == 0
+    assert cli.main(["benchmark", *suites, "--log-dir", "logs/mine", "--out", "mine.md"]) == 0
+    assert list(map(str, pages)) == [page, "mine.md"]
