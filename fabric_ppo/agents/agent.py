@@ -158,8 +158,6 @@ class Agent(Normalizing):
 
         The last columns are the action mask, where there is one.
         """
-        if self.obs_moments is None and self.encoder.is_identity(self.dtype):
-            return obs
         inputs: Tensor = self.encoder(obs, self.dtype, self.obs_moments)
         return inputs
 

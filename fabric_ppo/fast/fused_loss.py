@@ -47,6 +47,7 @@ class FusedLoss:
         self._agent, self._weights = agent, weights
         self._policy, self._value = ClosedForm(agent.policy), ClosedForm(agent.value)
         self._trunk = None if agent.trunk is None else ClosedForm(agent.trunk)
+        self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
         self._differentiate = self._categorical if agent.log_std is None else self._gaussian
 
     def __call__(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
@@ -73,7 +74,7 @@ class FusedLoss:
 
     def _evaluate_block(self, rows: Rows, coefs: Coefficients) -> tuple[MinibatchLoss, Tensor]:
         """Return what `_evaluate` does, for all rows at once."""
-        features = self._agent.inputs(rows.obs)
+        features = rows.obs if self._is_raw else self._agent.inputs(rows.obs)
         trunk_values = [] if self._trunk is None else self._trunk.layer_values(features)
         features = trunk_values[-1] if trunk_values else features
         policy_values = self._policy.layer_values(features)

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = Path(__file__).parents[1]
-_AGENT = ("agents/agent.py", "agents/distributions.py", "agents/mlp.py")
+_AGENT = ("agents/agent.py", "agents/distributions.py", "agents/encoders.py", "agents/mlp.py")
 LOSS = ("ppo/loss.py", *_AGENT)
 """Files that `fused_loss.py` stands for."""
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `array_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "aa985f634ae87fbc",
+    "agents/agent.py": "70c990f3e0b2b59e",
     "agents/distributions.py": "02ae182174db036b",
+    "agents/encoders.py": "43cf7f06d57eefdd",
     "agents/mlp.py": "5996d46bc6eeefba",
     "ppo/loss.py": "f2e1cc184aa7d104",
     "rollouts/actor.py": "b3d7cf4348713504",
@@ -39,10 +40,12 @@ def edited(files: tuple[str, ...]) -> list[str]:
 def fingerprint(source: str) -> str:
     """Return a hash of a file's code.
 
-    Left out are comments, docstrings and line breaks, and in the loss what is only logged: blocks
-    without gradients, and the parts of `Losses` after the first.
+    Left out are comments, docstrings and line breaks, and in the loss what is only logged: the parts
+    of `Losses` after the first, and blocks without gradients that compute nothing else.
     """
-    spans = [_span(node) for node in ast.walk(ast.parse(source)) if _is_left_out(node)]
+    tree = ast.parse(source)
+    spans = [_span(node) for node in ast.walk(tree) if _is_left_out(node)]
+    spans += [_span(block) for function in ast.walk(tree) for block in _logging_blocks(function, spans)]
     names = {tokenize.INDENT: "{", tokenize.DEDENT: "}", tokenize.NEWLINE: ";"}
     words, was_left_out = [], False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -59,11 +62,36 @@ def _is_left_out(node: ast.AST) -> bool:
     """Return True for a part of a file that its fingerprint leaves out."""
     if isinstance(node, ast.Expr):  # a docstring
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    if isinstance(node, ast.With):
-        return ast.unparse(node.items[0]) == "torch.no_grad()"
     if isinstance(node, ast.ClassDef):
         return node.name == "Losses"
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "Losses"
+
+
+def _logging_blocks(function: ast.AST, spans: list[Any]) -> list[ast.With]:
+    """Return the blocks without gradients of a function that only give names to numbers to be logged."""
+    if not isinstance(function, ast.FunctionDef):
+        return []
+    blocks = [node for node in function.body if isinstance(node, ast.With)]
+    blocks = [block for block in blocks if ast.unparse(block.items[0]) == "torch.no_grad()"]
+    inside = {id(node) for block in blocks for node in ast.walk(block)}
+    # names that the rest of the function reads: a block that gives one of these takes part in the loss
+    read = {
+        node.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and id(node) not in inside
+        if not any(begin <= (node.lineno, node.col_offset) < end for begin, end in spans)
+    }
+    return [block for block in blocks if all(_is_logging(statement, read) for statement in block.body)]
+
+
+def _is_logging(statement: ast.stmt, read: set[str]) -> bool:
+    """Return True for an assignment to a name that is not in `read`, of something that changes no tensor in place."""
+    if not (isinstance(statement, ast.Assign) and all(isinstance(target, ast.Name) for target in statement.targets)):
+        return False
+    names = {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    in_place = [call for call in calls if isinstance(call, ast.Attribute) and call.attr.endswith("_")]
+    return not names & read and not in_place
 
 
 def _span(node: Any) -> tuple[tuple[int, int], tuple[int, int]]:
