@@ -83,7 +83,7 @@ def _print_new_schedule(config: Config, values: Mapping[str, Any], num_updates: 
     annealed = {"learning_rate": config.anneal_lr, "clip_coef": config.anneal_clip_coef}
     annealed["ent_coef"] = config.anneal_ent_coef and config.ent_coef != 0
     names = [flag(name) for name, anneals in annealed.items() if anneals]
-    if config.total_timesteps == before["total_timesteps"] or not names:
+    if config.quiet or config.total_timesteps == before["total_timesteps"] or not names:
         return
     past = num_updates * before["total_timesteps"] / config.total_timesteps
     shares = [max(0.0, 1 - update / total) for total in (past, num_updates)]
