@@ -104,7 +104,7 @@ def test_what_others_print_is_above_the_panel(terminal, tmp_path):
         (where,) = [at for at, line in enumerate(lines) if line == f"{words} {number}"]
         assert where < panel
     assert sum(line == "and a second line" for line in lines) == 10
-    assert sum("UserWarning: odd" in line for line in lines) == 10
+    assert "".join(lines).count("UserWarning: odd") == 10  # its line, with a path, may be wider than the screen
     assert "trained 640 steps" in "\n".join(lines[panel:])
 
 
