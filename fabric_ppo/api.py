@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -19,13 +20,14 @@ from fabric_ppo.config_given import format_given, python_scalar, whole_number
 from fabric_ppo.config_names import call_hint
 from fabric_ppo.config_values import ATARI, field_types
 from fabric_ppo.process.console import muted, print_line
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path, update_of
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.settings import callers_settings_kept
 from fabric_ppo.run.commands import go_on_with
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.result import RunResult
+from fabric_ppo.tools.command_hints import command_hint
 
 if TYPE_CHECKING:
     from fabric_ppo.agents.policy import Policy
@@ -60,13 +62,25 @@ def _answering_names(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **given: P.kwargs) -> R:
         for name in given:
             if name not in own:
-                hint = call_hint(name, own, field_types(TorchConfig))
-                raise ConfigError(f"{function.__name__}({name}=...): {hint}")
+                raise ConfigError(f"{function.__name__}({name}=...): {_name_hint(name, own)}")
         if not args and first not in given:
             raise ConfigError(f"{function.__name__}(): {_EXPECTED[first]} is expected")
         return function(*args, **given)
 
     return call
+
+
+def _name_hint(name: str, own: Mapping[str, inspect.Parameter]) -> str:
+    """Return a hint for the error about an argument that a function with the arguments `own` does not have."""
+    if "config" in own:
+        return call_hint(name, own, field_types(TorchConfig))
+    hint = command_hint(flag(name), [*map(flag, own)], "help(fabric_ppo.evaluate)")
+
+    def as_argument(found: re.Match[str]) -> str:
+        argument = found[1].replace("-", "_")
+        return f"{argument}=True" if argument in own and own[argument].default is False else argument
+
+    return re.sub(r"--([a-z][a-z-]*)", as_argument, hint)
 
 
 @_answering_names

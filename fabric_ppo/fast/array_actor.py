@@ -55,8 +55,7 @@ class ActorChoice:
             self._is_equal = not reason
             if reason:
                 print_from_rank_zero(
-                    f"{', '.join(reason)}: edited since fast/array_actor.py was written; "
-                    "it acts as written, at PyTorch's speed"
+                    f"edited: {', '.join(reason)}; acting follows this code, and not the faster fast/array_actor.py"
                 )
         return (ArrayActor if self._is_equal else Actor)(agent, noise)
 

@@ -82,8 +82,8 @@ class PPOLoss(nn.Module):
             self._can_fuse = not reason
             if self._prints and reason:
                 print_line(
-                    f"{', '.join(reason)}: edited since fast/fused_loss.py was written; "
-                    "it is trained on as written, at autograd's speed",
+                    f"edited: {', '.join(reason)}; training follows this code, with autograd, "
+                    "and not the faster fast/fused_loss.py",
                     sys.stderr,
                 )
         return self._fused if self._can_fuse else None

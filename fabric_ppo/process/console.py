@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -158,3 +159,10 @@ def _flush_all(stdout: TextIO | None) -> None:
     for stream in (stdout, sys.__stdout__, sys.stdout, sys.stderr):
         flush(stream)
     ctypes.CDLL(None).fflush(None)
+
+
+def format_number(value: float) -> str:
+    """Return a number in a few characters: three digits, or one decimal from 10 on."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.1f}" if 10 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from fabric_ppo.fast.written_for import LOSS, edited
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
 
@@ -52,10 +53,8 @@ class Guard:
             broken.append("weights" if is_weight else "running statistics")
         if broken:
             self._agent.load_state_dict(self.kept)
-            # infinite statistics come from observations, which no learning rate changes
-            hint = (
-                ""
-                if broken == ["running statistics"]
-                else "; lower --learning-rate, or normalize large observations or rewards?"
-            )
+            hints = [f"mend the edit of {name}" for name in edited(LOSS)]
+            if broken != ["running statistics"]:  # these come from observations, which no learning rate changes
+                hints.append("lower --learning-rate, or normalize large observations or rewards?")
+            hint = "; " * bool(hints) + ", or ".join(hints)
             raise TrainingError(f"update {update + 1}: {', '.join(broken)} not finite{hint}")

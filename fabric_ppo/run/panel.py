@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from fabric_ppo.process.console import format_number
 from fabric_ppo.process.live_area import LiveArea
 
 _POINTS = 40
@@ -277,13 +278,6 @@ def _ago(seconds: float) -> str:
 
 def _named(name: str, value: str) -> Text:
     return Text.assemble((name, "dim"), " ", (value, "bold"))
-
-
-def format_number(value: float) -> str:
-    """Return a number in a few characters: three digits, or one decimal from 10 on."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:,.1f}" if 10 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _plain(text: str, glyphs: Glyphs) -> str:

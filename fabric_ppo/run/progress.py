@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric_ppo.config import Config
-from fabric_ppo.process.console import is_terminal, print_line
+from fabric_ppo.process.console import format_number, is_terminal, print_line
 from fabric_ppo.run.checkpoint import Checkpoints
 from fabric_ppo.run.counts import Counts
 
@@ -91,7 +91,7 @@ class Progress:
             self._panel.update(self._state(counts, metrics, _rate(speed), left))
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or steps >= self._total:
             self._last_line = time.monotonic()
-            score = "-" if counts.return_mean is None else f"{counts.return_mean:.1f}"
+            score = "-" if counts.return_mean is None else format_number(counts.return_mean)
             text = f"{steps:,}/{self._total:,} steps | return {score} | {_rate(speed)} steps/s | {left} left"
             print_line(text, sys.stdout)
 

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from fabric_ppo.process.console import format_number
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import newest_first
 from fabric_ppo.run.folder import CONFIG_FILE
@@ -139,7 +140,8 @@ class RunResult(os.PathLike[str]):
         test = summary.get("test") or {}
         score = test.get("return_mean")
         trained = f"{summary.get('env_id')}, {summary.get('env_steps', 0):,} steps"
-        return trained if score is None else f"{trained}, return {score:.1f} in {test['episodes']} test episodes"
+        tested = "" if score is None else f", return {format_number(score)} in {test['episodes']} test episodes"
+        return trained + tested
 
 
 def _is_counted(row: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric_ppo.config import Config
+from fabric_ppo.process.console import format_number
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.rollouts.info_totals import InfoMeans, info_text
@@ -72,7 +73,8 @@ class Summary:
 
 def _score(test: dict[str, Any]) -> str:
     """Return the text of a test's result."""
-    text = f"return {test['return_mean']:.1f} +- {test['return_std']:.1f} over {test['episodes']} episodes"
+    mean, std = (format_number(test[name]) for name in ("return_mean", "return_std"))
+    text = f"return {mean} +- {std} over {test['episodes']} episodes"
     text = f"{text}, {test['cut_off']} of them cut off" if test["cut_off"] else text
     return text + info_text(test.get("info", {}), test["episodes"])
 

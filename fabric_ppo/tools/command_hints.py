@@ -41,13 +41,13 @@ _NOTES = {
 """Other names, and what to do instead where RUN_DIR is played."""
 
 
-def command_hint(word: str, known: Collection[str], prog: str) -> str:
+def command_hint(word: str, known: Collection[str], help_text: str) -> str:
     """Return a hint for the error about a flag that a command does not have.
 
     Args:
         word: the flag, such as `--n-eval-episodes`.
         known: flags that the command has.
-        prog: the command, such as `fabric-ppo evaluate`.
+        help_text: where flags are listed, such as `fabric-ppo evaluate --help`.
     """
     name = word.lstrip("-").lower().replace("-", "_")
     for ours, others in _SAME.items():
@@ -60,4 +60,4 @@ def command_hint(word: str, known: Collection[str], prog: str) -> str:
         return f"did you mean {nearest[0]}?"
     if any(name in field_types(kind) for kind in SCRIPT_CONFIGS.values()):
         return "it is a flag of train"
-    return f"see {prog} --help"
+    return f"see {help_text}"

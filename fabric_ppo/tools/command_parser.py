@@ -54,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
                 return
             # a minus, and a letter: numbers are values
             if re.match("--?[A-Za-z]", name) and name not in known:
-                raise ConfigError(f"{name}: unknown flag; {command_hint(name, known, self.prog)}")
+                raise ConfigError(f"{name}: unknown flag; {command_hint(name, known, f'{self.prog} --help')}")
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError."""

@@ -11,7 +11,6 @@ import io
 import os
 import re
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -31,11 +30,10 @@ from fabric_ppo.tools.flag_hints import flag_hint
 from fabric_ppo.tools.help import HELP, HELP_ALL, Section, default_usage, script_page
 from fabric_ppo.tools.locate import config_path
 from fabric_ppo.tools.whole_numbers import whole_number
+from fabric_ppo.tools.words import REPEATABLE, flag_of, joined, numbers_in, plain_numbers, spread
 
 C = TypeVar("C", bound=Config)
 
-_REPEATABLE = ("callback", "track", "track_tags")
-"""Fields whose flag takes several words or is repeated, and which are a list in YAML; they have commas."""
 _RENAMED = {"callbacks": "callback", "trackers": "track"}
 """Fields by their names in the folders of older runs."""
 _OF_RUN = "--resume:"
@@ -111,9 +109,9 @@ def resumed_folder(args: Sequence[str], from_file: Mapping[str, Any]) -> str | N
     folder, resumes = from_file.get("run_dir"), from_file.get("resume", False)
     for word, following in zip_longest(args, args[1:], fillvalue=""):
         name, _, value = word.partition("=")
-        if _flag_of(word) == "--run-dir":
+        if flag_of(word) == "--run-dir":
             folder = value if name != word else following
-        resumes = {"--resume": True, "--no-resume": False}.get(_flag_of(word), resumes)
+        resumes = {"--resume": True, "--no-resume": False}.get(flag_of(word), resumes)
     return folder if resumes else None
 
 
@@ -124,12 +122,12 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
         ConfigError: it has another type than its flag.
     """
     # YAML 1.1 reads 3e-4, which has no point, as text, and has lists, but no tuples
-    if isinstance(value, list) and name in _REPEATABLE and all(isinstance(each, str) for each in value):
+    if isinstance(value, list) and name in REPEATABLE and all(isinstance(each, str) for each in value):
         value = ",".join(value)
     elif isinstance(value, list):
         value = tuple(map(_whole, value)) if takes_int(kind) else tuple(value)
     elif kind == tuple[int, ...] and isinstance(value, str):
-        value = tuple(map(_whole, _numbers(value)))
+        value = tuple(map(_whole, numbers_in(value)))
     elif takes_int(kind):
         value = _whole(value)
     elif takes_float(kind) and type(value) in (str, int):
@@ -194,13 +192,13 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
         ConfigError: an unknown flag, a value of the wrong type, or values that `Config` refuses.
         SystemExit: `--help` or `--help-all` is among the flags.
     """
-    args = _spread(config_type, _joined(args))
+    args = spread(config_type, joined(args))
     given = _given_flags(config_type, args)
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     from_file = load_yaml(path, config_type) if path else {}
     if (run_dir := resumed_folder(args, from_file)) is not None:
         from_file = flags_of_run(run_dir, config_type) | from_file
-    if asked := [word for word in map(_flag_of, args) if word in (*HELP, HELP_ALL)]:
+    if asked := [word for word in map(flag_of, args) if word in (*HELP, HELP_ALL)]:
         if is_rank_zero():
             prog = prog or default_usage(config_type)
             print(script_page(config_type(**from_file), prog, HELP_ALL in asked, launcher))
@@ -224,7 +222,7 @@ def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            values = tyro.cli(unchecked, args=_plain_numbers(config_type, args), default=default)
+            values = tyro.cli(unchecked, args=plain_numbers(config_type, args), default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -248,7 +246,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
     given: dict[str, list[str]] = {}
     current, room = "", 0
     for word in args:
-        if _flag_of(word) in (*HELP, HELP_ALL):
+        if flag_of(word) in (*HELP, HELP_ALL):
             continue
         if not word.startswith("--"):
             if room == 0:
@@ -256,7 +254,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
             given[known[current]].append(word)
             room -= 1
             continue
-        current, value = _flag_of(word), word.partition("=")[2]
+        current, value = flag_of(word), word.partition("=")[2]
         if current not in known:
             raise ConfigError(f"{current}: unknown flag; {flag_hint(current, known)}")
         kind = kinds[known[current]]
@@ -274,74 +272,6 @@ def _no_room(current: str, name: str, word: str, kinds: Mapping[str, Any]) -> st
     if kinds[name] is bool:
         return f"{current} {word}: {flag(name)} or --no-{flag(name)[2:]} is expected"
     return f"{current} {word}: {current} takes no more"
-
-
-def _spread(config_type: type[Config], args: Sequence[str]) -> list[str]:
-    """Return the command line with whole numbers that have commas between them as words of their own."""
-    lists = [flag(name) for name, kind in field_types(config_type).items() if kind == tuple[int, ...]]
-    words: list[str] = []
-    is_list = False
-    for word in args:
-        name, equals, value = word.partition("=")
-        if word.startswith("--"):
-            is_list = _flag_of(word) in lists
-            words += [name, *_numbers(value)] if is_list and equals else [word]
-        else:
-            words += _numbers(word) if is_list else [word]
-    return words
-
-
-def _numbers(text: str) -> list[str]:
-    """Return the parts of `64,64`, `[64, 64]` or `(64, 64)`; of anything else the text itself."""
-    return re.sub(r"[\[\]()\s]", "", text).strip(",").split(",") if re.fullmatch(r"[\w.,\[\]()\s]+", text) else [text]
-
-
-def _joined(args: Sequence[str]) -> list[str]:
-    """Return the command line with the values of a flag that takes several as one, with commas.
-
-    They follow it as words, or the flag is repeated.
-    """
-    words: list[str] = []
-    places: dict[str, int] = {}
-    rest = deque(args)
-    while rest:
-        word = rest.popleft()
-        name, equals, value = _flag_of(word), *word.partition("=")[1:]
-        if not word.startswith("--") or name[2:].replace("-", "_") not in _REPEATABLE:
-            words.append(word)
-            continue
-        values = [value] if equals else []
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.popleft())
-        if not values:  # which is an error with a line of its own
-            words.append(word)
-        elif name in places:
-            words[places[name]] += "," + ",".join(values)
-        else:
-            words += [name, ",".join(values)]
-            places[name] = len(words) - 1
-    return words
-
-
-def _flag_of(word: str) -> str:
-    """Return a flag with hyphens and without a value: `--num_envs=3` -> `--num-envs`."""
-    return word.partition("=")[0].replace("_", "-")
-
-
-def _plain_numbers(config_type: type[Config], args: Sequence[str]) -> list[str]:
-    """Return the command line with whole numbers as tyro reads them: 1M -> 1000000."""
-    kinds = {flag(name): kind for name, kind in field_types(config_type).items()}
-    plain, is_whole = [], False
-    for word in args:
-        name, equals, value = word.partition("=")
-        if word.startswith("--"):
-            is_whole = takes_int(kinds.get(_flag_of(word)))
-        else:
-            name, equals, value = "", "", word
-        with contextlib.suppress(ValueError):
-            value = str(whole_number(value)) if is_whole else value
-        plain.append(name + equals + value)
-    return plain
 
 
 def _schedule_hint(name: str, values: Sequence[Any]) -> str:

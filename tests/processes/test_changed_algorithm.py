@@ -67,7 +67,7 @@ def test_a_change_takes_effect(train, script, heading):
     policy, _, said = train(script, text)
     assert len(policy) == len(usual)
     assert policy != usual
-    line = "it is trained on as written"
+    line = "training follows this code"
     assert (line in said_before, line in said) == (False, heading == "The loss")
 
 

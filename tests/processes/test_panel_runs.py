@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fabric_ppo.run.panel import format_number
+from fabric_ppo.process.console import format_number
 from tests.fixtures.launching import ROOT
 from tests.fixtures.processes import PATIENCE, wait_until
 from tests.fixtures.terminals import Terminal

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fabric_ppo.config import TEST_STEP_LIMIT
 from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.config_values import ATARI
-from fabric_ppo.process.console import lost_output, print_line, stdout_on_stderr
+from fabric_ppo.process.console import format_number, lost_output, print_line, stdout_on_stderr
 from fabric_ppo.process.errors import FAILED, NOT_ALL_WRITTEN, ConfigError, DoesNotRenderError, EnvironmentFault
 from fabric_ppo.process.files import require_text_path
 from fabric_ppo.tools.command_parser import CommandParser, count
@@ -68,7 +68,7 @@ def run(args: list[str]) -> int:
     if given.json:
         print(json.dumps(scores))
     else:
-        spread = f"{scores['return_mean']:.1f} +- {scores['return_std']:.1f}"
+        spread = f"{format_number(scores['return_mean'])} +- {format_number(scores['return_std'])}"
         info = info_text(scores.get("info", {}), given.episodes)
         print(f"{env_id}: return {spread}, length {scores['length_mean']:.1f}, {given.episodes} episodes{info}")
         if video_dir and not result.unwritten:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.process.console import format_number
 from fabric_ppo.tools.report.runs import ReportRun, finite
 from fabric_ppo.tools.scores import interquartile_mean, interval
 
@@ -48,15 +48,15 @@ def tiles(run: ReportRun) -> list[Tile]:
     found, returns, test = [], run.test_returns, run.summary.get("test")
     if len(returns):
         cut_off = finite(test.get("cut_off")) if isinstance(test, dict) else None
-        more = f"± {number(returns.std())} over {count(len(returns), 'greedy episode')}"
+        more = f"± {format_number(returns.std())} over {count(len(returns), 'greedy episode')}"
         more += f", {cut_off:.0f} cut off" if cut_off else ""
-        found.append(Tile("Test return", number(returns.mean()), more))
+        found.append(Tile("Test return", format_number(returns.mean()), more))
     if (last := run.number("train_return_mean")) is not None:
         episodes = run.number("train_return_episodes")
         more = f"last {count(int(episodes), 'episode')}" if episodes else ""
-        found.append(Tile("Training return", number(last), more))
+        found.append(Tile("Training return", format_number(last), more))
     elif len(returned := _finite(run, "Rewards/rew_avg")):
-        found.append(Tile("Training return", number(returned[-1]), "last update with an episode"))
+        found.append(Tile("Training return", format_number(returned[-1]), "last update with an episode"))
     goal = finite(run.settings.get("total_timesteps"))
     unit = run.settings.get("timestep_unit") == "transition"
     more = f"of {goal:,.0f}, in {count(run.updates, 'update')}" if goal and unit else count(run.updates, "update")
@@ -75,12 +75,12 @@ def histogram(returns: NDArray[np.float64]) -> list[Bar]:
     if not len(returns):
         return []
     if np.ptp(returns) <= 1e-9 * max(1.0, float(abs(returns).max())):
-        value = number(returns[0])
+        value = format_number(returns[0])
         return [Bar(value, value, len(returns), 1.0)]
     edges = np.histogram_bin_edges(returns, "auto")
     counts, edges = np.histogram(returns, min(_MOST_BARS, max(5, len(edges) - 1)))
     pairs = zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
-    return [Bar(number(low), number(high), each, each / counts.max()) for low, high, each in pairs]
+    return [Bar(format_number(low), format_number(high), each, each / counts.max()) for low, high, each in pairs]
 
 
 def scores(runs: Sequence[ReportRun]) -> list[Score]:
@@ -94,7 +94,7 @@ def scores(runs: Sequence[ReportRun]) -> list[Score]:
             found.append(Score("no test", [], None))
             continue
         places = (returns - low) / width * 100
-        text = f"{number(returns.mean())} ± {number(returns.std())}"
+        text = f"{format_number(returns.mean())} ± {format_number(returns.std())}"
         found.append(Score(text, [round(float(each), 2) for each in places], round(float(places.mean()), 2)))
     return found
 
@@ -104,21 +104,16 @@ def group_score(runs: Sequence[ReportRun]) -> str:
     means = [float(run.test_returns.mean()) for run in runs if len(run.test_returns)]
     if not means:
         return "no test"
-    middle = number(interquartile_mean(means))
+    middle = format_number(float(interquartile_mean(means)))
     if len(means) == 1:
         return f"{middle} (one run)"
     low, high = interval(means)
-    return f"{middle} [{number(low)}, {number(high)}], {count(len(means), 'run')}"
+    return f"{middle} [{format_number(low)}, {format_number(high)}], {count(len(means), 'run')}"
 
 
 def _finite(run: ReportRun, tag: str) -> NDArray[np.float64]:
     values = np.asarray(run.result.metrics.get(tag, ()), np.float64)
     return values[np.isfinite(values)]
-
-
-def number(value: Any) -> str:
-    """Return a score's text, with fewer decimals for large ones."""
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def count(value: int, noun: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from fabric_ppo.config import Config
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss
 from fabric_ppo.ppo.batch import Rows, blank_rows
+from fabric_ppo.ppo.loss import minibatch_loss
 from tests.fixtures.agents import build_agent, masked_agent
 from tests.fixtures.rows import make_rows
 from tests.fixtures.spaces import ACTIONS
@@ -41,6 +42,16 @@ def test_the_compiled_loss_is_the_loss(action):
             steps[0](want.loss)
             steps[1](got.loss)
             torch.testing.assert_close(compiled.weights.flat, weights.weights.flat, rtol=1e-9, atol=1e-9)
+
+
+def test_the_compiled_loss_is_not_used_for_other_coefficients(monkeypatch):
+    """It holds those of its compilation as constants; one of the user's own may change along the run."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    agent, config = build_agent(ACTIONS["discrete"]), dataclasses.replace(CONFIG, compile=True)
+    compiled, rows = PPOLoss(agent, config), make_rows(agent, 16, 0.3)
+    compile_loss(compiled, config)
+    for coefs in (coefs_of(config), coefs_of(config)._replace(ent_coef=0.5)):
+        torch.testing.assert_close(compiled(rows, coefs).loss, minibatch_loss(compiled.weights, rows, coefs).loss)
 
 
 def test_an_agent_that_cannot_be_fused_goes_by_autograd():

@@ -33,6 +33,13 @@ def test_guard_restores_when_a_statistic_is_not_finite(name, value):
     assert all(torch.equal(agent.state_dict()[key], kept) for key, kept in before.items())
 
 
+def test_an_edited_loss_is_what_the_hint_names_first(monkeypatch):
+    monkeypatch.setattr("fabric_ppo.run.guard.edited", lambda files: [files[0]])
+    text = "update 1: policy_loss not finite; mend the edit of ppo/loss.py, or lower --learning-rate"
+    with pytest.raises(TrainingError, match=text):
+        Guard(build_agent(ACTIONS["box"])).check(dataclasses.replace(FINE, policy_loss=math.nan), 0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("key", ["policy.0.weight", "value.4.bias", "log_std"])
 def test_guard_restores_when_a_weight_is_not_finite(key, value):

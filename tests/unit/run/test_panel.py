@@ -13,8 +13,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from fabric_ppo.process.console import format_number
 from fabric_ppo.run import panel as module
-from fabric_ppo.run.panel import ASCII, UNICODE, Panel, PanelState, format_number, panel_lines, shows_unicode, sparkline
+from fabric_ppo.run.panel import ASCII, UNICODE, Panel, PanelState, panel_lines, shows_unicode, sparkline
 from tests.fixtures.terminals import Terminal
 
 STATE = PanelState(
