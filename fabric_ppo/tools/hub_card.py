@@ -19,8 +19,9 @@ from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import flag, one_line
 from fabric_ppo.tools.report.repeat import changed_flags, command_of
-from fabric_ppo.tools.report.runs import ReportRun, finite
+from fabric_ppo.tools.report.runs import ReportRun
 from fabric_ppo.tools.run_groups import format_setting
+from fabric_ppo.tools.run_states import finite
 
 _LIBRARY = "fabric-ppo"
 _WORDS = {

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.process.console import format_number
-from fabric_ppo.tools.report.runs import ReportRun, finite
+from fabric_ppo.tools.report.runs import ReportRun
+from fabric_ppo.tools.run_states import finite
 from fabric_ppo.tools.scores import interquartile_mean, interval
 
 _MOST_BARS = 20

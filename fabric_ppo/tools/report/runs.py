@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,10 @@ from fabric_ppo.run.folder import CONFIG_FILE, started_with
 from fabric_ppo.run.result import RunResult, load_run
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.run_groups import settings
+from fabric_ppo.tools.run_states import finite, state_of
+
+_UNFINISHED = {"training": "still trains", "failed": "has failed", "stopped": "was stopped before its end"}
+"""State of a run -> what a report says of it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def _notes(result: RunResult) -> list[str]:
     """Return sentences on what a run's folder lacks."""
     notes = []
     if not result.is_finished:
-        notes.append("The run has not finished: it still trains, was stopped, or failed. This is what there is so far.")
+        what = _UNFINISHED.get(state_of(result), "has not finished")
+        notes.append(f"The run {what}. This is what there is so far.")
     elif not result.summary.get("test"):
         notes.append("summary.json has no result of a test.")
     if not result.flags:
@@ -116,9 +120,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
     longest = max(map(len, parts), default=1)
     ends = (["/".join(each[-length:]) for each in parts] for length in range(1, longest + 1))
     return next(names for names in ends if len(set(names)) == len(names))
-
-
-def finite(value: Any) -> float | None:
-    """Return a finite number as a float; None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if is_number and math.isfinite(value) else None

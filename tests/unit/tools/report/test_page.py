@@ -168,12 +168,12 @@ SAID = {
     "bytes for metrics": "there are no curves",
     "bytes for flags": "the flags are not known",
     "a list for flags": "the flags are not known",
-    "no summary": "has not finished",
+    "no summary": "was stopped before its end",
     "odd values in the summary": "",
     "odd returns": "over 1 greedy episode",
     "numbers that are none": "Infinite in 6 of 6 updates",
     "odd flags": "",
-    "only flags": "has not finished",
+    "only flags": "was stopped before its end",
 }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.tools import cli
 from fabric_ppo.tools.report.machines import machines_of
 from fabric_ppo.tools.report.runs import read_runs
 from tests.fixtures.run_folders import columns, write_run
@@ -34,3 +37,24 @@ def test_machines_are_those_of_the_newest_whole_checkpoint(tmp_path):
     titles = [title for title, _ in machines_of(read)]
     assert titles == ["Machine and versions of a, b", "Machine and versions of c"]
     assert machines_of([]) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [([], "was stopped before its end"), (["failure.txt"], "has failed")],
+)
+def test_what_a_run_is_that_has_not_finished_is_noted(tmp_path, files, expected):
+    folder = write_run(tmp_path / "run", columns(3))
+    (folder / "summary.json").unlink()
+    for name in files:
+        (folder / name).write_text("it raised\n")
+    assert read_runs([folder])[0].notes[0].startswith(f"The run {expected}.")
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"cart/seed_{seed}", columns(3), seed=seed)
+    assert cli.main(["report", str(tmp_path / "cart"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "seed_1" in page
+    assert "seed_2" in page
