@@ -19,6 +19,7 @@ import torch
 
 from fabric_ppo.tools import cli
 from tests.fixtures.launching import BIN, ROOT, clean_environment, free_port
+from tests.fixtures.logged_runs import write_run
 from tests.fixtures.pages import (
     PAGES,
     TRAINING,
@@ -150,12 +151,26 @@ def test_the_run_folder_is_as_listed(folder, run_dir):
     assert all(f"`{tag}`" in PAGES[0].read_text() for tag in tags)
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder with logs of two environments: real ones have times in common only where a machine is as fast."""
+    place = tmp_path_factory.mktemp("compared")
+    (place / "docs").mkdir()
+    for env_id in ("CartPole-v1", "Acrobot-v1"):
+        for seed in (1, 2):
+            kl = {"Info/approx_kl": [0.01, 0.02, 0.01]}
+            folder = place / f"logs/torch_logs/{env_id}_{seed}"
+            write_run(folder, [1.0, 2.0, 3.0 + seed], [4.0, 5.0], metrics=kl, env_id=env_id, seed=seed)
+    return place
+
+
 @pytest.mark.parametrize("words", of_kind("evaluate", "plot", "presets", "runs", "compare"), ids=" ".join)
-def test_commands_for_afterwards_run(words, folder, run_dir, monkeypatch, capsys):
+def test_commands_for_afterwards_run(words, folder, run_dir, compared, monkeypatch, capsys):
     """In this process: `python -m fabric_ppo` is `cli.main`, which another test starts as a process."""
     args = [word.replace("RUN_DIR", run_dir) for word in words[3:]]
     if args[0] == "evaluate":
         args += ["--episodes", "3"]
+    folder = compared if args[0] in ("plot", "compare") and "logs" in args else folder
     monkeypatch.chdir(folder)
     before = set(folder.rglob("*"))
     assert cli.main(args) == 0
