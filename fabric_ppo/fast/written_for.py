@@ -27,14 +27,18 @@ FINGERPRINTS = {
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 
 
-@functools.cache
 def edited(files: tuple[str, ...]) -> list[str]:
     """Return those of `files` whose code is not the code that `fast/` was written for.
 
     No comparison of numbers finds every edit: one may matter only in a later update, with another
     coefficient, or in a rare observation.
     """
-    return [name for name in files if fingerprint((_PACKAGE / name).read_text("utf-8")) != FINGERPRINTS[name]]
+    return [name for name in files if _fingerprint_of(name) != FINGERPRINTS[name]]
+
+
+@functools.cache
+def _fingerprint_of(name: str) -> str:
+    return fingerprint((_PACKAGE / name).read_text("utf-8"))
 
 
 def fingerprint(source: str) -> str:
@@ -46,13 +50,16 @@ def fingerprint(source: str) -> str:
     tree = ast.parse(source)
     spans = [_span(node) for node in ast.walk(tree) if _is_left_out(node)]
     spans += [_span(block) for function in ast.walk(tree) for block in _logging_blocks(function, spans)]
+    left_out = bytearray(source.count("\n") + 2)  # 1 for lines on which something is left out
+    for (first, _), (last, _) in spans:
+        left_out[first : last + 1] = b"\1" * (last + 1 - first)
     names = {tokenize.INDENT: "{", tokenize.DEDENT: "}", tokenize.NEWLINE: ";"}
     words, was_left_out = [], False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.NL):
             continue
         is_end = was_left_out and token.type == tokenize.NEWLINE
-        was_left_out = any(begin <= token.start < end for begin, end in spans)
+        was_left_out = left_out[token.start[0]] == 1 and any(begin <= token.start < end for begin, end in spans)
         if not (was_left_out or is_end):
             words.append(names.get(token.type, token.string))
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
@@ -64,7 +71,7 @@ def _is_left_out(node: ast.AST) -> bool:
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     if isinstance(node, ast.ClassDef):
         return node.name == "Losses"
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "Losses"
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Losses"
 
 
 def _logging_blocks(function: ast.AST, spans: list[Any]) -> list[ast.With]:
@@ -73,6 +80,8 @@ def _logging_blocks(function: ast.AST, spans: list[Any]) -> list[ast.With]:
         return []
     blocks = [node for node in function.body if isinstance(node, ast.With)]
     blocks = [block for block in blocks if ast.unparse(block.items[0]) == "torch.no_grad()"]
+    if not blocks:
+        return []
     inside = {id(node) for block in blocks for node in ast.walk(block)}
     # names that the rest of the function reads: a block that gives one of these takes part in the loss
     read = {

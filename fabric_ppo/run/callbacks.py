@@ -127,12 +127,12 @@ class Callbacks:
         attributes: EnvAttributes,
     ) -> None:
         """Call `callbacks`, in order, with views of the run of `agent` in `run_dir`."""
-        self._callbacks, self._config, self._run_dir = callbacks, config, run_dir
+        self._callbacks, self._flags, self._run_dir, self._seed = callbacks, config.to_dict(), run_dir, config.seed
         self._agent, self._num_updates, self._attributes = agent, num_updates, attributes
 
     def _view(self, counts: Counts, method: str) -> RunView:
         return RunView(
-            config=self._config.to_dict(),
+            config=dict(self._flags),  # a copy, which a callback may change
             run_dir=self._run_dir,
             policy=Policy(self._agent),
             update=counts.updates,
@@ -149,7 +149,7 @@ class Callbacks:
                 continue  # it is left as it is: keeping the settings would take half a millisecond
             call = index * len(_METHODS) + _METHODS.index(method)
             arguments = () if make_argument is None else (make_argument(),)
-            with settings_kept(callback_seed(self._config.seed, counts.updates, call)):
+            with settings_kept(callback_seed(self._seed, counts.updates, call)):
                 answers.append(getattr(callback, method)(self._view(counts, method), *arguments))
         return any(answers)
 
