@@ -71,13 +71,13 @@ def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint |
     with _fitting(run_dir):
         require_values(checkpoint.values)
         require_same_run(config, read_launch().world_size, checkpoint.values)
-        _print_new_schedule(config, checkpoint.values, num_updates)
+        _print_new_schedule(config, checkpoint.values, ranks.size)
         if checkpoint.values["update"] > num_updates:
             raise ValueError(f"it is of update {checkpoint.values['update']} of {num_updates}")
     return checkpoint
 
 
-def _print_new_schedule(config: Config, values: Mapping[str, Any], num_updates: int) -> None:
+def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: int) -> None:
     """Print a line where a new `--total-timesteps` moves what is annealed."""
     before, update = dict(values["config"]), values["update"]
     annealed = {"learning_rate": config.anneal_lr, "clip_coef": config.anneal_clip_coef}
@@ -85,8 +85,9 @@ def _print_new_schedule(config: Config, values: Mapping[str, Any], num_updates: 
     names = [flag(name) for name, anneals in annealed.items() if anneals]
     if config.quiet or config.total_timesteps == before["total_timesteps"] or not names:
         return
-    past = num_updates * before["total_timesteps"] / config.total_timesteps
-    shares = [max(0.0, 1 - update / total) for total in (past, num_updates)]
+    totals = (before["total_timesteps"], config.total_timesteps)
+    updates = [replace(config, total_timesteps=total).num_updates(num_ranks) for total in totals]
+    shares = [max(0.0, 1 - update / number) for number in updates]
     print_from_rank_zero(
         f"--total-timesteps {config.total_timesteps}, before {before['total_timesteps']}: now {', '.join(names)} "
         f"falls to zero over the new total, and goes on from {shares[1]:.0%} of its value instead of {shares[0]:.0%}"

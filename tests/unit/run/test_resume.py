@@ -9,6 +9,7 @@ import pytest
 import train_torch
 from fabric_ppo.config import MAY_DIFFER, SCRIPT_CONFIGS, Config
 from fabric_ppo.process.errors import ConfigError, flag
+from fabric_ppo.run import resume
 from fabric_ppo.run.resume import require_same_run
 
 NAMES = {"torch": "torch", "fabric": "fabric", "decoupled": "fabric_decoupled"}
@@ -170,3 +171,11 @@ def test_another_number_of_ranks(script, before, now, changes, refused):
     with pytest.raises(ConfigError) as caught:
         require_same_run(replace(run, **changes), now, stored(run, script, before))
     assert refused in str(caught.value)
+
+
+def test_the_rate_of_a_longer_run_is_that_of_whole_updates(capsys):
+    """19 updates of 512 transitions were all that 10,000 had: nothing was left of the rate; of 39, half is."""
+    config = Config(total_timesteps=20_000, num_steps=128, num_envs=4)
+    values = {"config": replace(config, total_timesteps=10_000).to_dict(), "update": 19}
+    resume._print_new_schedule(config, values, 1)
+    assert "goes on from 51% of its value instead of 0%" in capsys.readouterr().err
