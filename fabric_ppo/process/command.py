@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import sysconfig
 from collections.abc import Sequence
 from contextvars import ContextVar
+from pathlib import Path
 
 from fabric_ppo.process.launch import Launch, read_launch
 
@@ -26,6 +28,7 @@ TRAIN_VARIABLE = "FABRIC_PPO_TRAIN"
 
 # Read at import: code of the user's own may change the first, and the scripts change the others.
 _DIRECTORY = _working_directory()
+_PACKAGES = str(Path(__file__).absolute().parents[2])  # the folder that this package lies in
 # Taken out of the environment, so that programs which the run starts are not taken for it.
 _TRAIN = shlex.split(os.environ.pop(TRAIN_VARIABLE, ""))
 _FABRIC = {name.removeprefix("LT_"): value for name, value in os.environ.items() if name.startswith("LT_")}
@@ -40,16 +43,36 @@ def command_with(flags: Sequence[str]) -> str:
     """
     launch = read_launch()
     if _TRAIN:
-        return _in_directory([sys.executable or "python", "-m", "fabric_ppo", "train", *_TRAIN, *flags])
+        return _in_directory(_package(["train", *_TRAIN, *flags]))
     launcher = [] if "RANK" not in os.environ else _fabric(launch) if "CLI_USED" in _FABRIC else _torchrun(launch)
     script = os.path.join(_DIRECTORY or "", sys.argv[0])
     return _in_directory([sys.executable or "python", *launcher, script, *flags])
 
 
-def _in_directory(words: Sequence[str]) -> str:
-    """Return a command that runs in the folder, and with the modules, that this process was started with."""
-    path = os.environ.get("PYTHONPATH")
-    words = [*(["env", f"PYTHONPATH={path}"] if path else []), *words]
+def package_command(words: Sequence[str], folders: Sequence[str] = ()) -> str:
+    """Return the shell command that runs a command of `fabric-ppo`, in any folder.
+
+    Args:
+        words: the command and its arguments.
+        folders: those that `import` is to look in first.
+    """
+    installed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    needed = [] if _PACKAGES in (_DIRECTORY, *installed) else [_PACKAGES]
+    return _in_directory(_package(words), folders, needed)
+
+
+def _package(words: Sequence[str]) -> list[str]:
+    return [sys.executable or "python", "-m", "fabric_ppo", *words]
+
+
+def _in_directory(words: Sequence[str], first: Sequence[str] = (), last: Sequence[str] = ()) -> str:
+    """Return a command that runs in the folder, and with the modules, that this process was started with.
+
+    Folders besides these are looked in `first` or `last`.
+    """
+    given = os.environ.get("PYTHONPATH", "")
+    folders = [*first, *([given] if given else []), *(each for each in last if each not in given.split(os.pathsep))]
+    words = [*(["env", f"PYTHONPATH={os.pathsep.join(folders)}"] if folders else []), *words]
     return f"cd {shlex.quote(_DIRECTORY)} && {shlex.join(words)}" if _DIRECTORY else shlex.join(words)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fabric_ppo.config import Config
-from fabric_ppo.process.command import command_with, num_hosts
+from fabric_ppo.process.command import command_with, num_hosts, package_command
 from fabric_ppo.process.errors import flag
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.code import own_folders
@@ -36,7 +35,7 @@ def _python(names: str, call: str) -> str:
 
 
 def play_again(run_dir: Path, config: Config, named: Collection[str]) -> str:
-    """Return the command that tests a run's agent: for a shell, in any folder.
+    """Return the command that tests a run's agent: for a shell, whole, in any folder.
 
     It is for Python where only this program has the environment, as a notebook has one of its own.
 
@@ -51,14 +50,12 @@ def play_again(run_dir: Path, config: Config, named: Collection[str]) -> str:
         own = ", own_code=True" if named or ":" in config.encoder else ""
         return _python("evaluate", f"evaluate({str(run_dir)!r}{own})")
     needed = sorted({folder for name, folder in folders.items() if folder})
-    words = ["python", "-m", "fabric_ppo", "evaluate", str(run_dir)]
+    words = ["evaluate", str(run_dir)]
     if len(needed) == 1:
         words += ["--code-dir", needed[0]]
-    elif needed:
-        words = ["env", f"PYTHONPATH={os.pathsep.join(needed)}", *words, "--own-code"]
-    elif named or ":" in config.encoder:
+    elif needed or named or ":" in config.encoder:
         words.append("--own-code")
-    return shlex.join(words)
+    return package_command(words, needed if len(needed) > 1 else ())
 
 
 def begin_from(config: Config, flags: Mapping[str, Any], keeps_policy: bool) -> str:

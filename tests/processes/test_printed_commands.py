@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.configs import TINY
+from tests.fixtures.copies import copy_of_the_repository
 from tests.fixtures.launching import ROOT, clean_environment
 from tests.fixtures.processes import PATIENCE
 
@@ -39,14 +40,21 @@ def environment(**more: str) -> dict[str, str]:
     return clean_environment(PATH=path) | {"PYTHONPATH": str(ROOT)} | more
 
 
-def output(words: str | list[str], folder: Path, **more: str) -> str:
-    """What a program or a shell's line prints in a folder."""
-    is_line = isinstance(words, str)
-    done = subprocess.run(
-        words, shell=is_line, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=PATIENCE
-    )
+def output(words: list[str], folder: Path, **more: str) -> str:
+    """What a program prints in a folder."""
+    env = environment(**more)
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def pasted(line: str, folder: Path) -> str:
+    """What a line prints that is pasted into a new shell, which knows neither the interpreter nor the package."""
+    env = clean_environment(PATH="/usr/bin:/bin")
+    options = {"cwd": folder, "env": env, "capture_output": True, "text": True, "timeout": PATIENCE}
+    done = subprocess.run(line, shell=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 def printed(text: str, what: str) -> str:
@@ -80,8 +88,24 @@ def test_again_works_from_elsewhere(folder, env_id, env_wrapper):
     path = os.pathsep.join([str(ROOT), str(folder / "more parts")])
     trained = output(words, folder, PYTHONPATH=path)
     assert printed(trained, "curves") == f"tensorboard --logdir {shlex.quote(str(folder / 'a run'))}"
-    again = printed(trained, "again")
-    assert "100 episodes" in output(again.replace("PYTHONPATH=", f"PYTHONPATH={ROOT}:"), folder.parent / "elsewhere")
+    assert "100 episodes" in pasted(printed(trained, "again"), folder.parent / "elsewhere")
+
+
+def test_again_is_played_by_the_clone_that_trained(folder, tmp_path):
+    """Also where another one is installed, and the script was started in another folder."""
+    clone = copy_of_the_repository(tmp_path / "my clone")
+    (clone / "fabric_ppo/__main__.py").write_text(
+        "from fabric_ppo.tools.cli import console\nprint('the clone')\nif __name__ == '__main__':\n    console()\n"
+    )
+    words = [sys.executable, str(clone / "train_torch.py"), *flags(run_dir="a run")]
+    again = printed(output(words, folder, PYTHONPATH=""), "again")
+    assert "the clone" in pasted(again, folder.parent / "elsewhere")
+
+
+def test_an_environment_finds_its_files_by_the_folder_that_training_began_in(folder):
+    (folder / "own_env.py").write_text(ENV + "\nopen('own_env.py').close()\n")
+    words = [sys.executable, str(ROOT / "train_torch.py"), *flags(env_id="own_env:Own-v0", run_dir="a run")]
+    assert "100 episodes" in pasted(printed(output(words, folder), "again"), folder.parent / "elsewhere")
 
 
 @pytest.mark.parametrize("env_id", ["__main__:Own-v0", "Own-v0"])
@@ -99,4 +123,4 @@ def test_again_is_python_where_the_program_has_the_environment(folder, env_id):
 def test_again_is_for_a_shell_where_a_module_has_the_environment(folder):
     (folder / "program.py").write_text(PROGRAM.format(env_id="own_env:Own-v0", flags=dict(TINY, run_dir="a run")))
     again = printed(output([sys.executable, "program.py"], folder), "again")
-    assert "100 episodes" in output(again, folder.parent / "elsewhere")
+    assert "100 episodes" in pasted(again, folder.parent / "elsewhere")
