@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import json
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 
 from fabric_ppo.agents.agent import Agent
+from fabric_ppo.agents.policy_file import require_weights
 from fabric_ppo.config import MAY_DIFFER, Config, EnvironmentFlags, NetworkFlags
 from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
+from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.files import Checkpoint
@@ -95,16 +98,15 @@ def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: in
 
 
 @contextlib.contextmanager
-def _fitting(run_dir: Path) -> Iterator[None]:
-    """Turn an error of a checkpoint's contents within the block into a ConfigError."""
+def _fitting(run_dir: Path, instead: Callable[[], str] = str) -> Iterator[None]:
+    """Turn an error of a checkpoint's contents within the block into a ConfigError that ends with `instead`."""
     try:
         yield
     except ConfigError:
         raise
     except _DAMAGED as error:
-        raise ConfigError(
-            f"--resume: the checkpoint in {run_dir} does not fit this run ({first_line(error)})"
-        ) from None
+        unfit = f"--resume: the checkpoint in {run_dir} does not fit this run ({first_line(error)})"
+        raise ConfigError(unfit + instead()) from None
 
 
 def restore(
@@ -133,7 +135,8 @@ def restore(
         ConfigError: the checkpoint does not fit.
     """
     num_envs, values = buffer.num_envs * ranks.size, checkpoint.values
-    with _fitting(run_dir):
+    # code may have been edited since, such as that of the optimizer
+    with _fitting(run_dir, lambda: _new_run(config, values["config"], _has_policy_for(agent, checkpoint))):
         state = OptimizerState(checkpoint.under("optimizer."), values.get("optimizer", {}))
         state.require_fit(optimizer)
         expected = read_optimizer(optimizer).tensors
@@ -161,6 +164,16 @@ def restore(
     anew = begun_anew[:, 1:].flatten().numpy()
     attributes.begin_anew(anew)
     return counts, action_log(checkpoint, anew)
+
+
+def _has_policy_for(agent: Agent, checkpoint: Checkpoint) -> bool:
+    """Return True if the policy in a checkpoint is one that `--init-from` can begin this run with."""
+    try:
+        spec = EnvSpec.from_json(checkpoint.values["env_spec"])
+        require_weights(checkpoint.under("weights."), agent.state_dict())
+    except _DAMAGED:
+        return False
+    return (spec.observation, spec.action) == (agent.spec.observation, agent.spec.action)
 
 
 def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -223,16 +236,23 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
         ConfigError: flags differ that must not; names them.
     """
     script = config.script
-    if values["script"] != script:
-        raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}")
     # a flag that an older version did not have was at its default
     before, current = type(config)().to_dict() | dict(values["config"]), config.to_dict()
+    new_run = functools.partial(_new_run, config, before)
+    if values["script"] != script:
+        raise ConfigError(f"--resume: the run was started with {values['script']}, this is {script}{new_run()}")
     if current["total_timesteps"] < before["total_timesteps"]:
         raise ConfigError(
             f"--total-timesteps {current['total_timesteps']}: the run had {before['total_timesteps']}; "
-            "that or more is expected"
+            f"that or more is expected{new_run()}"
         )
-    per_rank = _per_rank_flags(script, values["world_size"], world_size, config.share_data)
+    if values["world_size"] != world_size and not config.share_data:
+        ours, theirs = world_size, values["world_size"]
+        raise ConfigError(
+            f"--resume: the run has {theirs} processes, these are {ours}: only --share-data allows that; "
+            f"{theirs} are expected{new_run()}"
+        )
+    per_rank = _per_rank_flags(script, values["world_size"], world_size)
     may_differ = set(MAY_DIFFER)
     if "envpool" in (before.get("env_backend"), current["env_backend"]):
         # sync and async play the same episodes, EnvPool plays others
@@ -250,17 +270,21 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
             differing.append(f"{flag(name)} {ours} (the run has {theirs})")
     if differing:
         expected = f"--resume: {', '.join(differing)}: the run's own values are expected"
-        raise ConfigError(expected + _new_run(config, before))
+        raise ConfigError(expected + new_run())
 
 
-def _new_run(config: Config, before: Mapping[str, Any]) -> str:
-    """Return the end of a message: the command for a new run with the flags that are refused."""
+def _new_run(config: Config, before: Mapping[str, Any], fits: bool = True) -> str:
+    """Return the end of a message: the command for a new run with the flags that are refused.
+
+    It begins with the policy of the run, if that is for these flags, and `fits` their agent.
+    """
     if config.run_dir is None:
         return ""
     others = {name: value for name, value in config.to_dict().items() if before.get(name) != value}
     others.pop("init_from", None)
-    keeps_policy = not others.keys() & _NOT_OF_ITS_POLICY
-    goal = "to train its policy on with others, begin a new run" if keeps_policy else "to begin a new run"
+    keeps_policy = fits and not others.keys() & _NOT_OF_ITS_POLICY
+    on = "on with others" if others else "on"
+    goal = f"to train its policy {on}, begin a new run" if keeps_policy else "to begin a new run"
     return f"; {goal}: {begin_from(config, others, keeps_policy)}"
 
 
@@ -269,21 +293,13 @@ def _as_given(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
-def _per_rank_flags(script: str, before: int, current: int, share_data: bool) -> dict[str, tuple[int, int]]:
+def _per_rank_flags(script: str, before: int, current: int) -> dict[str, tuple[int, int]]:
     """Return the flags that count per rank: name -> (ranks before, ranks at present).
 
     Value times ranks must stay the same. It is empty where the number of ranks is the same.
-
-    Raises:
-        ConfigError: the number of ranks differs, without shared data.
     """
     if before == current:
         return {}
-    if not share_data:
-        raise ConfigError(
-            f"--resume: the run has {before} processes, these are {current}: only --share-data allows that; "
-            f"{before} are expected"
-        )
     if script == "fabric_decoupled":
         return {"per_rank_batch_size": (before - 1, current - 1)}
     return {name: (before, current) for name in ("num_envs", "per_rank_batch_size")}

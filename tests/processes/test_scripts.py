@@ -88,7 +88,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path, script, world_size):
         (tag, line["step"]): pytest.approx(line[tag], rel=1e-6) for line in lines for tag in TAGS if tag in line
     } | {("Test/cumulative_reward", summary["env_steps"]): pytest.approx(summary["test"]["return_mean"])}
     assert load_agent(folder).act([0.0, 0.0, 0.0, 0.0]) in (0, 1)
-    assert "again   python -m fabric_ppo evaluate" in done.stdout
+    assert re.search(r"^again   cd .+ -m fabric_ppo evaluate", done.stdout, re.MULTILINE)
     assert f"is rounded down to {summary['env_steps']}" in done.stderr
 
 

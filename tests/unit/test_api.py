@@ -20,6 +20,7 @@ from fabric_ppo.rollouts.evaluate import evaluate as play_episodes
 from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.result import RunResult, load_run
 from tests.fixtures.configs import TINY
+from tests.fixtures.optimizers import use_optimizer
 
 POLICY = "policy.safetensors"
 
@@ -235,6 +236,49 @@ def test_what_the_refusal_of_another_flag_prints_begins_a_run_when_it_is_pasted(
     assert run.run_dir != tmp_path / "it's one"
     flags = [run.flags[name] for name in ("gamma", "learning_rate", "num_steps", "total_timesteps", "init_from")]
     assert flags == [0.99, 0.5, TINY["num_steps"], 256, str(tmp_path / "it's one")]
+
+
+class OfAnySize(gymnasium.Env[np.ndarray, int]):
+    """An environment whose spaces an edit has changed between two runs."""
+
+    size = 3
+
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (self.size,))
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(self.size, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(self.size, np.float32), 1.0, bool(action), False, {}
+
+
+def edit_optimizer(monkeypatch):
+    use_optimizer(monkeypatch, "AdamW")
+
+
+def edit_environment(monkeypatch):
+    monkeypatch.setattr(OfAnySize, "size", 4)
+
+
+@pytest.mark.parametrize(("edit", "keeps_policy"), [(edit_optimizer, True), (edit_environment, False)])
+def test_the_refusal_of_a_run_from_before_an_edit_begins_another_when_it_is_pasted(
+    edit, keeps_policy, tmp_path, monkeypatch
+):
+    gymnasium.register("OfAnySize-v0", entry_point=f"{__name__}:OfAnySize", max_episode_steps=5)
+    monkeypatch.chdir(tmp_path)
+    try:
+        before = train(Config(**TINY, env_id="OfAnySize-v0", run_dir="before"))
+        edit(monkeypatch)
+        with pytest.raises(ConfigError, match="does not fit this run") as caught:
+            train(Config(run_dir="before", resume=True))
+        names: dict[str, RunResult] = {}
+        exec(str(caught.value).partition("begin a new run: ")[2].replace("; train", "; run = train"), names)
+    finally:
+        del gymnasium.registry["OfAnySize-v0"]
+    assert names["run"].is_finished
+    assert names["run"].flags["init_from"] == (str(before) if keeps_policy else None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import train_torch
 from fabric_ppo.config import MAY_DIFFER, SCRIPT_CONFIGS, Config
 from fabric_ppo.process.errors import ConfigError, flag
+from fabric_ppo.process.signals import signals
 from fabric_ppo.run import resume
 from fabric_ppo.run.resume import require_same_run
 
@@ -145,6 +146,23 @@ def test_another_script_is_refused(script):
         if name != script:
             with pytest.raises(ConfigError, match=f"the run was started with {NAMES[script]}, this is {NAMES[name]}$"):
                 require_same_run(kind(), 2, stored(config, script))
+
+
+@pytest.mark.parametrize(
+    ("now", "world_size", "has_policy"),
+    [
+        (Config(gamma=0.5), 2, True),
+        (Config(total_timesteps=1000), 2, True),
+        (Config(), 3, True),
+        (Config(hidden_sizes=(3,)), 3, False),
+        (SCRIPT_CONFIGS["torch"](), 2, True),
+    ],
+)
+def test_each_refusal_has_the_command_for_a_new_run(now, world_size, has_policy, monkeypatch):
+    monkeypatch.setattr(signals, "is_script", True)
+    with pytest.raises(ConfigError, match="begin a new run: cd ") as caught:
+        require_same_run(replace(now, run_dir="a run", resume=True), world_size, stored(Config(), "fabric"))
+    assert ("--init-from" in str(caught.value)) == has_policy
 
 
 @pytest.mark.parametrize(
