@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
-
-import torch
 
 
 @contextlib.contextmanager
@@ -14,6 +13,9 @@ def torch_settings_kept() -> Iterator[None]:
 
     An environment may train a network of its own, or switch gradients off for one.
     """
+    if (torch := sys.modules.get("torch")) is None:  # a worker that was not forked: it starts in a tenth of the time
+        yield
+        return
     device, dtype, threads, deterministic = (
         torch.get_default_device(),
         torch.get_default_dtype(),

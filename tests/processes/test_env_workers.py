@@ -216,6 +216,15 @@ def test_workers_have_the_environment_variables_of_now(monkeypatch, open_workers
     assert [step(envs, zeros(envs)).obs[0, 0] for _ in range(3)][2] == 77
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_loads_pytorch_for_an_environment_that_asks_for_it_only(open_workers):
+    """It takes seconds and 200 MB, in each worker; a trial needs none either."""
+    envs = open_workers(trouble(does="look_for_torch"), 1)
+    assert envs.try_repeating(PATIENCE) == ""
+    reset(envs)
+    assert [step(envs, zeros(envs)).obs[0, 0] for _ in range(3)][2] == 0
+
+
 def test_all_start_methods_give_the_same_bits(tmp_path):
     """As none of them, too."""
     policies = []
