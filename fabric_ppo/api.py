@@ -244,18 +244,22 @@ def _flags(config: Config) -> dict[str, Any]:
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if config.config is None and not config.resume:
         return flags
+    from fabric_ppo.run.near_runs import require_run_or_flags
     from fabric_ppo.tools.flags import flags_of_run, load_yaml
     from fabric_ppo.tools.locate import config_path
 
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     of_files: dict[str, Any] = {}
-    if config.resume:
-        require_text_path("--run-dir", run_dir := os.fspath(config.run_dir or ""))
-        of_files = flags_of_run(run_dir, TorchConfig)
-        of_files.pop("quiet", None)  # how much is printed is for this call to say
     if config.config is not None:
         require_text_path("--config", path := os.fspath(config.config))
-        of_files |= load_yaml(config_path(path), TorchConfig)
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        of_files = load_yaml(config_path(path), TorchConfig)
+    if config.resume:
+        require_text_path("--run-dir", run_dir := os.fspath(config.run_dir or ""))
+        given = {name for name, value in flags.items() if value != defaults[name]}
+        require_run_or_flags(run_dir, given | of_files.keys(), config.log_dir)
+        of_run = flags_of_run(run_dir, TorchConfig)
+        of_run.pop("quiet", None)  # how much is printed is for this call to say
+        of_files = of_run | of_files
     return flags | {name: value for name, value in of_files.items() if flags.get(name) == defaults.get(name)}
 
 

@@ -209,14 +209,14 @@ class RecordFlags:
     """Folder of this run; by default a new one in --log-dir."""
     resume: bool = False
     """Go on with the newest checkpoint in --run-dir, or start there if it has none. The folder
-    holds the run's flags: no other is needed. Those that are given besides must be the run's own,
-    but for --total-timesteps (upward: with --anneal-lr the learning rate, and what else is
-    annealed, follows the new total, and jumps) and those that leave the result as it is:
+    holds the run's flags: to go on no other is needed. Those that are given besides must be the
+    run's own, but for --total-timesteps (upward: with --anneal-lr the learning rate, and what else
+    is annealed, follows the new total, and jumps) and those that leave the result as it is:
     --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
     --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
-    --restart-envs, --timeout, --num-threads, --profile, --quiet, --track,
-    --track-project, --track-group, --track-tags, --track-timeout, --callback, --info-keys,
-    --exp-name, --init-from."""
+    --restart-envs, --timeout, --num-threads, --profile, --quiet, --track, --track-project,
+    --track-group, --track-tags, --track-timeout, --callback, --info-keys, --exp-name,
+    --init-from."""
     log_dir: PathText = "logs"
     """Folder in which run folders are made."""
     checkpoint_every: int = 0

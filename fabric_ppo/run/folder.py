@@ -80,17 +80,22 @@ def require_usable(config: Config) -> None:
         return
     if config.resume:
         with contextlib.suppress(OSError):  # missing, a file, not to be read: refused where it is made
-            _require_nothing_foreign(Path(run_dir))
+            require_nothing_foreign(Path(run_dir))
     elif Path(run_dir, CONFIG_FILE).exists():
         raise ConfigError(f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected")
 
 
-def _require_nothing_foreign(run_dir: Path) -> None:
-    """Raise a ConfigError for a folder with other things, but no run."""
+def is_of_a_run(name: str) -> bool:
+    """Return True for the name of a file or folder that a run writes into its own."""
+    return any(fnmatchcase(name, each) for each in _OF_A_RUN)
+
+
+def require_nothing_foreign(run_dir: Path) -> None:
+    """Raise a ConfigError for a folder with other things, but no run, and an OSError for no folder."""
     is_run = started_with(str(run_dir))[0] or any((run_dir / "checkpoints").glob("update_*.ckpt*"))
-    expected = (*_OF_A_RUN, *_OF_THE_SYSTEM)
     names = sorted(each.name for each in run_dir.iterdir())
-    foreign = [name for name in names if not any(fnmatchcase(name, each) for each in expected)]
+    foreign = [name for name in names if not is_of_a_run(name)]
+    foreign = [name for name in foreign if not any(fnmatchcase(name, each) for each in _OF_THE_SYSTEM)]
     foreign = [name for name in foreign if not _is_own_output(run_dir / name)]
     if is_run or not foreign:
         return

@@ -29,6 +29,7 @@ from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.folder import lock_folder, make_folder, note_failure
+from fabric_ppo.run.near_runs import is_numbered_alike, nearest_run
 from fabric_ppo.run.opening import opening_lines
 from fabric_ppo.run.parts import NO_PARTS, Parts, name_of
 from fabric_ppo.run.prepare import prepare_process
@@ -91,7 +92,9 @@ class RunSetup(contextlib.ExitStack):
             self.callback(lock_folder(self.dir))
         self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
         if config.resume and self._checkpoint is None and not config.quiet:
-            print_from_rank_zero(f"nothing to go on from in {self.dir}: a new run begins")
+            near = nearest_run(self.dir, config.log_dir)
+            hint = "" if near is None or is_numbered_alike(near, self.dir) else f"; did you mean {near}?"
+            print_from_rank_zero(f"nothing to go on from in {self.dir}: a new run begins{hint}")
         self._run: Run | None = None
         self._close_early: list[Callable[[], None]] = []
 

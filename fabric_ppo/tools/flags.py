@@ -25,6 +25,7 @@ from fabric_ppo.process.launch import die_with_launcher, read_launch
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.fabric_flags import require_fabric_variables
 from fabric_ppo.run.folder import CONFIG_FILE, started_with
+from fabric_ppo.run.near_runs import require_run_or_flags
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flag_hints import flag_hint
 from fabric_ppo.tools.help import HELP, HELP_ALL, Section, default_usage, script_page
@@ -196,6 +197,7 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
     given = _given_flags(config_type, args)
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
     from_file = load_yaml(path, config_type) if path else {}
+    said = {*given, *from_file}
     if (run_dir := resumed_folder(args, from_file)) is not None:
         from_file = flags_of_run(run_dir, config_type) | from_file
     if asked := [word for word in map(flag_of, args) if word in (*HELP, HELP_ALL)]:
@@ -203,7 +205,10 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
             prog = prog or default_usage(config_type)
             print(script_page(config_type(**from_file), prog, HELP_ALL in asked, launcher))
         raise SystemExit(0)
-    return _build(config_type, args, given, from_file)
+    config = _build(config_type, args, given, from_file)
+    if config.resume:
+        require_run_or_flags(str(config.run_dir), said, config.log_dir)
+    return config
 
 
 def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]], from_file: dict[str, Any]) -> C:

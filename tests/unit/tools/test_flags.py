@@ -129,7 +129,7 @@ OTHER = {
 
 
 NEEDED = {
-    "--resume": {"run_dir": "runs/a"},
+    "--resume": {"run_dir": "runs/a", "env_id": "CartPole-v1"},
     "--restart-envs": {"env_backend": "async"},
     "--env-start-method": {"env_backend": "async"},
     "--env-preset": {"env_id": "ALE/Pong-v5"},
