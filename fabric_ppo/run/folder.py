@@ -35,6 +35,8 @@ _OF_A_RUN = (
     *("trace_rank_*.json", "report.html", "wandb"),
 )
 """Patterns of what a run writes into its folder."""
+_LOGS = ("metrics.jsonl", "events.out.tfevents.*", "tracked_by_*.json", "trace_rank_*.json")
+"""Patterns of what is removed before another run begins in the folder."""
 _OF_THE_SYSTEM = (".DS_Store", ".gitignore", ".gitkeep", ".nfs*", "lost+found")
 """Patterns of what may lie in a folder that its user takes for empty."""
 _MOST_NAMED = 3
@@ -73,16 +75,60 @@ def _named_folder(config: Config) -> Path:
 def require_usable(config: Config) -> None:
     """Raise a ConfigError where no run can begin or go on in `--run-dir`.
 
-    Without `--resume` it must not hold a run; with it, what it holds must be a run's.
+    Without `--resume` it must not hold a run, unless this has ended before its first checkpoint;
+    with it, what it holds must be a run's.
     """
-    run_dir = config.run_dir
-    if run_dir is None:
+    if config.run_dir is None:
         return
+    run_dir = Path(config.run_dir)
     if config.resume:
         with contextlib.suppress(OSError):  # missing, a file, not to be read: refused where it is made
-            require_nothing_foreign(Path(run_dir))
-    elif Path(run_dir, CONFIG_FILE).exists():
-        raise ConfigError(f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected")
+            require_nothing_foreign(run_dir)
+    elif (run_dir / CONFIG_FILE).exists() and not (has_nothing_to_keep(run_dir) and _has_ended(run_dir)):
+        raise ConfigError(_holds_a_run(run_dir))
+
+
+def replace_run(run_dir: Path) -> bool:
+    """Remove the logs of a run that has ended before its first checkpoint; return False if there was none.
+
+    The folder must be locked by this process.
+
+    Raises:
+        ConfigError: the run has something to go on from, by now; nothing is removed.
+    """
+    if not (run_dir / CONFIG_FILE).exists():
+        return False
+    if not has_nothing_to_keep(run_dir):
+        raise ConfigError(_holds_a_run(run_dir))
+    for each in run_dir.iterdir():
+        if any(fnmatchcase(each.name, pattern) for pattern in _LOGS) and each.is_file():
+            each.unlink()
+    return True
+
+
+def has_nothing_to_keep(run_dir: Path) -> bool:
+    """Return True for the folder of a run that has written no checkpoint, policy or summary.
+
+    A `config.yaml` alone is not a run's: its user may have copied it.
+    """
+    has_begun = (run_dir / _LOCK_FILE).exists() and bool(started_with(str(run_dir))[0])
+    with contextlib.suppress(OSError):  # there is no such folder
+        has_begun = has_begun and not any((run_dir / "checkpoints").iterdir())
+    return has_begun and not any((run_dir / name).exists() for name in ("policy.safetensors", "summary.json"))
+
+
+def _has_ended(run_dir: Path) -> bool:
+    """Return True if no process trains in a folder where one has; False where that cannot be known."""
+    if (run_dir / FAILURE_FILE).exists():
+        return True
+    with (run_dir / _LOCK_FILE).open("rb") as lock, contextlib.suppress(OSError):
+        fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _holds_a_run(run_dir: Path) -> str:
+    return f"--run-dir {run_dir}: holds a run already; a new folder or --resume is expected"
 
 
 def is_of_a_run(name: str) -> bool:

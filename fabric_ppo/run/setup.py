@@ -28,7 +28,7 @@ from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
-from fabric_ppo.run.folder import lock_folder, make_folder, note_failure
+from fabric_ppo.run.folder import is_of_a_run, lock_folder, make_folder, note_failure, replace_run
 from fabric_ppo.run.near_runs import is_numbered_alike, nearest_run
 from fabric_ppo.run.opening import opening_lines
 from fabric_ppo.run.parts import NO_PARTS, Parts, name_of
@@ -182,6 +182,8 @@ class RunSetup(contextlib.ExitStack):
         # before anything is written: another run may have been started there
         if not self._is_locked:
             self.callback(lock_folder(self.dir))
+        if not config.resume and replace_run(self.dir) and not config.quiet:
+            print_from_rank_zero(f"replacing the run in {self.dir}, which ended before its first checkpoint")
         make_folder(self.dir, config)
         folder, keep = self.dir / "checkpoints", config.keep_checkpoints
         # a kill may have come between writing a checkpoint and dropping an old one
@@ -243,9 +245,14 @@ class RunSetup(contextlib.ExitStack):
             signals.failed(error)
 
     def _remove_new_folder(self) -> None:
-        """Remove the folder of a run that is refused after it was made, but not what was there before."""
-        if self._is_new:
-            shutil.rmtree(self.dir, ignore_errors=True)
+        """Remove the folder of a run that is refused after it was made, but nothing that the run has not written."""
+        if not self._is_new:
+            return
+        with contextlib.suppress(OSError):
+            for each in self.dir.iterdir():
+                if is_of_a_run(each.name):
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+            self.dir.rmdir()
 
     def _remove_empty_folders(self) -> None:
         """Remove the folders of a run that did not begin, which videos are prepared for."""
