@@ -28,7 +28,8 @@ _SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open
 _TEARDOWN_SECONDS = 3.0  # for closing after an update that ended in time: an environment may hang
 _SAME_CTRL_C = 1.0  # seconds within which a second SIGINT is the first, passed on by a launcher
 _INTERRUPTED_TWICE = 130
-_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that ask a run to stop."""
 
 
 class StopSignals:
@@ -72,7 +73,7 @@ class StopSignals:
         """Listen, from now on; until `guard` nothing needs cleaning up, and a signal just exits."""
         read, write = os.pipe()
         os.set_blocking(write, False)
-        for each in _STOPPING:
+        for each in STOPPING:
             signal.signal(each, self._handle)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         sys.unraisablehook = _print_unraisable
@@ -157,7 +158,7 @@ class StopSignals:
                 if now - first_interrupt > _SAME_CTRL_C:
                     self._exit_if_failed()
                     _exit(_INTERRUPTED_TWICE, "interrupted twice")
-            if number in _STOPPING and not self._ends_late:
+            if number in STOPPING and not self._ends_late:
                 self._ends_late = True
                 self.name = self.name or signal.Signals(number).name
                 for pid in self._peers:
@@ -189,7 +190,7 @@ class StopSignals:
 
     def _block_signals(self) -> None:
         """Hold signals back before a fork: the child has the run's handlers at first."""
-        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
     def _unblock_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
@@ -197,7 +198,7 @@ class StopSignals:
     def _reset_in_child(self) -> None:
         """Give a forked child, which is not the run, signal handling of its own."""
         signal.set_wakeup_fd(-1)
-        for each in _STOPPING:
+        for each in STOPPING:
             # a terminal sends Ctrl-C to all: the run stops in good order, and needs its
             # environments until then
             signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
@@ -238,7 +239,7 @@ def ignore_in_worker() -> None:
     Processes that its environment starts are ended by SIGTERM, as is usual.
     """
     # a handler that does nothing, since a program that is started would go on to ignore
-    for each in _STOPPING:
+    for each in STOPPING:
         signal.signal(each, lambda *_: None)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     # the worker is not of the terminal's process group, and would be stopped where it uses it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.run.resolve import resolve
+from fabric_ppo.tools.flags import parse_flags
 from tests.fixtures import stopping_env
-from tests.fixtures.launching import ROOT, clean_environment, command, free_port
+from tests.fixtures.launching import ROOT, clean_environment, command, free_port, in_fork, run_ranks
 from tests.fixtures.processes import PATIENCE
 from tests.fixtures.resuming import assert_same_run
 
@@ -22,16 +26,21 @@ FLAGS += ["--total-timesteps=128", "--timeout=1e6", "--gamma=0.97", "--hidden-si
 
 PACKAGE = [sys.executable, "-m", "fabric_ppo", "train"]
 FABRIC = ["--accelerator=cpu", "--strategy=ddp", "--devices=2", "--precision=bf16-mixed"]
+DECOUPLED = ["--accelerator=cpu", "--devices=3"]
 LAUNCHED = {
-    "python, torch": lambda: command("torch", 0),
-    "python, fabric": lambda: command("fabric", 0),
-    "torchrun": lambda: command("torch", 2),
-    "fabric run": lambda: _fabric_run(FABRIC, "train_fabric.py"),
-    "fabric run, decoupled": lambda: _fabric_run(["--accelerator=cpu", "--devices=3"], "train_fabric_decoupled.py"),
-    "package, torch": lambda: [*PACKAGE, "torch", "--devices", "2"],
-    "package, fabric": lambda: [*PACKAGE, "fabric", "--devices", "1", "--precision", "bf16-mixed"],
-    "package, decoupled": lambda: [*PACKAGE, "decoupled", "--devices", "2"],
+    "python, torch": (lambda: command("torch", 0), ("torch", 1, None)),
+    "python, fabric": (lambda: command("fabric", 0), ("fabric", 1, None)),
+    "torchrun": (lambda: command("torch", 2), ("torch", 2, None)),
+    "fabric run": (lambda: _fabric_run(FABRIC, "train_fabric.py"), ("fabric", 2, "bf16-mixed")),
+    "fabric run, decoupled": (lambda: _fabric_run(DECOUPLED, "train_fabric_decoupled.py"), ("decoupled", 3, None)),
+    "package, torch": (lambda: [*PACKAGE, "torch", "--devices", "2"], ("torch", 2, None)),
+    "package, fabric": (
+        lambda: [*PACKAGE, "fabric", "--devices", "1", "--precision", "bf16-mixed"],
+        ("fabric", 1, "bf16-mixed"),
+    ),
+    "package, decoupled": (lambda: [*PACKAGE, "decoupled", "--devices", "2"], ("decoupled", 2, None)),
 }
+"""How a run is started, and what that starts: script, number of ranks, precision."""
 
 
 def _fabric_run(launcher: list[str], script: str) -> list[str]:
@@ -51,6 +60,31 @@ def pasted(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(text, shell=True, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE)
 
 
+def train_alone(folder: Path, script: str, ranks: int, precision: str | None) -> list[str]:
+    """Train in `folder/run` without a stop, in forked ranks; what each raised."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    config = resolve(parse_flags(SCRIPT_CONFIGS[script], [*FLAGS, "--run-dir=run"]), ranks, ranks)
+    return run_ranks(script, [config] * ranks, precision)
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of a run that nothing stopped, made once for each script, number of ranks and precision."""
+    folders = {}
+
+    def made(script: str, ranks: int, precision: str | None) -> Path:
+        key = (script, ranks, precision)
+        if key not in folders:
+            folders[key] = folder = tmp_path_factory.mktemp("alone")
+            shutil.copy(Path(stopping_env.__file__), folder)
+            (folder / "has_stopped").touch()
+            assert in_fork(train_alone, folder, *key) == [""] * ranks
+        return folders[key] / "run"
+
+    return made
+
+
 @pytest.fixture
 def lab(tmp_path):
     """A folder with spaces and quotes in its name, in which the environment's module lies."""
@@ -60,22 +94,22 @@ def lab(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("start", LAUNCHED.values(), ids=LAUNCHED)
-def test_the_command_that_a_stop_prints_goes_on(lab, tmp_path, start):
+@pytest.mark.parametrize(("start", "started"), LAUNCHED.values(), ids=LAUNCHED)
+def test_the_command_that_a_stop_prints_goes_on(lab, tmp_path, left_alone, start, started):
     stopped = run_in(lab, start(), *FLAGS, "--run-dir=a run")
     (go_on,) = re.findall(r"^stopped by .*; saved .*: go on with (.*)$", stopped.stderr, re.MULTILINE)
     assert stopped.returncode in (1, 75)  # a launcher's, or a rank's
     typed = start()
     if typed[: len(PACKAGE)] == PACKAGE:  # it names that command, with no port of the launcher's choice
+        assert stopped.returncode == 75
         assert f" -m fabric_ppo train {typed[len(PACKAGE)]} " in go_on
         assert "port" not in go_on
     done = pasted(go_on, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed with" not in done.stderr
-    alone = run_in(lab, start(), *FLAGS, "--run-dir=left alone")
-    assert alone.returncode == 0, alone.stderr
-    assert_same_run(lab / "a run", lab / "left alone", resumes=1)
-    configs = [yaml.safe_load((lab / name / "config.yaml").read_text()) for name in ("a run", "left alone")]
+    alone = left_alone(*started)
+    assert_same_run(lab / "a run", alone, resumes=1)
+    configs = [yaml.safe_load((run_dir / "config.yaml").read_text()) for run_dir in (lab / "a run", alone)]
     assert configs[0] == configs[1]
 
 

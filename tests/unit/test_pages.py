@@ -211,7 +211,7 @@ def test_the_command_line_launches_a_command_of_the_page(words, monkeypatch):
     _, plain = split_variables(words)
     with pytest.raises(SystemExit):
         cli.main(plain[3:])
-    ((_, (_, _, launcher, *rest), _),) = (call.args for call in execv.call_args_list)
+    ((_, (_, _, _, launcher, *rest), _),) = (call.args for call in execv.call_args_list)
     start = {"torch.distributed.run": ["torchrun"], "lightning.fabric.cli": ["fabric", "run"]}[launcher]
     at = next(index for index, word in enumerate(rest) if word.endswith(".py"))
     launched = parsed([*start, *rest[:at], Path(rest[at]).name, *rest[at + 1 :]])

@@ -25,6 +25,7 @@ ENTRY = Entry(
     f"train {{{','.join(SCRIPT_CONFIGS)}}} [--devices N] [FLAGS]", "Check the flags, then launch a training script."
 )
 """Row of this command on the page of all."""
+_LAUNCHER = ("-m", "fabric_ppo.tools.launcher")
 
 
 def _train_page() -> str:
@@ -144,14 +145,14 @@ def launch_command(config_type: type[Config], launch: argparse.Namespace) -> lis
     if config_type is TorchConfig:
         where = [f"--nnodes={launch.num_nodes}", f"--node_rank={launch.node_rank}"]
         where += [f"--master_addr={address}", f"--master_port={port}"]
-        return ["-m", "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, path]
+        return [*_LAUNCHER, "torch.distributed.run", f"--nproc_per_node={launch.devices}", *where, path]
     # player and trainers of the decoupled script make a strategy of their own
     if processes > 1 and config_type is not DecoupledConfig:
         options["strategy"] = options["strategy"] or "ddp"
     where = [f"--num-nodes={launch.num_nodes}", f"--node-rank={launch.node_rank}"]
     where += [f"--main-address={address}", f"--main-port={port}", f"--devices={launch.devices}"]
     chosen = [f"--{name}={value}" for name, value in options.items() if value]
-    return ["-m", "lightning.fabric.cli", *where, *chosen, path]
+    return [*_LAUNCHER, "lightning.fabric.cli", *where, *chosen, path]
 
 
 def _free_port() -> int:

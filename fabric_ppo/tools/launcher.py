@@ -1,0 +1,77 @@
+"""The launcher of `train`'s ranks, `torchrun` or `fabric run`, that ends with the status of the ranks.
+
+python -m fabric_ppo.tools.launcher torch.distributed.run --nproc_per_node=2 train_torch.py
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from fabric_ppo.process.console import print_line
+from fabric_ppo.process.errors import FAILED, STOPPED_BY_SIGNAL
+from fabric_ppo.process.signals import STOPPING
+
+_FORWARDED = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
+"""Signals that `torchrun` passes on to its ranks; by default these but for SIGUSR1."""
+
+
+class _Stopped(BaseException):
+    """A signal that came before there were ranks to pass it on to."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a launcher's module with its arguments, and return the status that its ranks end with.
+
+    A rank has printed why it ended: neither the launcher's report nor its log is printed.
+    """
+    for each in STOPPING:
+        signal.signal(each, _stop)  # until the launcher has handlers of its own
+    os.environ["PET_SIGNALS_TO_HANDLE"] = _FORWARDED
+    logging.disable(logging.ERROR)
+    sys.argv = list(words)
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except _Stopped as stopped:
+        _ignore_signals()
+        print_line(f"stopped by {stopped} before the training began", sys.stderr)
+        return STOPPED_BY_SIGNAL
+    except Exception as error:
+        _ignore_signals()
+        return _status_of(error)
+    return 0
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    raise _Stopped(signal.Signals(number).name)
+
+
+def _ignore_signals() -> None:
+    """Ignore further signals: all ranks have ended, and so does this process."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _status_of(error: Exception) -> int:
+    """Return the status of the ranks, of which the launcher has raised an error; raise any other error."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if isinstance(error, SignalException):
+        return STOPPED_BY_SIGNAL if error.sigval in STOPPING else FAILED
+    if not isinstance(error, ChildFailedError):
+        raise error
+    for rank, each in sorted(error.failures.items()):
+        if each.exitcode < 0:  # it could print nothing
+            print_line(f"error: rank {rank} was ended by {signal.Signals(-each.exitcode).name}", sys.stderr)
+    status: int = error.get_first_failure()[1].exitcode
+    return status if status > 0 else FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
