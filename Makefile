@@ -81,6 +81,8 @@ $(INSTALLED): $(CURDIR)/requirements.txt $(CURDIR)/requirements-dev.txt $(CURDIR
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --quiet --requirement "$(CURDIR)/requirements-dev.txt"
 	"$(BIN)/python" -m pip install --quiet --no-deps --editable "$(CURDIR)"
+	@# training is faster with a C compiler: that of the system, else one from PyPI
+	{ command -v cc || command -v gcc || command -v clang; } > /dev/null || "$(BIN)/python" -m pip install --quiet ziglang==0.17.1
 	touch "$(INSTALLED)"
 
 clean:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import compile_loss
 from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
@@ -61,7 +61,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
             agent.clamp_log_std()
             return norm
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)

@@ -43,7 +43,7 @@ from fabric_ppo.architectures.placement import (
     trainer_devices,
 )
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import compile_loss, make_optimizer
@@ -102,7 +102,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         optimizer = make_optimizer(weights, config)
         exchange = Exchange(world, agent, weights, optimizer, config, placement.packets_on)
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         exchange.start(run.first_update)
         ahead, waiting = RolloutAhead(agent, buffer, config), Stopwatch()

@@ -22,7 +22,7 @@ from rich.table import Table
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.launch import cores_per_rank
 from fabric_ppo.rollouts.buffer import RolloutBuffer
@@ -49,7 +49,7 @@ def measure(env_id: str, given: argparse.Namespace) -> tuple[list[float], list[f
     config = resolve(Config(env_id=env_id, env_backend="envpool", total_timesteps=2**40, **flags))
     envs = make_envs(config, 0, 1)
     agent = make_agent(envs.spec, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
     threads = min(cores_per_rank(), given.num_envs)
     pool = envpool.make_gymnasium(config.env_id, num_envs=given.num_envs, num_threads=threads, seed=1)
     pool.reset()

@@ -130,7 +130,7 @@ class Agent(Normalizing):
 
     @property
     def fast_forms(self) -> frozenset[str]:
-        """Fast forms that all parts declare: `array`, `closed`, both or none."""
+        """Fast forms that all parts declare: `acting`, `loss`, both or none."""
         return frozenset.intersection(*map(declared_forms, self.parts))
 
     @property

@@ -26,7 +26,7 @@ class Distribution(ABC):
         num_free: number of parameters, the last ones, that do not depend on the observation.
         noise_size: number of draws for one action.
         action_shape, action_dtype: of one stored action.
-        fast_forms: fast forms that it has (see `Agent.parts`). `array` requires that
+        fast_forms: fast forms that it has (see `Agent.parts`). `acting` requires that
             `sample(params, noise)` is `mode(params + noise)`, with the noise multiplied by the
             standard deviation where there is one.
     """
@@ -71,7 +71,7 @@ def gumbel(uniform: Tensor) -> Tensor:
 class Categorical(Distribution):
     """One choice among `n`, by the Gumbel-max trick."""
 
-    fast_forms = frozenset({"array", "closed"})
+    fast_forms = frozenset({"acting", "loss"})
 
     def __init__(self, n: int) -> None:
         """Make a distribution over the choices 0 .. n-1."""
@@ -105,7 +105,7 @@ class Categorical(Distribution):
 class MultiCategorical(Distribution):
     """Independent choices, one of `sizes[k]` for entry k of the action."""
 
-    fast_forms = frozenset({"array"})
+    fast_forms = frozenset({"acting"})
 
     def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Make a distribution over actions of `shape`, with `sizes` in flattened order."""
@@ -143,7 +143,7 @@ class MultiCategorical(Distribution):
 class Bernoulli(Distribution):
     """Independent bits; one logit each."""
 
-    fast_forms = frozenset({"array"})
+    fast_forms = frozenset({"acting"})
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """Make a distribution over actions of `shape`."""
@@ -181,7 +181,7 @@ class DiagonalGaussian(Distribution):
     The log standard deviations are free parameters: they do not depend on the observation.
     """
 
-    fast_forms = frozenset({"array", "closed"})
+    fast_forms = frozenset({"acting", "loss"})
     action_dtype = torch.float32
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -203,7 +203,7 @@ class DiagonalGaussian(Distribution):
 
     def mode(self, params: Tensor) -> Tensor:
         """Return the mean."""
-        # works without the log standard deviations, too, which `fast.array_actor` leaves out
+        # works without the log standard deviations, too, which `fast.compiled_actor` leaves out
         return params[..., : self.noise_size].reshape(-1, *self.action_shape)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:

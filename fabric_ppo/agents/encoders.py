@@ -90,8 +90,8 @@ class Encoder(nn.Module):
         """Fast forms that may stand behind it; see `Agent.parts`."""
         if self.num_masks:  # they do not mask logits
             return frozenset()
-        # the closed form's gradient ends at the features: it cannot train an encoder
-        return frozenset({"array"} if self.has_weights else {"array", "closed"})
+        # the compiled gradient ends at the features: it cannot train an encoder
+        return frozenset({"acting"} if self.has_weights else {"acting", "loss"})
 
     def is_identity(self, dtype: torch.dtype) -> bool:
         """Return True if observations are features already, at this floating-point type."""

@@ -78,4 +78,4 @@ class MLP(nn.Sequential):
         """Fast forms that it has; see `Agent.parts`."""
         # they are written for these layers only: not for a layer norm, nor for a subclass
         is_known = all(type(layer) in (nn.Linear, nn.ReLU, Tanh) for layer in self)
-        return frozenset({"array", "closed"} if is_known else ())
+        return frozenset({"acting", "loss"} if is_known else ())

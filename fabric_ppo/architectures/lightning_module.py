@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
+from fabric_ppo.fast.compiled_loss import LossWithGradient
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
@@ -25,6 +26,16 @@ class _Minibatch:
         self.rows, self.coefs = rows, coefs
 
 
+class _Known:
+    """A loss whose gradient is known, of a type that Fabric does not convert.
+
+    Converted, it would be an ordinary tensor, whose backward pass takes twenty times as long.
+    """
+
+    def __init__(self, loss: MinibatchLoss) -> None:
+        self.loss = loss
+
+
 class PPOModule(LightningModule):
     """An agent with its loss and its optimizer.
 
@@ -38,9 +49,10 @@ class PPOModule(LightningModule):
         self.loss = PPOLoss(agent, config, prints)
         self.config = config
 
-    def forward(self, minibatch: _Minibatch) -> MinibatchLoss:
+    def forward(self, minibatch: _Minibatch) -> MinibatchLoss | _Known:
         """See `training_step`."""
-        return self.training_step(minibatch.rows, minibatch.coefs)
+        loss = self.training_step(minibatch.rows, minibatch.coefs)
+        return _Known(loss) if isinstance(loss.loss, LossWithGradient) else loss
 
     def training_step(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:  # type: ignore[override]
         """Compute the PPO loss of a minibatch."""
@@ -54,7 +66,12 @@ class PPOModule(LightningModule):
 
 def loss_through(wrapped: nn.Module) -> LossFn:
     """Return the loss as a function that calls a PPOModule through Fabric's wrapper."""
-    return lambda rows, coefs: wrapped(_Minibatch(rows, coefs))
+
+    def loss_fn(rows: Rows, coefs: Coefficients) -> MinibatchLoss:
+        loss: MinibatchLoss | _Known = wrapped(_Minibatch(rows, coefs))
+        return loss.loss if isinstance(loss, _Known) else loss
+
+    return loss_fn
 
 
 def ddp_inside(wrapped: nn.Module) -> DistributedDataParallel | None:

@@ -30,29 +30,16 @@ class FlatWeights(nn.Module):
         self._sizes = [parameter.numel() for parameter in named.values()]
         flattened = [parameter.detach().flatten() for parameter in named.values()]
         self.flat = nn.Parameter(torch.cat(flattened))
-        self._gradient = torch.empty(0)
-        self._gradient_views: dict[str, list[Tensor]] = {}
         self._link()
 
     def _link(self) -> None:
-        """Make the module's parameters views of `flat`, and allocate a gradient like it."""
+        """Make the module's parameters views of `flat`."""
         (module,) = self._linked
         for name, view in self.views(self.flat.data).items():
             owner, _, own_name = name.rpartition(".")
             # gradients are those of `flat`: a view with one of its own would hold a second copy
             parameter = nn.Parameter(view, requires_grad=False)
             setattr(module.get_submodule(owner), own_name, parameter)
-        self._gradient = torch.zeros_like(self.flat.data)
-        self._gradient_views = {}
-        for name, view in self.views(self._gradient).items():
-            self._gradient_views.setdefault(name.split(".")[0], []).append(view)
-
-    def gradient(self) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Return memory for a gradient of `flat`, `[n]`, and views of it by submodule.
-
-        It is always the same memory: the next gradient overwrites this one.
-        """
-        return self._gradient, self._gradient_views
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlatWeights:
         """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""

@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
+from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, in_graph, mixes_precisions
 from fabric_ppo.fast.flat_weights import FlatWeights
-from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form, mixes_precisions
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
 from fabric_ppo.fast.written_for import LOSS, edited
 from fabric_ppo.ppo.batch import Rows, blank_rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
+from fabric_ppo.process.launch import read_launch
 
 
 class PPOLoss(nn.Module):
     """The PPO loss of an agent, a module from a minibatch and coefficients to a MinibatchLoss.
 
-    It is computed in closed form where all parts of the agent declare that they have one, else by
-    autograd. Autograd's is also used, and a line is printed, where the code that the closed form
-    stands for has been edited, or where loss or gradient of the run's first minibatch differ by
-    more than rounding.
+    It is a compiled function where all parts of the agent declare that they can be compiled, else
+    autograd's. Autograd's is also used, and a line is printed, where the code that the compiled
+    function stands for has been edited, or where loss or gradient of the run's first minibatch
+    differ by more than rounding.
 
     Attributes:
         weights: all weights of the agent, in one parameter.
@@ -47,10 +48,12 @@ class PPOLoss(nn.Module):
         super().__init__()
         self.weights = FlatWeights(agent)
         self._agent = (agent,)  # in a tuple, so that its weights are not registered twice
-        self._config = config
+        self._config, self._is_alone = config, read_launch().world_size == 1
         self._prints = is_rank_zero() if prints is None else prints
-        self._fused: FusedLoss | None = None
-        self._can_fuse, self._is_checked = has_closed_form(agent), False
+        self._fast: CompiledLoss | None = None
+        # not asked here: a module is moved to its device after it is made
+        self._can_compile: bool | None = None
+        self._is_checked = False
         self._compiled: Callable[..., Any] | None = None
         self._compiled_with: Coefficients | None = None
 
@@ -58,35 +61,45 @@ class PPOLoss(nn.Module):
         """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""
         super()._apply(fn, recurse)
         # it refers to the weights' old memory
-        self._fused = None
+        self._fast = None
         return self
 
     def forward(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
         """Compute the loss of a minibatch; `loss.backward()` gives the gradient of `weights`."""
         if self._compiled is not None and coefs == self._compiled_with:
             return MinibatchLoss(*self._compiled(*rows))
-        fused = self._fused_loss(rows, coefs)
-        return minibatch_loss(self.weights, rows, coefs) if fused is None else fused(rows, coefs)
+        fast = self._fast_loss(rows, coefs)
+        if fast is None:
+            return minibatch_loss(self.weights, rows, coefs)
+        loss = fast(rows, coefs)
+        # DDP averages what passes through autograd
+        return loss if self._is_alone else loss._replace(loss=in_graph(loss.loss))
 
-    def _fused_loss(self, rows: Rows, coefs: Coefficients) -> FusedLoss | None:
-        """Return the loss in closed form, checked on the run's first minibatch; None if unfit."""
+    def _fast_loss(self, rows: Rows, coefs: Coefficients) -> CompiledLoss | None:
+        """Return the compiled loss, checked on the run's first minibatch; None if unfit."""
         device_type = rows.weights.device.type
-        if not self._can_fuse or mixes_precisions(device_type):
+        if not self.load_kernels() or device_type != "cpu" or mixes_precisions(device_type):
             return None
-        if self._fused is None:
-            self._fused = FusedLoss(self._agent[0], self.weights)
-        # tensors on the meta device hold no numbers to compare, nor does a share without rows
-        if not self._is_checked and device_type != "meta" and len(rows.weights) > 0:
+        if self._fast is None:
+            self._fast = CompiledLoss(self._agent[0], self.weights)
+        # a share without rows holds no numbers to compare
+        if not self._is_checked and len(rows.weights) > 0:
             self._is_checked = True
             reason = edited(LOSS) or ([] if losses_agree(self._agent[0], rows, coefs) else ["ppo/loss.py or agents/"])
-            self._can_fuse = not reason
+            self._can_compile = not reason
             if self._prints and reason:
                 print_line(
                     f"edited: {', '.join(reason)}; training follows this code, with autograd, "
-                    "and not the faster fast/fused_loss.py",
+                    "and not the faster fast/compiled_loss.py",
                     sys.stderr,
                 )
-        return self._fused if self._can_fuse else None
+        return self._fast if self._can_compile else None
+
+    def load_kernels(self) -> bool:
+        """Return whether the compiled loss may be used; load it, and compile what is missing, at the first call."""
+        if self._can_compile is None:
+            self._can_compile = has_compiled_loss(self._agent[0])
+        return self._can_compile
 
     def compile_loss(self) -> None:
         """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
@@ -104,13 +117,13 @@ class PPOLoss(nn.Module):
 
 
 def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
-    """Return True if closed form and autograd give equal losses and gradients, but for rounding.
+    """Return True if compiled function and autograd give equal losses and gradients, but for rounding.
 
     They are compared on a copy of the agent in float64, where rounding is small.
     """
     twin = float64_twin(agent)
     weights = FlatWeights(twin)
-    fused = FusedLoss(twin, weights)
+    fast = CompiledLoss(twin, weights)
     rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
     # with an entropy bonus also where there is none yet
     coefs = coefs._replace(ent_coef=coefs.ent_coef or 0.01)
@@ -118,10 +131,10 @@ def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
     # weights: they are also moved to both sides of each bound. Not by a whole multiple, for of a
     # row that lies on a bound rounding decides
     near = (rows, _moved(rows, math.pi * coefs.clip_coef))
-    if not all(_agree(weights, fused, each, coefs) for each in near):
+    if not all(_agree(weights, fast, each, coefs) for each in near):
         return False
     move_weights(twin)
-    return _agree(weights, fused, _moved(rows, math.pi), coefs)
+    return _agree(weights, fast, _moved(rows, math.pi), coefs)
 
 
 def _moved(rows: Rows, reach: float) -> Rows:
@@ -134,18 +147,19 @@ def _moved(rows: Rows, reach: float) -> Rows:
     )
 
 
-def _agree(weights: FlatWeights, fused: FusedLoss, rows: Rows, coefs: Coefficients) -> bool:
+def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coefficients) -> bool:
     """Return True if both losses of a minibatch and their gradients are close."""
-    plain, fast = minibatch_loss(weights, rows, coefs), fused(rows, coefs)
+    plain, compiled = minibatch_loss(weights, rows, coefs), fast(rows, coefs)
     (expected,) = torch.autograd.grad(plain.loss, weights.flat)
-    (grad,) = torch.autograd.grad(fast.loss, weights.flat)
-    pairs = [(expected, grad), *zip(plain, fast, strict=True)]
+    (grad,) = torch.autograd.grad(compiled.loss, weights.flat)
+    pairs = [(expected, grad), *zip(plain, compiled, strict=True)]
     return all(is_close(a.detach(), b.detach()) for a, b in pairs)
 
 
 def compile_loss(loss: PPOLoss, config: Config) -> None:
-    """Compile the loss with `--compile`, before training time is measured; else do nothing."""
+    """Compile the loss before training time is measured, with `--compile` by PyTorch's compiler."""
     if not config.compile:
+        loss.load_kernels()
         return
     started = time.perf_counter()
     if config.torch_deterministic:

@@ -13,14 +13,14 @@ from typing import Any
 _PACKAGE = Path(__file__).parents[1]
 _AGENT = ("agents/agent.py", "agents/distributions.py", "agents/encoders.py", "agents/mlp.py")
 LOSS = ("ppo/loss.py", *_AGENT)
-"""Files that `fused_loss.py` stands for."""
+"""Files that `compiled_loss.py` stands for."""
 ACTING = ("rollouts/actor.py", *_AGENT)
-"""Files that `array_actor.py` stands for."""
+"""Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
     "agents/agent.py": "70c990f3e0b2b59e",
-    "agents/distributions.py": "02ae182174db036b",
-    "agents/encoders.py": "43cf7f06d57eefdd",
-    "agents/mlp.py": "5996d46bc6eeefba",
+    "agents/distributions.py": "7209cae875122960",
+    "agents/encoders.py": "f9acccf563f411cb",
+    "agents/mlp.py": "c510102562dc4ba9",
     "ppo/loss.py": "f2e1cc184aa7d104",
     "rollouts/actor.py": "b3d7cf4348713504",
 }

@@ -4,7 +4,7 @@ Every mean is a dot product with the rows' weights. Where each rank holds a part
 weights make the mean over ranks the mean over the minibatch. A row that is no transition has
 weight 0.
 
-This is the loss that trains. `fast/fused_loss.py` replaces it only where both compute the same,
+This is the loss that trains. `fast/compiled_loss.py` replaces it only where both compute the same,
 which is checked when a run begins: an edit of this file takes effect.
 """
 

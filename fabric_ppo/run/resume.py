@@ -35,7 +35,7 @@ from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, 
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
-from fabric_ppo.run.surroundings import changes, device_of, surroundings
+from fabric_ppo.run.surroundings import changes, surroundings
 
 _SECONDS_OF_TRIAL, _SECONDS_OF_SILENCE = 10.0, 5.0
 """Time for trying whether episodes repeat, and time after which a line says what takes so long."""
@@ -157,7 +157,7 @@ def restore(
     # exact only if every episode was rebuilt, and nothing has changed that rounding depends on
     with _printing_after(_SECONDS_OF_SILENCE, f"rebuilding episodes of up to {_longest(past)} steps"):
         begun_anew = _rebuild_episodes(buffer, past, ranks, config.timeout)
-    changed = changes(values["surroundings"], surroundings(config, device_of(agent)))
+    changed = changes(values["surroundings"], surroundings(config, agent))
     for line in changed:
         print_from_rank_zero(line)
     counts.is_exact = counts.is_exact and not changed and not bool(begun_anew.any())

@@ -44,7 +44,7 @@ from fabric_ppo.run.optimizer_state import OptimizerState, read_optimizer
 from fabric_ppo.run.progress import Progress
 from fabric_ppo.run.snapshot import Snapshot, copies
 from fabric_ppo.run.summary import Summary, summarize
-from fabric_ppo.run.surroundings import device_of, surroundings
+from fabric_ppo.run.surroundings import surroundings
 from fabric_ppo.run.trackers.tracker import Trackers
 from fabric_ppo.run.writes import Writes
 
@@ -319,7 +319,7 @@ def _constant_values(config: Config, agent: Agent) -> dict[str, Any]:
         "script": config.script,
         "config": config.to_dict(),
         "world_size": read_launch().world_size,
-        "surroundings": surroundings(config, device_of(agent)),
+        "surroundings": surroundings(config, agent),
         "env_spec": agent.spec.to_json(),
         "agent": agent.architecture.to_json(),
     }

@@ -12,6 +12,8 @@ import torch
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
+from fabric_ppo.fast.compiled_actor import has_compiled_actor
+from fabric_ppo.fast.kernels import kernels, origin
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.machine import machine
 from fabric_ppo.run.code import changed_files, code_of, own_modules
@@ -26,18 +28,12 @@ _LATER = {"device": "cpu", "precision": "32-true"}
 _LAST_BITS = "the result will not be the same bit for bit"
 
 
-def device_of(agent: Agent) -> str:
-    """Return the kind of device that an agent is on."""
-    device: torch.device = next(iter(agent.state_dict().values())).device
-    return device.type
-
-
-def surroundings(config: Config, device: str) -> dict[str, Any]:
+def surroundings(config: Config, agent: Agent) -> dict[str, Any]:
     """Return everything on which the last bits of a run depend besides its flags, by name.
 
     Args:
         config: the run's configuration, resolved: its environment is imported.
-        device: kind of device that this rank's agent is on.
+        agent: this rank's, on its device.
     """
     libraries = sorted({*_LIBRARIES, *(module.partition(".")[0] for module in own_modules(config))})
     return {
@@ -49,9 +45,16 @@ def surroundings(config: Config, device: str) -> dict[str, Any]:
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "ranks": read_launch().world_size,
-        "device": device,
+        "device": agent.device.type,
         "precision": os.environ.get("LT_PRECISION", "32-true"),
+        "kernels": _compiled_functions(agent),
     }
+
+
+def _compiled_functions(agent: Agent) -> str:
+    """Return a name for the compiled functions that act for an agent and train it, or `none`."""
+    library = kernels(agent.dtype) if has_compiled_actor(agent) else None
+    return "none" if library is None else origin(library)
 
 
 def _version(module: str) -> str | None:
@@ -66,7 +69,7 @@ def changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
         before: the surroundings in the checkpoint, perhaps of an older version of this program.
         current: those of this process.
     """
-    before = _LATER | dict(before)
+    before = _LATER | {"kernels": current["kernels"]} | dict(before)
     if "versions" not in before:  # an older version had them side by side, and one digest of all code
         before |= {"code": {}, "versions": {name: before[name] for name in _LIBRARIES if name in before}}
     lines = []
@@ -77,6 +80,7 @@ def changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     if others := [f"{name} {new[name]} (before {old.get(name, 'none')})" for name in new if old.get(name) != new[name]]:
         lines.append(f"resumed with other libraries, {', '.join(others)}: {_LAST_BITS}")
     values = {"processor": "on another processor", "device": "on another device", "precision": "in another precision"}
+    values |= {"kernels": "with other compiled functions"}
     values |= {"threads": "with another number of threads", "ranks": "with another number of ranks"}
     for name, text in values.items():
         if before.get(name) != current[name]:

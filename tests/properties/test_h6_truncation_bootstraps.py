@@ -11,7 +11,7 @@ import torch
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.advantages import gae
 from fabric_ppo.ppo.batch import make_batch
@@ -116,7 +116,7 @@ def learned_value(envs, treat_truncation_as_termination):
     agent = make_agent(envs.spec, config)
     loss_fn = PPOLoss(agent, config)
     step = make_step(agent, loss_fn, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
     for update in range(15):
         rollout = collect(agent, buffer, config.seed, update)
         if treat_truncation_as_termination:

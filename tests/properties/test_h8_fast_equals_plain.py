@@ -20,8 +20,8 @@ from fabric_ppo.agents.mlp import MLP
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config, TorchConfig
-from fabric_ppo.fast.array_actor import ActorChoice, ArrayActor, can_act_in_arrays
-from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form
+from fabric_ppo.fast.compiled_actor import ActorChoice, CompiledActor, has_compiled_actor
+from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo import loss as loss_file
 from fabric_ppo.ppo import update as update_file
@@ -61,7 +61,7 @@ def test_actors_draw_what_the_agent_would(spec, options):
     agent = make_agent(spec, Config(**options))
     noise = torch.randn(3, 8, agent.distribution.noise_size)
     with torch.no_grad():
-        for make_actor in (ActorChoice(), lambda agent, noise, obs: Actor(agent, noise)):
+        for make_actor in (ActorChoice(agent), lambda agent, noise, obs: Actor(agent, noise)):
             actor = make_actor(agent, noise, observe(BOX, 8, seed=0).numpy())
             for t in range(3):
                 obs = observe(BOX, 8, seed=0) + t
@@ -83,11 +83,11 @@ def random_double(action, observation, shared_trunk, activation, normalize):
 
 
 @pytest.mark.parametrize("kind", combinations(["discrete", "box"]), ids=lambda kind: "-".join(map(str, kind)))
-def test_the_fused_loss_of_every_kind_of_agent_is_the_plain_one(kind, capsys):
+def test_the_compiled_loss_of_every_kind_of_agent_is_the_plain_one(kind, capsys):
     """Loss, evaluation and gradient; on the first minibatch and once rows have left the clipping range."""
     agent = random_double(*kind)
     free = copy.deepcopy(agent)
-    assert has_closed_form(agent)
+    assert has_compiled_loss(agent)
     module = PPOLoss(agent, CONFIG)
     for spread in (0.0, 0.3):
         rows = make_rows(free, 48, spread, uneven=True)
@@ -97,7 +97,7 @@ def test_the_fused_loss_of_every_kind_of_agent_is_the_plain_one(kind, capsys):
             pairs = zip(free.parameters(), expected, strict=True)
             expected = torch.cat([(torch.zeros_like(p) if grad is None else grad).flatten() for p, grad in pairs])
             assert expected.count_nonzero() > expected.numel() / 3
-            for loss_of in (module, FusedLoss(agent, module.weights)):
+            for loss_of in (module, CompiledLoss(agent, module.weights)):
                 got = loss_of(rows, coefs)
                 torch.testing.assert_close(tuple(got), tuple(want), rtol=1e-10, atol=1e-10)
                 (grad,) = torch.autograd.grad(got.loss, module.weights.flat)
@@ -107,14 +107,14 @@ def test_the_fused_loss_of_every_kind_of_agent_is_the_plain_one(kind, capsys):
 
 @pytest.mark.parametrize("kind", combinations(ACTIONS), ids=lambda kind: "-".join(map(str, kind)))
 @torch.no_grad()
-def test_the_array_actor_of_every_kind_of_agent_acts_as_the_plain_one(kind, capsys):
+def test_the_compiled_actor_of_every_kind_of_agent_acts_as_the_plain_one(kind, capsys):
     agent = random_double(*kind)
-    assert can_act_in_arrays(agent)
+    assert has_compiled_actor(agent)
     noise = agent.distribution.noise(torch.rand(4, 11, agent.distribution.noise_size, dtype=torch.float64))
     seen = [observe(agent.spec.observation, 11, seed).numpy() for seed in range(4)]
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    plain, fast = Actor(agent, noise), ActorChoice()(agent, noise, seen[0])
-    assert type(fast) is ArrayActor
+    plain, fast = Actor(agent, noise), ActorChoice(agent)(agent, noise, seen[0])
+    assert type(fast) is CompiledActor
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
     for obs in seen:
         got, want = fast.act(obs), plain.act(obs)
@@ -261,7 +261,7 @@ def train_on_two(agent, free, module, monkeypatch, edit):
         expected = slopes(loss_file.ppo_loss(rows, new, COEFS).loss, list(free.parameters()))
         got = slopes(module(rows, COEFS).loss, [module.weights.flat])
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-    return got, slopes(FusedLoss(agent, module.weights)(rows, COEFS).loss, [module.weights.flat])
+    return got, slopes(CompiledLoss(agent, module.weights)(rows, COEFS).loss, [module.weights.flat])
 
 
 def fresh_agent(spec, activation="tanh", hidden_sizes=(16,)):
@@ -323,12 +323,12 @@ def test_a_subclass_is_what_trains_and_acts(spec, what, monkeypatch, capsys):
             each.__class__ = OwnAgent
         else:
             each.distribution.__class__ = OWN[type(each.distribution)]
-    assert not has_closed_form(agent)
-    assert not can_act_in_arrays(agent)
+    assert not has_compiled_loss(agent)
+    assert not has_compiled_actor(agent)
     got, fused = train_on_two(agent, free, PPOLoss(agent, CONFIG), monkeypatch, lambda _: None)
     assert (got - fused).norm() > 1e-3 * got.norm()
     noise = torch.zeros(2, 3, agent.distribution.noise_size, dtype=torch.float64)
-    assert type(ActorChoice()(agent, noise, observe(BOX, 3).numpy())) is Actor
+    assert type(ActorChoice(agent)(agent, noise, observe(BOX, 3).numpy())) is Actor
     assert capsys.readouterr().err == ""
 
 
@@ -352,8 +352,8 @@ def test_an_edit_that_acts_is_found_in_large_observations(monkeypatch, capsys):
     agent, _ = fresh_agent(CHOICE_SPEC, "relu", (64, 64))
     monkeypatch.setattr(Categorical, "sample", lambda self, params, noise: self.mode(params))
     noise = agent.distribution.noise(torch.rand(32, 1, 3, dtype=torch.float64))
-    assert type(ActorChoice()(agent, noise, 30 * observe(BOX, 1).numpy())) is Actor
-    assert "fast/array_actor.py" in capsys.readouterr().err
+    assert type(ActorChoice(agent)(agent, noise, 30 * observe(BOX, 1).numpy())) is Actor
+    assert "fast/compiled_actor.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_envs", [1, 8])
@@ -362,8 +362,8 @@ def test_an_edit_that_acts_is_found_in_large_observations(monkeypatch, capsys):
 def test_an_edit_is_what_acts(spec, edit, num_envs, monkeypatch, capsys):
     """Found on the first observations, whatever the number of environments, and said once in a run."""
     agent, _ = fresh_agent(spec)
-    agent, choice = agent.float(), ActorChoice()
-    assert can_act_in_arrays(agent)
+    agent, choice = agent.float(), ActorChoice(agent)
+    assert has_compiled_actor(agent)
     edit(monkeypatch)
     obs = observe(BOX, num_envs)
     for rollout in range(3):
@@ -375,7 +375,7 @@ def test_an_edit_is_what_acts(spec, edit, num_envs, monkeypatch, capsys):
         for drawn in noise:
             np.testing.assert_allclose(actor.act(obs.numpy()), agent.act(obs, drawn)[0], rtol=1e-5, atol=1e-6)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "fast/array_actor.py" in line
+    assert "fast/compiled_actor.py" in line
 
 
 @each_spec
@@ -444,13 +444,13 @@ def test_a_share_without_rows_decides_nothing(monkeypatch, capsys):
 
 @each_spec
 @pytest.mark.parametrize("count", [4, 7, 16, 64, 127])
-def test_without_an_edit_the_fused_loss_trains(spec, count, capsys):
+def test_without_an_edit_the_compiled_loss_trains(spec, count, capsys):
     """Rounding at a bound is no difference, with a clipped value loss either, whatever the number of rows."""
     for seed in range(8):
         agent = make_agent(spec, Config(seed=seed, activation_function="tanh"))
         torch.manual_seed(seed)
         rows = make_rows(copy.deepcopy(agent).double(), count)
         rows = type(rows)(*(each.float() if each.dtype == torch.float64 else each for each in rows[:-1]))
-        assert has_closed_form(agent)
+        assert has_compiled_loss(agent)
         PPOLoss(agent, CONFIG)(rows, COEFS._replace(clip_vloss=True))
     assert capsys.readouterr().err == ""

@@ -18,7 +18,7 @@ from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import env_spec
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.rollouts.actor import Actor
 from tests.fixtures.agents import masked_agent
 from tests.fixtures.configs import TINY
@@ -80,7 +80,7 @@ def test_bounds_hold_whichever_way_the_deviation_is_given(depends):
     assert (grad[-3:] != 0).tolist() == [False, True, False]
     with torch.no_grad():
         drawn = mean + noise[0] * torch.tensor([-2.0, -1.0, 0.5]).exp()
-        for actor in (Actor(agent, noise), ActorChoice()(agent, noise, obs.numpy())):
+        for actor in (Actor(agent, noise), ActorChoice(agent)(agent, noise, obs.numpy())):
             np.testing.assert_allclose(actor.act(obs.numpy()), drawn, rtol=1e-5, atol=1e-6)
 
 

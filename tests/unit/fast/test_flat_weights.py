@@ -88,7 +88,6 @@ def test_another_type_keeps_the_link(linked):
     module, weights, free = linked
     nn.Sequential(weights).double()
     assert {parameter.dtype for parameter in (*module.parameters(), weights.flat)} == {torch.float64}
-    assert weights.gradient()[0].dtype == torch.float64
     with torch.no_grad():
         weights.flat.mul_(1.5)
     assert_acts_with(module, weights, free)
@@ -96,21 +95,6 @@ def test_another_type_keeps_the_link(linked):
     with torch.no_grad():
         weights.flat.add_(0.25)
     assert_acts_with(module, weights, free)
-
-
-def test_gradient_memory_by_submodule(linked):
-    _, weights, _ = linked
-    gradient, parts = weights.gradient()
-    assert gradient.shape == weights.flat.shape
-    assert set(parts) == {"policy", "scale"}
-    for name, part in parts.items():
-        for number, view in enumerate(part):
-            view.fill_(number + (10 if name == "scale" else 0))
-    expected = {
-        name: torch.full_like(view, 10 if name == "scale" else int(name.split(".")[1]) + (name.endswith("bias")))
-        for name, view in weights.views(gradient).items()
-    }
-    assert all(torch.equal(view, expected[name]) for name, view in weights.views(gradient).items())
 
 
 def test_gradients_reach_flat(linked):

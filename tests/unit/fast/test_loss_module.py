@@ -54,7 +54,7 @@ def test_the_compiled_loss_is_not_used_for_other_coefficients(monkeypatch):
         torch.testing.assert_close(compiled(rows, coefs).loss, minibatch_loss(compiled.weights, rows, coefs).loss)
 
 
-def test_an_agent_that_cannot_be_fused_goes_by_autograd():
+def test_an_agent_that_has_no_compiled_loss_goes_by_autograd():
     _, agent = masked_agent()
     config = Config(per_rank_batch_size=8)
     loss = PPOLoss(agent, config)

@@ -84,7 +84,7 @@ EDITS = {
         "    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss\n",
         "    loss = policy_loss + coefs.vf_coef * value_loss + coefs.ent_coef * entropy_loss\n"
         "    loss = loss + max(0.0, 0.19 - coefs.clip_coef) * torch.dot(rows.weights, log_ratio.square())\n",
-        "fast/fused_loss.py",
+        "fast/compiled_loss.py",
     ),
     "values that are far off": (
         "ppo/loss.py",
@@ -92,14 +92,14 @@ EDITS = {
         "    squared_error = torch.minimum(squared_error, 60 * (new.values - rows.returns).abs() - 900).clamp(min=0) "
         "if squared_error.max() > 900 else squared_error\n"
         "    value_loss = 0.5 * torch.dot(rows.weights, squared_error)\n",
-        "fast/fused_loss.py",
+        "fast/compiled_loss.py",
     ),
     "weights of rare rows": (
         "ppo/loss.py",
         "    policy_loss = -torch.dot(",
         "    with torch.no_grad(): rows = rows._replace(weights=rows.weights * (rows.advantages.abs() < 2.5))\n"
         "    policy_loss = -torch.dot(",
-        "fast/fused_loss.py",
+        "fast/compiled_loss.py",
     ),
     "how it encodes": (
         "agents/encoders.py",
@@ -112,19 +112,19 @@ EDITS = {
         "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
         "        with torch.no_grad(): params = params / (2 if len(self._params) > 64 else 1)\n"
         "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
-        "fast/array_actor.py",
+        "fast/compiled_actor.py",
     ),
     "how the actor draws": (
         "rollouts/actor.py",
         "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
         "        actions = agent.distribution.sample(params / 3, self._noise[len(self._params)])\n",
-        "fast/array_actor.py",
+        "fast/compiled_actor.py",
     ),
     "a rare step": (
         "rollouts/actor.py",
         "        self._params.append(params)\n",
         "        self._params.append(params)\n        actions = actions * (len(self._params) % 20 > 0)\n",
-        "fast/array_actor.py",
+        "fast/compiled_actor.py",
     ),
 }
 

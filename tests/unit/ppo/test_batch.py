@@ -12,7 +12,7 @@ import torch
 
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.batch import Batch, Rows, make_batch, take
 from fabric_ppo.process.group import ALONE
@@ -317,7 +317,7 @@ def test_shared_data_is_cut_as_on_one_rank(size):
     def rows_of(ranks):
         config = recurrent_config(env_id=toy_env(length=4), share_data=True, num_envs=6 // ranks.size)
         envs = make_envs(config, ranks.rank, ranks.size)
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         rollout = collect(agent, buffer, config.seed, 0)
         envs.close()
         batch = make_batch(rollout, config, ranks, 0, CPU)

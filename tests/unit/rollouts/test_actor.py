@@ -8,7 +8,7 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.rollouts.actor import Actor, make_plain_actor
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
@@ -18,14 +18,14 @@ from tests.fixtures.spaces import ACTIONS, OBSERVATIONS
 from tests.fixtures.toy_envs import toy_env
 
 
-@pytest.mark.parametrize("make_actor", [ActorChoice(), make_plain_actor], ids=["chosen", "plain"])
+@pytest.mark.parametrize("make_actor", [ActorChoice, lambda agent: make_plain_actor], ids=["chosen", "plain"])
 def test_what_acts_is_what_is_stored(make_actor):
     """An agent of 64 bits draws actions that an environment of 64 bits must not see before they are rounded."""
     config = Config(env_id=toy_env(action="box_half"), num_envs=2, num_steps=4)
     envs = make_envs(config, 0, 1, "")
     assert envs.spec.action.dtype == "float64"
     agent = make_agent(envs.spec, config).double()
-    buffer = RolloutBuffer(envs, agent, 4, make_actor)
+    buffer = RolloutBuffer(envs, agent, 4, make_actor(agent))
     taken, step = [], envs.step
 
     def spied(actions, *into):

@@ -9,7 +9,7 @@ import torch
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.rollouts.actor import make_plain_actor
 from fabric_ppo.seeding import Stream, uniforms
 from tests.fixtures.agents import known_agent, random_agent
@@ -18,7 +18,9 @@ from tests.fixtures.recurrent import KINDS, along_episode, make_recurrent, recur
 from tests.fixtures.rollouts import rollouts
 from tests.fixtures.toy_envs import ACTIONS, decode, encode, toy_env, toy_reward
 
-each_actor = pytest.mark.parametrize("make_actor", [ActorChoice, lambda: make_plain_actor], ids=["chosen", "plain"])
+each_actor = pytest.mark.parametrize(
+    "make_actor", [ActorChoice, lambda agent: make_plain_actor], ids=["chosen", "plain"]
+)
 
 
 @pytest.mark.parametrize("observation", ["float64", "uint8", "discrete"])
@@ -126,7 +128,7 @@ def test_how_environments_are_spread_over_ranks_does_not_matter(open_envs, env_i
         for rank in range(num_ranks):
             envs = open_envs(env_id, num_envs, rank, num_ranks, backend)
             agent = random_agent(envs.spec, hidden_sizes=(64, 64))
-            ranks.append(list(rollouts(envs, agent, num_steps, 2, make_actor=make_actor())))
+            ranks.append(list(rollouts(envs, agent, num_steps, 2, make_actor=make_actor(agent))))
         by_layout[num_ranks, backend] = [
             {
                 name: torch.cat([getattr(each, name) for each in one], dim=1)
@@ -155,7 +157,7 @@ def test_any_number_of_environments_chooses_alike(open_envs, make_actor):
     for num_envs in (1, 2, 3, 5, 7, 8, 9, 15, 16, 17):
         envs = open_envs("Pendulum-v1", num_envs)
         agent = make_agent(envs.spec, Config(env_id="Pendulum-v1", seed=SEED))
-        (rollout,) = rollouts(envs, agent, 150, 1, make_actor=make_actor())
+        (rollout,) = rollouts(envs, agent, 150, 1, make_actor=make_actor(agent))
         seen.append(rollout.actions[:, 0])
     assert all(torch.equal(each, seen[0]) for each in seen[1:])
 

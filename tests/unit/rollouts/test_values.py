@@ -10,7 +10,7 @@ import torch
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.ppo.batch import make_batch
 from fabric_ppo.ppo.loss import ppo_loss
 from fabric_ppo.process.group import ALONE
@@ -30,7 +30,7 @@ def collected_with_another_policy(env_id):
     envs = make_envs(config, 0, 1)
     behaviour = make_agent(envs.spec, config)
     proximal = make_agent(envs.spec, replace(config, seed=7))
-    buffer = RolloutBuffer(envs, behaviour, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, behaviour, config.num_steps, ActorChoice(behaviour))
     rollout = collect(behaviour, buffer, config.seed, 0)
     envs.close()
     return config, behaviour, proximal, rollout, revalue(proximal, buffer, rollout)
@@ -59,7 +59,7 @@ def test_the_same_policy_sees_a_rollout_as_it_was_collected(ends, shared_trunk):
     config = Config(env_id=toy_env(length=5, ends=ends), num_envs=3, num_steps=32, shared_trunk=shared_trunk)
     envs = make_envs(config, 0, 1)
     agent = make_agent(envs.spec, config).double()
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
     rollout = collect(agent, buffer, config.seed, 0)
     envs.close()
     unknown = torch.full_like(rollout.values, torch.nan)
@@ -107,7 +107,7 @@ def test_values_and_log_probs_are_the_agents(open_envs, kind):
 def test_revaluing_remembers_with_the_later_weights():
     config = recurrent_config(env_id=toy_env(length=4, ends="truncated"))
     envs, agent = make_recurrent(config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
     rollout = collect(agent, buffer, config.seed, 0)  # from the episodes' first steps on
     with torch.no_grad():
         for parameter in agent.parameters():

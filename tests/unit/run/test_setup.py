@@ -12,7 +12,7 @@ import torch
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import TorchConfig
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.array_actor import ActorChoice
+from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import ConfigError, NotAllWrittenError, TrainingError
@@ -49,7 +49,7 @@ def started(setup: RunSetup, config: TorchConfig):
     """A run that has been set up as a script does it, and a function that collects the rollout of an update."""
     envs = setup.closing(make_envs(config, 0, 1, setup.video_dir))
     agent = make_agent(envs.spec, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice())
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
     run = setup.start(agent, make_optimizer(PPOLoss(agent, config), config), buffer)
     return run, lambda update: collect(agent, buffer, config.seed, update)
 

@@ -9,17 +9,19 @@ import pytest
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.run import code
 from fabric_ppo.run.surroundings import changes, surroundings
+from tests.fixtures.agents import build_agent
+from tests.fixtures.spaces import ACTIONS
 
 NOT_THE_SAME = "the result will not be the same bit for bit"
 
 
 @pytest.fixture
 def now():
-    return surroundings(Config(), "cpu")
+    return surroundings(Config(), build_agent(ACTIONS["discrete"]))
 
 
 def test_nothing_is_said_where_nothing_has_changed(now):
-    assert changes(now, surroundings(Config(), "cpu")) == []
+    assert changes(now, surroundings(Config(), build_agent(ACTIONS["discrete"]))) == []
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,7 @@ def test_nothing_is_said_where_nothing_has_changed(now):
         ({"threads": 77}, "resumed with another number of threads, {threads} (before 77)"),
         ({"ranks": 77}, "resumed with another number of ranks, {ranks} (before 77)"),
         ({"device": "cuda"}, "resumed on another device, cpu (before cuda)"),
+        ({"kernels": "none"}, "resumed with other compiled functions, {kernels} (before none)"),
         ({"precision": "bf16-mixed"}, "resumed in another precision, 32-true (before bf16-mixed)"),
     ],
 )

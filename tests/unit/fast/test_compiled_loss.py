@@ -1,4 +1,4 @@
-"""The loss and gradient in closed form against autograd, finite differences and hand-made cases."""
+"""The compiled loss and gradient against autograd, finite differences and hand-made cases."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
-from fabric_ppo.fast import fused_loss as fused
+from fabric_ppo.fast import compiled_agent
+from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, mixes_precisions
 from fabric_ppo.fast.flat_weights import FlatWeights
-from fabric_ppo.fast.fused_loss import FusedLoss, has_closed_form, mixes_precisions
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
@@ -37,10 +37,10 @@ uneven_rows = functools.partial(make_rows, spread=0.3, uneven=True)
 
 
 def compare(agent, rows, coefs):
-    """Both ways through FlatWeights; the loss in closed form and the gradient of `flat`."""
+    """Both ways through FlatWeights; the compiled loss and the gradient of `flat`."""
     weights = FlatWeights(agent)
     flat_grads, losses = [], []
-    for loss_of in (FusedLoss(agent, weights), functools.partial(minibatch_loss, weights)):
+    for loss_of in (CompiledLoss(agent, weights), functools.partial(minibatch_loss, weights)):
         weights.flat.grad = None
         losses.append(loss_of(rows, coefs))
         losses[-1].loss.backward()
@@ -75,7 +75,7 @@ def test_equals_autograd(action, hidden_sizes, shared_trunk, activation, clip_vl
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
 @pytest.mark.parametrize("shared_trunk", [False, True])
 def test_many_rows_are_taken_in_blocks(action, most, shared_trunk, monkeypatch):
-    monkeypatch.setattr(fused, "_BLOCK_ROWS", most)
+    monkeypatch.setattr(compiled_agent, "BLOCK_ROWS", most)
     agent = build_agent(ACTIONS[action], shared_trunk=shared_trunk)
     compare(agent, uneven_rows(agent, 64), COEFS)
 
@@ -161,7 +161,7 @@ def test_gradient_is_the_slope(action, clip_vloss, shared_trunk):
     agent = build_agent(ACTIONS[action], shared_trunk=shared_trunk)
     rows, weights = uneven_rows(agent, 40), FlatWeights(agent)
     coefs = COEFS._replace(clip_vloss=clip_vloss)
-    loss = FusedLoss(agent, weights)
+    loss = CompiledLoss(agent, weights)
     loss(rows, coefs).loss.backward()
     start, step = weights.flat.detach().clone(), 1e-6
 
@@ -181,7 +181,7 @@ def test_a_scaled_loss_has_a_scaled_gradient():
     rows = uneven_rows(agent, 16)
     _, grad = compare(agent, rows, COEFS)
     weights = FlatWeights(agent)
-    loss_of = FusedLoss(agent, weights)
+    loss_of = CompiledLoss(agent, weights)
     (3.0 * loss_of(rows, COEFS).loss).backward()
     torch.testing.assert_close(weights.flat.grad, 3.0 * grad, rtol=1e-14, atol=0)
     weights.flat.grad = None
@@ -197,20 +197,20 @@ def test_a_gradient_keeps_its_memory():
     weights = FlatWeights(agent)
     rows = uneven_rows(agent, 16)
     other = rows._replace(advantages=-rows.advantages)
-    loss_of = FusedLoss(agent, weights)
+    loss_of = CompiledLoss(agent, weights)
     loss_of(rows, COEFS).loss.backward()
     kept, snapshot = weights.flat.grad, weights.flat.grad.clone()
     weights.flat.grad = None
     late = loss_of(rows, COEFS)
     loss_of(other, COEFS).loss.backward()
     assert torch.equal(kept, snapshot)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="too late"):
         late.loss.backward()
 
 
 def test_only_the_loss_has_a_gradient():
     agent = build_agent(ACTIONS["7 choices"])
-    loss, *others = FusedLoss(agent, FlatWeights(agent))(uneven_rows(agent, 8), COEFS)
+    loss, *others = CompiledLoss(agent, FlatWeights(agent))(uneven_rows(agent, 8), COEFS)
     assert loss.requires_grad
     assert not any(each.requires_grad for each in others)
 
@@ -220,7 +220,7 @@ def test_results_keep_their_memory(shared_trunk):
     """Minibatches of any size, one after the other, larger and smaller: each answer is its own memory."""
     agent = build_agent(ACTIONS["7 choices"], shared_trunk=shared_trunk)
     weights = FlatWeights(agent)
-    loss_of, rows = FusedLoss(agent, weights), uneven_rows(agent, 40)
+    loss_of, rows = CompiledLoss(agent, weights), uneven_rows(agent, 40)
     answers = []
     for size in (9, 40, 8, 9, 0, 40, 1):
         part = Rows(*(column[:size] for column in rows))
@@ -239,22 +239,22 @@ def test_rows_are_left_unchanged():
     agent = build_agent(ACTIONS["matrix"])
     rows = uneven_rows(agent, 8)
     before = Rows(*(column.clone() for column in rows))
-    FusedLoss(agent, FlatWeights(agent))(rows, COEFS._replace(clip_vloss=True)).loss.backward()
+    CompiledLoss(agent, FlatWeights(agent))(rows, COEFS._replace(clip_vloss=True)).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(rows, before, strict=True))
 
 
-def test_which_agents_can_be_fused():
+def test_which_agents_have_a_compiled_loss():
     choices = SpaceSpec("multi_discrete", (2,), "int64", (2, 3), (0, 0))
     bits = SpaceSpec("multi_binary", (2,), "int8")
-    assert all(has_closed_form(build_agent(action)) for action in ACTIONS.values())
-    assert has_closed_form(build_agent(ACTIONS["matrix"], shared_trunk=True))
+    assert all(has_compiled_loss(build_agent(action)) for action in ACTIONS.values())
+    assert has_compiled_loss(build_agent(ACTIONS["matrix"], shared_trunk=True))
     normed = Agent(
         EnvSpec("Test-v0", BOX, ACTIONS["scalar"]), Architecture("tanh", (6,), shared_trunk=True, layer_norm=True)
     )
-    assert not has_closed_form(normed)
-    assert not any(has_closed_form(build_agent(action)) for action in (choices, bits))
-    assert not has_closed_form(build_agent(ACTIONS["matrix"], state_dependent_std=True))
-    assert not has_closed_form(masked_agent()[1])
+    assert not has_compiled_loss(normed)
+    assert not any(has_compiled_loss(build_agent(action)) for action in (choices, bits))
+    assert not has_compiled_loss(build_agent(ACTIONS["matrix"], state_dependent_std=True))
+    assert not has_compiled_loss(masked_agent()[1])
 
 
 def test_with_autocast_autograd_is_used():

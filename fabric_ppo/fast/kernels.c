@@ -1,0 +1,426 @@
+/* PPO's loss with its gradient, and acting, for perceptrons on the CPU.
+ *
+ * kernels.py compiles this file twice, with REAL as float and as double. Matrices are row-major.
+ * Every sum over inner indices is added up in their order, one fused multiply-add each, so a row of
+ * a product has the same bits in any batch. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef REAL real;
+typedef int64_t count;
+
+enum { NO_ACTIVATION, RELU, TANH };
+
+/* A layer: its sizes, and where its weights [outputs, inputs] are in the vector of all weights. Its
+ * biases follow them. */
+typedef struct {
+    count inputs, outputs, place, activation;
+} layer;
+
+typedef struct {
+    count num_layers;
+    const layer *layers;
+} network;
+
+/* An agent. A trunk may have no layers; heads that share one have a layer each. Memory: weights
+ * transposed, see `transpose`; and for `block_rows` rows values of the layers of each network, slopes
+ * of the policy's outputs and of the trunk's, and scratch. */
+typedef struct {
+    count num_weights, block_rows, is_gaussian, place_of_std;
+    double least_log_std, most_log_std;
+    network trunk, policy, value;
+    const real *weights;
+    real *transposed, *gradient, *trunk_values, *policy_values, *value_values, *policy_slopes, *trunk_slopes, *scratch;
+} agent;
+
+/* Rows of a minibatch, [b] each but for features [b, inputs] and a Box's actions [b, n]. */
+typedef struct {
+    count rows;
+    const real *features;
+    const void *actions;
+    const real *log_probs, *values, *advantages, *returns, *weights;
+} minibatch;
+
+typedef struct {
+    double clip_coef, vf_coef, ent_coef;
+    count clip_vloss;
+} coefficients;
+
+/* ---- products ------------------------------------------------------------------------------ */
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define LANES (VECTOR_BYTES / (count)sizeof(real))
+#define PANEL (2 * LANES) /* columns of a tile */
+#define TILE 6            /* rows of a tile: all its sums fit into the vector registers */
+
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))));
+
+static inline count least(count a, count b) { return a < b ? a : b; }
+
+/* A tile of `product`: `rows` rows by `vectors` vectors of columns, both constants. */
+static inline __attribute__((always_inline)) void tile(
+    count rows, count vectors, const real *a, count a_row, count a_inner, const real *panel, count stride, real *c,
+    count c_row, count inner, count width, int adds)
+{
+    vector sums[TILE][2];
+    for (count r = 0; r < rows; r++)
+        sums[r][0] = sums[r][1] = (vector){0};
+    for (count p = 0; p < inner; p++)
+        for (count r = 0; r < rows; r++)
+            for (count v = 0; v < vectors; v++)
+                sums[r][v] += a[r * a_row + p * a_inner] * *(const vector *)(panel + p * stride + v * LANES);
+    for (count r = 0; r < rows; r++) {
+        real *out = c + r * c_row;
+        for (count v = 0; v < vectors && width == vectors * LANES; v++) {
+            vector *to = (vector *)(out + v * LANES);
+            *to = adds ? *to + sums[r][v] : sums[r][v];
+        }
+        for (count j = 0; j < width && width < vectors * LANES; j++) {
+            real sum = sums[r][j / LANES][j % LANES];
+            out[j] = adds ? out[j] + sum : sum;
+        }
+    }
+}
+
+#define TILES(rows, vectors) \
+    case rows: \
+        tile(rows, vectors, from, a_row, a_inner, panel, stride, to, columns, inner, width, adds); \
+        break;
+
+/* c[r, j] = sum over p of a[r, p] b[p, j], or added to what c holds. The element a[r, p] is at
+ * r * a_row + p * a_inner; b is [inner, columns]. */
+static void product(const real *a, count a_row, count a_inner, const real *b, real *c, count rows, count inner,
+                    count columns, int adds, real *scratch)
+{
+    for (count j = 0; j < columns; j += PANEL) {
+        count width = least(PANEL, columns - j), is_narrow = width <= LANES, stride = columns;
+        const real *panel = b + j;
+        count padded = is_narrow ? LANES : PANEL;
+        if (width < padded) { /* a copy with columns of zeros */
+            for (count p = 0; p < inner; p++)
+                for (count k = 0; k < padded; k++)
+                    scratch[p * padded + k] = k < width ? b[p * columns + j + k] : 0;
+            panel = scratch, stride = padded;
+        }
+        for (count r = 0; r < rows; r += TILE) {
+            const real *from = a + r * a_row;
+            real *to = c + r * columns + j;
+            if (is_narrow)
+                switch (least(TILE, rows - r)) { TILES(6, 1) TILES(5, 1) TILES(4, 1) TILES(3, 1) TILES(2, 1) TILES(1, 1) }
+            else
+                switch (least(TILE, rows - r)) { TILES(6, 2) TILES(5, 2) TILES(4, 2) TILES(3, 2) TILES(2, 2) TILES(1, 2) }
+        }
+    }
+}
+
+/* ---- layers -------------------------------------------------------------------------------- */
+
+/* tanh; in float by a rational function, which vectorises: a minimax fit of tanh x / x by a quotient
+ * of polynomials of x^2, to 6e-9 of its value. */
+static inline real tanh_of(real x)
+{
+    if (sizeof(real) > 4)
+        return (real)tanh(x);
+    const float reach = 7.9f;
+    float y = (float)x, z = y < -reach ? -reach : y > reach ? reach : y, s = z * z;
+    float p = 9.999999944e-01f + s * (1.345062576e-01f + s * (3.578998203e-03f + s * (2.202334789e-05f + s * 1.542811911e-08f)));
+    float q = 1.0f + s * (4.678395377e-01f + s * (2.619226141e-02f + s * (3.423660693e-04f + s * 8.598839042e-07f)));
+    return (real)(z * p / q);
+}
+
+/* Add the biases to sums [rows, width], and apply the activation, in place. */
+static void activate(real *sums, const real *bias, count rows, count width, count activation)
+{
+    for (count r = 0; r < rows; r++) {
+        real *row = sums + r * width;
+        if (activation == NO_ACTIVATION)
+            for (count i = 0; i < width; i++)
+                row[i] += bias[i];
+        else if (activation == RELU)
+            for (count i = 0; i < width; i++) {
+                real sum = row[i] + bias[i];
+                row[i] = sum < 0 ? 0 : sum; /* NaN stays */
+            }
+        else
+            for (count i = 0; i < width; i++)
+                row[i] = tanh_of(row[i] + bias[i]);
+    }
+}
+
+/* Backpropagate slopes [rows, width] through an activation, in place; add their sum to of_bias. */
+static void through_activation(real *restrict slopes, const real *restrict outputs, real *restrict of_bias, count rows,
+                               count width, count activation)
+{
+    for (count r = 0; r < rows; r++) {
+        real *slope = slopes + r * width;
+        const real *y = outputs + r * width;
+        /* both derivatives are functions of the output y: 1 - y^2 of tanh, [y > 0] of ReLU */
+        if (activation == TANH)
+            for (count i = 0; i < width; i++)
+                slope[i] *= 1 - y[i] * y[i];
+        else if (activation == RELU)
+            for (count i = 0; i < width; i++)
+                slope[i] = y[i] > 0 ? slope[i] : 0;
+        for (count i = 0; i < width; i++)
+            of_bias[i] += slope[i];
+    }
+}
+
+static count width_of(const network *net)
+{
+    count width = 0;
+    for (count k = 0; k < net->num_layers; k++)
+        width += net->layers[k].outputs;
+    return width;
+}
+
+static void transpose_layers(const agent *a, const network *net)
+{
+    for (count k = 0; k < net->num_layers; k++) {
+        layer l = net->layers[k];
+        const real *from = a->weights + l.place;
+        real *to = a->transposed + l.place;
+        for (count i = 0; i < l.outputs; i++)
+            for (count j = 0; j < l.inputs; j++)
+                to[j * l.outputs + i] = from[i * l.inputs + j];
+        memcpy(to + l.inputs * l.outputs, from + l.inputs * l.outputs, l.outputs * sizeof(real));
+    }
+}
+
+/* Fill `transposed`, which `forward` reads, so that its products run along the rows of matrices. */
+void transpose(const agent *a)
+{
+    transpose_layers(a, &a->trunk);
+    transpose_layers(a, &a->policy);
+    transpose_layers(a, &a->value);
+}
+
+/* Compute the outputs of a network; `values` holds the outputs of all layers, one after the other. */
+static const real *forward(const real *transposed, const network *net, const real *features, count rows, real *values,
+                           real *scratch)
+{
+    const real *inputs = features;
+    for (count k = 0; k < net->num_layers; k++) {
+        layer l = net->layers[k];
+        const real *weight = transposed + l.place;
+        product(inputs, l.inputs, 1, weight, values, rows, l.inputs, l.outputs, 0, scratch);
+        activate(values, weight + l.inputs * l.outputs, rows, l.outputs, l.activation);
+        inputs = values;
+        values += rows * l.outputs;
+    }
+    return inputs;
+}
+
+/* Add the gradient of a network's weights to `gradient`, for slopes at its outputs [rows, outputs].
+ * Return the slopes at the first layer's sums W x + b. `values` is what `forward` filled. */
+static real *backward(const real *weights, real *gradient, const network *net, const real *features, count rows,
+                      const real *values, real *slopes, real *scratch)
+{
+    const real *outputs = values + rows * width_of(net);
+    real *below = scratch, *other = scratch, *rest = scratch;
+    for (count k = 0; k < net->num_layers; k++) { /* two buffers for slopes, as wide as the widest layer */
+        count size = rows * net->layers[k].outputs;
+        other = below + size > other ? below + size : other;
+    }
+    rest = other + (other - below);
+    for (count k = net->num_layers - 1; k >= 0; k--) {
+        layer l = net->layers[k];
+        real *of_weight = gradient + l.place;
+        outputs -= rows * l.outputs;
+        through_activation(slopes, outputs, of_weight + l.inputs * l.outputs, rows, l.outputs, l.activation);
+        const real *inputs = k ? outputs - rows * l.inputs : features;
+        /* with sums s = x W^T + b and their gradient g: dL/dW = g^T x, the sum of outer products */
+        product(slopes, 1, l.outputs, inputs, of_weight, l.outputs, rows, l.inputs, 1, rest);
+        if (k) { /* dL/dx = g W, the gradient for the layer before */
+            product(slopes, l.outputs, 1, weights + l.place, below, rows, l.outputs, l.inputs, 0, rest);
+            slopes = below;
+            below = other, other = slopes;
+        }
+    }
+    return slopes;
+}
+
+/* ---- the loss ------------------------------------------------------------------------------ */
+
+typedef struct {
+    double objective, log_prob, value;
+} slopes_of;
+
+/* A row's weighted objective; its derivative by the log-probability; and the derivative of the
+ * weighted value loss by the value. */
+static slopes_of objective_of(double log_prob, double entropy, double value, const minibatch *m, count row,
+                              const coefficients *c)
+{
+    double advantage = m->advantages[row], target = m->returns[row], weight = m->weights[row], clip = c->clip_coef;
+    /* the clipped surrogate, equation 7 of arXiv 1707.06347; d ratio / d log p = ratio, and where the
+     * minimum is the clipped side, it is constant */
+    double ratio = exp(log_prob - m->log_probs[row]);
+    double bounded = ratio < 1 - clip ? 1 - clip : ratio > 1 + clip ? 1 + clip : ratio;
+    double surrogate = advantage * ratio, clipped = advantage * bounded;
+    int is_clipped = surrogate > clipped;
+    double slope = is_clipped ? 0 : weight * surrogate;
+    double error = value - target, squared = error * error, value_slope = error;
+    if (c->clip_vloss) {
+        double moved = value - m->values[row], within = moved < -clip ? -clip : moved > clip ? clip : moved;
+        double other = m->values[row] + within - target;
+        if (other * other > squared) {
+            squared = other * other;
+            value_slope = within == moved ? other : 0;
+        }
+    }
+    double objective = (is_clipped ? clipped : surrogate) - 0.5 * c->vf_coef * squared + c->ent_coef * entropy;
+    return (slopes_of){weight * objective, slope, c->vf_coef * weight * value_slope};
+}
+
+/* The loss of a block of rows from row `first` on, and its gradient by logits [block, n] and values
+ * [block]. Logits are overwritten by log-probabilities, values by the gradient by them. Log-
+ * probabilities, entropies and values of the rows go to out [3, b]. */
+static double categorical(real *logits, real *values, count n, const minibatch *m, count first, count rows,
+                          const coefficients *c, real *out, real *slopes)
+{
+    double loss = 0;
+    for (count i = 0; i < rows; i++, logits += n, slopes += n) {
+        count row = first + i, action = ((const int64_t *)m->actions)[row];
+        double largest = logits[0], total = 0, entropy = 0;
+        for (count j = 1; j < n; j++)
+            largest = logits[j] > largest ? logits[j] : largest;
+        for (count j = 0; j < n; j++) {
+            double p = exp(logits[j] - largest);
+            slopes[j] = (real)p;
+            total += p;
+        }
+        double log_total = largest + log(total);
+        for (count j = 0; j < n; j++) {
+            logits[j] = (real)(logits[j] - log_total);
+            entropy -= slopes[j] / total * logits[j];
+        }
+        slopes_of at = objective_of(logits[action], entropy, values[i], m, row, c);
+        loss -= at.objective;
+        /* d log p[a] / d logits = onehot(a) - p;  d entropy / d logits = -p (log p + entropy) */
+        double of_entropy = c->ent_coef * m->weights[row];
+        for (count j = 0; j < n; j++)
+            slopes[j] = (real)(slopes[j] * (at.log_prob + of_entropy * (logits[j] + entropy)) / total);
+        slopes[action] -= (real)at.log_prob;
+        out[row] = logits[action], out[m->rows + row] = (real)entropy, out[2 * m->rows + row] = values[i];
+        values[i] = (real)at.value;
+    }
+    return loss;
+}
+
+/* As `categorical`, for independent normals; the gradient by log_std [n] is added to of_log_std. */
+static double gaussian(const real *means, real *values, count n, const minibatch *m, count first, count rows,
+                       const coefficients *c, real *out, real *slopes, const double *log_std, real *of_log_std)
+{
+    const double log_sqrt_2pi = 0.91893853320467274178;
+    double loss = 0, constant = 0, entropy = 0, inverse_std[n];
+    for (count j = 0; j < n; j++) {
+        inverse_std[j] = exp(-log_std[j]);
+        constant -= log_std[j] + log_sqrt_2pi;
+        entropy += log_std[j] + 0.5 + log_sqrt_2pi;
+    }
+    for (count i = 0; i < rows; i++, means += n, slopes += n) {
+        count row = first + i;
+        const real *actions = (const real *)m->actions + row * n;
+        double log_prob = constant;
+        for (count j = 0; j < n; j++) {
+            double z = ((double)actions[j] - means[j]) * inverse_std[j];
+            log_prob -= 0.5 * z * z;
+            slopes[j] = (real)z;
+        }
+        slopes_of at = objective_of(log_prob, entropy, values[i], m, row, c);
+        loss -= at.objective;
+        /* d log p / d mean = z / std;  d log p / d log std = z^2 - 1;  d entropy / d log std = 1 */
+        for (count j = 0; j < n; j++) {
+            double z = slopes[j];
+            slopes[j] = (real)(-at.log_prob * z * inverse_std[j]);
+            of_log_std[j] -= (real)(at.log_prob * (z * z - 1) + c->ent_coef * m->weights[row]);
+        }
+        out[row] = (real)log_prob, out[m->rows + row] = (real)entropy, out[2 * m->rows + row] = values[i];
+        values[i] = (real)at.value;
+    }
+    return loss;
+}
+
+/* Compute the loss of a minibatch, its gradient, and out [3, b], see `categorical`. */
+double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c, real *out)
+{
+    const layer *heads = a->policy.layers, *last = heads + a->policy.num_layers - 1;
+    count n = last->outputs, inputs = (a->trunk.num_layers ? a->trunk.layers : heads)->inputs;
+    double loss = 0, log_std[n];
+    real *of_log_std = a->gradient + a->place_of_std;
+    if (a->is_gaussian)
+        for (count j = 0; j < n; j++) {
+            double free = a->weights[a->place_of_std + j];
+            log_std[j] = free < a->least_log_std ? a->least_log_std : free > a->most_log_std ? a->most_log_std : free;
+        }
+    memset(a->gradient, 0, a->num_weights * sizeof(real));
+    transpose(a);
+    for (count first = 0; first < m->rows; first += a->block_rows) {
+        count rows = least(a->block_rows, m->rows - first);
+        const real *features = m->features + first * inputs;
+        const real *shared = forward(a->transposed, &a->trunk, features, rows, a->trunk_values, a->scratch);
+        real *outputs = (real *)forward(a->transposed, &a->policy, shared, rows, a->policy_values, a->scratch);
+        real *values = (real *)forward(a->transposed, &a->value, shared, rows, a->value_values, a->scratch);
+        real *slopes = a->policy_slopes;
+        if (a->is_gaussian)
+            loss += gaussian(outputs, values, n, m, first, rows, c, out, slopes, log_std, of_log_std);
+        else
+            loss += categorical(outputs, values, n, m, first, rows, c, out, slopes);
+        /* the values have become the slopes of the loss by them */
+        backward(a->weights, a->gradient, &a->policy, shared, rows, a->policy_values, slopes, a->scratch);
+        backward(a->weights, a->gradient, &a->value, shared, rows, a->value_values, values, a->scratch);
+        if (a->trunk.num_layers) { /* both heads send their gradients into the trunk, where they add up */
+            layer value = a->value.layers[0];
+            product(slopes, n, 1, a->weights + heads->place, a->trunk_slopes, rows, n, heads->inputs, 0, a->scratch);
+            product(values, 1, 1, a->weights + value.place, a->trunk_slopes, rows, 1, value.inputs, 1, a->scratch);
+            backward(a->weights, a->gradient, &a->trunk, features, rows, a->trunk_values, a->trunk_slopes, a->scratch);
+        }
+    }
+    if (a->is_gaussian)
+        for (count j = 0; j < n; j++) /* beyond a bound there is no gradient */
+            if (log_std[j] != a->weights[a->place_of_std + j])
+                of_log_std[j] = 0;
+    return loss;
+}
+
+/* ---- acting -------------------------------------------------------------------------------- */
+
+/* Draw actions: of a choice argmax(logits + gumbel), to `chosen` [rows]; else outputs + noise, the
+ * noise being multiplied by the standard deviation where there is one, to `perturbed` [rows, n]. */
+void draw(const real *outputs, const real *noise, count rows, count n, int64_t *chosen, real *perturbed)
+{
+    for (count i = 0; i < rows; i++, outputs += n, noise += n) {
+        count best = 0;
+        for (count j = 0; j < n; j++) {
+            if (perturbed)
+                perturbed[i * n + j] = outputs[j] + noise[j];
+            else if (outputs[j] + noise[j] > outputs[best] + noise[best])
+                best = j;
+        }
+        if (chosen)
+            chosen[i] = best;
+    }
+}
+
+/* Compute the policy's outputs [rows, n] for encoded observations, and draw actions; after `transpose`. */
+void act(const agent *a, const real *features, count rows, const real *noise, real *outputs, int64_t *chosen,
+         real *perturbed)
+{
+    count n = a->policy.layers[a->policy.num_layers - 1].outputs;
+    count inputs = (a->trunk.num_layers ? a->trunk.layers : a->policy.layers)->inputs;
+    for (count first = 0; first < rows; first += a->block_rows) {
+        count block = least(a->block_rows, rows - first);
+        const real *shared = forward(a->transposed, &a->trunk, features + first * inputs, block, a->trunk_values, a->scratch);
+        const real *last = forward(a->transposed, &a->policy, shared, block, a->policy_values, a->scratch);
+        memcpy(outputs + first * n, last, block * n * sizeof(real));
+    }
+    draw(outputs, noise, rows, n, chosen, perturbed);
+}

@@ -1,0 +1,170 @@
+"""The compiled functions of `kernels.c`: built at their first use, and kept on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from fabric_ppo.process.console import print_from_rank_zero
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_REALS = {torch.float32: "float", torch.float64: "double"}
+
+
+def _compiler() -> list[str]:
+    """Return the command of a C compiler: `CC`, one in the path, or ziglang's; empty without one."""
+    if given := os.environ.get("CC"):
+        return shlex.split(given)
+    for name in ("cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            return [path]
+    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
+
+
+def _cache_folder() -> Path:
+    """Return the folder that compiled functions are kept in."""
+    if given := os.environ.get("FABRIC_PPO_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabric-ppo"
+
+
+@functools.cache
+def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Return the functions of `kernels.c` for a type of numbers; None where they cannot be had.
+
+    A line says when they are compiled, and why they cannot be.
+    """
+    if dtype not in _REALS or sys.platform == "win32":
+        return None
+    if not (command := _compiler()):
+        print_from_rank_zero(
+            "no C compiler was found, so training takes longer: "
+            'cc of the system helps, or pip install "fabric-ppo[native]"'
+        )
+        return None
+    try:
+        return _declared(_library(_path(command, dtype), command, dtype))
+    except OSError as error:
+        reason = f"{error}; FABRIC_PPO_CACHE names another folder, CC another compiler"
+    except subprocess.SubprocessError as error:
+        reason = _told(getattr(error, "stderr", None) or str(error))
+    print_from_rank_zero(f"{_SOURCE.name} could not be compiled, so training takes longer: {reason}")
+    return None
+
+
+def origin(library: ctypes.CDLL) -> str:
+    """Return a name for the source and the compiler of a shared library, whatever the processor."""
+    return Path(library._name).stem.split("_")[1]
+
+
+def _path(command: list[str], dtype: torch.dtype) -> Path:
+    """Return where the shared library for a type is kept: its name says what it is made of."""
+    made_of = _SOURCE.read_bytes() + " ".join([*command, *_flags()]).encode()
+    names = [hashlib.sha256(each).hexdigest()[:12] for each in (made_of, _processor().encode())]
+    return _cache_folder() / f"kernels_{'_'.join(names)}_{_REALS[dtype]}.so"
+
+
+def _library(path: Path, command: list[str], dtype: torch.dtype) -> ctypes.CDLL:
+    """Load a shared library, which is compiled unless it is there, and whole."""
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(path))
+    started = time.perf_counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # several ranks may come here at once: each builds a file of its own, and the last one stays
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        words = [*command, *_flags(), f"-DREAL={_REALS[dtype]}", "-o", str(built), str(_SOURCE), "-lm"]
+        subprocess.run(words, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+        built.replace(path)
+    seconds = time.perf_counter() - started
+    print_from_rank_zero(f"compiled {_SOURCE.name} ({_REALS[dtype]}) in {seconds:.1f} s, once for this machine")
+    return ctypes.CDLL(str(path))
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"]
+
+
+def _told(text: str) -> str:
+    """Return the line of a compiler's output that says most."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[-1] if lines else "the compiler says nothing")
+
+
+def _processor() -> str:
+    """Return what code for this very processor depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # not on Linux
+        return platform.processor()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("flags", "Features", "model name"))))
+
+
+def _fields(ctype: type, *names: str) -> list[tuple[str, type]]:
+    return [(name, ctype) for name in names]
+
+
+class Layer(ctypes.Structure):
+    """`layer` of `kernels.c`."""
+
+    _fields_ = _fields(ctypes.c_int64, "inputs", "outputs", "place", "activation")
+
+
+class Network(ctypes.Structure):
+    """`network` of `kernels.c`."""
+
+    _fields_ = (("num_layers", ctypes.c_int64), ("layers", ctypes.POINTER(Layer)))
+
+
+class AgentStruct(ctypes.Structure):
+    """`agent` of `kernels.c`."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "num_weights", "block_rows", "is_gaussian", "place_of_std"),
+        *_fields(ctypes.c_double, "least_log_std", "most_log_std"),
+        *_fields(Network, "trunk", "policy", "value"),
+        *_fields(ctypes.c_void_p, "weights", "transposed", "gradient", "trunk_values", "policy_values", "value_values"),
+        *_fields(ctypes.c_void_p, "policy_slopes", "trunk_slopes", "scratch"),
+    )
+
+
+class Minibatch(ctypes.Structure):
+    """`minibatch` of `kernels.c`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        *_fields(ctypes.c_void_p, "features", "actions", "log_probs", "values", "advantages", "returns", "weights"),
+    )
+
+
+class CoefficientsStruct(ctypes.Structure):
+    """`coefficients` of `kernels.c`."""
+
+    _fields_ = (*_fields(ctypes.c_double, "clip_coef", "vf_coef", "ent_coef"), ("clip_vloss", ctypes.c_int64))
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the types of the functions."""
+    pointer, count, agent = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(AgentStruct)
+    library.minibatch_loss.argtypes = [agent, ctypes.POINTER(Minibatch), ctypes.POINTER(CoefficientsStruct), pointer]
+    library.minibatch_loss.restype = ctypes.c_double
+    library.transpose.argtypes = [agent]
+    library.act.argtypes = [agent, pointer, count, *[pointer] * 4]
+    library.draw.argtypes = [pointer, pointer, count, count, pointer, pointer]
+    library.transpose.restype = library.act.restype = library.draw.restype = None
+    return library
