@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import os
 import re
@@ -12,10 +11,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fabric_ppo.agents.policy_file import newest_whole
 from fabric_ppo.config import TEST_STEP_LIMIT, Config, DecoupledConfig, TorchConfig
+from fabric_ppo.config_call import answering, switch_argument
 from fabric_ppo.config_given import format_given, python_scalar, whole_number
 from fabric_ppo.config_names import call_hint
 from fabric_ppo.config_values import ATARI, field_types
@@ -36,13 +36,10 @@ if TYPE_CHECKING:
     from fabric_ppo.run.trackers.tracker import Tracker
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-_EXPECTED = {
-    "config": "a Config, as in train(Config(env_id='CartPole-v1')),",
-    "policy": "an agent or the folder of a run, as in evaluate('RUN_DIR'),",
-}
-"""First argument of a public function -> a description of it."""
+_CONFIG = "a Config, as in train(Config(env_id='CartPole-v1')),"
+"""Description of the first argument of `train`."""
+_POLICY = "an agent or the folder of a run, as in evaluate('RUN_DIR'),"
+"""Description of the first argument of `evaluate`."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,27 +50,13 @@ class Interrupted(KeyboardInterrupt):
         return ["KeyboardInterrupt"]
 
 
-def _answering_names(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function raise a ConfigError for arguments that it does not have, or lacks."""
-    own = inspect.signature(function).parameters
-    first = next(iter(own))
-
-    @functools.wraps(function)
-    def call(*args: P.args, **given: P.kwargs) -> R:
-        for name in given:
-            if name not in own:
-                raise ConfigError(f"{function.__name__}({name}=...): {_name_hint(name, own)}")
-        if not args and first not in given:
-            raise ConfigError(f"{function.__name__}(): {_EXPECTED[first]} is expected")
-        return function(*args, **given)
-
-    return call
+def _train_hint(name: str, own: Mapping[str, inspect.Parameter]) -> str:
+    """Return a hint for the error about an argument that `train`, with the arguments `own`, does not have."""
+    return call_hint(name, own, field_types(TorchConfig))
 
 
-def _name_hint(name: str, own: Mapping[str, inspect.Parameter]) -> str:
-    """Return a hint for the error about an argument that a function with the arguments `own` does not have."""
-    if "config" in own:
-        return call_hint(name, own, field_types(TorchConfig))
+def _evaluate_hint(name: str, own: Mapping[str, inspect.Parameter]) -> str:
+    """Return a hint for the error about an argument that `evaluate`, with the arguments `own`, does not have."""
     hint = command_hint(flag(name), [*map(flag, own)], "help(fabric_ppo.evaluate)")
 
     def as_argument(found: re.Match[str]) -> str:
@@ -83,7 +66,7 @@ def _name_hint(name: str, own: Mapping[str, inspect.Parameter]) -> str:
     return re.sub(r"--([a-z][a-z-]*)", as_argument, hint)
 
 
-@_answering_names
+@answering(_CONFIG, _train_hint)
 def train(
     config: Config, verbose: bool = True, *, callbacks: Sequence[Callback] = (), trackers: Sequence[Tracker] = ()
 ) -> RunResult:
@@ -114,6 +97,7 @@ def train(
             was before the first update.
     """
     _require_one_process(config)
+    verbose = switch_argument("train", "verbose", verbose)
     flags = _flags(config)
     if not verbose:
         flags["quiet"] = True
@@ -139,7 +123,7 @@ def train(
     return RunResult(run_dir, own_code=True)
 
 
-@_answering_names
+@answering(_POLICY, _evaluate_hint)
 def evaluate(
     policy: Policy | str | os.PathLike[str],
     episodes: int = 100,
@@ -180,6 +164,12 @@ def evaluate(
     episodes = _whole_argument("episodes", episodes, 1, 2**30)
     seed = _whole_argument("seed", seed, 0, 2**32 - 1)
     step_limit = _whole_argument("step_limit", step_limit, 1, 2**63 - 1)
+    own_code = switch_argument("evaluate", "own_code", own_code)
+    stochastic = switch_argument("evaluate", "stochastic", stochastic)
+    _require_argument("video_dir", video_dir, isinstance(video_dir, (str, os.PathLike)), "a folder")
+    _require_argument("report", report, report is None or callable(report), "a function")
+    is_text = info_keys is None or isinstance(info_keys, str)
+    _require_argument("info_keys", info_keys, is_text, "text, as in info_keys='x_position',")
     return play(
         _agent_of(policy, own_code),
         episodes,
@@ -203,6 +193,12 @@ def _whole_argument(name: str, given: Any, least: int, most: int) -> int:
     return number
 
 
+def _require_argument(name: str, given: Any, is_right: bool, expected: str) -> None:
+    """Raise a ConfigError for an argument of `evaluate` that is of another kind than expected."""
+    if not is_right:
+        raise ConfigError(f"evaluate({name}={format_given(given)}): {expected} is expected")
+
+
 def _agent_of(given: Any, own_code: bool) -> Policy:
     """Return the agent that `evaluate` is given, or that lies in a run's folder; raise as `evaluate`."""
     from fabric_ppo.agents.policy import Policy, load_agent, require_own_modules
@@ -211,7 +207,7 @@ def _agent_of(given: Any, own_code: bool) -> Policy:
     if isinstance(given, Policy):
         return given
     if not isinstance(given, (str, os.PathLike)):
-        raise ConfigError(f"evaluate({format_given(given)}): {_EXPECTED['policy']} is expected")
+        raise ConfigError(f"evaluate({format_given(given)}): {_POLICY} is expected")
     own_code = own_code or (isinstance(given, RunResult) and given.own_code)
     agent = load_agent(given, own_code)
     require_own_modules(agent.spec, given, own_code, how="evaluate(..., own_code=True)")

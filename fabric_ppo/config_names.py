@@ -192,6 +192,54 @@ num_policies
 """Other names, and below them what to do here, where a new name alone would mislead."""
 
 
+_ARGUMENTS = """
+run_dir: path model_path load_path folder dir directory file filename checkpoint checkpoint_path model
+    name load_dir run zip_file
+own_code: trust_remote_code allow_code custom_code unsafe
+obs: observation observations x inputs
+observation: obs observations x inputs
+memory: state states lstm_state lstm_states hidden hidden_state rnn_state recurrent_state
+state: states memory lstm_states hidden hidden_state rnn_state
+episode_start: episode_starts mask masks dones done first
+seed: rng generator random_state
+to: format type
+out: output output_file path file filename out_file save_path
+"""
+"""Arguments of functions: other names of the same thing, where a function has the first one."""
+_ARGUMENT_NOTES = """
+device map_location cuda gpu
+    an agent acts on the CPU; its module is a PyTorch module, as in agent.module.to(DEVICE)
+env custom_objects print_system_info force_reset policy_class
+    it needs none: an agent has its spaces and networks in its file
+stochastic sample explore
+    deterministic=False samples
+action_mask action_masks mask masks
+    the observation holds it: a part of a Dict observation, action_mask
+"""
+"""Arguments that functions do not have, and below them what to do here."""
+_AGENT_NOTES = """
+learn train fit
+    train(Config(init_from=RUN_DIR)) trains it on
+save save_policy
+    it lies in the folder of its run already, as policy.safetensors
+load load_policy from_pretrained
+    load_agent(RUN_DIR) loads one
+get_action get_actions select_action choose_action compute_single_action forward step
+    act(obs) chooses actions
+predict_values get_value critic value_function
+    value(obs) estimates the return
+policy network net model state_dict parameters eval to device actor_critic
+    its module is a PyTorch module, as in agent.module.to(DEVICE)
+env get_env set_env observation_space action_space
+    it has no environment, but the spaces of one, as spec
+initial_state get_initial_state reset
+    new_memory() is the memory that an episode begins with
+evaluate evaluate_policy test
+    evaluate(agent) plays test episodes
+"""
+"""Attributes that an agent does not have, and below them what to do here."""
+
+
 TRAIN_ARGUMENTS = ("verbose", "callbacks", "trackers")
 """Arguments of `train`, which are no flags."""
 
@@ -251,6 +299,26 @@ def call_hint(name: str, own: Collection[str], kinds: Mapping[str, Any]) -> str:
     return f"{hint} of Config, as in train(Config(...))" if hint.startswith("here it is") else hint
 
 
+def argument_hint(name: str, own: Collection[str]) -> str:
+    """Return a hint for the error about an argument that a function with the arguments `own` does not have."""
+    for ours, others in _listed(_ARGUMENTS).items():
+        if ours in own and name.lower() in others:
+            return f"here it is {ours}"
+    if note := _noted(_ARGUMENT_NOTES).get(name.lower()):
+        return note
+    if nearest := difflib.get_close_matches(name, own, n=1):
+        return f"did you mean {nearest[0]}?"
+    return f"the arguments are {', '.join(own)}"
+
+
+def agent_hint(name: str, own: Collection[str]) -> str:
+    """Return the end of the error about an attribute that an agent does not have; `own` are those that it has."""
+    if note := _noted(_AGENT_NOTES).get(name.lower()):
+        return f"; {note}"
+    nearest = difflib.get_close_matches(name, own, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 def _as_argument(name: str, kinds: Mapping[str, Any], unknown: str = "") -> str:
     """Return a flag's name as an argument of a Config; of one that it does not have `unknown`."""
     if name.startswith("no_") and name[3:] in kinds:
@@ -261,17 +329,26 @@ def _as_argument(name: str, kinds: Mapping[str, Any], unknown: str = "") -> str:
 @functools.cache
 def same_names() -> dict[str, str]:
     """Return other name -> field of ours."""
-    found: dict[str, str] = {}
-    for ours, names in re.findall(r"^(\w+):((?:.*\n(?: {4}.*\n)*))", _SAME, re.MULTILINE):
-        found |= dict.fromkeys(names.split(), ours)
-    return found
+    return {name: ours for ours, names in _listed(_SAME).items() for name in names}
 
 
 @functools.cache
 def notes() -> dict[str, str]:
     """Return other name -> what to do here."""
+    return {name: note.replace("TRACKERS", ", ".join(TRACKERS)) for name, note in _noted(_NOTES).items()}
+
+
+@functools.cache
+def _listed(text: str) -> dict[str, list[str]]:
+    """Return name of ours -> other names."""
+    found = re.findall(r"^(\w+):((?:.*\n(?: {4}.*\n)*))", text, re.MULTILINE)
+    return {ours: names.split() for ours, names in found}
+
+
+@functools.cache
+def _noted(text: str) -> dict[str, str]:
+    """Return other name -> the note below it."""
     found: dict[str, str] = {}
-    for names, lines in re.findall(r"((?:^\w.*\n)+)((?:^ {4}.*\n)+)", _NOTES, re.MULTILINE):
-        note = " ".join(lines.split()).replace("TRACKERS", ", ".join(TRACKERS))
-        found |= dict.fromkeys(names.split(), note)
+    for names, lines in re.findall(r"((?:^\w.*\n)+)((?:^ {4}.*\n)+)", text, re.MULTILINE):
+        found |= dict.fromkeys(names.split(), " ".join(lines.split()))
     return found

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
 from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
+from fabric_ppo.config_call import answering, path_argument, switch_argument
+from fabric_ppo.config_given import format_given, python_scalar
+from fabric_ppo.config_names import agent_hint
 from fabric_ppo.envs.actions import ActionConverter, MaskCheck
 from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
 from fabric_ppo.envs.space_text import format_space
@@ -25,6 +28,9 @@ from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.command import running
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.seeding import Stream, uniform_of, uniforms
+
+_RUN_DIR = "the folder of a run, as in load_agent('RUN_DIR'),"
+"""Description of the first argument of `load_agent`."""
 
 
 class Policy:
@@ -41,6 +47,8 @@ class Policy:
 
     def __init__(self, agent: Agent) -> None:
         """Act with `agent`, on its device; the weights are not copied."""
+        if not isinstance(agent, Agent):
+            raise ConfigError(f"Policy({format_given(agent)}): load_agent('RUN_DIR') makes one")
         self.spec = agent.spec
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
@@ -58,6 +66,13 @@ class Policy:
         spaces = f"observations {format_space(spec.observation)}, actions {format_space(spec.action)}"
         return f"Policy({spec.env_id}: {spaces}, {memory})"
 
+    if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError that says what there is instead, as for `learn` and `save`."""
+            own = [each for each in dir(type(self)) if not each.startswith("_")]
+            raise AttributeError(f"'Policy' object has no attribute {name!r}{agent_hint(name, own)}")
+
     @functools.cached_property
     def module(self) -> PolicyModule:
         """The agent as one module, for `torch.export` and other programs; a copy of the weights."""
@@ -69,9 +84,13 @@ class Policy:
 
         Its shape is `[memory_size]`, with `batch` episodes `[batch, memory_size]`.
         """
+        batch = python_scalar(batch)
+        if batch is not None and (type(batch) is not int or batch < 0):
+            raise ConfigError(f"new_memory({format_given(batch)}): a whole number of episodes is expected")
         shape = (self.memory_size,) if batch is None else (batch, self.memory_size)
         return np.zeros(shape, self._agent.memory_dtype)
 
+    @answering("one observation, or a batch of them,")
     def act(
         self,
         obs: Any,
@@ -103,10 +122,11 @@ class Policy:
                 rows, where an episode has ended.
         """
         rows = self._read(obs)
-        if noise is None and not deterministic:
+        if noise is None and not (deterministic is True or switch_argument("act", "deterministic", deterministic)):
             noise = self._draw(len(rows.array), seed)
         return self._act(rows, noise, memory)
 
+    @answering("one observation, or a batch of them,")
     def predict(
         self,
         observation: Any,
@@ -130,12 +150,16 @@ class Policy:
         Raises:
             ValueError: as in `act`.
         """
+        is_greedy = switch_argument("predict", "deterministic", deterministic)
+        if isinstance(state, (bool, str)):
+            raise ConfigError(f"predict(state={format_given(state)}): the memory from the call before is expected")
         rows = self._read(observation)
         count = len(rows.array)
         memory = self._reset(state, episode_start, None if rows.is_single else count) if self.memory_size else None
-        actions = self._act(rows, None if deterministic else self._draw(count, seed), memory)
+        actions = self._act(rows, None if is_greedy else self._draw(count, seed), memory)
         return actions, state if memory is None else memory
 
+    @answering("one observation, or a batch of them,")
     def value(self, obs: Any, memory: NDArray[Any] | None = None) -> NDArray[Any]:
         """Estimate the discounted return from `obs` on.
 
@@ -229,6 +253,7 @@ class Policy:
         return torch.from_numpy(np.concatenate([array, padding])).to(self._device)
 
 
+@answering(_RUN_DIR)
 def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Policy:
     """Load the policy of a run, of a checkpoint or of the Hub; opens no environment.
 
@@ -244,6 +269,8 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
         ConfigError: there is no readable policy, or it needs `own_code`.
         ConnectionError: the network or the Hub failed, and the policy is not in the Hub's cache.
     """
+    run_dir = path_argument("load_agent", run_dir, _RUN_DIR)
+    own_code = switch_argument("load_agent", "own_code", own_code)
     path = policy_path(run_dir)
     named = run_dir if is_hub_address(run_dir) else path
     try:

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from fabric_ppo.config_call import answering, path_argument, switch_argument
 from fabric_ppo.process.console import format_number
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import newest_first
@@ -23,6 +24,8 @@ from fabric_ppo.run.trackers.json_lines import METRICS_FILE, lines_until
 if TYPE_CHECKING:
     from fabric_ppo.agents.policy import Policy
 
+_RUN_DIR = "the folder of a run, as in load_run('RUN_DIR'),"
+"""Description of the first argument of `load_run`."""
 _COUNTS = ("step", "update")
 """Metrics that are whole numbers, and that every line has."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,7 +49,7 @@ class RunResult(os.PathLike[str]):
 
     def __init__(self, run_dir: str | os.PathLike[str], own_code: bool = False) -> None:
         """Open a folder; nothing is read yet. For `own_code` see `load_agent`."""
-        self.run_dir = Path(run_dir)
+        self.run_dir = Path(path_argument("RunResult", run_dir, "the folder of a run"))
         self.own_code = own_code
 
     @functools.cached_property
@@ -157,6 +160,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
+@answering(_RUN_DIR)
 def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResult:
     """Open the folder of a run that has finished, was stopped, or still trains.
 
@@ -167,7 +171,8 @@ def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResu
     Raises:
         ConfigError: it is no run's folder.
     """
-    path = Path(run_dir)
+    path = Path(path_argument("load_run", run_dir, _RUN_DIR))
+    own_code = switch_argument("load_run", "own_code", own_code)
     known = (CONFIG_FILE, "summary.json", METRICS_FILE)
     try:
         is_run = any((path / name).is_file() for name in known) or any(newest_first(path / "checkpoints"))

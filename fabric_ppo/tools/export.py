@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.policy import Policy, load_agent, require_own_modules
 from fabric_ppo.agents.policy_file import policy_path
+from fabric_ppo.config_call import answering, path_argument
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs.ids import resolve_env_id
 from fabric_ppo.process.errors import ConfigError, first_line
@@ -65,6 +66,11 @@ class Exported(os.PathLike[str]):
         return os.fspath(self.path)
 
 
+_RUN_DIR = "the folder of a run, as in export('RUN_DIR', 'onnx', 'agent.onnx'),"
+"""Description of the first argument of `export`."""
+
+
+@answering(_RUN_DIR)
 def export(
     run_dir: str | os.PathLike[str],
     to: Format,
@@ -94,7 +100,8 @@ def export(
             differs from it; nothing has been written.
         EnvironmentFault: the environment failed.
     """
-    path = Path(os.path.abspath(out))
+    path_argument("export", run_dir, _RUN_DIR)
+    path = Path(os.path.abspath(path_argument("export", out, "the file to write")))
     require_arguments(to, path, opset, verify, verify_steps)
     policy, origin = _load(run_dir, own_code)
     interface = interface_of(policy)
