@@ -8,11 +8,10 @@ import subprocess
 
 import pytest
 
-from tests.fixtures.copies import copy_of_the_repository, train_in
-from tests.fixtures.launching import ROOT
+from tests.fixtures.copies import copy_of_the_repository, train_all_in
+from tests.fixtures.launching import ROOT, SCRIPTS
 from tests.fixtures.processes import PATIENCE
 
-RANKS = {"torch": 0, "fabric": 2, "decoupled": 3}
 SHORT = ("--total-timesteps", "512", "--num-steps", "64", "--update-epochs", "2", "--test-episodes", "1")
 METRICS = ("Game/value_mean", "Info/largest_advantage", "Info/mean_ratio")
 
@@ -34,8 +33,8 @@ DIFFS = diffs()
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Train in a copy with some diffs, once: the policy's bytes, the last line of metrics, and stderr."""
-    copies, done = {}, {}
+    """Train in a copy with some diffs, once: the policy's bytes, the last line of metrics, and what is printed."""
+    copies = {}
 
     def trained(script, *texts):
         if texts not in copies:
@@ -43,12 +42,11 @@ def train(tmp_path_factory):
             for text in texts:
                 words = ["git", "apply", "--verbose", "-"]
                 subprocess.run(words, cwd=copy, input=text, text=True, check=True, timeout=PATIENCE)
-        if (script, texts) not in done:
-            copy = copies[texts]
-            said = train_in(copy, script, RANKS[script], *SHORT, "--run-dir", script).stderr
-            lines = (copy / script / "metrics.jsonl").read_text().splitlines()
-            done[script, texts] = (copy / script / "policy.safetensors").read_bytes(), json.loads(lines[-1]), said
-        return done[script, texts]
+            train_all_in(copy, *SHORT)
+        run_dir = copies[texts] / script
+        said = "".join(path.read_text() for path in (copies[texts] / f"{script}_said").iterdir())
+        last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+        return (run_dir / "policy.safetensors").read_bytes(), last, said
 
     return trained
 
@@ -59,7 +57,7 @@ def test_the_page_has_the_changes_that_people_make():
     assert all(1 <= len(re.findall(r"^\+[^+]", text, re.M)) <= 5 for _, text in DIFFS)
 
 
-@pytest.mark.parametrize("script", RANKS)
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("heading", ["The advantage estimator", "The loss", "The optimizer"])
 def test_a_change_takes_effect(train, script, heading):
     (text,) = (text for name, text in DIFFS if name == heading)
@@ -71,7 +69,7 @@ def test_a_change_takes_effect(train, script, heading):
     assert (line in said_before, line in said) == (False, heading == "The loss")
 
 
-@pytest.mark.parametrize("script", RANKS)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_metrics_are_logged_and_change_nothing(train, script):
     """All three diffs at once."""
     usual, before, _ = train(script)

@@ -97,7 +97,9 @@ def lab(tmp_path):
 @pytest.mark.parametrize(("start", "started"), LAUNCHED.values(), ids=LAUNCHED)
 def test_the_command_that_a_stop_prints_goes_on(lab, tmp_path, left_alone, start, started):
     stopped = run_in(lab, start(), *FLAGS, "--run-dir=a run")
-    (go_on,) = re.findall(r"^stopped by .*; saved .*: go on with (.*)$", stopped.stderr, re.MULTILINE)
+    commands = re.findall(r"^stopped by .*; saved .*: go on with (.*)$", stopped.stderr, re.MULTILINE)
+    assert len(commands) == 1, stopped.stderr
+    (go_on,) = commands
     assert stopped.returncode in (1, 75)  # a launcher's, or a rank's
     typed = start()
     if typed[: len(PACKAGE)] == PACKAGE:  # it names that command, with no port of the launcher's choice
