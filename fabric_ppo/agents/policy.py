@@ -17,7 +17,7 @@ from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.module import PolicyModule
 from fabric_ppo.agents.observations import ObservationReader, Rows
-from fabric_ppo.agents.policy_file import policy_path, read_policy, require_weights
+from fabric_ppo.agents.policy_file import described, no_policy, policy_path, read_policy, require_weights
 from fabric_ppo.config_call import answering, path_argument, switch_argument
 from fabric_ppo.config_given import format_given, python_scalar
 from fabric_ppo.config_names import agent_hint
@@ -26,7 +26,7 @@ from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.command import running
-from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.seeding import Stream, uniform_of, uniforms
 
 _RUN_DIR = "the folder of a run, as in load_agent('RUN_DIR'),"
@@ -275,14 +275,11 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
     named = run_dir if is_hub_address(run_dir) else path
     try:
         metadata, weights = read_policy(path)
-        spec = EnvSpec.from_json(metadata["env_spec"])
-        architecture = Architecture.from_json(metadata["agent"])
+        spec, architecture = described(metadata)
         if not (lacks := _lacks(path, architecture.encoder, own_code)):
             return Policy(_build(spec, architecture, weights))
     except Exception as error:  # a damaged file fails in many ways
-        reason = f"not a policy of this program ({first_line(error)})"
-        more = "" if path.suffix == ".ckpt" or named != Path(run_dir) else "; the folder of a run is expected"
-        raise ConfigError(f"{named}: {reason}{more}") from None
+        raise ConfigError(f"{named}: {no_policy(error)}") from None
     raise ConfigError(f"{named}: {lacks}")
 
 

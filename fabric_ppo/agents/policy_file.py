@@ -19,7 +19,7 @@ from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, path_name
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, HubError, first_line
-from fabric_ppo.process.files import Checkpoint, newest_first, update_of, write_atomically
+from fabric_ppo.process.files import Checkpoint, newest_first, run_around, update_of, write_atomically
 
 POLICY_FILE = "policy.safetensors"
 _HUB_FILES = ("config.yaml",)
@@ -48,8 +48,10 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
         return path
     if path.suffix == ".safetensors" and path.is_file():
         return path
+    around = run_around(path)
     if path.is_file():
-        raise ConfigError(f"{run_dir}: is a file, but no policy of this program; the folder of a run is expected")
+        hint = "the folder of a run is expected" if around is None else f"did you mean the run, {around}?"
+        raise ConfigError(f"{run_dir}: is a file, but no policy of this program; {hint}")
     if is_finished(path):
         return path / POLICY_FILE
     newest = newest_whole(path / "checkpoints")
@@ -57,6 +59,9 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
         where = "the folder of a run, or a checkpoint, is expected"
         if (path / "config.yaml").is_file() and not any(newest_first(path / "checkpoints")):
             where = "while a run still trains, its first checkpoint comes after about a minute"
+        elif around is not None:
+            is_there = "is a part of a run" if path.exists() else "there is no such file or folder in the run"
+            raise ConfigError(f"{run_dir}: {is_there}; did you mean {around}?")
         elif not path.exists():
             raise ConfigError(f"{run_dir}: there is no such folder, and so no {POLICY_FILE} in it; {where}")
         raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where}")
@@ -105,6 +110,27 @@ def read_policy(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]
         return checkpoint.values, checkpoint.under("weights.")
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def described(metadata: Mapping[str, str]) -> tuple[EnvSpec, Architecture]:
+    """Return the spaces and the architecture of the agent in a file, from what `read_policy` returned.
+
+    Raises:
+        ValueError: the file lacks them, as one of another program.
+        Exception: of many kinds, where it is damaged.
+    """
+    if missing := [name for name in ("env_spec", "agent") if name not in metadata]:
+        raise ValueError(f"its metadata has no {' and no '.join(missing)}")
+    try:
+        return EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
+    except KeyError as error:
+        raise ValueError(f"its metadata lacks {error.args[0]}") from None
+
+
+def no_policy(error: Exception) -> str:
+    """Return the end of a message about a file that cannot be read as a policy."""
+    written = f"a training writes them into the folder of its run, {POLICY_FILE} and checkpoints"
+    return f"not a policy of this program ({first_line(error)}); {written}"
 
 
 def policy_bytes(path: Path) -> bytes:
@@ -185,15 +211,14 @@ def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: the policy cannot be read, or its spaces or architecture are others.
     """
+    path = None
     try:
         path = policy_path(run_dir)
         metadata, weights = read_policy(path)
-        spec, architecture = EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
+        spec, architecture = described(metadata)
     except Exception as error:  # a damaged file fails in many ways
-        if is_hub_address(run_dir) and isinstance(error, (ConfigError, HubError)):
-            raise ConfigError(f"--init-from {error}") from None
-        reason = first_line(error)
-        raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({reason})") from None
+        is_named = path is None and isinstance(error, (ConfigError, HubError))
+        raise ConfigError(f"--init-from {error if is_named else f'{run_dir}: {no_policy(error)}'}") from None
     # not the whole EnvSpec: a policy may go on in another environment with the same spaces
     pairs = {
         "observations": (spec.observation, agent.spec.observation),
@@ -207,5 +232,5 @@ def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
     try:
         require_weights(weights, agent.state_dict())
     except ValueError as error:
-        raise ConfigError(f"--init-from {run_dir}: not a policy of this program ({error})") from None
+        raise ConfigError(f"--init-from {run_dir}: {no_policy(error)}") from None
     agent.load_state_dict(weights)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAGIC = b"Fabric PPO checkpoint 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_BESIDE_FLAGS = ("checkpoints", "metrics.jsonl", "summary.json", "policy.safetensors", ".lock")
+"""Names in the folder of a run of which there is one beside its flags, at least."""
 _CHECKPOINT_NAME = re.compile(r"update_(\d+)\.ckpt")
 
 
@@ -116,6 +118,15 @@ class Checkpoint:
             return cls(load(rest), json.loads(header["__metadata__"]["values"]))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"not a checkpoint of this program ({error})") from None
+
+
+def run_around(path: Path) -> Path | None:
+    """Return the folder of the run that a path is a file or folder of, such as its `checkpoints`; None for none."""
+    whole = path.absolute()
+    for folder in list(whole.parents)[: 2 if whole.parent.name == "checkpoints" else 1]:
+        if (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _BESIDE_FLAGS):
+            return folder
+    return None
 
 
 def newest_first(folder: Path) -> Iterator[Path]:

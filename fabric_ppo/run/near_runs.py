@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fabric_ppo.process.console import is_rank_zero
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.process.files import newest_first
+from fabric_ppo.process.files import newest_first, run_around
 from fabric_ppo.run.folder import CONFIG_FILE, is_of_a_run, require_nothing_foreign, started_with
 
 _SAY_NOT_WHAT = {"run_dir", "log_dir", "resume", "quiet", "profile", "config"}
@@ -35,7 +35,8 @@ def require_run_or_flags(run_dir: str, given: Collection[str], log_dir: str | os
     path = Path(run_dir)
     if not is_rank_zero() or _is_run(path):
         return
-    if (around := _run_around(path)) is not None:
+    is_part = is_of_a_run(path.name) or path.suffix == ".ckpt"
+    if is_part and (around := run_around(path)) is not None:
         raise ConfigError(f"--resume --run-dir {run_dir}: is a part of a run; did you mean {around}?")
     if not set(given) <= _SAY_NOT_WHAT:
         return
@@ -71,14 +72,6 @@ def _is_run(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return (path / CONFIG_FILE).is_file() or any(newest_first(path / "checkpoints"))
     return False
-
-
-def _run_around(path: Path) -> Path | None:
-    """Return the run that a path is a file or folder of; None for none."""
-    inner, outer = path.absolute(), path.absolute().parent
-    if inner.suffix == ".ckpt":
-        inner, outer = outer, outer.parent
-    return outer if is_of_a_run(inner.name) and _is_run(outer) else None
 
 
 def _runs_of(folder: Path) -> list[Path]:

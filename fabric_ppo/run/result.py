@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fabric_ppo.config_call import answering, path_argument, switch_argument
 from fabric_ppo.process.console import format_number
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.process.files import newest_first
+from fabric_ppo.process.files import newest_first, run_around
 from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE, lines_until
 
@@ -178,6 +178,8 @@ def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResu
         is_run = any((path / name).is_file() for name in known) or any(newest_first(path / "checkpoints"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); the folder of a run is expected") from None
+    if not is_run and (around := run_around(path)) is not None:
+        raise ConfigError(f"{path}: is a part of a run; did you mean {around}?")
     if not is_run:
         raise ConfigError(f"{path}: holds no run; the folder of a run is expected")
     return RunResult(path, own_code)

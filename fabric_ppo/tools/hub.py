@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from fabric_ppo.agents.agent import Architecture
 from fabric_ppo.agents.hub import HubAddress, hub_client, is_hub_address
 from fabric_ppo.agents.policy import load_agent
-from fabric_ppo.agents.policy_file import POLICY_FILE, policy_bytes, policy_path, read_policy
+from fabric_ppo.agents.policy_file import POLICY_FILE, described, no_policy, policy_bytes, policy_path, read_policy
 from fabric_ppo.envs.spaces import EnvSpec
-from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.hub_card import Published, card_of
@@ -74,9 +74,9 @@ def _checked(path: Path) -> tuple[EnvSpec, Architecture]:
     """
     try:
         metadata, _ = read_policy(path)
-        spec, architecture = EnvSpec.from_json(metadata["env_spec"]), Architecture.from_json(metadata["agent"])
+        spec, architecture = described(metadata)
     except Exception as error:  # a damaged file fails in many ways
-        raise ConfigError(f"{path}: not a policy of this program ({first_line(error)})") from None
+        raise ConfigError(f"{path}: {no_policy(error)}") from None
     if ":" not in architecture.encoder:  # one of the user's own is not imported for this
         load_agent(path.parent if path.name == POLICY_FILE else path)
     return spec, architecture

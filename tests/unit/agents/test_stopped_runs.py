@@ -12,6 +12,7 @@ from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.agents.policy_file import save_policy, start_from
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.run.result import load_run
 from tests.fixtures.agents import agent_for
 
 OBS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
@@ -121,9 +122,53 @@ def test_a_file_of_another_program_is_refused(tmp_path, name):
 
     content = save({"weight": torch.zeros(2)}) if name == "other.safetensors" else b"PK something"
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"; the folder of a run is expected$") as caught:
+    said = r"; (the folder of a run is expected|a training writes them into the folder of its run, .*)$"
+    with pytest.raises(ConfigError, match=said) as caught:
         load_agent(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "lacks"),
+    [
+        (None, "its metadata has no env_spec and no agent"),
+        ({"format": "pt"}, "its metadata has no env_spec and no agent"),
+        ({"env_spec": "{}"}, "its metadata has no agent"),
+        ({"env_spec": "{}", "agent": "{}"}, "its metadata lacks observation"),
+    ],
+)
+def test_what_a_file_of_another_program_lacks_is_named(tmp_path, metadata, lacks):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata)
+    written = "a training writes them into the folder of its run, policy.safetensors and checkpoints"
+    expected = f"{path}: not a policy of this program ({lacks}); {written}"
+    for text, read in (
+        (expected, load_agent),
+        (f"--init-from {expected}", lambda given: start_from(agent_for(), given)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read(path)
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "config.yaml", "metrics.jsonl", "failure.txt", "train_videos"])
+def test_a_part_of_a_run_is_answered_with_the_run(stopped, part):
+    """A file, a folder, or one that it may have."""
+    for name in ("config.yaml", "metrics.jsonl"):
+        (stopped / name).touch()
+    (stopped / "train_videos").mkdir()
+    with pytest.raises(ConfigError) as in_agents:
+        load_agent(stopped / part)
+    with pytest.raises(ConfigError) as in_runs:
+        load_run(stopped / part)
+    with pytest.raises(ConfigError) as from_it:
+        start_from(agent_for(), stopped / part)
+    for caught in (in_agents, in_runs, from_it):
+        assert str(caught.value).endswith(f"{stopped}?")
+        assert "; did you mean " in str(caught.value)
+    assert str(from_it.value) == f"--init-from {in_agents.value}"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.zip", "nowhere.safetensors"])
