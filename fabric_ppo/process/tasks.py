@@ -8,10 +8,14 @@ from pathlib import Path
 
 from fabric_ppo.process.errors import ConfigError
 
+_STEP_SIZE = "SLURM_STEP_NUM_TASKS"
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+"""The least `SLURM_STEP_ID` that is no number of a step: 0xFFFFFFFB for a job script, 0xFFFFFFFA for a shell."""
+
 # those of MPI come first: `mpirun` may run inside of a step of SLURM, and is nearer then
 _SIZES = (
     *("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "PALS_SIZE", "JSM_NAMESPACE_SIZE"),
-    "SLURM_STEP_NUM_TASKS",
+    _STEP_SIZE,
 )
 """Variables with the number of tasks that were started together."""
 _RANKS = (
@@ -52,7 +56,7 @@ def require_one_task(num_hosts: int = 1) -> None:
         instead = f"torchrun --standalone --nproc_per_node={count} {program}"
     elif program in ("train_fabric.py", "train_fabric_decoupled.py"):
         instead = f"fabric run --devices={count} {program}"
-    one = "srun --ntasks=1 " if "SLURM_STEP_NUM_TASKS" in os.environ or found.startswith("SLURM") else ""
+    one = "srun --ntasks=1 " if _STEP_SIZE in os.environ or found.startswith("SLURM") else ""
     raise ConfigError(
         f"environment variable {found}: each of {count} tasks would train the same; one task is expected, which "
         f"starts the ranks: {one}{instead} (docs/cluster.md has job files, for several hosts and seeds too)"
@@ -65,14 +69,16 @@ def _several_tasks() -> tuple[str, str]:
     Both are empty for a single one; the number is `N` where only a task's own number is known.
     """
     for name in _SIZES:
-        if (value := os.environ.get(name, "")).isdecimal():
+        if (value := os.environ.get(name, "")).isdecimal() and not (name == _STEP_SIZE and _is_one_process()):
             return (f"{name}={value}", value) if int(value) > 1 else ("", "")
     for name in _RANKS:
         if (value := os.environ.get(name, "")).isdecimal() and int(value) > 0:
             return f"{name}={value}", os.environ.get("SLURM_NTASKS", "N")
-    # a job script and the shell of a job are number 0 of the job's tasks, though they are alone
-    tasks, is_alone = os.environ.get("SLURM_NTASKS", ""), os.environ.get("ENVIRONMENT") == "BATCH"
-    is_alone = is_alone or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if tasks.isdecimal() and int(tasks) > 1 and "SLURM_PROCID" in os.environ and not is_alone:
-        return f"SLURM_NTASKS={tasks}", tasks
+    # SLURM_NTASKS is the job's: a job script, which is one process, has it too
     return "", ""
+
+
+def _is_one_process() -> bool:
+    """Return True in a step of SLURM that is not one of `srun`: a job script, or the shell of `salloc`."""
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    return not step.isdecimal() or int(step) >= _FIRST_SPECIAL_STEP

@@ -27,7 +27,7 @@ SEVERAL = {
     "its second task": STEP | {"SLURM_PROCID": "1"},
     "srun by itself": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
     "srun in a shell of salloc": INTERACTIVE | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
-    "srun that tells the job's tasks only": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+    "srun with an ordinary number of its step": {"SLURM_STEP_ID": "12", "SLURM_STEP_NUM_TASKS": "2"},
     "a second task of unknown many": {"SLURM_PROCID": "1"},
     "Open MPI": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
     "Open MPI in a job script": BATCH | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
@@ -40,6 +40,12 @@ ONE = {
     "no launcher": {},
     "srun -n 1": {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
     "a job script of two tasks": BATCH,
+    "a job script without ENVIRONMENT": {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+    "a job script with the number of its step": BATCH | {"SLURM_STEP_ID": "4294967291", "SLURM_STEP_NUM_TASKS": "2"},
+    "a job script with the name of its step": BATCH | {"SLURM_STEP_ID": "batch", "SLURM_STEP_NUM_TASKS": "2"},
+    "a notebook in a job of two tasks": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "jupyter"},
+    "a shell of salloc that counts the job's tasks": INTERACTIVE
+    | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "2"},
     "one task in it": STEP | {"SLURM_STEP_NUM_TASKS": "1"},
     "a shell of salloc": INTERACTIVE,
     "a shell of salloc on a node of the job": INTERACTIVE
