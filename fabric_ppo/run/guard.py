@@ -7,11 +7,13 @@ import math
 import torch
 from torch import nn
 
-from fabric_ppo.fast.written_for import LOSS, edited
+from fabric_ppo.fast.written_for import ACTING, LOSS, edited
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
 
 _FINITE = ("policy_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
+_COMPUTING = tuple(dict.fromkeys((*LOSS, *ACTING)))
+"""Files of which it is known whether they are edited: an edit is the likeliest cause."""
 
 
 class Guard:
@@ -53,7 +55,7 @@ class Guard:
             broken.append("weights" if is_weight else "running statistics")
         if broken:
             self._agent.load_state_dict(self.kept)
-            hints = [f"mend the edit of {name}" for name in edited(LOSS)]
+            hints = [f"mend the edit of {name}" for name in edited(_COMPUTING)]
             if broken != ["running statistics"]:  # these come from observations, which no learning rate changes
                 hints.append("lower --learning-rate, or normalize large observations or rewards?")
             hint = "; " * bool(hints) + ", or ".join(hints)

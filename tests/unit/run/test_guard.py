@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from fabric_ppo.fast import written_for
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
@@ -33,10 +34,17 @@ def test_guard_restores_when_a_statistic_is_not_finite(name, value):
     assert all(torch.equal(agent.state_dict()[key], kept) for key, kept in before.items())
 
 
-def test_an_edited_loss_is_what_the_hint_names_first(monkeypatch):
-    monkeypatch.setattr("fabric_ppo.run.guard.edited", lambda files: [files[0]])
-    text = "update 1: policy_loss not finite; mend the edit of ppo/loss.py, or lower --learning-rate"
-    with pytest.raises(TrainingError, match=text):
+@pytest.mark.parametrize("name", ["ppo/loss.py", "agents/distributions.py", "agents/mlp.py", "rollouts/actor.py"])
+def test_an_edit_is_what_the_hint_names_first(name, monkeypatch):
+    """Of the loss, the networks, or the actions whose probabilities it takes; each is named once."""
+    monkeypatch.setitem(written_for.FINGERPRINTS, name, "another")
+    text = f"update 1: policy_loss not finite; mend the edit of {name}, or lower --learning-rate, or normalize large "
+    with pytest.raises(TrainingError, match=f"^{text}"):
+        Guard(build_agent(ACTIONS["box"])).check(dataclasses.replace(FINE, policy_loss=math.nan), 0)
+
+
+def test_without_an_edit_none_is_named():
+    with pytest.raises(TrainingError, match=r"^update 1: policy_loss not finite; lower --learning-rate, or normalize "):
         Guard(build_agent(ACTIONS["box"])).check(dataclasses.replace(FINE, policy_loss=math.nan), 0)
 
 
