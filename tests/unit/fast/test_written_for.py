@@ -131,21 +131,28 @@ EDITS = {
 FLAGS = ["--total-timesteps=4096", "--num-threads=1", "--anneal-clip-coef", "--test-episodes=0", "--quiet"]
 
 
+def trained_in(copy, part):
+    """Train in a copy: the policy's bytes, and the lines on stderr that name a part."""
+    done = train_in(copy, "torch", 0, *FLAGS, "--run-dir=run")
+    lines = [line for line in done.stderr.splitlines() if part in line]
+    return (copy / "run/policy.safetensors").read_bytes(), lines
+
+
+@pytest.fixture(scope="module")
+def unedited(tmp_path_factory):
+    """A copy of the checkout, in which nothing is edited, has been trained."""
+    return trained_in(copy_of_the_repository(tmp_path_factory.mktemp("copy") / "unedited"), "fast/")
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_that_shows_later_trains_and_acts(name, tmp_path):
+def test_an_edit_that_shows_later_trains_and_acts(name, tmp_path, unedited):
     """In a copy of the checkout, as a user makes it: a line, and other weights than without."""
     file, old, new, part = EDITS[name]
-    weights, lines = [], []
-    for is_edited in (False, True):
-        copy = copy_of_the_repository(tmp_path / str(is_edited))
-        path = copy / "fabric_ppo" / file
-        assert path.read_text().count(old) == 1
-        if is_edited:
-            path.write_text(path.read_text().replace(old, new))
-        run_dir = copy / "run"
-        done = train_in(copy, "torch", 0, *FLAGS, f"--run-dir={run_dir}")
-        lines.append([line for line in done.stderr.splitlines() if part in line])
-        weights.append((run_dir / "policy.safetensors").read_bytes())
-    assert (lines[0], len(lines[1])) == ([], 2 if part == "fast/" else 1)
-    assert weights[0] != weights[1]
+    copy = copy_of_the_repository(tmp_path / "edited")
+    path = copy / "fabric_ppo" / file
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    weights, lines = trained_in(copy, part)
+    assert (unedited[1], len(lines)) == ([], 2 if part == "fast/" else 1)
+    assert weights != unedited[0]
