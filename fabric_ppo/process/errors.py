@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
-"""Exit statuses of a rank besides 0; 130 ends one that is interrupted twice (`signals`)."""
+"""Exit statuses of a rank besides 0."""
+INTERRUPTED = 130
+"""Exit status of a rank that is interrupted twice, and of other commands than `train` after one Ctrl-C."""
 
 _LONGEST_LINE = 1500
 

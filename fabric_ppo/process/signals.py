@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fabric_ppo.process.console import is_rank_zero, print_line
-from fabric_ppo.process.errors import FAILED, STOPPED_BY_SIGNAL, StoppedBySignal
+from fabric_ppo.process.errors import FAILED, INTERRUPTED, STOPPED_BY_SIGNAL, StoppedBySignal
 from fabric_ppo.process.failures import format_failure
 
 GRACE_SECONDS = 4.0
@@ -27,7 +27,6 @@ _AFTER_RANK_ZERO = 2.0  # seconds that a rank which saves nothing waits for the 
 _SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open
 _TEARDOWN_SECONDS = 3.0  # for closing after an update that ended in time: an environment may hang
 _SAME_CTRL_C = 1.0  # seconds within which a second SIGINT is the first, passed on by a launcher
-_INTERRUPTED_TWICE = 130
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that ask a run to stop."""
 
@@ -157,7 +156,7 @@ class StopSignals:
                 # a terminal's Ctrl-C reaches the launcher too, which passes it on
                 if now - first_interrupt > _SAME_CTRL_C:
                     self._exit_if_failed()
-                    _exit(_INTERRUPTED_TWICE, "interrupted twice")
+                    _exit(INTERRUPTED, "interrupted twice")
             if number in STOPPING and not self._ends_late:
                 self._ends_late = True
                 self.name = self.name or signal.Signals(number).name

@@ -8,8 +8,9 @@ from typing import NoReturn, Protocol
 
 from fabric_ppo.process.command import running
 from fabric_ppo.process.console import end_stdout, open_streams, print_line
-from fabric_ppo.process.errors import BAD_INPUT, FAILED, ConfigError, HubError
+from fabric_ppo.process.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, HubError
 from fabric_ppo.process.script import shut_down
+from fabric_ppo.process.signals import signals
 from fabric_ppo.tools.commands import benchmark, compare, evaluate, export, plot, presets, push, report, runs, train
 from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
 
@@ -53,7 +54,13 @@ def main(args: Sequence[str] | None = None) -> int:
 def console() -> NoReturn:
     """Run the console script `fabric-ppo`: a process of its own."""
     open_streams()
-    status = main()
+    if sys.argv[1:2] == ["train"]:
+        signals.install()  # as its script does: a signal ends both alike
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print_line("interrupted", sys.stderr)
+        status = INTERRUPTED
     # an environment's code may print as the process ends: that is none of the result
     end_stdout()
     shut_down(status)

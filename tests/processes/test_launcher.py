@@ -94,3 +94,32 @@ path = "./rank.sh"
     env = clean_environment(OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}:{tmp_path}")
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (status, text)
+
+
+ASKED = """
+import os, signal
+from fabric_ppo.tools import cli
+from fabric_ppo.tools.commands import evaluate, train
+
+def asked(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+train.resolve = evaluate.evaluate_parser = asked
+cli.console()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "text"),
+    [
+        (["train", "torch", "--devices", "2"], 75, "stopped by SIGINT before the training began\n"),
+        (["train", "torch"], 75, "stopped by SIGINT before the training began\n"),
+        (["evaluate", "run"], 130, "interrupted\n"),
+    ],
+)
+def test_ctrl_c_as_a_command_begins_is_one_line(command, status, text, tmp_path):
+    env = clean_environment(PYTHONPATH=str(ROOT))
+    words = [sys.executable, "-c", ASKED, *command]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (status, text)
+    assert [*tmp_path.iterdir()] == []
