@@ -1,6 +1,6 @@
 """Install the other programs, each set of requirements into a virtual environment of its own in .venv-bench.
 
-    python -m benchmarks.install [stable-baselines3 sheeprl sheeprl-decoupled sample-factory]
+    python -m benchmarks.install [stable-baselines3 sheeprl sheeprl-decoupled sample-factory rejax]
 
 Their pins exclude each other. What cannot be installed is told, and skipped by the benchmarks with the same words.
 """

@@ -168,7 +168,13 @@ def lightning_example_decoupled(work: Work, seed: int, folder: Path) -> list[str
     return [*words, *_lightning_example("train_fabric_decoupled.py", work, seed)]
 
 
-def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
+def torch_envpool_share(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same, with the rows of all ranks shared."""
+    return [*torch_envpool(work, seed, folder), "--share-data"]
+
+
+def _peer_flags(work: Work, seed: int) -> list[str]:
+    """Return the flags of the scripts in `peers/` that are ours."""
     values = {
         "env-id": work.env_id,
         "total-timesteps": work.env_steps,
@@ -181,11 +187,14 @@ def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list
         "gae-lambda": work.gae_lambda,
         "ent-coef": work.ent_coef,
         "seed": seed,
-        "log-dir": folder,
     }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
+    flags = [*_peer_flags(work, seed), "--log-dir", str(folder)]
     if work.stop_at_return is not None:
-        values["stop-at-return"] = work.stop_at_return
-    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        flags += ["--stop-at-return", str(work.stop_at_return)]
     return [str(python_of("stable-baselines3")), str(PEERS / script), *flags]
 
 
@@ -197,6 +206,12 @@ def stable_baselines3(work: Work, seed: int, folder: Path) -> list[str]:
 def sbx(work: Work, seed: int, folder: Path) -> list[str]:
     """SBX's PPO."""
     return _stable_baselines3("run_sbx.py", work, seed, folder)
+
+
+def rejax(work: Work, seed: int, folder: Path) -> list[str]:
+    """rejax's PPO, with gymnax's environment; it writes nothing."""
+    assert work.stop_at_return is None
+    return [str(python_of("rejax")), str(PEERS / "run_rejax.py"), *_peer_flags(work, seed)]
 
 
 def _sheeprl(environment: str, work: Work, seed: int) -> list[str]:
@@ -271,6 +286,7 @@ def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
 PROGRAMS = {
     "torch": Program(torch),
     "torch-envpool": Program(torch_envpool, packages=(*OURS, "envpool"), needs="envpool"),
+    "torch-envpool-share": Program(torch_envpool_share, packages=(*OURS, "envpool"), needs="envpool"),
     "torch-envpool-trunk": Program(torch_envpool_trunk, packages=(*OURS, "envpool"), needs="envpool"),
     "fabric": Program(fabric),
     "decoupled": Program(decoupled),
@@ -283,6 +299,7 @@ PROGRAMS = {
     "lightning-example-decoupled": Program(lightning_example_decoupled, source=LIGHTNING_EXAMPLE),
     "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
     "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
+    "rejax": Program(rejax, "rejax", ("rejax", "jax", "gymnax")),
     "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),
     "sheeprl-decoupled": Program(
         sheeprl_decoupled, "sheeprl-decoupled", ("sheeprl", "torch", "lightning", "gymnasium")

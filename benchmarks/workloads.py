@@ -108,13 +108,15 @@ def one_process() -> Workload:
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
         Contender("SBX", "sbx", work, (AS_IT_COMES, ONE_XLA_THREAD)),
         Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
     )
     note = (
         "Networks of 64 x 64 with tanh. Ours log, save and test as always; Stable-Baselines3 and SBX log to "
         "TensorBoard. SheepRL runs its own benchmark configuration, which neither logs, saves nor tests, and in which "
-        "policy and value share their hidden layers."
+        "policy and value share their hidden layers. rejax compiles environment, rollout and update into one program, "
+        "which neither logs, saves nor tests; compiling is not in its seconds of training."
     )
     return Workload("p1", "CartPole, one process", work, contenders, note)
 
@@ -199,6 +201,7 @@ def throughput() -> Workload:
         Contender(overlapped, "decoupled-overlap-envpool", ahead),
         Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool-trunk", work),
         Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool-trunk", ahead),
+        Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
         Contender("Sample Factory", "sample-factory", work),
         Contender("Sample Factory, serial", "sample-factory", work, (SERIAL, SERIAL_ONE_THREAD)),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
@@ -212,7 +215,25 @@ def throughput() -> Workload:
     return Workload("p5", "CartPole, throughput", work, contenders, note, tolerance=0.05)
 
 
+def wide() -> Workload:
+    """P7."""
+    work = Work("CartPole-v1", 32 * 65536, num_envs=2048, num_steps=32, batch_size=2048, epochs=4)
+    two = replace(work, num_envs=1024, batch_size=1024, ranks=2)
+    envpool = "train_torch.py --env-backend envpool"
+    contenders = (
+        Contender(envpool, "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
+        Contender(f"{envpool} --share-data, two ranks", "torch-envpool-share", two),
+        Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
+    )
+    note = (
+        "2048 environments, updates of 65,536 transitions, four epochs of 32 minibatches. rejax as in P1. EnvPool's "
+        "rows after an episode's end are not counted."
+    )
+    return Workload("p7", "CartPole, wide", work, contenders, note, tolerance=0.05)
+
+
 def workloads(preset: str, preset_ranks: int, limit_seconds: float) -> dict[str, Workload]:
     """All of them by name."""
     lander = solve_lander(preset, preset_ranks, limit_seconds)
-    return {each.name: each for each in (one_process(), two_ranks(), headline(), decoupled(), lander, throughput())}
+    others = (one_process(), two_ranks(), headline(), decoupled(), lander, throughput(), wide())
+    return {each.name: each for each in others}

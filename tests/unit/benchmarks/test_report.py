@@ -53,6 +53,7 @@ def test_headline_works_are_as_the_page_says():
     assert counts["p2"] == (499712, 61 * 10 * 64)
     assert counts["p3"] == (65536, 128 * 10 * 4)
     assert counts["p5"] == (524288, 512 * 4)
+    assert counts["p7"] == (2097152, 32 * 4 * 32)
 
 
 @pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.agreed.stop_at_return is None])
@@ -202,7 +203,7 @@ def test_requirements_are_pinned():
     for path in REQUIREMENTS.glob("*.txt"):
         lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
         assert all("==" in line for line in lines if line)
-        assert "torch==2.13.0" in lines
+        assert "torch==2.13.0" in lines or path.stem == "rejax"  # which has none
     assert {each.environment for each in PROGRAMS.values()} - {None} == {
         path.stem for path in REQUIREMENTS.glob("*.txt")
     }
