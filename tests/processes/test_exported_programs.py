@@ -18,9 +18,12 @@ from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
 from fabric_ppo.tools.export import export
-from tests.fixtures.exported import ENV_ID, agent_of, save
+from tests.fixtures.exported import ENV_ID, agent_of, one_table_of_operators, save
 from tests.fixtures.launching import ROOT
 from tests.fixtures.processes import PATIENCE
+
+__all__ = ["one_table_of_operators"]
+pytestmark = pytest.mark.usefixtures("one_table_of_operators")
 
 EPISODES = 3
 ALONE = "import runpy, sys; sys.modules['fabric_ppo'] = None; sys.argv = sys.argv[1:]; " + (

@@ -14,8 +14,18 @@ import fabric_ppo
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.tools.export import export
-from tests.fixtures.exported import AGENTS, named, numbers_of, observations, open_file, save, transformed
+from tests.fixtures.exported import (
+    AGENTS,
+    named,
+    numbers_of,
+    observations,
+    one_table_of_operators,
+    open_file,
+    save,
+    transformed,
+)
 
+__all__ = ["one_table_of_operators"]
 FILES = {"onnx": "policy.onnx", "torchscript": "policy.pt"}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -28,6 +38,7 @@ def metadata_in(path):
     return json.loads(files["metadata.json"])
 
 
+@pytest.mark.usefixtures("one_table_of_operators")
 @pytest.mark.parametrize("to", FILES)
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_file_acts_as_the_agent(name, to, tmp_path):
