@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from fabric_ppo.architectures.parcel import Parcel, Transmit, blank_bytes
 from fabric_ppo.architectures.placement import FIRST_TRAINER, PLAYER
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.fast.flat_weights import frozen_weights, require_all_held
 from fabric_ppo.ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
+from fabric_ppo.ppo.schedules import put_learning_rate
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.group import ALIGNMENT, Ranks
 from fabric_ppo.process.metrics import Metrics, metric
@@ -27,6 +30,8 @@ from fabric_ppo.seeding import Stream, minibatch_order
 
 _END, _TRAIN, _STOP = 0, 1, 2
 """Orders of the player: the run is over, train on these rows, a signal asked to stop."""
+_FROZEN = "frozen:"
+"""Beginning of the names under which weights that do not train are sent."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,11 @@ class Exchange:
             optimizer: optimizer of `weights`; the player's gets the state of the trainers'.
             config: the run's configuration.
             device: device of the packets: the CPU with gloo, the process's GPU with nccl.
+
+        Raises:
+            ConfigError: the optimizer does not hold all that is trained.
         """
+        require_all_held(optimizer, agent)
         self._world, self._agent, self._config = world, agent, config
         self._optimizer = optimizer
         self._failure: RuntimeError | None = None
@@ -117,13 +126,14 @@ class Exchange:
 
     def start(self, first_update: int) -> None:
         """Send the first update's number, weights and optimizer from the player to the trainers."""
-        self._send_state([first_update, float(self._optimizer.param_groups[0]["lr"])], self._broadcast)
+        # frozen weights too: they may be those of a checkpoint, or of `--init-from`
+        values = [first_update, float(self._optimizer.param_groups[0]["lr"])]
+        self._send_state(values, self._broadcast, frozen_weights(self._agent))
 
     def receive_start(self) -> int:
         """Receive on a trainer what `start` sent; return the number of the first update."""
         first_update, learning_rate = self._receive_state(self._broadcast)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        put_learning_rate(self._optimizer, learning_rate)
         return int(first_update)
 
     def _broadcast(self, content: Tensor) -> None:
@@ -206,7 +216,7 @@ class Exchange:
         # all trainers have the same weights after an update
         if self._world.rank == FIRST_TRAINER:
             numbers = torch.cat([stats.to_tensor(), own.to_tensor()]).tolist()
-            self._send_state([numbers, dict(stats.own)], lambda content: self._world.send(content, PLAYER))
+            self._send_state([numbers, dict(stats.own)], lambda content: self._world.send(content, PLAYER), {})
 
     @timed("wait")
     def receive_reply(self) -> tuple[UpdateStats, TrainerStats]:
@@ -224,10 +234,11 @@ class Exchange:
         signals.note(own.stop > 0)
         return replace(UpdateStats.of(of_update), own=added), own
 
-    def _send_state(self, values: Any, transmit: Transmit) -> None:
-        """Send weights and optimizer, with JSON values."""
+    def _send_state(self, values: Any, transmit: Transmit, frozen: Mapping[str, Tensor]) -> None:
+        """Send weights and optimizer, with JSON values and the weights that are `frozen`."""
         optimizer = read_optimizer(self._optimizer)
-        tensors = {"weights": self._weights, **optimizer.tensors}
+        of_agent = {f"{_FROZEN}{name}": each.detach() for name, each in frozen.items()}
+        tensors = {"weights": self._weights, **of_agent, **optimizer.tensors}
         self._state.send([values, optimizer.values], tensors, transmit)
 
     @torch.no_grad()
@@ -236,6 +247,9 @@ class Exchange:
         (values, of_optimizer), tensors = self._state.receive(transmit)
         # in place: the agent's parameters are views of this memory
         self._weights.copy_(tensors.pop("weights"))
+        for name, weight in frozen_weights(self._agent).items():
+            if f"{_FROZEN}{name}" in tensors:
+                weight.copy_(tensors.pop(f"{_FROZEN}{name}"))
         load_optimizer(self._optimizer, OptimizerState(tensors, of_optimizer))
         return values
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from fabric_ppo.agents.agent import Agent, declared_forms
 from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
-from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.flat_weights import FlatWeights, frozen_weights
 from fabric_ppo.fast.kernels import CoefficientsStruct, Minibatch, kernels
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss
@@ -25,7 +25,8 @@ from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss
 
 def has_compiled_loss(agent: Agent) -> bool:
     """Return True if the loss of this agent can be a compiled one; it compiles what is missing."""
-    can = "loss" in declared_forms(agent) and has_small_layers(agent)
+    # its gradient is that of all weights
+    can = "loss" in declared_forms(agent) and has_small_layers(agent) and not frozen_weights(agent)
     # the first minibatch is compared in float64
     return can and all(kernels(dtype) is not None for dtype in (agent.dtype, torch.float64))
 

@@ -8,45 +8,125 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fabric_ppo.process.errors import ConfigError
+
+
+class WeightView(nn.Parameter):
+    """A weight of a module whose memory is a part of `FlatWeights.flat`, and so is its gradient.
+
+    Autograd does not see it, for gradients are those of `flat`. An optimizer may hold it as any
+    other parameter. A copy of it is a tensor of its own.
+    """
+
+    _flat: nn.Parameter | None = None
+    _place = slice(0)
+
+    def link(self, flat: nn.Parameter, place: slice) -> None:
+        """Refer to a part of a vector from now on."""
+        self.data = flat.data[place].view(self.shape)
+        self._flat, self._place = flat, place
+
+    def is_in(self, held: set[int]) -> bool:
+        """Return True if it, or the vector that it is a part of, is among these identities."""
+        return id(self) in held or id(self._flat) in held
+
+    @property
+    def requires_grad(self) -> bool:
+        """False: `flat` requires a gradient.
+
+        Setting it raises a ConfigError: the vector is laid out already.
+        """
+        return False
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> WeightView:
+        """Raise a ConfigError if this would freeze a weight that trains already."""
+        if not requires_grad and self._flat is not None:
+            raise ConfigError(
+                "requires_grad_(False) comes too late for a weight that trains: "
+                "before the agent's loss is made is expected, such as in make_agent of fabric_ppo/agents/make.py"
+            )
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its part of the gradient of `flat`; None where there is none."""
+        whole = None if self._flat is None else self._flat.grad
+        return None if whole is None else whole[self._place].view(self.shape)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if self._flat is None:
+            return
+        if value is None:
+            self._flat.grad = None
+            return
+        if self._flat.grad is None:
+            self._flat.grad = torch.zeros_like(self._flat)
+        self._flat.grad[self._place] = value.flatten()
+
 
 class FlatWeights(nn.Module):
-    """All weights of a module as one parameter; the module's own parameters become views of it.
+    """All weights of a module that train as one parameter; the module's own become views of it.
 
     Clipping is then one norm and Adam one kernel. DDP has one bucket with one hook, whose sums do
     not depend on the order in which gradients are ready. The module itself is not registered here:
-    it acts with the same memory, and its `state_dict` keeps its names.
+    it acts with the same memory, and its `state_dict` keeps its names. A weight that requires no
+    gradient is frozen: it stays as it is, and no optimizer sees it.
 
     Attributes:
         flat: the weights, `[n]`, in the order of the module's `named_parameters`.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Take over the weights of `module`."""
+        """Take over the weights of `module`.
+
+        Raises:
+            ConfigError: all of them are frozen.
+        """
         super().__init__()
         self._linked = (module,)  # in a tuple, so that it is not registered
-        named = dict(module.named_parameters())
-        self._names = list(named)
-        self._shapes = [parameter.shape for parameter in named.values()]
-        self._sizes = [parameter.numel() for parameter in named.values()]
-        flattened = [parameter.detach().flatten() for parameter in named.values()]
-        self.flat = nn.Parameter(torch.cat(flattened))
+        named = {name: each for name, each in module.named_parameters() if is_trained(each)}
+        if not named:
+            raise ConfigError("all weights of the agent are frozen: one that requires a gradient is expected")
+        self._shapes = {name: each.shape for name, each in named.items()}
+        self._sizes = [each.numel() for each in named.values()]
+        self.flat = nn.Parameter(torch.cat([each.detach().flatten() for each in named.values()]))
+        for each in named.values():
+            if not isinstance(each, WeightView):
+                # the object stays, for an optimizer may hold it already
+                each.requires_grad_(False).__class__ = WeightView
         self._link()
+
+    @property
+    def named_weights(self) -> dict[str, WeightView]:
+        """Name -> weight of the module, of those that train."""
+        return {name: each for name, each in self._linked[0].named_parameters() if isinstance(each, WeightView)}
 
     def _link(self) -> None:
         """Make the module's parameters views of `flat`."""
-        (module,) = self._linked
-        for name, view in self.views(self.flat.data).items():
-            owner, _, own_name = name.rpartition(".")
-            # gradients are those of `flat`: a view with one of its own would hold a second copy
-            parameter = nn.Parameter(view, requires_grad=False)
-            setattr(module.get_submodule(owner), own_name, parameter)
+        end = 0
+        for name, parameter in self.named_weights.items():
+            start, end = end, end + parameter.numel()
+            if parameter.device.type != self.flat.device.type == "meta":  # no object can go there
+                owner, _, own_name = name.rpartition(".")
+                parameter = WeightView(parameter.to("meta"), requires_grad=False)
+                setattr(self._linked[0].get_submodule(owner), own_name, parameter)
+            parameter.link(self.flat, slice(start, end))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlatWeights:
         """See `nn.Module._apply`, which `.to(...)` calls to move or convert all tensors."""
         super()._apply(fn, recurse)
         # `flat` has new memory, and the module, which is not registered, has not moved yet
         self._link()
-        for module in self._linked[0].modules():
+        (linked,) = self._linked
+        for parameter in linked.parameters():
+            if not is_trained(parameter):
+                parameter.data = fn(parameter.data)
+        for module in linked.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, fn(buffer))
         return self
@@ -54,11 +134,54 @@ class FlatWeights(nn.Module):
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name -> view of its part of a vector like `flat`, in the parameter's shape."""
         parts = flat.split(self._sizes)
-        named = zip(self._names, parts, self._shapes, strict=True)
-        return {name: part.view(shape) for name, part, shape in named}
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
 
     def forward(self, *args: Any) -> Any:
         """Call the module so that gradients flow to `flat`."""
         # autograd sees the weights as views of one parameter
         (module,) = self._linked
         return torch.func.functional_call(module, self.views(self.flat), args)
+
+
+def is_trained(parameter: nn.Parameter) -> bool:
+    """Return True unless a parameter is frozen."""
+    return parameter.requires_grad or isinstance(parameter, WeightView)
+
+
+def frozen_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name -> weight of a module, of those that are frozen."""
+    return {name: each for name, each in module.named_parameters() if not is_trained(each)}
+
+
+def split_weights(module: nn.Module, prefix: str) -> tuple[list[WeightView], list[WeightView]]:
+    """Return the weights that train and whose names begin with `prefix`, and the others.
+
+    Args:
+        module: one that holds a FlatWeights, such as `make_optimizer` gets.
+        prefix: beginning of names in the agent's `state_dict`, such as `value.`.
+
+    Raises:
+        ConfigError: no name begins so.
+    """
+    flat = next(each for each in module.modules() if isinstance(each, FlatWeights))
+    named = flat.named_weights
+    chosen = [each for name, each in named.items() if name.startswith(prefix)]
+    if not chosen:
+        first = ", ".join(dict.fromkeys(name.partition(".")[0] for name in named))
+        raise ConfigError(f"no weight's name begins with {prefix}: {first} are there")
+    return chosen, [each for name, each in named.items() if not name.startswith(prefix)]
+
+
+def require_all_held(optimizer: torch.optim.Optimizer, agent: nn.Module) -> None:
+    """Raise a ConfigError unless an optimizer holds all weights of an agent that train."""
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    weights = {name: each for name, each in agent.named_parameters() if isinstance(each, WeightView)}
+    left_out = [name for name, each in weights.items() if not each.is_in(held)]
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        raise ConfigError(
+            f"the optimizer does not hold {left_out[0]}{more} of the agent's {len(weights)} weights: "
+            "module.parameters() in make_optimizer, or all of agent.parameters(), are expected; "
+            "a weight that is not to be trained is frozen in make_agent, by requires_grad_(False)"
+        )

@@ -7,6 +7,7 @@ import torch
 from fabric_ppo.config import Config
 from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.ppo.loss import Coefficients
+from fabric_ppo.process.errors import ConfigError
 
 _RATE_STEP = 1.5
 """Factor by which `--desired-kl` changes the learning rate after an update."""
@@ -15,8 +16,9 @@ _RATE_STEP = 1.5
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
     """Set the optimizer's learning rate for an update, and return it.
 
-    All parameter groups get the same. With `anneal_lr` it falls linearly to zero at the end of the
-    run. With `desired_kl` it is, after the first update, what `adapt_learning_rate` has set.
+    It is that of the first parameter group (see `put_learning_rate`). With `anneal_lr` it falls
+    linearly to zero at the end of the run. With `desired_kl` it is, after the first update, what
+    `adapt_learning_rate` has set.
 
     Args:
         optimizer: gets the rate.
@@ -26,9 +28,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
     """
     if config.desired_kl is None or update == 0:
         rate = _annealed(config.learning_rate, config.anneal_lr, update, num_updates)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        put_learning_rate(optimizer, rate)
     return float(optimizer.param_groups[0]["lr"])
+
+
+def put_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the first parameter group; the rates of others keep their ratio to it.
+
+    Raises:
+        ConfigError: the optimizer was made with a rate of zero for the first group.
+    """
+    groups = optimizer.param_groups
+    for group in groups:
+        group.setdefault("initial_lr", float(group["lr"]))
+    first = groups[0]["initial_lr"]
+    if first == 0 and len(groups) > 1:
+        raise ConfigError("the learning rate of the optimizer's first parameter group is 0: more is expected")
+    for group in groups:
+        own = group["initial_lr"]
+        group["lr"] = rate if own == first else rate * (own / first)
 
 
 def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:
@@ -64,10 +82,10 @@ def adapt_learning_rate(optimizer: torch.optim.Optimizer, config: Config, approx
     if config.desired_kl is None:
         return
     least, most = LEARNING_RATES
+    rate = optimizer.param_groups[0]["lr"]
     # between half and twice the desired divergence the rate stays, or it would swing with the
     # noise of the estimate
-    for group in optimizer.param_groups:
-        if approx_kl > 2 * config.desired_kl:
-            group["lr"] = max(least, group["lr"] / _RATE_STEP)
-        elif approx_kl < config.desired_kl / 2:
-            group["lr"] = min(most, group["lr"] * _RATE_STEP)
+    if approx_kl > 2 * config.desired_kl:
+        put_learning_rate(optimizer, max(least, rate / _RATE_STEP))
+    elif approx_kl < config.desired_kl / 2:
+        put_learning_rate(optimizer, min(most, rate * _RATE_STEP))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fabric_ppo.process.errors import ConfigError
 
-_NOT_OF_GROUPS = ("params", "lr")
+_NOT_OF_GROUPS = ("params", "lr", "initial_lr")
 """Entries of a parameter group that are no state: schedules set the learning rate."""
 
 

@@ -23,6 +23,7 @@ from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.ppo.schedules import put_learning_rate
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.files import Checkpoint
@@ -180,8 +181,7 @@ def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> Non
     """Set the learning rate that `--desired-kl` had reached; raise a ValueError if it cannot be."""
     if not LEARNING_RATES[0] <= rate <= LEARNING_RATES[1]:
         raise ValueError(f"its learning_rate is {rate}")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    put_learning_rate(optimizer, rate)
 
 
 def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks, timeout: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.policy_file import start_from
 from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
+from fabric_ppo.fast.flat_weights import require_all_held
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal
 from fabric_ppo.process.failures import is_lost_contact
@@ -127,8 +128,10 @@ class RunSetup(contextlib.ExitStack):
             buffer: the buffer of this rank's environments.
 
         Raises:
-            ConfigError: the checkpoint or the policy does not fit, or the folder cannot be made.
+            ConfigError: the optimizer does not hold all that is trained, the checkpoint or the policy
+                does not fit, or the folder cannot be made.
         """
+        require_all_held(optimizer, agent)
         config, ranks, checkpoint = self._config, self._ranks, self._checkpoint
         attributes, callback_names = EnvAttributes(buffer, ranks, config.overlaps), self._callback_names()
         if checkpoint is None:

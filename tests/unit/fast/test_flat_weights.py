@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fabric_ppo.agents.mlp import MLP
-from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.flat_weights import FlatWeights, require_all_held, split_weights
+from fabric_ppo.process.errors import ConfigError
 
 
 class Pair(nn.Module):
@@ -103,3 +104,114 @@ def test_gradients_reach_flat(linked):
     weights(features).square().sum().backward()
     free(features).square().sum().backward()
     torch.testing.assert_close(weights.flat.grad, torch.cat([p.grad.flatten() for p in free.parameters()]))
+
+
+def descend(module, owner, optimizer, features):
+    for _ in range(3):
+        optimizer.zero_grad()
+        owner(features).square().sum().backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        optimizer.step()
+
+
+OPTIMIZERS = {
+    "Adam": torch.optim.Adam,
+    "AdamW fused": lambda groups: torch.optim.AdamW(groups, fused=True, weight_decay=0.3),
+    "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9, weight_decay=0.3),
+    "RMSprop": torch.optim.RMSprop,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("is_early", [False, True], ids=["made after", "made before"])
+def test_an_optimizer_of_the_modules_own_parameters_trains_as_without_a_vector(name, is_early):
+    """With a rate for each group; PyTorch alone is the expectation."""
+    torch.manual_seed(7)
+    module = Pair()
+    free = copy.deepcopy(module)
+
+    def make(owner):
+        parts = {"params": owner.policy.parameters(), "lr": 1e-2}, {"params": [owner.scale], "lr": 3e-2}
+        return OPTIMIZERS[name](list(parts))
+
+    early = make(module)
+    weights = FlatWeights(module)
+    features = torch.randn(8, 5)
+    descend(module, weights, early if is_early else make(module), features)
+    descend(free, free, make(free), features)
+    for got, want in zip(module.parameters(), free.parameters(), strict=True):
+        torch.testing.assert_close(got.data, want.data)
+
+
+@pytest.mark.parametrize("frozen", ["policy.0.weight", "policy.2.bias", "scale"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_frozen_weight_stays_as_it_is(frozen, name):
+    torch.manual_seed(7)
+    module = Pair()
+    module.get_parameter(frozen).requires_grad_(False)
+    free = copy.deepcopy(module)
+    weights = FlatWeights(module)
+    features, before = torch.randn(8, 5), module.get_parameter(frozen).clone()
+    descend(module, weights, OPTIMIZERS[name](weights.parameters()), features)
+    descend(free, free, OPTIMIZERS[name](free.parameters()), features)
+    assert list(module.state_dict()) == list(free.state_dict())
+    for each, want in free.named_parameters():
+        torch.testing.assert_close(module.get_parameter(each).data, want.data)
+    assert torch.equal(module.get_parameter(frozen), before)
+
+
+def test_copies_and_second_vectors_know_what_is_frozen():
+    module = Pair()
+    module.scale.requires_grad_(False)
+    for each in (module, copy.deepcopy(module), copy.deepcopy(module).double()):
+        assert FlatWeights(each).flat.numel() == sum(part.numel() for part in module.policy.parameters())
+    twice = FlatWeights(copy.deepcopy(module))
+    assert [view.shape for view in twice.views(twice.flat).values()] == [p.shape for p in module.policy.parameters()]
+    twice.double()
+    assert {each.dtype for each in twice._linked[0].parameters()} == {torch.float64}
+
+
+def test_a_copy_has_memory_and_gradient_of_its_own(linked):
+    module, weights, _ = linked
+    weights(torch.randn(8, 5)).sum().backward()
+    copied = copy.deepcopy(module)
+    assert all(each.grad is None for each in copied.parameters())
+    with torch.no_grad():
+        weights.flat.add_(1)
+    assert not any(torch.equal(a, b) for a, b in zip(copied.parameters(), module.parameters(), strict=True))
+
+
+def test_too_late_to_freeze(linked):
+    """It would do nothing: the vector trains."""
+    module, _, _ = linked
+    with pytest.raises(ConfigError, match="too late"):
+        module.policy.requires_grad_(False)
+    with pytest.raises(ConfigError, match="too late"):
+        module.scale.requires_grad = False
+    module.requires_grad_(True)
+
+
+def test_all_frozen():
+    with pytest.raises(ConfigError, match="all weights of the agent are frozen"):
+        FlatWeights(Pair().requires_grad_(False))
+
+
+def test_an_optimizer_that_leaves_something_out_is_refused(linked):
+    module, weights, free = linked
+    make = torch.optim.SGD
+    for params in (weights.parameters(), module.parameters(), [*module.policy.parameters(), module.scale]):
+        require_all_held(make(params), module)
+    with pytest.raises(ConfigError, match=r"does not hold scale of the agent's 7 weights: module.parameters\(\)"):
+        require_all_held(make(module.policy.parameters()), module)
+    with pytest.raises(ConfigError, match="does not hold scale and 6 more"):
+        require_all_held(make(free.parameters()), module)
+    require_all_held(make(free.parameters()), free)
+
+
+def test_weights_by_the_beginning_of_their_names(linked):
+    module, weights, _ = linked
+    chosen, others = split_weights(nn.Sequential(weights), "policy.")
+    assert [*map(id, chosen)] == [id(each) for each in module.policy.parameters()]
+    assert [*map(id, others)] == [id(module.scale)]
+    with pytest.raises(ConfigError, match=r"begins with valeu\.: scale, policy are there"):
+        split_weights(weights, "valeu.")

@@ -16,6 +16,7 @@ from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
+from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.updates import CONFIG, coefs_of, rates_after
 
 
@@ -47,17 +48,31 @@ def test_learning_rate_falls_linearly_to_zero():
 
 
 @pytest.mark.parametrize("flags", [{"anneal_lr": True}, {"anneal_lr": False, "desired_kl": 2e-3}])
-def test_every_group_of_any_optimizer_has_the_flags_learning_rate(flags):
-    """Whatever rate the optimizer was made with, also one in a tensor."""
+def test_the_first_group_of_any_optimizer_has_the_flags_learning_rate(flags):
+    """Whatever rate the optimizer was made with, also one in a tensor; the second keeps its ratio to the first."""
     config = dataclasses.replace(CONFIG, learning_rate=0.003, **flags)
     parameters = nn.Linear(2, 2).parameters()
     groups = [{"params": each, "lr": rate} for each, rate in zip(parameters, (0.5, 1e-9), strict=True)]
+    many = [{"params": each} for each in nn.Linear(2, 2).parameters()]
+    for optimizer in (torch.optim.SGD(many, 0.25), torch.optim.Adam(many, lr=torch.tensor(0.7), capturable=True)):
+        assert set_learning_rate(optimizer, config, 0, 4) == 0.003
+        assert [group["lr"] for group in optimizer.param_groups] == [0.003, 0.003]
     for optimizer in (torch.optim.SGD(groups), torch.optim.Adam(groups, lr=torch.tensor(0.7), capturable=True)):
         assert set_learning_rate(optimizer, config, 0, 4) == 0.003
         adapt_learning_rate(optimizer, config, 1.0)
         expected = 0.003 / 1.5 if config.desired_kl else 0.0015
         assert set_learning_rate(optimizer, config, 2, 4) == pytest.approx(expected, rel=1e-12)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2, rel=1e-12)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [expected, expected * 2e-9], rel=1e-12
+        )
+
+
+def test_a_first_group_without_a_rate_is_refused():
+    groups = [
+        {"params": each, "lr": rate} for each, rate in zip(nn.Linear(2, 2).parameters(), (0.0, 1e-3), strict=True)
+    ]
+    with pytest.raises(ConfigError, match="first parameter group is 0"):
+        set_learning_rate(torch.optim.SGD(groups), CONFIG, 0, 4)
 
 
 def test_learning_rate_stays_without_annealing():
