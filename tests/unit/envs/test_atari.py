@@ -20,6 +20,7 @@ from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.seeding import episode_seed
+from tests.fixtures.envs import BACKENDS
 from tests.fixtures.preprocessing import by_hand
 
 pytest.importorskip("ale_py", reason="the extra atari")
@@ -31,7 +32,7 @@ SEED = 5
 HAS_ENVPOOL = sys.version_info >= (3, 11)
 
 
-BACKENDS = ["sync", "async", *(["envpool"] if HAS_ENVPOOL else [])]
+EVERY_BACKEND = [*BACKENDS, *(["envpool"] if HAS_ENVPOOL else [])]
 
 
 needs_envpool = pytest.mark.skipif(not HAS_ENVPOOL, reason="EnvPool needs Python 3.11")
@@ -63,7 +64,7 @@ def step_all(envs, actions):
         yield obs, rewards, flags[0], flags[1], envs.lost_life.copy(), finals
 
 
-@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_is_gymnasiums_preprocessing_over_several_games(open_envs, backend):
     """Breakout, which loses five lives in a few hundred steps."""
     _, envs = open_envs("ALE/Breakout-v5", 2, backend)
@@ -126,7 +127,7 @@ def test_envpool_has_the_games_own_sticky_actions(open_envs):
     assert not envs._pool.spec.config.use_fire_reset
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_signs_of_rewards_are_learnt_and_full_games_are_logged(open_envs, backend):
     """Signs of rewards and lives that end, against full games and their points: Space Invaders' are 5 to 30."""
     config, envs = open_envs("ALE/SpaceInvaders-v5", 2, backend, num_steps=500)
@@ -200,7 +201,7 @@ def test_a_game_that_envpool_lacks_is_refused(flags, message):
         resolve(Config(env_backend="envpool", **flags))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_envpools_short_id_is_the_games(backend):
     config = Config(env_id="Pong-v5", env_preset="atari", env_backend=backend)
     assert resolve(config).env_id == "ALE/Pong-v5"

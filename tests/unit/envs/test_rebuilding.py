@@ -24,6 +24,7 @@ from fabric_ppo.run.optimizer_state import OptimizerState
 from fabric_ppo.run.snapshot import Snapshot
 from fabric_ppo.seeding import episode_seed
 from tests.fixtures import unrepeatable_envs
+from tests.fixtures.envs import BACKENDS
 from tests.fixtures.toy_envs import ACTIONS, OBSERVATIONS, encode, toy_env
 
 SEED = 3
@@ -32,7 +33,7 @@ SEED = 3
 COLUMNS = ("obs", "actions", "log_probs", "values", "rewards", "terminated", "truncated", "valid", "next_values")
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
 

@@ -27,13 +27,14 @@ from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import episode_seed
 from tests.fixtures import rendering_envs
 from tests.fixtures.configs import tiny
+from tests.fixtures.envs import BACKENDS
 from tests.fixtures.toy_envs import toy_env
 from tests.fixtures.videos import SEED, assert_shows, brightness, log_rendering, play, toy_policy, videos
 
 LENGTH = 6
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
 

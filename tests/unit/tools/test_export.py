@@ -152,6 +152,7 @@ def test_the_file_says_what_it_holds(to, tmp_path):
     assert fabric_ppo.__file__.encode() not in path.read_bytes()
 
 
+@pytest.mark.usefixtures("one_table_of_operators")
 def test_onnx_has_names_types_and_a_free_batch(tmp_path):
     run_dir, path = save(tmp_path, "lstm, image"), tmp_path / "policy.onnx"
     for opset in (18, 21, 25):
