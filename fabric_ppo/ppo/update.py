@@ -22,7 +22,7 @@ from fabric_ppo.process.metrics import Merge, Metrics, Own, metric, own_metric
 from fabric_ppo.process.profile import timed
 
 _KL = Losses._fields[1:].index("approx_kl")
-"""Index of the KL divergence among the sums of `_loss_sums`."""
+"""Index of the KL divergence among the parts of the loss."""
 _KL_MARGIN = 1.5
 """Multiple of `--target-kl` that ends an update's epochs."""
 _COMPUTED = (
@@ -70,9 +70,10 @@ class UpdateStats(Metrics):
         Raises:
             ConfigError: the name is taken, or the value is not a single number.
         """
+        own = own_metric(tag, value, merge)
         if tag in self.tagged():
             raise ConfigError(f"the metric {tag}: another name is expected, this one is taken")
-        return replace(self, own={**self.own, **own_metric(tag, value, merge)})
+        return replace(self, own={**self.own, **own})
 
     def tagged(self) -> dict[str, float]:
         """Return `Metrics.tagged` with the explained variance, unless all returns are equal."""
@@ -136,14 +137,14 @@ def run_epochs(
     sums, count = [], 0
     for epochs in batch.stretches(config.update_epochs, one_by_one):
         minibatches = batch.minibatches(epochs, config.per_rank_batch_size)
-        evaluations, norms = [], []
+        evaluations, parts, norms = [], [], []
         for rows in minibatches:
-            loss, *evaluation = loss_fn(rows, coefs)
+            loss, *evaluation, own_parts = loss_fn(rows, coefs)
             norms.append(step(loss))
             evaluations.append(evaluation)
-        # the logged numbers, for all minibatches at once: a handful of large operations instead of
-        # some for each of many small minibatches
-        sums.append(_loss_sums(minibatches.rows, evaluations, norms, coefs))
+            parts.append(own_parts)
+        summed = _sum_of_parts(minibatches.rows, evaluations, parts, coefs)
+        sums.append(torch.cat([summed, torch.stack(norms).double().sum().view(1)]))
         count += len(minibatches)
         if one_by_one and _is_too_far(sums[-1][_KL] / len(minibatches), config, ranks):
             break
@@ -158,22 +159,24 @@ def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
 
 
 @torch.no_grad()
-def _loss_sums(rows: Rows, evaluations: list[list[Tensor]], norms: list[Tensor], coefs: Coefficients) -> Tensor:
-    """Sum the loss's parts and the gradient's norm over some minibatches, `[6]` float64.
+def _sum_of_parts(rows: Rows, evaluations: list[list[Tensor]], parts: list[Tensor], coefs: Coefficients) -> Tensor:
+    """Sum the loss's parts over some minibatches, `[5]` float64.
 
     Args:
         rows: those of all these minibatches, one after the other.
         evaluations: log-probabilities, entropies and values of each minibatch.
-        norms: the gradient's norm of each.
+        parts: those of each minibatch's own loss, or nothing (see `MinibatchLoss`).
         coefs: the loss's hyperparameters.
     """
-    # weights include the division by the minibatch's size: a dot product over the rows of many
-    # minibatches is the sum of their means
+    if all(len(each) for each in parts):
+        return torch.stack(parts).double().sum(0)
+    # all minibatches at once: a handful of large operations instead of some for each of many small
+    # minibatches. Weights include the division by the minibatch's size: a dot product over the rows
+    # of many minibatches is the sum of their means
     columns = zip(*evaluations, strict=True)
     new = Evaluation(*(torch.cat(column).double() for column in columns))
     rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
-    losses = ppo_loss(rows, new, coefs)
-    return torch.stack([*losses[1:], torch.stack(norms).double().sum()])
+    return torch.stack(ppo_loss(rows, new, coefs)[1:])
 
 
 def _value_sums(batch: Batch) -> Tensor:

@@ -18,6 +18,8 @@ from fabric_ppo.process.errors import ConfigError
 
 Merge = Literal["mean", "sum", "max"]
 M = TypeVar("M", bound="Metrics")
+_TAKEN = ("step", "update")
+"""Names of what else is in a line of `metrics.jsonl`."""
 Own = Mapping[str, tuple[Merge, float]]
 """Metrics that are declared where they are computed: tag -> how ranks merge it, and its value."""
 
@@ -70,8 +72,13 @@ def own_metric(tag: str, value: float | Tensor, merge: Merge) -> Own:
     """Declare a metric of one's own: its name in the logs, its value on this rank, how ranks merge it.
 
     Raises:
-        ConfigError: there is no such way to merge, or the value is not a single number.
+        ConfigError: the name cannot be one, there is no such way to merge, or the value is not a
+            single number.
     """
+    if not isinstance(tag, str) or not tag.strip() or not tag.isprintable() or tag in _TAKEN:
+        raise ConfigError(
+            f"the metric {tag!r}: a name of printable characters, but not {' or '.join(_TAKEN)}, is expected"
+        )
     if merge not in get_args(Merge):
         raise ConfigError(f"the metric {tag}: merge {merge!r}: one of {', '.join(get_args(Merge))} is expected")
     try:

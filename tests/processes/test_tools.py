@@ -13,8 +13,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_torch
+from fabric_ppo.fast.kernels import kernels
 from fabric_ppo.run import checkpoint
 from fabric_ppo.run.trackers.tool_process import COMMAND
 from fabric_ppo.run.trackers.tool_tracker import ToolTracker
@@ -39,6 +41,8 @@ def tracked_flags(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    for dtype in (torch.float32, torch.float64):
+        kernels(dtype)  # which are else compiled anew, with a line, where the home is empty
     monkeypatch.setenv("HOME", str(tmp_path))  # nobody has logged in
     return FLAGS | {"log_dir": str(tmp_path / "logs")}
 
@@ -223,6 +227,38 @@ def test_any_names_will_do(tmp_path, tracked_flags):
     flags = tracked_flags | {"track_group": "a/b: ü", "track_tags": "x y,ü=1", "log_dir": str(tmp_path / "my logs")}
     assert in_fork(outcome, run_dir, 2, flags) == ""
     assert_clean(run_dir, tmp_path / "my logs")
+
+
+ODD_NAMES = (
+    *("Game/a//b", "/lead", "trail/", "p/../q", "..", "x" * 300, "x[0]", "x(0)", "timestamp", "run", "__m", "_step"),
+)
+
+
+def test_any_names_of_metrics_will_do(tmp_path, tracked_flags, monkeypatch):
+    """Each tool has all of them, under names that it takes, and says nothing of an error."""
+    update = train_torch.ppo_update
+
+    def with_odd_names(*args):
+        stats = update(*args)
+        for index, tag in enumerate(ODD_NAMES):
+            stats = stats.with_metric(tag, index)
+        return stats
+
+    monkeypatch.setattr(train_torch, "ppo_update", with_odd_names)
+    run_dir, log_dir = tmp_path / "run", tmp_path / "logs"
+    ended, _, err = printed_in_fork(outcome, run_dir, 2, tracked_flags | {"quiet": True})
+    assert ended == ""
+    assert not any(tool in err for tool in ("W&B", "MLflow", "Trackio"))
+    expected = expected_curves(run_dir)
+    assert expected.keys() >= set(ODD_NAMES)
+    # points of one metric differ from those of all others
+    values = {tuple(points) for points in expected.values()}
+    for curves in (
+        wandb_run(run_dir)[1],
+        mlflow_curves(f"sqlite:///{log_dir}/mlflow.db")[1],
+        trackio_curves(log_dir / "trackio")[2],
+    ):
+        assert {tuple(points) for points in curves.values()} == values
 
 
 def test_a_run_without_a_test_has_no_score_of_it(tmp_path, tracked_flags):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.process.errors import first_line
+from fabric_ppo.run.trackers.mlflow_names import mlflow_name
 from fabric_ppo.run.trackers.tool import METRICS_FILE, MetricsReader, Opened, Row, TrackedRun, test_score
 
 _PARAMS, _PARAM_LENGTH, _METRICS = 100, 6000, 1000
@@ -44,7 +45,8 @@ class Mlflow:
         held = self._go_on(run, key, [*dict.fromkeys((experiment, before))], warn)
         if held < 0:
             self._begin(experiment, run, key)
-        for tag, value in {"group": run.group, **dict.fromkeys(map(_name, run.tags), "true")}.items():
+        self._warn, self._refused = warn, set[str]()
+        for tag, value in {**dict.fromkeys(map(mlflow_name, run.tags), "true"), "group": run.group}.items():
             self._client.set_tag(self._id, tag, value)
         return Opened(held, self._place(database, experiment))
 
@@ -110,12 +112,48 @@ class Mlflow:
         now = int(time.time() * 1000)
         points: list[Metric] = []
         for step, metrics in rows:
-            row = [Metric(_name(tag), value, now, step) for tag, value in metrics.items()]
-            if len(points) + len(row) > _METRICS:  # a row is added as a whole, or after a kill not at all
-                self._client.log_batch(self._id, metrics=points)
+            # last comes the one by which it is seen that a row is there, should a kill cut it in two
+            named = {mlflow_name(tag): metrics[tag] for tag in sorted(metrics, key=_OF_EACH_ROW.__eq__)}
+            row = [Metric(name, value, now, step) for name, value in named.items() if name not in self._refused]
+            if len(points) + len(row) > _METRICS:  # a row is added as a whole where that can be
+                self._send(points)
                 points = []
             points += row
-        self._client.log_batch(self._id, metrics=points)
+        self._send(points)
+
+    def _send(self, points: Sequence[Any]) -> None:
+        """Add points; those of a metric that the server refuses are left out, with a line.
+
+        Raises:
+            MlflowException: it is not the metrics that are wrong.
+        """
+        from mlflow.exceptions import MlflowException
+
+        for first in range(0, len(points), _METRICS):
+            some = points[first : first + _METRICS]
+            try:
+                self._client.log_batch(self._id, metrics=some)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                self._send_each(some)
+
+    def _send_each(self, points: Sequence[Any]) -> None:
+        """Add the points of each metric by itself: nothing of them has been added together."""
+        from mlflow.exceptions import MlflowException
+
+        errors = {}
+        names = dict.fromkeys(point.key for point in points)
+        for name in names:
+            try:
+                self._client.log_batch(self._id, metrics=[point for point in points if point.key == name])
+            except MlflowException as error:
+                errors[name] = error
+        if len(errors) == len(names):
+            raise next(iter(errors.values()))
+        for name, refusal in errors.items():
+            self._warn(f"the metric {name} is left out ({first_line(refusal)})")
+        self._refused |= errors.keys()
 
     def artifact(self, path: Path, kind: str) -> None:
         """See `Tool`; an artifact is in the folder `kind`."""
@@ -128,11 +166,6 @@ class Mlflow:
             self.log(test_score(summary))
             self._client.log_dict(self._id, summary, "summary.json")
         self._client.set_terminated(self._id, "FINISHED" if summary is not None else "KILLED")
-
-
-def _name(text: str) -> str:
-    """Return a name of a tag or a metric as MLflow takes it."""
-    return re.sub(r"[^/\w.\- :]", "_", text)
 
 
 def _params(run: TrackedRun) -> dict[str, str]:

@@ -12,6 +12,9 @@ from typing import Any
 
 from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score
 
+_RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
+"""Names that Trackio has for itself, as those that begin with two underscores."""
+
 
 class Trackio:
     """Tool that keeps a run in `TRACKIO_DIR`, by default the folder `trackio` in the log dir.
@@ -53,7 +56,7 @@ class Trackio:
     def log(self, rows: Sequence[Row]) -> None:
         """See `Tool`."""
         for step, metrics in rows:
-            self._run.log(metrics, step=step)
+            self._run.log({_name(tag): value for tag, value in metrics.items()}, step=step)
         self._raise_problems()
 
     def artifact(self, path: Path, kind: str) -> None:
@@ -74,6 +77,11 @@ class Trackio:
         if self._problems:
             problems, self._problems = self._problems, []
             raise RuntimeError("; ".join(problems))
+
+
+def _name(tag: str) -> str:
+    """Return a name of a metric as Trackio takes it."""
+    return f"metric/{tag}" if tag in _RESERVED or tag.startswith("__") else tag
 
 
 def _runs(api: Any, project: str) -> list[Any]:

@@ -68,7 +68,9 @@ class Wandb:
     def log(self, rows: Sequence[Row]) -> None:
         """See `Tool`."""
         for step, metrics in rows:
-            self._run.log(metrics, step=step)
+            # with an underscore names of its own begin, such as `_step`
+            named = {f"metric/{tag}" if tag.startswith("_") else tag: value for tag, value in metrics.items()}
+            self._run.log(named, step=step)
 
     def artifact(self, path: Path, kind: str) -> None:
         """See `Tool`; an artifact is of the type `kind`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -144,9 +145,18 @@ def test_of_ones_own_what_is_not_finite_shows(value):
         ("Own/x", 1.0, "median", "the metric Own/x: merge 'median': one of mean, sum, max is expected"),
         ("Own/x", torch.ones(2), "mean", "the metric Own/x: a number, or a tensor of one, is expected"),
         ("Own/x", "high", "mean", "the metric Own/x: a number, or a tensor of one, is expected"),
+        *[
+            (
+                tag,
+                1.0,
+                "mean",
+                f"the metric {tag!r}: a name of printable characters, but not step or update, is expected",
+            )
+            for tag in ("step", "update", "", " ", "a\nb", "\udc80", 3, None, ["x"])
+        ],
         ("Info/approx_kl", 1.0, "mean", "the metric Info/approx_kl: another name is expected, this one is taken"),
     ],
 )
 def test_what_is_no_metric_is_refused_in_one_line(tag, value, merge, message):
-    with pytest.raises(ConfigError, match=f"^{message}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         STATS.with_metric(tag, value, merge)
