@@ -45,7 +45,7 @@ class RolloutStats(Metrics):
     env_steps: float = metric("sum")
     seconds: float = metric("max", "Time/rollout_seconds")
     env_restarts: float = metric("sum", "Info/env_restarts")
-    num_episodes: float = metric("sum")
+    num_episodes: float = metric("sum", "Game/episodes")
     return_sum: float = metric("sum")
     length_sum: float = metric("sum")
 

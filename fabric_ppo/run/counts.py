@@ -12,7 +12,8 @@ import numpy as np
 
 from fabric_ppo.config import Config
 from fabric_ppo.run.info_history import InfoHistory
-from fabric_ppo.run.metrics import RETURN_WINDOW, UpdateResult
+from fabric_ppo.run.metrics import UpdateResult
+from fabric_ppo.run.result import RETURN_WINDOW
 from fabric_ppo.run.trackers.tracker import Position
 
 

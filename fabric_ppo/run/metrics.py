@@ -18,11 +18,10 @@ from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.metrics import Metrics, merge_own, metric
 from fabric_ppo.rollouts.buffer import EnvSnapshot, Episode, Rollout, RolloutStats
 from fabric_ppo.rollouts.info_totals import InfoTotals
+from fabric_ppo.run.result import RETURN_WINDOW, WINDOW_RETURN
 
 _OTHERS = ("Episode/", "Eval/", "Test/")
 """Beginnings of the names of what is not logged in each update."""
-RETURN_WINDOW = 100
-"""Number of episodes, the last ones of all ranks, that a mean return is taken over."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ def require_own_names(result: UpdateResult, more: Sequence[Metrics]) -> None:
     Raises:
         ConfigError: a name is taken; the same on all ranks.
     """
-    taken = {"Info/learning_rate", "Time/step_per_second"}.union(*(each.tagged() for each in (result.rollout, *more)))
+    taken = {"Info/learning_rate", "Time/step_per_second", WINDOW_RETURN}.union(
+        *(each.tagged() for each in (result.rollout, *more))
+    )
     for tag in result.update.own:
         if tag in taken or tag.startswith(_OTHERS):
             raise ConfigError(f"the metric {tag}: another name is expected, this one is taken")

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _RUN_DIR = "the folder of a run, as in load_run('RUN_DIR'),"
 """Description of the first argument of `load_run`."""
+RETURN_WINDOW = 100
+"""Number of episodes, the last ones of all ranks, that a mean return is taken over."""
+WINDOW_RETURN = f"Rewards/rew_last_{RETURN_WINDOW}"
+"""Name of that mean return in the logs."""
 _COUNTS = ("step", "update")
 """Metrics that are whole numbers, and that every line has."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

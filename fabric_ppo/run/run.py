@@ -42,6 +42,7 @@ from fabric_ppo.run.guard import Guard
 from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update, require_own_names
 from fabric_ppo.run.optimizer_state import OptimizerState, read_optimizer
 from fabric_ppo.run.progress import Progress
+from fabric_ppo.run.result import WINDOW_RETURN
 from fabric_ppo.run.snapshot import Snapshot, copies
 from fabric_ppo.run.summary import Summary, summarize
 from fabric_ppo.run.surroundings import surroundings
@@ -209,6 +210,8 @@ class Run:
                 print_line(line, sys.stderr)
             metrics = _logged(result, more, self._config)
             metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": result.rollout.env_steps / seconds}
+            if counts.return_mean is not None:
+                metrics[WINDOW_RETURN] = counts.return_mean
             evaluation: TestResult | None = None
             try:
                 evaluation = self._evaluate(metrics)

@@ -47,7 +47,10 @@ class Comparison:
             group, each once.
         test_return: interquartile mean of the runs' test returns; of a single run the mean of its
             test episodes.
-        train_return: interquartile mean of the runs' mean returns in training.
+        train_return: interquartile mean of the runs' mean returns in training; without an interval
+            where `train_episodes` says that they are of fewer than 100 episodes.
+        train_episodes: the smallest number of episodes that one of these means is over, 100 at
+            most; None where a run has only the mean of the episodes of one update.
         improvement: probability that a run of this group has a higher test return than one of the
             first group; None for the first, and where a group has fewer than two such runs.
         wall_seconds, steps_per_second, env_steps: medians.
@@ -60,6 +63,7 @@ class Comparison:
     values: dict[str, list[Any]]
     test_return: Estimate | None
     train_return: Estimate | None
+    train_episodes: int | None
     improvement: Estimate | None
     wall_seconds: float | None
     steps_per_second: float | None
@@ -93,12 +97,18 @@ def _describe(group: Group, differing: Sequence[str]) -> Comparison:
     values = {name: _once([each.get(name) for each in own]) for name in differing}
     done = [run for run, state in zip(group.runs, states, strict=True) if state.state == "done"]
     counted = [state for state in states if state.state == "done"] or states
+    returns = [state.train_return for state in counted if state.train_return_mean is not None]
+    numbers = [each.episodes for each in returns if each.episodes is not None]
+    train = _of_runs([each.mean for each in returns])
+    if train is not None and any(each.is_partial for each in returns):
+        train = replace(train, low=None, high=None)
     return Comparison(
         label=group.label,
         states=states,
         values=values,
         test_return=_test_return(group, states),
-        train_return=_of_runs([state.train_return_mean for state in counted]),
+        train_return=train,
+        train_episodes=min(numbers) if numbers and len(numbers) == len(returns) else None,
         improvement=None,
         wall_seconds=_median([finite(run.last_summary.get("wall_seconds")) for run in done]),
         steps_per_second=_median([state.steps_per_second for state in counted]),
@@ -169,3 +179,11 @@ def notes(compared: Sequence[Comparison]) -> Iterator[str]:
                 yield f"{state.run_dir}: {state.state}{reason}, after {state.updates} updates: it {counts}"
             elif state.test_return_mean is None:
                 yield f"{state.run_dir}: has no test"
+            if state.train_return.is_partial and (is_counted or state.state == "done"):
+                of = few_episodes(state.train_return_episodes)
+                yield f"{state.run_dir}: its training return is the mean {of}, not of 100"
+
+
+def few_episodes(number: int | None) -> str:
+    """Return the words for the episodes of a mean return; None for those of one update."""
+    return "of one update" if number is None else f"of {number} episode{'' if number == 1 else 's'}"

@@ -15,7 +15,7 @@ import numpy as np
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import newest_first, update_of
 from fabric_ppo.run.folder import CONFIG_FILE, FAILURE_FILE, is_locked
-from fabric_ppo.run.result import RunResult
+from fabric_ppo.run.result import RETURN_WINDOW, WINDOW_RETURN, RunResult
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.curves import curve, training_seconds
 from fabric_ppo.tools.run_groups import settings
@@ -37,8 +37,9 @@ class RunState:
         failure: the error of a run that has failed.
         updates, total_updates: number so far, and of the whole run.
         env_steps, total_env_steps: transitions over all ranks so far, and of the whole run.
-        train_return_mean: of the last 100 training episodes; of a run that is not done, of those
-            that ended in its last update with any.
+        train_return_mean: of the last 100 training episodes, or of all where there were fewer.
+        train_return_episodes: number of these; None where an older version did not log the mean:
+            then it is that of the episodes that ended in the last update with any.
         test_return_mean: of the test episodes.
         steps_per_second: transitions per second of training.
         started, written: times of its start and of its last line or file, in seconds since 1970.
@@ -57,11 +58,17 @@ class RunState:
     env_steps: int
     total_env_steps: int | None
     train_return_mean: float | None
+    train_return_episodes: int | None
     test_return_mean: float | None
     steps_per_second: float | None
     started: float | None
     written: float | None
     problems: tuple[str, ...]
+
+    @property
+    def train_return(self) -> TrainReturn:
+        """Mean return of the last training episodes, with their number."""
+        return TrainReturn(self.train_return_mean, self.train_return_episodes)
 
     @property
     def progress(self) -> float | None:
@@ -88,7 +95,7 @@ def read_state(run: RunResult, of: str) -> RunState:
     own, state = settings(run), state_of(run)
     summary = run.last_summary if state == "done" else {}
     try:
-        figures = _of_summary(summary) if summary else _of_metrics(run)
+        figures = _of_summary(run) if summary else _of_metrics(run)
         ranks = _ranks(run, own, is_done=bool(summary))
     except ConfigError:  # which is among the problems
         figures, ranks = _Figures(), 1
@@ -106,7 +113,8 @@ def read_state(run: RunResult, of: str) -> RunState:
         total_updates=total_updates,
         env_steps=figures.env_steps,
         total_env_steps=None if total_updates is None else total_updates * per_update,
-        train_return_mean=figures.return_mean,
+        train_return_mean=figures.train_return.mean,
+        train_return_episodes=figures.train_return.episodes,
         test_return_mean=finite(test.get("return_mean")) if isinstance(test, dict) else None,
         steps_per_second=figures.speed,
         started=_started(run.run_dir),
@@ -129,21 +137,53 @@ def state_of(run: RunResult) -> str:
 
 
 @dataclass(frozen=True)
+class TrainReturn:
+    """Mean return of a run's last training episodes, and their number: `RunState` describes both."""
+
+    mean: float | None = None
+    episodes: int | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """True for a mean that is known not to be one over 100 episodes."""
+        return self.mean is not None and (self.episodes or 0) < RETURN_WINDOW
+
+
+def train_return(run: RunResult, is_done: bool) -> TrainReturn:
+    """Return the mean return of a run's last training episodes.
+
+    Raises:
+        ConfigError: `metrics.jsonl` is needed, and cannot be read.
+    """
+    summary = run.last_summary
+    if is_done and "train_return_mean" in summary:
+        episodes = _whole(summary.get("train_return_episodes", RETURN_WINDOW))
+        return TrainReturn(finite(summary["train_return_mean"]), episodes)
+    places, means = curve(run, WINDOW_RETURN, "updates")
+    last_places, last = curve(run, x="updates")
+    if not len(last) and not len(means):
+        return TrainReturn()
+    if not len(means) or (len(last) and last_places[-1] > places[-1]):
+        return TrainReturn(float(last[-1]))
+    counted = np.nan_to_num(run.metrics.get("Game/episodes", np.full(1, RETURN_WINDOW))).clip(0, RETURN_WINDOW)
+    return TrainReturn(float(means[-1]), int(min(RETURN_WINDOW, counted.sum())))
+
+
+@dataclass(frozen=True)
 class _Figures:
     """Updates, transitions, return and speed of a run."""
 
     updates: int = 0
     env_steps: int = 0
-    return_mean: float | None = None
+    train_return: TrainReturn = TrainReturn()
     speed: float | None = None
 
 
-def _of_summary(summary: dict[str, Any]) -> _Figures:
+def _of_summary(run: RunResult) -> _Figures:
     """Return the figures of a run that is done."""
+    summary = run.last_summary
     updates, env_steps = (_whole(summary.get(name)) or 0 for name in ("updates", "env_steps"))
-    return _Figures(
-        updates, env_steps, finite(summary.get("train_return_mean")), finite(summary.get("steps_per_second"))
-    )
+    return _Figures(updates, env_steps, train_return(run, is_done=True), finite(summary.get("steps_per_second")))
 
 
 def _of_metrics(run: RunResult) -> _Figures:
@@ -151,10 +191,10 @@ def _of_metrics(run: RunResult) -> _Figures:
     columns = run.metrics
     if not columns:
         return _Figures()
-    returns, seconds = curve(run)[1], training_seconds(run)[-1]
+    seconds = training_seconds(run)[-1]
     steps = int(columns["step"][-1])
     speed = float(steps / seconds) if seconds > 0 else None
-    return _Figures(int(columns["update"][-1]), steps, float(returns[-1]) if len(returns) else None, speed)
+    return _Figures(int(columns["update"][-1]), steps, train_return(run, is_done=False), speed)
 
 
 def _ranks(run: RunResult, own: dict[str, Any], is_done: bool) -> int:

@@ -43,6 +43,8 @@ SUMMARY = [
 TAGS = [
     "Rewards/rew_avg",
     "Game/ep_len_avg",
+    "Rewards/rew_last_100",
+    "Game/episodes",
     "Loss/policy_loss",
     "Loss/value_loss",
     "Loss/entropy_loss",

@@ -71,6 +71,8 @@ def _print(compared: Sequence[Comparison]) -> None:
 
 def _rows(compared: Sequence[Comparison], for_people: bool) -> list[list[str]]:
     """Return the rows of the table, the first cell of each its name."""
+    from fabric_ppo.run.result import RETURN_WINDOW
+    from fabric_ppo.tools.compare import few_episodes
     from fabric_ppo.tools.run_groups import format_setting
 
     comma, blank = (",", " ") if for_people else ("", "")
@@ -86,6 +88,10 @@ def _rows(compared: Sequence[Comparison], for_people: bool) -> list[list[str]]:
             return "" if value is None else f"{value.value:.2f}"
         return f"{value.value:.2f}{blank}[{value.low:.2f},{blank}{value.high:.2f}]"
 
+    def trained(each: Comparison) -> str:
+        is_whole = each.train_return is None or each.train_episodes == RETURN_WINDOW
+        return estimate(each.train_return) + ("" if is_whole else f" {few_episodes(each.train_episodes)}")
+
     differing = [
         row(name.replace("_", "-"), lambda each, name=name: " | ".join(map(format_setting, each.values[name])))  # type: ignore[misc]
         for name in compared[0].values
@@ -96,7 +102,7 @@ def _rows(compared: Sequence[Comparison], for_people: bool) -> list[list[str]]:
         row("state", _states),
         *differing,
         row("test return", lambda each: estimate(each.test_return)),
-        row("training return", lambda each: estimate(each.train_return)),
+        row("training return", trained),
         row("P(better than first)", lambda each: estimate(each.improvement)),
         row("transitions", lambda each: number(each.env_steps)),
         row("seconds", lambda each: number(each.wall_seconds)),

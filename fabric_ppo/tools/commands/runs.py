@@ -80,6 +80,9 @@ def _print(states: list[RunState]) -> None:
     styles = {"training": "cyan", "done": "green", "failed": "bold red", "stopped": "yellow"}
     rows = [_cells(state, "," if prints_for_people() else "") for state in states]
     print_table(columns, rows, styles)
+    if any(state.train_return.is_partial for state in states):
+        few = "is the mean of fewer than 100 training episodes"
+        print_line(f"note: * {few}; --json has their number in train_return_episodes", sys.stderr)
 
 
 def _cells(state: RunState, comma: str) -> list[str]:
@@ -103,7 +106,7 @@ def _cells(state: RunState, comma: str) -> list[str]:
         "" if state.progress is None else f"{int(100 * state.progress)}%",
         so_far(state.updates, state.total_updates),
         so_far(state.env_steps, state.total_env_steps),
-        number(state.train_return_mean, ".2f"),
+        number(state.train_return_mean, ".2f") + ("*" if state.train_return.is_partial else ""),
         number(state.test_return_mean, ".2f"),
         number(state.steps_per_second, f"{comma}.0f"),
         moment(state.started),

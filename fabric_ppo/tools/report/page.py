@@ -35,7 +35,9 @@ VIDEO_MEGABYTES = 10.0
 """Bound on the videos in a report, unless it is given."""
 _OWN_TITLES = {
     "Eval/return_mean": "Return of evaluations",
+    "Rewards/rew_last_100": "Return, mean of the last 100 training episodes",
     "Game/ep_len_avg": "Length of training episodes",
+    "Game/episodes": "Training episodes that ended in an update",
     "Time/step_per_second": "Transitions per second",
     "Time/rollout_seconds": "Seconds of a rollout",
     "Time/update_seconds": "Seconds of an update",

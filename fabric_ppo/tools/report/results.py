@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.process.console import format_number
 from fabric_ppo.tools.report.runs import ReportRun
-from fabric_ppo.tools.run_states import finite
+from fabric_ppo.tools.run_states import finite, train_return
 from fabric_ppo.tools.scores import interquartile_mean, interval
 
 _MOST_BARS = 20
@@ -52,12 +52,10 @@ def tiles(run: ReportRun) -> list[Tile]:
         more = f"± {format_number(returns.std())} over {count(len(returns), 'greedy episode')}"
         more += f", {cut_off:.0f} cut off" if cut_off else ""
         found.append(Tile("Test return", format_number(returns.mean()), more))
-    if (last := run.number("train_return_mean")) is not None:
-        episodes = run.number("train_return_episodes")
-        more = f"last {count(int(episodes), 'episode')}" if episodes else ""
-        found.append(Tile("Training return", format_number(last), more))
-    elif len(returned := _finite(run, "Rewards/rew_avg")):
-        found.append(Tile("Training return", format_number(returned[-1]), "last update with an episode"))
+    last = train_return(run.result, is_done=bool(run.summary))
+    if last.mean is not None:
+        more = f"last {count(last.episodes, 'episode')}" if last.episodes else "last update with an episode"
+        found.append(Tile("Training return", format_number(last.mean), more))
     goal = finite(run.settings.get("total_timesteps"))
     unit = run.settings.get("timestep_unit") == "transition"
     more = f"of {goal:,.0f}, in {count(run.updates, 'update')}" if goal and unit else count(run.updates, "update")
@@ -110,11 +108,6 @@ def group_score(runs: Sequence[ReportRun]) -> str:
         return f"{middle} (one run)"
     low, high = interval(means)
     return f"{middle} [{format_number(low)}, {format_number(high)}], {count(len(means), 'run')}"
-
-
-def _finite(run: ReportRun, tag: str) -> NDArray[np.float64]:
-    values = np.asarray(run.result.metrics.get(tag, ()), np.float64)
-    return values[np.isfinite(values)]
 
 
 def count(value: int, noun: str) -> str:

@@ -96,6 +96,7 @@ def test_unfinished_and_damaged_runs_are_said_and_left_out_beside_finished_ones(
         f"{suite / '0.01_4'}: metrics.jsonl cannot be read after line 0 of 1",
         f"{suite / '0.01_5'}: stopped, after 1 updates: it is left out of scores, time and speed",
         f"{suite / 'new'}: stopped, after 1 updates: it counts as it is",
+        f"{suite / 'new'}: its training return is the mean of one update, not of 100",
     ]
 
 

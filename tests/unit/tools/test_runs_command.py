@@ -45,7 +45,7 @@ def test_a_run_that_is_done(tmp_path, capsys):
         },
         **{"state": "done", "failure": None, "updates": 4, "total_updates": 4, "progress": 1.0, "problems": []},
         **{"env_steps": 4 * UPDATE, "total_env_steps": 4 * UPDATE, "steps_per_second": 512.0},
-        **{"train_return_mean": 4.0, "test_return_mean": 15.0},
+        **{"train_return_mean": 4.0, "train_return_episodes": 100, "test_return_mean": 15.0},
         "started": datetime.datetime(2026, 1, 2, 3, 4, 5).astimezone().isoformat(),
         "written": datetime.datetime.fromtimestamp(1.8e9).astimezone().isoformat(),
     }
