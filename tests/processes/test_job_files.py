@@ -1,103 +1,157 @@
-"""Job files that go back into the queue, in a shell whose `srun`, `torchrun` and `scontrol` are ours."""
+"""Job files of docs/cluster.md, in a shell whose `srun` and `scontrol` are ours: how they end and go on.
+
+SLURM sends the signal before a time limit to all processes that `srun` has started; so do these tests.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.launching import clean_environment
-from tests.fixtures.pages import fences
-from tests.fixtures.processes import PATIENCE, wait_until
+from tests.fixtures.launching import ROOT, clean_environment
+from tests.fixtures.pages import JOB_TITLES, fences
+from tests.fixtures.processes import FOREVER, PATIENCE, descendants, wait_until
 
-SRUN, TRAP, HOSTS = (text for text in fences("slurm") if "--signal=" in text)
+JOBS = dict(zip(JOB_TITLES, fences("slurm"), strict=True))
+AGAIN = {"one host": "requeue 7", "array": "requeue 5_2", "two hosts": "requeue 7"}
+"""What `scontrol` is asked for where a run was stopped."""
+SRUN = """
+while [[ "$1" == --* ]]; do shift; done
+for host in $(seq 0 $((SLURM_NNODES - 1))); do
+    SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=$SLURM_NNODES SLURM_PROCID=$host SLURM_NODEID=$host "$@" & tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task"; of_task=$?; [ $of_task -gt ${status:-0} ] && status=$of_task; done
+exit ${status:-0}
+"""
+"""A task on each host, whose highest status is its own."""
+SCONTROL = 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$*" >> asked; exit "${SCONTROL_STATUS:-0}"; fi'
 
 
 @pytest.fixture
 def job(tmp_path):
-    """Start a job file in `tmp_path`, with a launcher of ours; `scontrol` writes down what it is asked for."""
+    """Start a job file in `tmp_path`; `scontrol` writes down what it is asked for."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
 
-    def start(text: str, name: str, launcher: str) -> subprocess.Popen[bytes]:
-        for program, body in ((name, launcher), ("scontrol", 'echo "$*" > asked')):
+    def start(text: str, python: str, **variables: str) -> subprocess.Popen[bytes]:
+        for program, body in (("srun", SRUN), ("scontrol", SCONTROL), ("python", python)):
             path = tmp_path / program
             path.write_text(f"#!/bin/bash\n{body}\n")
             path.chmod(0o755)
-        env = clean_environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7")
+        given = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_NNODES": "2" if "--nodes=2" in text else "1"}
+        given |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"} if "--array" in text else {}
+        env = clean_environment(PATH=f"{tmp_path}:{os.environ['PATH']}", **given | variables)
         return subprocess.Popen(["bash", "-c", text], cwd=tmp_path, env=env)
 
     return start
 
 
-def asked(folder: Path) -> str:
-    """What `scontrol` was asked for; empty for nothing."""
+def asked(folder: Path) -> list[str]:
+    """Lines that `scontrol` was asked for."""
     path = folder / "asked"
-    return path.read_text().strip() if path.exists() else ""
+    return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize(("status", "expected"), [(75, "requeue 7"), (0, ""), (1, "")])
-def test_a_job_whose_run_was_stopped_goes_back_into_the_queue(tmp_path, job, status, expected):
-    job(SRUN, "srun", f"exit {status}").wait(PATIENCE)
-    assert asked(tmp_path) == expected
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 75, 130, 137])
+@pytest.mark.parametrize("title", JOBS)
+def test_a_job_ends_as_its_run_and_goes_back_into_the_queue_where_that_was_stopped(title, status, tmp_path, job):
+    """So that SLURM shows a run that failed as failed."""
+    assert job(JOBS[title], f"exit {status}").wait(PATIENCE) == status
+    assert asked(tmp_path) == ([AGAIN[title]] if status == 75 else [])
 
 
-def test_the_signal_reaches_the_launcher_and_the_job_waits_for_it(tmp_path, job):
-    """It goes back into the queue when the launcher has ended, not before."""
-    waits = "trap 'touch stopping; while [ ! -e saved ]; do sleep 0.05; done; exit 1' TERM; touch started"
-    process = job(TRAP, "torchrun", f"{waits}; while :; do sleep 0.05; done")
-    assert wait_until((tmp_path / "started").exists)
-    os.kill(process.pid, signal.SIGUSR1)
-    assert wait_until((tmp_path / "stopping").exists)
-    assert process.poll() is None
-    assert asked(tmp_path) == ""
-    (tmp_path / "saved").touch()
-    process.wait(PATIENCE)
-    assert asked(tmp_path) == "requeue 7"
+@pytest.mark.parametrize("title", JOBS)
+def test_a_job_that_cannot_go_back_into_the_queue_has_not_succeeded(title, tmp_path, job):
+    assert job(JOBS[title], "exit 75", SCONTROL_STATUS="1").wait(PATIENCE) == 75
 
 
-def test_a_run_that_ends_by_itself_is_not_started_again(tmp_path, job):
-    job(TRAP, "torchrun", "exit 0").wait(PATIENCE)
-    assert asked(tmp_path) == ""
+def test_a_job_on_two_hosts_ends_with_the_status_of_the_one_that_failed(job):
+    assert job(JOBS["two hosts"], "exit $((2 * SLURM_NODEID))").wait(PATIENCE) == 2
 
 
-SRUN_OF_TWO = """
-while [[ "$1" == --* ]]; do shift; done
-for host in 0 1; do SLURM_NODEID=$host setsid "$@" & tasks+=($!); done
-trap 'for task in "${tasks[@]}"; do kill -USR1 -- "-$task"; done' USR1
-for again in 1 2 3; do wait "${tasks[@]}"; done
+@pytest.mark.parametrize("title", JOBS)
+def test_a_job_that_is_cancelled_stays_so(title, tmp_path, job):
+    """SLURM sends a TERM to the job file and to all that it has started."""
+    process = job(JOBS[title], 'trap "exit 75" TERM; touch started$SLURM_NODEID; while :; do sleep 0.05; done')
+    hosts = range(2 if title == "two hosts" else 1)
+    assert wait_until(lambda: all((tmp_path / f"started{host}").exists() for host in hosts))
+    below = descendants(process.pid)
+    for each in (process.pid, *below):
+        os.kill(each, signal.SIGTERM)
+    assert process.wait(PATIENCE) != 0
+    assert asked(tmp_path) == []
+
+
+ENV = """
+import os, time
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Own(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        Own.steps += 1
+        while Own.steps == 100 and not os.path.exists("signalled"):
+            open(f"waits{os.environ.get('RANK', 0)}", "w").close()
+            time.sleep(0.01)
+        return super().step(action)
+
+gymnasium.register("Own-v0", Own, max_episode_steps=30)
 """
-"""Runs a command for each of two hosts; a signal goes to all processes of a task, as SLURM may send it."""
+FLAGS = "--env-id own_env:Own-v0 --num-steps 16 --num-envs 1 --total-timesteps 640 --test-episodes 1 --num-threads 1"
+FLAGS += f" --timeout {FOREVER:g} --env-timeout {FOREVER:g}"
 
 
-def test_the_signal_reaches_the_launchers_of_all_hosts(tmp_path, job):
-    """As a TERM, and the job waits for both of them."""
-    launcher = tmp_path / "torchrun"
-    launcher.write_text(
-        "#!/bin/bash\n"
-        "trap 'touch killed' USR1\n"
-        "trap 'touch stopping$SLURM_NODEID; while [ ! -e saved ]; do sleep 0.05; done; exit 1' TERM\n"
-        "touch started$SLURM_NODEID\n"
-        "while :; do sleep 0.05; done\n"
+def free_job() -> int:
+    """The number of a job whose port, as the file for two hosts has it, is free."""
+    for number in itertools.count(os.getpid()):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", 10000 + number % 20000))
+            except OSError:
+                continue
+            return number
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("title", "script", "ranks"),
+    [("one host", "torch", 1), ("one host", "fabric", 2), ("two hosts", "torch", 2), ("two hosts", "decoupled", 2)],
+)
+def test_a_run_goes_on_after_its_time_was_over(title, script, ranks, tmp_path, job):
+    """The program itself: the signal comes to launchers, ranks and shells at the same time."""
+    (tmp_path / "own_env.py").write_text(ENV)
+    text = JOBS[title].replace("train torch", f"train {script}").replace("eth0", "lo")
+    text = text.replace("--config lunarlander", FLAGS)
+    number = str(free_job())
+    given = {"SLURM_JOB_ID": number, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    given["SLURM_CPUS_PER_TASK"] = str(ranks // (2 if title == "two hosts" else 1))
+    python = f'exec {sys.executable} "$@"'
+    process = job(text, python, **given)
+    acting = range(1 if script == "decoupled" else ranks)
+    assert wait_until(
+        lambda: all((tmp_path / f"waits{rank}").exists() for rank in acting) or process.poll() is not None
     )
-    launcher.chmod(0o755)
-    process = job(HOSTS, "srun", SRUN_OF_TWO)
-    assert wait_until(lambda: all((tmp_path / f"started{host}").exists() for host in (0, 1)))
-    os.kill(process.pid, signal.SIGUSR1)
-    assert wait_until(lambda: all((tmp_path / f"stopping{host}").exists() for host in (0, 1)))
-    assert process.poll() is None
-    assert "requeue" not in asked(tmp_path)
-    (tmp_path / "saved").touch()
-    process.wait(PATIENCE)
-    assert asked(tmp_path) == "requeue 7"
-    assert not (tmp_path / "killed").exists()
+    (srun,) = (each for each in descendants(process.pid) if parent_of(each) == process.pid)
+    for each in descendants(srun):
+        os.kill(each, signal.SIGUSR1)
+    (tmp_path / "signalled").touch()
+    assert process.wait(PATIENCE) == 75
+    assert asked(tmp_path) == [f"requeue {number}"]
+    assert job(text, python, **given).wait(PATIENCE) == 0
+    summary = json.loads((tmp_path / "runs" / number / "summary.json").read_text())
+    assert (summary["resumes"], summary["world_size"]) == (1, ranks)
+    assert asked(tmp_path) == [f"requeue {number}"]
 
 
-def test_a_run_on_two_hosts_that_ends_by_itself_is_not_started_again(tmp_path, job):
-    (tmp_path / "torchrun").write_text("#!/bin/bash\nexit 0\n")
-    (tmp_path / "torchrun").chmod(0o755)
-    job(HOSTS, "srun", SRUN_OF_TWO).wait(PATIENCE)
-    assert "requeue" not in asked(tmp_path)
+def parent_of(pid: int) -> int:
+    return int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fabric_ppo.agents.make import make_agent
-from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config, ProcessFlags
+from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config, ProcessFlags, script_file
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.loss_module import make_optimizer
 from fabric_ppo.ppo.batch import make_batch
@@ -33,6 +33,7 @@ from fabric_ppo.tools import cli, suite
 from fabric_ppo.tools.suite import SUITES
 from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment
 from tests.fixtures.pages import (
+    JOB_TITLES,
     PAGES,
     TRAINING,
     fences,
@@ -242,13 +243,14 @@ def test_every_option_of_evaluate_is_listed(capsys):
 
 
 JOBS = fences("slurm")
-TITLES = ["cores", "gpus", "time limit", "time limit of ranks", "array", "hosts", "time limit of hosts"]
 JOB_OPTIONS = {
     **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node"), r"[1-9]\d*"),
-    **{"job-name": r"[\w-]+", "time": r"\d\d:\d\d:\d\d", "array": r"\d+-\d+", "open-mode": "append|truncate"},
-    **{"signal": r"(B:)?USR1@\d+", "requeue": ""},
+    **{"job-name": r"[\w-]+", "time": r"\d\d:\d\d:\d\d", "array": r"\d+-\d+", "open-mode": "append"},
+    **{"output": r"slurm-(%j|%A_%a)\.out", "signal": r"USR1@\d+", "requeue": ""},
 }
 """Options of sbatch that the job files have, as its manual has them, and what their values look like."""
+START = 'train torch --devices "$SLURM_CPUS_PER_TASK"'
+"""The words of the files that a row of the table replaces."""
 
 
 def job_options(text: str) -> dict[str, str]:
@@ -256,51 +258,83 @@ def job_options(text: str) -> dict[str, str]:
     return {name: value for name, _, value in (each.removeprefix("--").partition("=") for each in found)}
 
 
-def job_commands(text: str) -> list[list[str]]:
-    """Words of the commands that train, with the variables of a job: what `srun` and `bash -c` start."""
+def job_command(text: str) -> list[str]:
+    """Words of the command that trains, with the variables of a job: what `srun` and `bash -c` start."""
     options = job_options(text)
     given = {"SLURM_NNODES": options.get("nodes", "1"), "SLURM_CPUS_PER_TASK": options["cpus-per-task"]}
-    given |= {"SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1", "SLURM_JOB_ID": "7"}
+    given |= {"SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1", "MAIN_PORT": "10007", "SLURM_JOB_ID": "7"}
     given |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"} if "array" in options else {}
-    commands = []
-    for line in text.splitlines():
-        if re.search(r"\btrain_\w+\.py\b", line):
-            words = shlex.split(line.removesuffix(" &"))
-            words = shlex.split(words[-1]) if words[0] == "srun" and "bash" in words else words
-            while words[0] in ("srun", "--ntasks=1", "setsid"):
-                words = words[1:]
-            assert set(re.findall(r"\$(\w+)", " ".join(words))) <= set(given)
-            commands.append([re.sub(r"\$(\w+)", lambda name: given[name[1]], word) for word in words])
-    return commands
+    (line,) = (line for line in text.splitlines() if "-m fabric_ppo train" in line)
+    words = shlex.split(line)
+    assert words[:2] == ["srun", "--cpus-per-task=$SLURM_CPUS_PER_TASK"], "srun does not take it from the head"
+    words = shlex.split(words[-1]) if "bash" in words else words
+    words = words[words.index("python") :]
+    assert set(re.findall(r"\$(\w+)", " ".join(words))) <= set(given)
+    return [re.sub(r"\$(\w+)", lambda name: given[name[1]], word) for word in words]
 
 
-def test_every_kind_of_job_has_a_file():
-    assert len(JOBS) == len(TITLES)
-
-
-@pytest.mark.parametrize("text", JOBS, ids=TITLES)
+@pytest.mark.parametrize("text", JOBS, ids=JOB_TITLES)
 def test_a_job_file_is_one_that_works(text):
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=PATIENCE)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert text.startswith("#!/bin/bash\n#SBATCH ")
     head = text.partition("\n\n")[0]
-    assert text.count("#SBATCH") == head.count("#SBATCH") == len(job_options(text)), "sbatch reads no others"
-    for name, value in job_options(text).items():
+    options = job_options(text)
+    assert text.count("#SBATCH") == head.count("#SBATCH") == len(options), "sbatch reads no others"
+    for name, value in options.items():
         assert re.fullmatch(JOB_OPTIONS[name], value), name
-    (words,) = job_commands(text)
-    got, options = parsed(words), job_options(text)
-    assert got.config.resume == ("requeue" in options), "a job that starts again goes on"
+    assert {"output", "open-mode", "time", "signal", "requeue"} <= options.keys(), "each goes on after its time"
+    got = parsed(job_command(text))
+    assert got.config.resume
     assert got.config.run_dir.startswith(f"{os.getcwd()}/runs/7")
-    if "signal" in options:
-        assert {"requeue", "open-mode"} <= options.keys()
-        assert 'scontrol requeue "$SLURM_JOB_ID"' in text
-    hosts, cores = int(options.get("nodes", 1)), int(options["cpus-per-task"])
-    assert got.ranks == hosts * int(options.get("gpus-per-node", cores))
-    assert ("--accelerator=cuda" in words) == ("gpus-per-node" in options)
+    assert got.ranks == int(options.get("nodes", 1)) * int(options["cpus-per-task"])
     assert options.get("ntasks", options.get("ntasks-per-node")) == "1"
-    assert set(re.findall(r"^export (\w+)", text, re.MULTILINE)) <= {"GLOO_SOCKET_IFNAME", "MAIN_ADDRESS"}
     if "array" in options:
-        assert got.config.seed == 2
+        assert (got.config.seed, options["output"]) == (2, "slurm-%A_%a.out")
+
+
+def test_jobs_on_one_host_have_ports_of_their_own():
+    """None is in the range that Linux takes ports from by itself."""
+    (line,) = re.findall(r"^export MAIN_PORT=.*$", "".join(JOBS), re.MULTILINE)
+    ports = []
+    for job in (1, 2, 19999, 20000, 123456789):
+        script = f'SLURM_JOB_ID={job}; {line}; echo "$MAIN_PORT"'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
+        ports.append(int(done.stdout))
+    assert len(set(ports)) == len(ports)
+    assert all(1024 <= port < 32768 for port in ports)
+
+
+CHANGES = table_rows("| script | ranks | head of the file | command | two hosts |", PAGES[1])
+
+
+def changed_job(text: str, head: str, command: str) -> str:
+    """A job file as a row of the table has it."""
+    for option in re.findall(r"`--([^`]+)`", head):
+        name = option.partition("=")[0]
+        text, count = re.subn(rf"^#SBATCH --{name}=.*$", f"#SBATCH --{option}", text, flags=re.MULTILINE)
+        text = text if count else text.replace("#SBATCH --time", f"#SBATCH --{option}\n#SBATCH --time")
+    assert START in text
+    return text.replace(START, command.strip("`"))
+
+
+@pytest.mark.parametrize("text", JOBS, ids=JOB_TITLES)
+@pytest.mark.parametrize("row", CHANGES, ids=lambda row: row[3])
+def test_each_row_of_the_table_makes_a_job_file_that_works(row, text):
+    script, _, head, command, several_hosts = row
+    changed = changed_job(text, head, command)
+    got, options = parsed(job_command(changed)), job_options(changed)
+    assert script_file(SCRIPT_CONFIGS[got.name]) == script.strip("`")
+    on_host = got.ranks // int(options.get("nodes", 1))
+    gpus = int(options.get("gpus-per-node", 0))
+    assert on_host == (gpus + (got.name == "decoupled") if gpus else int(options["cpus-per-task"]))
+    if got.cuda and int(options.get("nodes", 1)) > 1:
+        needed = got.config.num_cuda_devices(got.ranks, on_host)
+        assert (needed <= gpus) == several_hosts.startswith("yes")
+
+
+def test_every_script_has_a_row():
+    assert {row[0].strip("`") for row in CHANGES} == {script_file(kind) for kind in SCRIPT_CONFIGS.values()}
 
 
 class Recorder:
