@@ -20,9 +20,10 @@ from fabric_ppo.config_call import answering, path_argument
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs.ids import resolve_env_id
 from fabric_ppo.process.errors import ConfigError, first_line
-from fabric_ppo.process.files import Checkpoint, require_text_path, write_atomically
+from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.run.result import RunResult
 from fabric_ppo.tools.export_check import TOLERANCE, Agreement, Runner, compare
+from fabric_ppo.tools.export_files import program_path, require_paths, write_both
 from fabric_ppo.tools.export_interface import (
     MEMORY,
     NOISE,
@@ -89,7 +90,8 @@ def export(
     Args:
         run_dir: as `load_agent` takes it.
         to: `onnx`, or `torchscript`.
-        out: file to write; a program that plays with it is written beside it, as `STEM_run.py`.
+        out: file to write, `.onnx`, or `.pt`, `.pth`, `.ts` or `.torchscript`; beside it a program
+            is written that plays with it: for `NAME.onnx` it is `NAME_onnx_run.py`.
         opset: version of ONNX's operators; None: 18.
         verify: observations to compare on: of test episodes, drawn from their space, or none.
         verify_steps: number of observations.
@@ -111,8 +113,8 @@ def export(
     if agreement is not None and not agreement.holds:
         by = f"{agreement.describe()}; {TOLERANCE:.0e} is allowed"
         raise ConfigError(f"--to {to}: {_what(policy)} is another when exported, and is not written: {by}")
-    program = path.with_name(f"{path.stem}_run.py")
-    _write(path, content, program, program_of(policy.spec, interface, to, path.name, program.name))
+    program = program_path(path)
+    write_both(path, content, program_of(policy.spec, interface, to, path.name, program.name))
     return Exported(path, program, interface, agreement)
 
 
@@ -127,10 +129,7 @@ def require_arguments(to: str, out: Path, opset: int | None, verify: str, verify
         raise ConfigError(f"--opset {opset}: a whole number from {LEAST_OPSET} to {MOST_OPSET} is expected")
     if verify_steps < 1:
         raise ConfigError(f"--verify-steps {verify_steps}: a whole number from 1 up is expected; see --verify none")
-    require_text_path("--out", str(out))
-    if out.is_dir() or not out.parent.is_dir():
-        what = "is a folder; a file" if out.is_dir() else "its folder does not exist; a file in one that does"
-        raise ConfigError(f"--out {out}: {what} is expected")
+    require_paths(to, out)
     if to == "onnx":
         require_packages()
 
@@ -220,19 +219,3 @@ def _verified(
         except ConfigError as error:
             raise ConfigError(f"{error}; --verify space does without the environment") from None
         return compare(policy, interface, run, itertools.islice(itertools.chain([first], moments), steps))
-
-
-def _write(path: Path, content: bytes, program: Path, text: str) -> None:
-    """Write both files, or neither.
-
-    Raises:
-        ConfigError: one cannot be written.
-    """
-    is_new = not program.exists()
-    try:
-        write_atomically(program, text.encode())
-        write_atomically(path, content)
-    except OSError as error:
-        if is_new:
-            program.unlink(missing_ok=True)
-        raise ConfigError(f"--out {path}: cannot be written ({error.strerror})") from None

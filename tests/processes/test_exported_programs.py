@@ -43,7 +43,13 @@ def returns_of(program):
 
 
 def require_same(run_dir, to, exact=True, verify_steps=50):
-    exported = export(run_dir, to, run_dir / "policy.file", verify_steps=verify_steps, own_code=True)
+    exported = export(
+        run_dir,
+        to,
+        run_dir / {"onnx": "policy.onnx", "torchscript": "policy.pt"}[to],
+        verify_steps=verify_steps,
+        own_code=True,
+    )
     expected = evaluate(load_agent(run_dir), EPISODES).returns
     np.testing.assert_allclose(returns_of(exported.program), expected, rtol=0 if exact else 1e-5)
 

@@ -70,7 +70,8 @@ def export_parser() -> CommandParser:
     parser.description = "Write a trained agent as a file for other programs, and a program that plays with it."
     parser.add_argument("run_dir", metavar="RUN_DIR", help="Folder of a run, or a checkpoint in it.")
     parser.add_argument("--to", required=True, choices=["onnx", "torchscript"], help="Format of the file.")
-    parser.add_argument("--out", required=True, metavar="FILE", help="File to write; the program: STEM_run.py.")
+    out = "File to write, .onnx, or .pt, .pth, .ts; the program beside NAME.onnx is NAME_onnx_run.py."
+    parser.add_argument("--out", required=True, metavar="FILE", help=out)
     parser.add_argument("--opset", type=count, help="Version of ONNX's operators, 18 to 25. (default: 18)")
     verify = "Observations to compare on: of test episodes, drawn from their space, or none. (default: episodes)"
     parser.add_argument("--verify", choices=["episodes", "space", "none"], default="episodes", help=verify)

@@ -185,5 +185,5 @@ def test_exporting_changes_nothing_for_the_caller(tmp_path):
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
     assert torch.equal(torch.get_rng_state(), state)
     assert exported.agreement.observations == 1000
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["p.pt", "p_run.py", "policy.safetensors"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["p.pt", "p_pt_run.py", "policy.safetensors"]
     assert Path(exported).read_bytes()[:2] == b"PK"

@@ -35,9 +35,9 @@ def test_the_page_has_every_flag():
     assert all(name in {each.name for each in fields(Exported)} for name in ("path", "program", "interface"))
 
 
-@pytest.mark.parametrize("to", ["onnx", "torchscript"])
-def test_the_command_prints_what_it_wrote(to, tmp_path, capsys):
-    run_dir, out = save(tmp_path, "gru"), tmp_path / "a policy.file"
+@pytest.mark.parametrize(("to", "ending"), [("onnx", "onnx"), ("torchscript", "pt")])
+def test_the_command_prints_what_it_wrote(to, ending, tmp_path, capsys):
+    run_dir, out = save(tmp_path, "gru"), tmp_path / f"a policy.{ending}"
     words = ["export", str(run_dir), "--to", to, "--out", str(out), "--own-code", "--verify-steps", "30"]
     assert cli.main(words) == 0
     printed = capsys.readouterr()
@@ -48,7 +48,7 @@ def test_the_command_prints_what_it_wrote(to, tmp_path, capsys):
     assert lines[2].startswith("outputs  action [B, 3] float32, params [B, 6] float32, value [B] float32, next_memory")
     assert lines[3].startswith("verified 30 observations of test episodes: the same actions; differences action ")
     assert out.is_file()
-    assert (tmp_path / "a policy_run.py").is_file()
+    assert (tmp_path / f"a policy_{ending}_run.py").is_file()
 
 
 def test_a_run_and_its_checkpoint(tmp_path):

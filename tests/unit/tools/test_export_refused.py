@@ -9,11 +9,12 @@ import pytest
 
 from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault
-from fabric_ppo.tools import cli
+from fabric_ppo.tools import cli, export_files
 from fabric_ppo.tools import export as export_module
 from fabric_ppo.tools.export import export
 from tests.fixtures.exported import agent_of, save, spec_of
 
+FILES = {"onnx": "p.onnx", "torchscript": "p.pt"}
 ENCODERS = """
 import torch
 
@@ -94,7 +95,7 @@ def files_of(folder):
 def test_an_encoder_that_cannot_be_exported_is_named(name, reason, to, own_encoders, tmp_path, capsys):
     run_dir = own_encoders(name)
     before = files_of(tmp_path)
-    out = str(tmp_path / "policy.file")
+    out = str(tmp_path / FILES[to])
     assert cli.main(["export", str(run_dir), "--to", to, "--out", out, "--own-code", "--verify", "none"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -111,9 +112,9 @@ def test_what_differs_is_not_written(to, own_encoders, tmp_path):
     run_dir = own_encoders("Another")
     before = files_of(tmp_path)
     with pytest.raises(ConfigError, match=r"the encoder .*:Another is another when exported, .* params by [1-9]"):
-        export(run_dir, to, tmp_path / "policy.file", own_code=True, verify="space")
+        export(run_dir, to, tmp_path / FILES[to], own_code=True, verify="space")
     assert files_of(tmp_path) == before
-    assert export(own_encoders("Own"), to, tmp_path / "policy.file", own_code=True).agreement.holds
+    assert export(own_encoders("Own"), to, tmp_path / FILES[to], own_code=True).agreement.holds
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,9 @@ def test_what_differs_is_not_written(to, own_encoders, tmp_path):
         (["--to", "onnx", "--verify-steps", "0"], "--verify-steps 0: a whole number from 1 up is expected; see .*"),
         (["--to", "onnx", "--out", "{}/none/p.onnx"], "--out .*/none/p.onnx: its folder does not exist; .*"),
         (["--to", "onnx", "--out", "{}"], "--out .*: is a folder; a file is expected"),
+        (["--to", "onnx", "--out", "{}/p.pt"], "--out .*/p.pt: for --to onnx a name that ends with .onnx is expected"),
+        (["--to", "torchscript"], "--out .*/p.onnx: for --to torchscript a name that ends with .pt or .pth or .*"),
+        (["--to", "torchscript", "--out", "{}/p"], "--out .*/p: for --to torchscript a name that ends with .*"),
         (["--to", "keras"], "--to .*invalid choice: 'keras'.*"),
         (["--to", "onnx", "--code-dir", "{}/none"], "--code-dir .*: an existing folder is expected"),
         ([], "the following arguments are required: --to"),
@@ -191,7 +195,7 @@ def test_an_environment_that_fails_is_an_environments_fault(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_full_disk_leaves_nothing(failing, tmp_path, monkeypatch):
-    calls, write = [], export_module.write_atomically
+    calls, write = [], export_files.write_atomically
 
     def full(path, content):
         calls.append(path)
@@ -199,7 +203,7 @@ def test_a_full_disk_leaves_nothing(failing, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(export_module, "write_atomically", full)
+    monkeypatch.setattr(export_files, "write_atomically", full)
     run_dir = save(tmp_path, "discrete")
     with pytest.raises(ConfigError, match=r"--out .*p.pt: cannot be written \(No space left on device\)"):
         export(run_dir, "torchscript", tmp_path / "p.pt", verify="none")
