@@ -97,8 +97,11 @@ def join_process_group(backend: str, timeout: float) -> None:
         where = (
             f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR unset')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT unset')}"
         )
-        reason = first_line(error)
-        raise ConfigError(f"rendezvous at {where}: not all ranks met within {seconds:g} s ({reason})") from None
+        if "EADDRINUSE" in str(error):
+            reason = "this host uses the port already: MASTER_PORT takes another, the same for all ranks"
+        else:
+            reason = f"not all ranks met within {seconds:g} s ({first_line(error)})"
+        raise ConfigError(f"rendezvous at {where}: {reason}") from None
 
 
 def one_process_unless_launched() -> None:

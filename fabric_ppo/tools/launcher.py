@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import FAILED, STOPPED_BY_SIGNAL
+from fabric_ppo.process.errors import BAD_INPUT, FAILED, STOPPED_BY_SIGNAL, first_line, one_line
 from fabric_ppo.process.signals import STOPPING
 
 _FORWARDED = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
         return STOPPED_BY_SIGNAL
     except Exception as error:
         _ignore_signals()
-        return _status_of(error)
+        return _status_of(error, words)
     return 0
 
 
@@ -57,13 +57,20 @@ def _ignore_signals() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _status_of(error: Exception) -> int:
-    """Return the status of the ranks, of which the launcher has raised an error; raise any other error."""
+def _status_of(error: Exception, words: Sequence[str]) -> int:
+    """Return the status to end with after an error that the launcher has raised.
+
+    It is that of the ranks; an error that is neither theirs nor of the rendezvous is raised again.
+    """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if isinstance(error, SignalException):
         return STOPPED_BY_SIGNAL if error.sigval in STOPPING else FAILED
+    if isinstance(error, DistError):  # before any rank has started
+        print_line(f"error: rendezvous at {_meeting_place(words)}: {_reason(error)}", sys.stderr)
+        return BAD_INPUT
     if not isinstance(error, ChildFailedError):
         raise error
     for rank, each in sorted(error.failures.items()):
@@ -71,6 +78,20 @@ def _status_of(error: Exception) -> int:
             print_line(f"error: rank {rank} was ended by {signal.Signals(-each.exitcode).name}", sys.stderr)
     status: int = error.get_first_failure()[1].exitcode
     return status if status > 0 else FAILED
+
+
+def _meeting_place(words: Sequence[str]) -> str:
+    """Return address and port that the launcher was given, `127.0.0.1:29500`."""
+    given = dict(word.partition("=")[::2] for word in words)
+    names = (("--master_addr", "--main-address"), ("--master_port", "--main-port"))  # of torchrun, of fabric run
+    return ":".join(given.get(name) or given.get(other, "") for name, other in names)
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason why the launchers of the hosts did not meet."""
+    if "EADDRINUSE" in str(error):
+        return "this host uses the port already: --main-port takes another, the same on all hosts"
+    return one_line(f"not all hosts met in time ({first_line(error)})")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 
@@ -94,6 +95,28 @@ path = "./rank.sh"
     env = clean_environment(OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}:{tmp_path}")
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (status, text)
+
+
+@pytest.mark.parametrize("script", ["torch", "fabric", "decoupled"])
+@pytest.mark.parametrize("host", ["0", "1"])
+def test_hosts_that_do_not_meet_are_one_line(script, host, tmp_path):
+    """Host 0 finds its port taken, by another run maybe; host 1 finds nobody who answers as host 0 would."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        if host == "0":
+            taken.listen()
+        port = str(taken.getsockname()[1])
+        words = [sys.executable, "-m", "fabric_ppo", "train", script, "--num-nodes=2", f"--node-rank={host}"]
+        env = clean_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PET_RDZV_CONF="timeout=1")
+        words += ["--main-address=127.0.0.1", f"--main-port={port}", "--quiet"]
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    expected = "this host uses the port already: --main-port takes another, the same on all hosts"
+    expected = expected if host == "0" else "not all hosts met in time"
+    # PyTorch logs a line of its own before, on host 1
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("[E"))
+    assert line.startswith(f"error: rendezvous at 127.0.0.1:{port}: {expected}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [*tmp_path.iterdir()] == []
 
 
 ASKED = """
