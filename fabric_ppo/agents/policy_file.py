@@ -65,18 +65,21 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
         elif not path.exists():
             raise ConfigError(f"{run_dir}: there is no such folder, and so no {POLICY_FILE} in it; {where}")
         raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where}")
-    print_from_rank_zero(
-        f"{run_dir}: the run has not finished: the policy is that of its newest checkpoint, {newest.name}"
-    )
+    has_ended = (path / "summary.json").is_file() and not has_gone_on(path)
+    reason = f"{POLICY_FILE} is missing" if has_ended else "the run has not finished"
+    print_from_rank_zero(f"{run_dir}: {reason}: the policy is that of its newest checkpoint, {newest.name}")
     return newest
 
 
 def is_finished(run_dir: Path) -> bool:
     """Return True if a folder has the policy of a run's end, and the run has not gone on since."""
-    if not (run_dir / POLICY_FILE).is_file():
-        return False
+    return (run_dir / POLICY_FILE).is_file() and not has_gone_on(run_dir)
+
+
+def has_gone_on(run_dir: Path) -> bool:
+    """Return True if a run has a checkpoint from after the end that its summary is of."""
     newest = newest_whole(run_dir / "checkpoints")
-    return newest is None or update_of(newest) <= _updates_of(run_dir)
+    return newest is not None and update_of(newest) > _updates_of(run_dir)
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -60,9 +60,9 @@ class RunResult(os.PathLike[str]):
     def is_finished(self) -> bool:
         """True if the run has reached its end, and has not gone on since."""
         # PyTorch is imported where it is needed: tables of many runs are to be there at once
-        from fabric_ppo.agents.policy_file import is_finished
+        from fabric_ppo.agents.policy_file import has_gone_on
 
-        return bool(self.last_summary) and is_finished(self.run_dir)
+        return bool(self.last_summary) and not has_gone_on(self.run_dir)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -77,6 +77,12 @@ class RunResult(os.PathLike[str]):
         except (OSError, ValueError, RecursionError):
             return {}
         return values if isinstance(values, dict) else {}
+
+    @property
+    def has_summary(self) -> bool:
+        """True if `summary.json` can be read and has the number of updates."""
+        updates = self.last_summary.get("updates")
+        return type(updates) is int and 0 <= updates < 2**63
 
     @functools.cached_property
     def flags(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fabric_ppo.run.result import RETURN_WINDOW, WINDOW_RETURN, RunResult
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.curves import curve, training_seconds
 from fabric_ppo.tools.run_groups import settings
+from fabric_ppo.tools.run_problems import POLICY_FILE, problems_of
 
 _STARTED = "%Y-%m-%d_%H-%M-%S"
 """Time that the name of a run's folder begins with, unless `--run-dir` named it."""
@@ -32,8 +32,9 @@ class RunState:
         id: path of its folder, relative to the folder that was searched.
         run_dir: path of its folder.
         script, env_id, seed: as in `summary.json`.
-        state: `training` (a process has its lock), `done`, `failed` (`failure.txt` has the error),
-            or `stopped` (by a signal or a kill: `--resume` goes on with it).
+        state: `training` (a process has its lock), `done` (also where a result has been lost: see
+            `problems`), `failed` (`failure.txt` has the error), or `stopped` (by a signal or a
+            kill: `--resume` goes on with it).
         failure: the error of a run that has failed.
         updates, total_updates: number so far, and of the whole run.
         env_steps, total_env_steps: transitions over all ranks so far, and of the whole run.
@@ -43,7 +44,7 @@ class RunState:
         test_return_mean: of the test episodes.
         steps_per_second: transitions per second of training.
         started, written: times of its start and of its last line or file, in seconds since 1970.
-        problems: files that cannot be read, and why.
+        problems: files that are missing or cannot be read.
     """
 
     id: str
@@ -93,7 +94,7 @@ def read_state(run: RunResult, of: str) -> RunState:
         of: its id.
     """
     own, state = settings(run), state_of(run)
-    summary = run.last_summary if state == "done" else {}
+    summary = run.last_summary if state == "done" and run.has_summary else {}
     try:
         figures = _of_summary(run) if summary else _of_metrics(run)
         ranks = _ranks(run, own, is_done=bool(summary))
@@ -119,7 +120,7 @@ def read_state(run: RunResult, of: str) -> RunState:
         steps_per_second=figures.speed,
         started=_started(run.run_dir),
         written=_written(run.run_dir),
-        problems=tuple(_problems(run)),
+        problems=tuple(problems_of(run, state, bool(total_updates) and figures.updates >= (total_updates or 0))),
     )
 
 
@@ -129,11 +130,11 @@ def state_of(run: RunResult) -> str:
         return "training"
     if (run.run_dir / FAILURE_FILE).exists():
         return "failed"
+    if not run.has_summary:  # the policy is written just before it, or has been left alone
+        return "done" if (run / POLICY_FILE).exists() else "stopped"
     # by the checkpoints' names: to read all of them takes long where there are many runs
-    newest = next(newest_first(run.run_dir / "checkpoints"), None)
-    updates = finite(run.last_summary.get("updates"))
-    is_done = updates is not None and (newest is None or update_of(newest) <= updates)
-    return "done" if is_done and (run.run_dir / "policy.safetensors").is_file() else "stopped"
+    newest = next(newest_first(run / "checkpoints"), None)
+    return "done" if newest is None or update_of(newest) <= run.last_summary["updates"] else "stopped"
 
 
 @dataclass(frozen=True)
@@ -217,29 +218,6 @@ def _totals(own: dict[str, Any], ranks: int) -> tuple[int | None, int]:
         return None, 0
     per_update = steps * envs * ranks
     return total // (steps if own.get("timestep_unit") == "iteration" else per_update), per_update
-
-
-def _problems(run: RunResult) -> Iterator[str]:
-    """Yield a text for each file that cannot be read, or not to its end."""
-    for name, values in ((CONFIG_FILE, run.flags), ("summary.json", run.last_summary)):
-        if (run.run_dir / name).exists() and not values:
-            yield f"{name} cannot be read"
-        elif name == CONFIG_FILE and not values:
-            yield f"{name} is missing"
-    try:
-        with (run.run_dir / METRICS_FILE).open("rb") as file:
-            lines = sum(1 for _ in file)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            yield f"{METRICS_FILE} cannot be read ({error.strerror})"
-        return
-    try:
-        read = len(run.metrics.get("update", ()))
-    except ConfigError as error:
-        yield str(error)
-        return
-    if read < lines:
-        yield f"{METRICS_FILE} cannot be read after line {read} of {lines}"
 
 
 def _failure(run_dir: Path) -> str | None:

@@ -14,7 +14,8 @@ from fabric_ppo.run.folder import CONFIG_FILE, started_with
 from fabric_ppo.run.result import RunResult, load_run
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.run_groups import settings
-from fabric_ppo.tools.run_states import finite, state_of
+from fabric_ppo.tools.run_problems import result_problems
+from fabric_ppo.tools.run_states import RunState, finite, read_state
 
 _UNFINISHED = {"training": "still trains", "failed": "has failed", "stopped": "was stopped before its end"}
 """State of a run -> what a report says of it."""
@@ -28,18 +29,20 @@ class ReportRun:
         name: end of its folder's path, which no other run of the report has.
         result: its folder.
         settings: its flags and more, as `run_groups.settings` has them; empty where not known.
+        state: as `run_states.RunState` has it.
         notes: sentences on what is missing or damaged.
     """
 
     name: str
     result: RunResult
     settings: Mapping[str, Any]
+    state: str
     notes: Sequence[str] = ()
 
     @property
     def summary(self) -> Mapping[str, Any]:
         """The values of `summary.json`; empty where the run has not finished."""
-        return self.result.summary
+        return self.result.last_summary if self.state == "done" else {}
 
     @property
     def env_id(self) -> str:
@@ -93,17 +96,18 @@ def read_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
 
 def _read_run(path: Path, name: str) -> ReportRun:
     result = load_run(path)
-    return ReportRun(name, result, settings(result), list(_notes(result)))
+    state = read_state(result, name)
+    return ReportRun(name, result, settings(result), state.state, list(_notes(result, state)))
 
 
-def _notes(result: RunResult) -> list[str]:
+def _notes(result: RunResult, state: RunState) -> list[str]:
     """Return sentences on what a run's folder lacks."""
     notes = []
-    if not result.is_finished:
-        what = _UNFINISHED.get(state_of(result), "has not finished")
-        notes.append(f"The run {what}. This is what there is so far.")
-    elif not result.summary.get("test"):
+    if state.state != "done":
+        notes.append(f"The run {_UNFINISHED[state.state]}. This is what there is so far.")
+    elif result.has_summary and not result.last_summary.get("test"):
         notes.append("summary.json has no result of a test.")
+    notes += [f"{problem}." for problem in result_problems(result, state.state, state.progress == 1)]
     if not result.flags:
         notes.append(f"{CONFIG_FILE} is missing or damaged: the flags are not known.")
     updates, path = result.metrics.get("update", np.zeros(0)), result / METRICS_FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from fabric_ppo.api import train
@@ -112,3 +113,84 @@ def test_compare_has_an_interval_of_means_over_100_episodes_only(tmp_path, capsy
 def test_figures_count_the_updates_that_were_logged(tmp_path):
     state = read_state(RunResult(write_run(tmp_path / "run", [1.0, 2.0])), "run")
     assert (state.updates, state.env_steps) == (2, 2 * UPDATE)
+
+
+RESULTS = ("summary.json", "policy.safetensors")
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut"])
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_done_run_that_lacks_a_result_is_done_and_every_command_names_it(trained, tmp_path, capsys, name, how):
+    run = shutil.copytree(trained / f"{SHORT}", tmp_path / "run")
+    whole = read_state(RunResult(run), "run")
+    damage(run / name, how)
+    state = read_state(RunResult(run), "run")
+    words = {"missing": "is missing"}.get(how, "cannot be read" if name == "summary.json" else "is damaged")
+    problem = f"{name} {words}; --resume writes it again"
+    assert (state.state, state.problems) == ("done", (problem,))
+    figures = ("updates", "progress", "env_steps", *RETURN)
+    assert [getattr(state, each) for each in figures] == [getattr(whole, each) for each in figures]
+    assert main(["runs", str(tmp_path)]) == 0
+    assert f"warning: {run}: {problem}\n" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path)]) == 0
+    caught = capsys.readouterr()
+    assert f"note: {run}: {problem}\n" in caught.err
+    assert "stopped" not in caught.out + caught.err
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert problem in page
+    assert ">not finished<" not in page
+    assert "before its end" not in page
+    test = json.loads((trained / f"{SHORT}/summary.json").read_text())["test"]
+    assert (state.test_return_mean == test["return_mean"]) == (name != "summary.json")
+
+
+def test_a_run_that_lacks_both_results_after_its_last_update_is_to_be_resumed(trained, tmp_path, capsys):
+    run = shutil.copytree(trained / f"{SHORT}", tmp_path / "run")
+    for name in RESULTS:
+        (run / name).unlink()
+    state = read_state(RunResult(run), "run")
+    problem = "all updates are made, but summary.json and policy.safetensors are missing; --resume writes them"
+    assert (state.state, state.problems) == ("stopped", (problem,))
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert problem in (tmp_path / "page.html").read_text()
+
+
+def test_what_a_result_lacks_is_not_promised_where_no_checkpoint_is_left(trained, tmp_path):
+    run = shutil.copytree(trained / f"{SHORT}", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "policy.safetensors").unlink()
+    assert read_state(RunResult(run), "run").problems == ("policy.safetensors is missing",)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"env_steps": 3}', '{"updates": -1}', '{"updates": "3"}', '{"updates": NaN}'])
+def test_a_summary_without_a_number_of_updates_is_none(trained, tmp_path, text):
+    run = shutil.copytree(trained / f"{SHORT}", tmp_path / "run")
+    (run / "summary.json").write_text(text)
+    state = read_state(RunResult(run), "run")
+    assert (state.state, state.updates) == ("done", SHORT)
+    assert state.problems == ("summary.json cannot be read; --resume writes it again",)
+
+
+def test_a_run_that_was_killed_has_no_results_to_miss(trained, tmp_path):
+    state = read_state(RunResult(cut(trained, tmp_path / "killed", 3)), "run")
+    assert (state.state, state.problems) == ("stopped", ())
+
+
+def test_python_has_the_summary_of_a_run_without_its_policy(trained, tmp_path, capsys):
+    run = shutil.copytree(trained / f"{SHORT}", tmp_path / "run")
+    (run / "policy.safetensors").unlink()
+    result = RunResult(run)
+    assert result.is_finished
+    assert result.summary["updates"] == SHORT
+    assert result.agent.act(np.zeros(4, np.float32)) in (0, 1)
+    assert f"{run}: policy.safetensors is missing: the policy is that of its newest" in capsys.readouterr().err

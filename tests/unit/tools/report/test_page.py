@@ -168,7 +168,7 @@ SAID = {
     "bytes for metrics": "there are no curves",
     "bytes for flags": "the flags are not known",
     "a list for flags": "the flags are not known",
-    "no summary": "was stopped before its end",
+    "no summary": "summary.json is missing",
     "odd values in the summary": "",
     "odd returns": "over 1 greedy episode",
     "numbers that are none": "Infinite in 6 of 6 updates",

@@ -45,7 +45,8 @@ def test_machines_are_those_of_the_newest_whole_checkpoint(tmp_path):
 )
 def test_what_a_run_is_that_has_not_finished_is_noted(tmp_path, files, expected):
     folder = write_run(tmp_path / "run", columns(3))
-    (folder / "summary.json").unlink()
+    for name in ("summary.json", "policy.safetensors"):
+        (folder / name).unlink()
     for name in files:
         (folder / name).write_text("it raised\n")
     assert read_runs([folder])[0].notes[0].startswith(f"The run {expected}.")
