@@ -209,7 +209,7 @@ def sbx(work: Work, seed: int, folder: Path) -> list[str]:
 
 
 def rejax(work: Work, seed: int, folder: Path) -> list[str]:
-    """rejax's PPO, with gymnax's environment; it writes nothing."""
+    """PPO of rejax, with gymnax's environment; it writes nothing."""
     assert work.stop_at_return is None
     return [str(python_of("rejax")), str(PEERS / "run_rejax.py"), *_peer_flags(work, seed)]
 

@@ -1,10 +1,13 @@
-"""Clipping of the gradient's norm in few kernels; stands for `torch.nn.utils.clip_grad_norm_`."""
+"""Clipping of the gradient's norm in one function or few kernels; stands for `torch.nn.utils.clip_grad_norm_`."""
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 from torch import Tensor, nn
 
+from fabric_ppo.fast.kernels import kernels_for
 from fabric_ppo.process.profile import timed
 
 
@@ -24,15 +27,20 @@ class GradientClip:
         """
         self._params, self._max_grad_norm = list(module.parameters()), max_grad_norm
         self._constants: list[Tensor] = []
+        self._library: ctypes.CDLL | None = None
 
     @timed("optimizer")
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """Clip all gradients together, in place; return the norm from before, a scalar."""
+        grads: list[Tensor] = [each.grad for each in self._params]  # type: ignore[misc]
         if not self._constants:  # not in __init__: a module may be moved to its device after it
             like, numbers = self._params[0], (self._max_grad_norm, 1e-6, 1.0)
             self._constants = [torch.tensor(each, dtype=like.dtype, device=like.device) for each in numbers]
-        grads: list[Tensor] = [each.grad for each in self._params]  # type: ignore[misc]
+            self._library = kernels_for(grads) if len(grads) == 1 else None
+        if self._library is not None and grads[0].is_contiguous():
+            norm = self._library.clip(grads[0].data_ptr(), grads[0].numel(), self._max_grad_norm)
+            return torch.tensor(norm, dtype=grads[0].dtype)
         norm = _norm(grads)
         # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python
         # number would be converted to one in every step

@@ -1,9 +1,10 @@
-/* PPO's loss with its gradient, and acting, for perceptrons on the CPU.
+/* PPO's loss with its gradient, acting, clipping and Adam, for perceptrons on the CPU.
  *
  * kernels.py compiles this file twice, with REAL as float and as double. Matrices are row-major.
  * Every sum over inner indices is added up in their order, one fused multiply-add each, so a row of
  * a product has the same bits in any batch. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -423,4 +424,50 @@ void act(const agent *a, const real *features, count rows, const real *noise, re
         memcpy(outputs + first * n, last, block * n * sizeof(real));
     }
     draw(outputs, noise, rows, n, chosen, perturbed);
+}
+
+/* ---- the step ------------------------------------------------------------------------------ */
+
+/* Scale a gradient [n] down to the norm `most`, as torch.nn.utils.clip_grad_norm_ does; return its
+ * norm from before. */
+double clip(real *gradient, count n, double most)
+{
+    double sums[32] = {0}; /* so many at a time */
+    count rest = n % 32;
+    for (count i = 0; i < n - rest; i += 32)
+        for (count k = 0; k < 32; k++)
+            sums[k] += (double)gradient[i + k] * gradient[i + k];
+    for (count i = n - rest; i < n; i++)
+        sums[0] += (double)gradient[i] * gradient[i];
+    for (count k = 1; k < 32; k++)
+        sums[0] += sums[k];
+    double norm = sqrt(sums[0]), scale = most / (norm + 1e-6);
+    if (!(scale >= 1)) /* what is not finite is to be seen in the gradient */
+        for (count i = 0; i < n; i++)
+            gradient[i] *= (real)scale;
+    return norm;
+}
+
+/* Numbers below the smallest normal one take a hundred times as long: those of a unit that is never
+ * active would pass through them. */
+static inline real without_denormals(real x)
+{
+    const real normal = sizeof(real) > 4 ? (real)DBL_MIN : FLT_MIN;
+    return x < normal && x > -normal ? 0 : x;
+}
+
+/* Take an Adam step (algorithm 1 of arXiv 1412.6980) with weights, gradient and moments [n]. */
+void adam(real *restrict weights, const real *restrict gradient, real *restrict means, real *restrict squares, count n,
+          float *step, double rate, double beta1, double beta2, double eps)
+{
+    *step += 1;
+    const real size = (real)(rate / (1 - pow(beta1, *step)));
+    const real inverse_root = (real)(1 / sqrt(1 - pow(beta2, *step)));
+    const real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2), small = (real)eps;
+    for (count i = 0; i < n; i++) {
+        real g = gradient[i], mean = without_denormals(means[i] + new1 * (g - means[i]));
+        real square = without_denormals(old2 * squares[i] + new2 * g * g);
+        means[i] = mean, squares[i] = square;
+        weights[i] -= size * mean / ((sizeof(real) > 4 ? (real)sqrt(square) : (real)sqrtf(square)) * inverse_root + small);
+    }
 }

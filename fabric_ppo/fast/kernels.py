@@ -15,14 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fabric_ppo.process.console import print_from_rank_zero
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_SMALL = 2**18
+"""Most numbers in tensors with which starting PyTorch's functions takes long beside computing them."""
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -65,6 +69,15 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
         reason = _told(getattr(error, "stderr", None) or str(error))
     print_from_rank_zero(f"{_SOURCE.name} could not be compiled, so training takes longer: {reason}")
     return None
+
+
+def kernels_for(tensors: Iterable[Tensor]) -> ctypes.CDLL | None:
+    """Return the functions for dense tensors on the CPU, few and small enough; else None."""
+    tensors = list(tensors)
+    fit = all(each.device.type == "cpu" and each.is_contiguous() for each in tensors)
+    types = {each.dtype for each in tensors}
+    is_small = sum(each.numel() for each in tensors) <= _SMALL
+    return kernels(types.pop()) if fit and is_small and len(types) == 1 else None
 
 
 def origin(library: ctypes.CDLL) -> str:
@@ -166,5 +179,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.transpose.argtypes = [agent]
     library.act.argtypes = [agent, pointer, count, *[pointer] * 4]
     library.draw.argtypes = [pointer, pointer, count, count, pointer, pointer]
-    library.transpose.restype = library.act.restype = library.draw.restype = None
+    number = ctypes.c_double
+    library.clip.argtypes, library.clip.restype = [pointer, count, number], number
+    library.adam.argtypes = [*[pointer] * 4, count, pointer, *[number] * 4]
+    for function in (library.transpose, library.act, library.draw, library.adam):
+        function.restype = None
     return library

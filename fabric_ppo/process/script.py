@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -34,6 +35,9 @@ def run_script(main: Callable[[Any], object], config: Any) -> None:
     0: done; 1: failure; 2: bad input, in one line from rank 0; 3: done, but something could not be
     written; 75: stopped by a signal.
     """
+    # what has been imported stays: later collections need not look at it
+    gc.freeze()
+    gc.enable()
     _quieten_libraries()
     signals.guard()
     status = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 import re
@@ -174,6 +175,8 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
         config = parse_flags(config_type, sys.argv[1:] if args is None else args)
         config = resolve(config, launch.world_size, launch.local_world_size)
         require_fabric_variables(config)
+        if args is None:
+            gc.disable()  # until `run_script`: the imports in between leave much, and nothing to collect
         return config
     except ConfigError as error:
         print_from_rank_zero(f"error: {error}")

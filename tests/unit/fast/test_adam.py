@@ -125,3 +125,29 @@ def test_a_closure_computes_the_gradients():
         value = optimizer.step(closure_of(optimizer, ours[0]))
         torch.testing.assert_close(value, reference.step(closure_of(reference, plain[0])))
     torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_are_not_normal_become_zero(dtype):
+    """As the moments of a unit's weights once it is never active: with them a step would take many times as long."""
+    ours, plain = parameters([(37,)], dtype), parameters([(37,)], dtype)
+    optimizer, reference = (
+        torch_adam(each, lr=0.01, eps=1e-5) for torch_adam, each in ((LeanAdam, ours), (torch.optim.Adam, plain))
+    )
+    give_gradients(ours, plain, length=1.0)
+    seen = False
+    for _ in range(9000 if dtype == torch.float64 else 1200):
+        optimizer.step()
+        reference.step()
+        ours[0].grad.zero_()
+        plain[0].grad.zero_()
+        seen = seen or is_denormal(reference.state[plain[0]]["exp_avg"])
+        assert not is_denormal(optimizer.state[ours[0]]["exp_avg"])
+    assert seen
+    assert not optimizer.state[ours[0]]["exp_avg"].any()
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def is_denormal(values):
+    """Whether some of `values` are so small that their type holds fewer digits of them."""
+    return bool(((values != 0) & (values.abs() < torch.finfo(values.dtype).tiny)).any())

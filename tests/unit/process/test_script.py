@@ -28,3 +28,24 @@ def test_a_thread_that_goes_on_does_not_keep_the_process(tmp_path, end):
 def test_a_thread_that_ends_is_waited_for(tmp_path):
     done = run([sys.executable, "-c", PROGRAM.format(seconds=1e6, busy=0.1, end="script.end_process")], tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (3, "in order\n", "")
+
+
+COLLECTING = """
+import gc
+from fabric_ppo.config import TorchConfig
+from fabric_ppo.process.script import run_script
+from fabric_ppo.tools.flags import parse_args
+
+def tell(config):
+    print(gc.isenabled(), gc.get_freeze_count() > 0)
+
+config = parse_args(TorchConfig)
+print(gc.isenabled())
+run_script(tell, config)
+"""
+
+
+def test_nothing_is_collected_while_a_script_imports(tmp_path):
+    """And what it has imported is not looked at again while it trains."""
+    done = run([sys.executable, "-c", COLLECTING], tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "True", "True"])
