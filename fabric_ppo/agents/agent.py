@@ -284,7 +284,22 @@ def _split_mask(features: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
 def declared_forms(part: object) -> frozenset[str]:
     """Return the fast forms that a part's own class declares; see `Agent.parts`."""
     # not inherited: a subclass may compute something else, which the fast forms do not know
-    if "fast_forms" not in vars(type(part)):
+    if "fast_forms" not in vars(type(part)) or is_altered(part):
         return frozenset()
     forms: frozenset[str] = part.fast_forms  # type: ignore[attr-defined]
     return forms
+
+
+def is_altered(part: object) -> bool:
+    """Return True if a part has hooks or methods of its own, which objects of its class do not have."""
+    return any(_is_own(type(each), name, value) for each in _objects(part) for name, value in vars(each).items())
+
+
+def _objects(part: object) -> list[object]:
+    return [part, *part] if isinstance(part, MLP) else [part]
+
+
+def _is_own(kind: type, name: str, value: object) -> bool:
+    """Return True for a hook, or for an attribute that stands before a method of the class."""
+    is_hook = name in ("_forward_hooks", "_forward_pre_hooks") and bool(value)
+    return is_hook or (callable(value) and callable(getattr(kind, name, None)))

@@ -15,9 +15,11 @@ from fabric_ppo.agents.distributions import Categorical
 from fabric_ppo.envs.contract import Array
 from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
 from fabric_ppo.fast.kernels import kernels
+from fabric_ppo.fast.reasons import reasons_for_plain
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
-from fabric_ppo.fast.written_for import ACTING, edited
+from fabric_ppo.fast.written_for import ACTING
 from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.rollouts import actor
 from fabric_ppo.rollouts.actor import Actor
 
 _STEPS = 16
@@ -44,16 +46,22 @@ class ActorChoice:
             noise: `[T, N, noise_size]`.
             obs: `[N, ...]`, the rollout's first observations.
         """
-        if not self._can_compile:
-            return Actor(agent, noise)
         if self._is_equal is None:
-            reason = edited(ACTING) or ([] if actors_agree(agent, noise[:_STEPS], obs) else ["agents/"])
-            self._is_equal = not reason
-            if reason:
-                print_from_rank_zero(
-                    f"edited: {', '.join(reason)}; acting follows this code, and not the faster fast/compiled_actor.py"
-                )
-        return (CompiledActor if self._is_equal else Actor)(agent, noise)
+            self._is_equal = self._can_stand_for(agent, noise[:_STEPS], obs)
+        return (CompiledActor if self._is_equal else actor.Actor)(agent, noise)
+
+    def _can_stand_for(self, agent: Agent, noise: Tensor, obs: Array) -> bool:
+        """Return True if the compiled actor equals the plain one; print a line where a change is why not."""
+        reasons = reasons_for_plain(agent, "acting", ACTING)
+        if not reasons and self._can_compile:
+            if actors_agree(agent, noise, obs):
+                return True
+            reasons = ["edited: agents/"]
+        if reasons and has_small_layers(agent):
+            print_from_rank_zero(
+                f"{'; '.join(reasons)}; acting follows this code, and not the faster fast/compiled_actor.py"
+            )
+        return False
 
 
 def has_compiled_actor(agent: Agent) -> bool:

@@ -11,18 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.agents.agent import Agent
+from fabric_ppo.agents.agent import Agent, Evaluation
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
+from fabric_ppo.fast.compiled_agent import has_small_layers
 from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, in_graph, mixes_precisions
 from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.reasons import reasons_for_plain
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
-from fabric_ppo.fast.written_for import LOSS, edited
+from fabric_ppo.fast.written_for import LOSS
+from fabric_ppo.ppo import loss as plain
 from fabric_ppo.ppo.batch import Rows, blank_rows
-from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
+from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 from fabric_ppo.process.launch import read_launch
+
+_PRICE = (
+    "with autograd: 2 to 4 times as slow as fast/compiled_loss.py for small networks; --compile gets much of that back"
+)
 
 
 class PPOLoss(nn.Module):
@@ -53,7 +60,8 @@ class PPOLoss(nn.Module):
         self._fast: CompiledLoss | None = None
         # not asked here: a module is moved to its device after it is made
         self._can_compile: bool | None = None
-        self._is_checked = False
+        self._is_fit: bool | None = None
+        self._parts_add_up = True
         self._compiled: Callable[..., Any] | None = None
         self._compiled_with: Coefficients | None = None
 
@@ -70,30 +78,39 @@ class PPOLoss(nn.Module):
             return MinibatchLoss(*self._compiled(*rows))
         fast = self._fast_loss(rows, coefs)
         if fast is None:
-            return minibatch_loss(self.weights, rows, coefs)
+            return plain.minibatch_loss(self.weights, rows, coefs)
         loss = fast(rows, coefs)
+        if not self._parts_add_up:
+            loss = loss._replace(parts=_parts(rows, loss, coefs))
         # DDP averages what passes through autograd
         return loss if self._is_alone else loss._replace(loss=in_graph(loss.loss))
 
     def _fast_loss(self, rows: Rows, coefs: Coefficients) -> CompiledLoss | None:
         """Return the compiled loss, checked on the run's first minibatch; None if unfit."""
         device_type = rows.weights.device.type
-        if not self.load_kernels() or device_type != "cpu" or mixes_precisions(device_type):
+        if self._is_fit is False or device_type != "cpu" or mixes_precisions(device_type):
+            return None
+        # a share without rows holds no numbers to compare
+        if self._is_fit is None and len(rows.weights) > 0:
+            self._is_fit = self._can_stand_for(rows, coefs)
+        if self._is_fit is False or not self.load_kernels():
             return None
         if self._fast is None:
             self._fast = CompiledLoss(self._agent[0], self.weights)
-        # a share without rows holds no numbers to compare
-        if not self._is_checked and len(rows.weights) > 0:
-            self._is_checked = True
-            reason = edited(LOSS) or ([] if losses_agree(self._agent[0], rows, coefs) else ["ppo/loss.py or agents/"])
-            self._can_compile = not reason
-            if self._prints and reason:
-                print_line(
-                    f"edited: {', '.join(reason)}; training follows this code, with autograd, "
-                    "and not the faster fast/compiled_loss.py",
-                    sys.stderr,
-                )
-        return self._fast if self._can_compile else None
+        return self._fast
+
+    def _can_stand_for(self, rows: Rows, coefs: Coefficients) -> bool:
+        """Return True if the compiled loss equals the plain one; print a line where a change is why not."""
+        (agent,) = self._agent
+        reasons = reasons_for_plain(agent, "loss", LOSS)
+        if not reasons and self.load_kernels():
+            if losses_agree(agent, rows, coefs):
+                self._parts_add_up = parts_add_up(agent, rows, coefs)
+                return True
+            reasons = ["edited: ppo/loss.py or agents/"]
+        if self._prints and reasons and has_small_layers(agent):
+            print_line(f"{'; '.join(reasons)}; training follows this code, {_PRICE}", sys.stderr)
+        return False
 
     def load_kernels(self) -> bool:
         """Return whether the compiled loss may be used; load it, and compile what is missing, at the first call."""
@@ -108,7 +125,7 @@ class PPOLoss(nn.Module):
         coefs = self._compiled_with = coefficients(self._config, 0, 1)
 
         def columns(*rows: Tensor) -> tuple[Tensor, ...]:
-            return tuple(minibatch_loss(self.weights, Rows(*rows), coefs))
+            return tuple(plain.minibatch_loss(self.weights, Rows(*rows), coefs))
 
         self._compiled = torch.compile(columns, dynamic=True)
         blank = blank_rows(agent, self._config.per_rank_batch_size)
@@ -137,6 +154,27 @@ def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
     return _agree(weights, fast, _moved(rows, math.pi), coefs)
 
 
+def parts_add_up(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
+    """Return True if the logged parts of the loss are sums over rows, so that minibatches can be taken at once."""
+    columns = [each.double() for each in rows[2:-1]]
+    rows = Rows(*rows[:2], *columns)
+    with torch.no_grad():
+        new = float64_twin(agent)(rows.obs, rows.actions)
+    middle = len(rows.weights) // 2
+    whole, *halves = (
+        _parts(Rows(*(column[part] for column in rows[:-1])), Evaluation(*(column[part] for column in new)), coefs)
+        for part in (slice(None), slice(middle), slice(middle, None))
+    )
+    return is_close(whole, halves[0] + halves[1])
+
+
+@torch.no_grad()
+def _parts(rows: Rows, new: Evaluation | MinibatchLoss, coefs: Coefficients) -> Tensor:
+    """Compute the logged parts of the loss, `[n]`."""
+    evaluation = Evaluation(new.log_probs, new.entropy, new.values)
+    return torch.stack(plain.ppo_loss(rows, evaluation, coefs)[1:])
+
+
 def _moved(rows: Rows, reach: float) -> Rows:
     """Return rows whose log-probabilities, values and returns are up to `reach` away."""
     sides = torch.linspace(-reach, reach, len(rows.weights)).to(rows.weights)
@@ -149,10 +187,10 @@ def _moved(rows: Rows, reach: float) -> Rows:
 
 def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coefficients) -> bool:
     """Return True if both losses of a minibatch and their gradients are close."""
-    plain, compiled = minibatch_loss(weights, rows, coefs), fast(rows, coefs)
-    (expected,) = torch.autograd.grad(plain.loss, weights.flat)
+    exact, compiled = plain.minibatch_loss(weights, rows, coefs), fast(rows, coefs)
+    (expected,) = torch.autograd.grad(exact.loss, weights.flat)
     (grad,) = torch.autograd.grad(compiled.loss, weights.flat)
-    pairs = [(expected, grad), *zip(plain, compiled, strict=True)]
+    pairs = [(expected, grad), *zip(exact[:4], compiled[:4], strict=True)]
     return all(is_close(a.detach(), b.detach()) for a, b in pairs)
 
 

@@ -10,6 +10,8 @@ import tokenize
 from pathlib import Path
 from typing import Any
 
+from fabric_ppo.fast.replaced import replaced_functions
+
 _PACKAGE = Path(__file__).parents[1]
 _AGENT = ("agents/agent.py", "agents/distributions.py", "agents/encoders.py", "agents/mlp.py")
 LOSS = ("ppo/loss.py", *_AGENT)
@@ -17,11 +19,11 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "70c990f3e0b2b59e",
+    "agents/agent.py": "9237793edeaa74e5",
     "agents/distributions.py": "7209cae875122960",
     "agents/encoders.py": "f9acccf563f411cb",
     "agents/mlp.py": "c510102562dc4ba9",
-    "ppo/loss.py": "f2e1cc184aa7d104",
+    "ppo/loss.py": "af4be2f97576ccd2",
     "rollouts/actor.py": "b3d7cf4348713504",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
@@ -30,10 +32,15 @@ FINGERPRINTS = {
 def edited(files: tuple[str, ...]) -> list[str]:
     """Return those of `files` whose code is not the code that `fast/` was written for.
 
+    Functions that a program has replaced while it runs are named with their file.
+
     No comparison of numbers finds every edit: one may matter only in a later update, with another
     coefficient, or in a rare observation.
     """
-    return [name for name in files if _fingerprint_of(name) != FINGERPRINTS[name]]
+    names = [name for name in files if _fingerprint_of(name) != FINGERPRINTS[name]]
+    # an edited file has other lines than the ones by which functions are found
+    by_file = {name: replaced_functions(name) for name in files if name not in names}
+    return names + [f"{name} ({', '.join(replaced)})" for name, replaced in by_file.items() if replaced]
 
 
 @functools.cache

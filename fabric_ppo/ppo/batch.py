@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import NO_MEMORY, Agent
 from fabric_ppo.config import Config
-from fabric_ppo.ppo.advantages import gae
+from fabric_ppo.ppo import advantages as estimator
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.buffer import Rollout
@@ -212,7 +212,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         update: number of the update, which determines the order of the rows.
         device: of the rows.
     """
-    advantages, returns = gae(
+    advantages, returns = estimator.gae(
         rollout.rewards.to(rollout.values.dtype),
         rollout.values,
         rollout.next_values,

@@ -40,17 +40,26 @@ class Losses(NamedTuple):
     clip_fraction: Tensor
 
 
-class MinibatchLoss(NamedTuple):
-    """Loss of a minibatch, a scalar with a gradient, and the Evaluation of its rows, `[b]` each.
+ADD_UP = torch.zeros(0)
+"""Parts of a loss that are computed later; see `MinibatchLoss`."""
 
-    The Evaluation has no gradient. The logged parts of the loss are computed from it, for all
-    minibatches of an epoch at once.
+
+class MinibatchLoss(NamedTuple):
+    """Loss of a minibatch, a scalar with a gradient, and what its logged parts are computed from.
+
+    Attributes:
+        loss: the loss.
+        log_probs, entropy, values: the Evaluation of its rows, `[b]`, without gradient.
+        parts: the parts of the loss in the order of `Losses`, `[n]`, without gradient. Empty where
+            they add up over minibatches: they are then computed from the Evaluation, for all
+            minibatches of an epoch at once.
     """
 
     loss: Tensor
     log_probs: Tensor
     entropy: Tensor
     values: Tensor
+    parts: Tensor = ADD_UP
 
 
 LossFn = Callable[[Rows, Coefficients], MinibatchLoss]
@@ -110,5 +119,6 @@ def minibatch_loss(agent: Callable[..., Evaluation], rows: Rows, coefs: Coeffici
         coefs: hyperparameters.
     """
     new = agent(rows.obs, rows.actions, rows.sequences)
-    loss = ppo_loss(rows, new, coefs).loss
-    return MinibatchLoss(loss, *(column.detach() for column in new))
+    loss, *parts = ppo_loss(rows, new, coefs)
+    log_probs, entropy, values = (column.detach() for column in new[:3])
+    return MinibatchLoss(loss, log_probs, entropy, values, torch.stack(parts).detach())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import TorchConfig
-from tests.fixtures.copies import copy_of_the_repository
-from tests.fixtures.launching import clean_environment
+from tests.fixtures.copies import copy_of_the_repository, train_all_in
+from tests.fixtures.launching import SCRIPTS, clean_environment
+from tests.fixtures.resuming import metrics
 from tests.fixtures.processes import PATIENCE
 
 SHORT = ("--total-timesteps", "512", "--test-episodes", "1", "--run-dir", "run")
@@ -48,3 +51,41 @@ def test_an_edited_loss_is_the_one_that_trains(tmp_path):
     assert learnt.keys() == initial.keys()
     assert not any(torch.equal(learnt[name], tensor) for name, tensor in initial.items())
     assert named == []
+
+
+QUICK = ("--total-timesteps", "512", "--num-steps", "64", "--update-epochs", "3", "--test-episodes", "0")
+
+
+@pytest.mark.parametrize("is_fast", [True, False], ids=["compiled", "autograd"])
+def test_logged_parts_are_means_over_the_losses_of_minibatches(tmp_path, is_fast):
+    """Whatever a loss computes them from: here from no row at all, so that they do not add up over rows."""
+    copy = copy_of_the_repository(tmp_path / "edited")
+    path = copy / "fabric_ppo/ppo/loss.py"
+    text = path.read_text()
+    edits = [("clip_fraction = torch.dot(rows.weights, is_clipped)", "clip_fraction = is_clipped.new_full((), 0.25)")]
+    if not is_fast:
+        calls = "    open(f'calls_{torch.initial_seed()}', 'a').write('.')\n"
+        edits += [
+            ("value_loss.detach(), entropy_loss", "value_loss.new_full((), 0.75), entropy_loss"),
+            (
+                "    log_ratio = new.log_probs - rows.log_probs\n",
+                calls + "    log_ratio = new.log_probs - rows.log_probs\n",
+            ),
+        ]
+    for old, new in edits:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+    train_all_in(copy, *QUICK)
+    for script in SCRIPTS:
+        for line in metrics(copy / script):
+            assert line["Info/clip_fraction"] == 0.25
+            assert (line["Loss/value_loss"] == 0.75) == (not is_fast)
+        said = "".join(each.read_text() for each in (copy / f"{script}_said").iterdir())
+        assert said.count("; training follows this code, with autograd: 2 to 4 times as slow") == (not is_fast)
+        assert said.count("--compile gets") == (not is_fast)
+    if not is_fast:
+        (calls,) = copy.glob("calls_*")
+        # ranks with environments of their own, updates, epochs, minibatches of 64 rows
+        each = [json.loads((copy / script / "summary.json").read_text())["gradient_steps"] for script in SCRIPTS]
+        assert len(calls.read_text()) == sum(steps * ranks for steps, ranks in zip(each, (1, 2, 2), strict=True))

