@@ -8,6 +8,7 @@ one function of `kernels.c`.
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -50,6 +51,11 @@ class CompiledLoss:
         self.flat, self._agent, self._turn = weights.flat, agent, 0
         self._compiled = CompiledAgent(agent, weights.flat.detach())
         self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
+        # type and width of the columns in `Minibatch`, which C takes for granted
+        is_gaussian, real = agent.log_std is not None, agent.dtype
+        self._types = (real, real if is_gaussian else torch.int64, *[real] * 5)
+        size = math.prod(agent.distribution.action_shape)
+        self._widths = ((agent.trunk or agent.policy).linear_layers[0].in_features, size, *[1] * 5)
         self._coefs, self._struct = Coefficients(0, 0, 0, False), CoefficientsStruct()
         library = kernels(agent.dtype)
         assert library is not None
@@ -61,13 +67,18 @@ class CompiledLoss:
         if not self._is_raw:
             with torch.no_grad():
                 features = self._agent.inputs(rows.obs)
-        if self._agent.log_std is not None:
-            actions = actions.to(self.flat.dtype)
-        columns = [each.contiguous() for each in (features, actions, *rows[2:7])]
-        minibatch = Minibatch(len(rows.weights), *[each.data_ptr() for each in columns])
+        count = rows.weights.shape[0]
+        columns = [
+            (each if each.dtype is dtype else each.to(dtype)).contiguous()
+            for each, dtype in zip((features, actions, *rows[2:7]), self._types, strict=True)
+        ]
+        if [each.numel() for each in columns] != [count * width for width in self._widths]:
+            raise ValueError(f"the columns of Rows have different lengths: {[tuple(each.shape) for each in columns]}")
+        minibatch = Minibatch(count, *[each.data_ptr() for each in columns])
         if coefs is not self._coefs:
-            self._coefs, self._struct = coefs, CoefficientsStruct(*coefs)
-        evaluation = self.flat.new_empty((3, len(rows.weights)))
+            numbers = (coefs.clip_coef, coefs.vf_coef, coefs.ent_coef)
+            self._coefs, self._struct = coefs, CoefficientsStruct(*map(float, numbers), coefs.clip_vloss)
+        evaluation = self.flat.new_empty((3, count))
         loss = self._minibatch_loss(
             self._compiled.pointer, ctypes.byref(minibatch), ctypes.byref(self._struct), evaluation.data_ptr()
         )

@@ -303,6 +303,8 @@ static double categorical(real *logits, real *values, count n, const minibatch *
             logits[j] = (real)(logits[j] - log_total);
             entropy -= slopes[j] / total * logits[j];
         }
+        if (action < 0 || action >= n) /* no action of the agent's: the loss is not finite */
+            return NAN;
         slopes_of at = objective_of(logits[action], entropy, values[i], m, row, c);
         loss -= at.objective;
         /* d log p[a] / d logits = onehot(a) - p;  d entropy / d logits = -p (log p + entropy) */

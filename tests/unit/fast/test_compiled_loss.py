@@ -208,6 +208,52 @@ def test_a_gradient_keeps_its_memory():
         late.loss.backward()
 
 
+@pytest.mark.parametrize("action", ["7 choices", "matrix"])
+def test_columns_of_other_types_and_strides_are_converted(action):
+    """As an edit of the batch may leave them."""
+    agent = build_agent(ACTIONS[action], dtype=torch.float32)
+    weights, rows = FlatWeights(agent), uneven_rows(agent, 12)
+    loss_of = CompiledLoss(agent, weights)
+    usual = Rows(*(each.float() if each.dtype == torch.float64 else each for each in rows[:-1]))
+    expected = loss_of(usual, COEFS)
+    odd = usual._replace(
+        advantages=usual.advantages.double(),
+        returns=torch.stack([usual.returns, usual.returns], -1)[:, 0],
+        actions=usual.actions.int() if action == "7 choices" else usual.actions.double(),
+        weights=usual.weights.unsqueeze(-1),
+    )
+    for a, b in zip(loss_of(odd, COEFS._replace(ent_coef=torch.tensor(COEFS.ent_coef))), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("column", Rows._fields[:-1])
+def test_columns_of_other_lengths_are_refused(column):
+    agent = build_agent(ACTIONS["matrix"])
+    rows = uneven_rows(agent, 12)
+    with pytest.raises(ValueError, match="different lengths"):
+        CompiledLoss(agent, FlatWeights(agent))(rows._replace(**{column: getattr(rows, column)[:7]}), COEFS)
+
+
+@pytest.mark.parametrize("wrong", [-1, 7, 2**40])
+def test_an_action_that_there_is_not_gives_no_finite_loss(wrong):
+    agent = build_agent(ACTIONS["7 choices"])
+    rows = uneven_rows(agent, 12)
+    rows.actions[5] = wrong
+    assert CompiledLoss(agent, FlatWeights(agent))(rows, COEFS).loss.isnan()
+
+
+def test_a_penalty_may_be_added():
+    """Then the loss is a part of autograd's graph as any other."""
+    agent = build_agent(ACTIONS["matrix"])
+    rows, weights = uneven_rows(agent, 16), FlatWeights(agent)
+    grads = []
+    for loss_of in (CompiledLoss(agent, weights), functools.partial(minibatch_loss, weights)):
+        weights.flat.grad = None
+        (loss_of(rows, COEFS).loss + 0.1 * weights.flat.square().sum()).backward()
+        grads.append(weights.flat.grad)
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
 def test_only_the_loss_has_a_gradient():
     agent = build_agent(ACTIONS["7 choices"])
     loss, *others = CompiledLoss(agent, FlatWeights(agent))(uneven_rows(agent, 8), COEFS)
