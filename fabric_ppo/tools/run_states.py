@@ -221,8 +221,10 @@ def _totals(own: dict[str, Any], ranks: int) -> tuple[int | None, int]:
 
 
 def _failure(run_dir: Path) -> str | None:
+    """Return the first line of the error that ended a run."""
     try:
-        return (run_dir / FAILURE_FILE).read_text(encoding="utf-8", errors="replace").strip() or None
+        lines = (run_dir / FAILURE_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[0] if lines else None
     except OSError as error:
         return first_line(error)
 

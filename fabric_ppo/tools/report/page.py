@@ -16,8 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.curves import metric_names
@@ -149,8 +147,7 @@ def _tiles(runs: Sequence[ReportRun]) -> list[Tile]:
 
 def _chart(diagnostic: Diagnostic, runs: Sequence[ReportRun]) -> Chart:
     """Return the chart of a diagnostic, with what the runs show."""
-    logged = {run.name: run.result.metrics.get(diagnostic.tag, np.zeros(0)) for run in runs}
-    found = {run.name: verdict(diagnostic, logged[run.name], run.settings) for run in runs}
+    found = {run.name: verdict(diagnostic, run.result.metrics, run.settings) for run in runs}
     return Chart(diagnostic.tag, diagnostic.title, diagnostic.healthy, combine(found))
 
 

@@ -16,9 +16,12 @@ from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.run_groups import settings
 from fabric_ppo.tools.run_problems import result_problems
 from fabric_ppo.tools.run_states import RunState, finite, read_state
+from fabric_ppo.tools.tables import printable
 
 _UNFINISHED = {"training": "still trains", "failed": "has failed", "stopped": "was stopped before its end"}
 """State of a run -> what a report says of it."""
+_LONGEST = 500
+"""Number of characters of a failure that are quoted."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def _notes(result: RunResult, state: RunState) -> list[str]:
     """Return sentences on what a run's folder lacks."""
     notes = []
     if state.state != "done":
-        notes.append(f"The run {_UNFINISHED[state.state]}. This is what there is so far.")
+        end = f": {printable(state.failure)[:_LONGEST]}" if state.failure else ""
+        stop = "" if end.endswith(".") else "."
+        notes.append(f"The run {_UNFINISHED[state.state]}{end}{stop} This is what there is so far.")
     elif result.has_summary and not result.last_summary.get("test"):
         notes.append("summary.json has no result of a test.")
     notes += [f"{problem}." for problem in result_problems(result, state.state, state.progress == 1)]

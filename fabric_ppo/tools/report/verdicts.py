@@ -17,13 +17,15 @@ Level = Literal["good", "note", "warning"]
 _LEVELS: tuple[Level, ...] = ("good", "note", "warning")
 Values = NDArray[np.float64]
 """Finite values of a metric in the order of updates, `[points]`, at least one."""
-Flags = Mapping[str, Any]
-"""Flags of a run, field name -> value; empty where they are not known."""
 
 _HIGH_KL, _LOW_KL = 0.05, 1e-4
+_DESTRUCTIVE_KL = 0.5
+"""KL divergence of a single update from which on hardly anything of the old policy is left."""
 _MANY_CLIPPED, _FEW_CLIPPED = 0.4, 0.005
 _COLLAPSED = 0.05
-"""Share of its first value that an entropy is below where it has collapsed."""
+"""Share of its largest value that an entropy is below where it has collapsed."""
+_NO_ENTROPY = 0.03
+"""Entropy in nats below which one of discrete actions has collapsed, whatever it was before."""
 _FEW = 4
 """Number of values below which nothing is said about their course."""
 
@@ -34,6 +36,21 @@ class Verdict:
 
     level: Level
     text: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run that a metric is of.
+
+    Attributes:
+        flags: field name -> value; empty where they are not known.
+        has_collapsed: true if hardly any entropy is left at its end.
+        hardly_moves: true if its KL divergence is about 0 in the second half.
+    """
+
+    flags: Mapping[str, Any]
+    has_collapsed: bool
+    hardly_moves: bool
 
 
 @dataclass(frozen=True)
@@ -51,24 +68,28 @@ class Diagnostic:
     tag: str
     title: str
     healthy: str
-    judge: Callable[[Values, Flags], Verdict]
+    judge: Callable[[Values, Run], Verdict]
     is_sparse: bool = False
 
 
-def verdict(diagnostic: Diagnostic, values: NDArray[np.float64], flags: Flags) -> Verdict:
+def verdict(diagnostic: Diagnostic, metrics: Mapping[str, NDArray[Any]], flags: Mapping[str, Any]) -> Verdict:
     """Return what a run shows.
 
     Args:
         diagnostic: the metric.
-        values: of each update, NaN where there is none, `[updates]`.
-        flags: the run's flags.
+        metrics: all that the run has, name -> values, NaN where there is none, `[updates]`.
+        flags: the run's flags, field name -> value; empty where they are not known.
     """
+    values = metrics.get(diagnostic.tag, np.zeros(0))
     finite = values[np.isfinite(values)]
     missing, infinite = len(values) - len(finite), int(np.isinf(values).sum())
+    if infinite and not len(finite):
+        return Verdict("warning", f"Infinite in {_of(infinite, len(values))}.")
     if not len(finite):
-        text = f"Infinite in {_of(infinite, len(values))}."
-        return Verdict("warning", text) if infinite else Verdict("note", "No value was logged.")
-    found = diagnostic.judge(finite, flags)
+        return _without_values(diagnostic, metrics)
+    entropy, late_kl = -_finite(metrics, "Loss/entropy_loss"), _late(_finite(metrics, "Info/approx_kl"))
+    hardly_moves = len(late_kl) > 0 and float(np.median(late_kl)) < _LOW_KL
+    found = diagnostic.judge(finite, Run(flags, len(entropy) > 0 and _has_collapsed(entropy), hardly_moves))
     if len(values) < _FEW:
         found = Verdict(found.level, f"{found.text} That is of {_count(len(values), 'update')} only.")
     if infinite:
@@ -77,6 +98,19 @@ def verdict(diagnostic: Diagnostic, values: NDArray[np.float64], flags: Flags) -
         level: Level = "note" if found.level == "good" else found.level
         return Verdict(level, f"{found.text} No value in {_of(missing, len(values))}.")
     return found
+
+
+def _without_values(diagnostic: Diagnostic, metrics: Mapping[str, NDArray[Any]]) -> Verdict:
+    """Return what a run shows that has no value of a metric."""
+    updates = len(metrics.get("update", ()))
+    if diagnostic.is_sparse and updates and not _finite(metrics, "Game/episodes").any():
+        return Verdict("warning", f"No episode ended in training, in {_count(updates, 'update')}.")
+    return Verdict("note", "No value was logged.")
+
+
+def _finite(metrics: Mapping[str, NDArray[Any]], tag: str) -> Values:
+    values = np.asarray(metrics.get(tag, ()), np.float64)
+    return values[np.isfinite(values)]
 
 
 def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
@@ -97,32 +131,43 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     return Verdict(worst, f"{who} {what if len(names) > 1 else what.replace('are', 'is')}. {names[0]}: {text}")
 
 
-def _kl(values: Values, flags: Flags) -> Verdict:
+def _kl(values: Values, run: Run) -> Verdict:
     late, high = float(np.median(_late(values))), int((values > _HIGH_KL).sum())
     advice = "A smaller --learning-rate, fewer --update-epochs or --target-kl keep it down."
     if late > _HIGH_KL:
         return Verdict("warning", f"Too high: {_number(late)} is usual in the second half. {advice}")
     if high > len(values) / 4:
         return Verdict("warning", f"Above {_HIGH_KL} in {_of(high, len(values))}. {advice}")
+    usual = f"Usually {_number(np.median(values))}"
     if high:
-        peak = f"up to {_number(values.max())}"
-        return Verdict("note", f"Usually {_number(np.median(values))}, but above {_HIGH_KL} {_times(high)}, {peak}.")
+        text = f"{usual}, but above {_HIGH_KL} {_times(high)}, up to {_number(values.max())}"
+        if run.has_collapsed:
+            return Verdict("warning", f"{text}, and the entropy has collapsed. {advice}")
+        if values.max() > _DESTRUCTIVE_KL:
+            return Verdict("warning", f"{text}: an update of that size destroys what was learned. {advice}")
+        return Verdict("note", f"{text}.")
     if np.median(values) < _LOW_KL:
-        return Verdict("note", f"Usually {_number(np.median(values))}: the policy hardly moves. Is the step too small?")
+        why = "the entropy has collapsed." if run.has_collapsed else "the policy hardly moves. Is the step too small?"
+        return Verdict("note", f"{usual}: {why}")
     return Verdict("good", f"Usually {_number(np.median(values))}, at most {_number(values.max())}.")
 
 
-def _clip_fraction(values: Values, flags: Flags) -> Verdict:
+def _clip_fraction(values: Values, run: Run) -> Verdict:
     usual = float(np.median(values))
     if usual > _MANY_CLIPPED:
         text = f"{usual:.0%} of the ratios are clipped: most of the data has no gradient left."
         return Verdict("warning", f"{text} A smaller --learning-rate or fewer --update-epochs help.")
     if usual < _FEW_CLIPPED:
-        return Verdict("note", f"Usually {usual:.1%}: clipping hardly acts; larger steps may be possible.")
+        advice = "larger steps may be possible"
+        if run.has_collapsed:
+            advice = "the entropy has collapsed"
+        elif run.hardly_moves:
+            advice = "the policy hardly moves, see the KL divergence"
+        return Verdict("note", f"Usually {usual:.1%}: clipping hardly acts; {advice}.")
     return Verdict("good", f"Usually {usual:.0%}, at most {values.max():.0%}.")
 
 
-def _explained_variance(values: Values, flags: Flags) -> Verdict:
+def _explained_variance(values: Values, run: Run) -> Verdict:
     late = float(np.median(_late(values)))
     if late < 0:
         text = f"Negative ({late:.2f}) in the second half: the value function is worse than a constant."
@@ -135,29 +180,47 @@ def _explained_variance(values: Values, flags: Flags) -> Verdict:
     return Verdict("good", f"{late:.2f} in the second half.")
 
 
-def _entropy(values: Values, flags: Flags) -> Verdict:
+def _entropy(values: Values, run: Run) -> Verdict:
     entropy = -values
-    first, last = float(entropy[0]), float(np.median(entropy[-max(1, len(entropy) // 10) :]))
+    first, last = float(entropy[0]), _last(entropy)
     course = f"From {_number(first)} to {_number(last)} nats"
+    fallen = np.flatnonzero(entropy < _collapse_bound(entropy))
+    if run.has_collapsed and (len(entropy) >= _FEW or fallen[0] == 0) and fallen[0] < len(entropy) / 3:
+        when = f"{course}: it had collapsed after {_of(int(fallen[0]) + 1, len(entropy))}, exploration ended there."
+        return Verdict("warning", f"{when} --ent-coef keeps it up.")
     if len(entropy) < _FEW:
         return Verdict("good", f"{course}.")
-    if entropy.min() < 0:  # that of continuous actions, whose zero has no meaning
+    if _is_continuous(entropy):
         if last > first + 1:
             return Verdict("warning", f"{course}: it grows, the actions become noise. Is --ent-coef too large?")
         return Verdict("good", f"{course}; of continuous actions, where less than zero is no fault.")
-    fallen = np.flatnonzero(entropy < _COLLAPSED * first)
-    if len(fallen) and fallen[0] < len(entropy) / 3 and last < _COLLAPSED * first:
-        when = f"{course}: it had collapsed after {_of(int(fallen[0]) + 1, len(entropy))}, exploration ended there."
-        return Verdict("warning", f"{when} --ent-coef keeps it up.")
-    if last < _COLLAPSED * first:
+    if run.has_collapsed:
         return Verdict("note", f"{course}: hardly any randomness is left. Where the return is good, that is fine.")
     if last > 0.97 * first:
         return Verdict("note", f"{course}: the policy is nearly as random as at its beginning.")
     return Verdict("good", f"{course}.")
 
 
-def _grad_norm(values: Values, flags: Flags) -> Verdict:
-    usual, limit = float(np.median(values)), flags.get("max_grad_norm")
+def _is_continuous(entropy: Values) -> bool:
+    """Return True for the entropy of continuous actions, whose zero has no meaning."""
+    return float(entropy.min()) < -1e-3  # that of discrete actions may be rounded below 0
+
+
+def _collapse_bound(entropy: Values) -> float:
+    return max(_NO_ENTROPY, _COLLAPSED * float(entropy.max()))
+
+
+def _last(entropy: Values) -> float:
+    return float(np.median(entropy[-max(1, len(entropy) // 10) :]))
+
+
+def _has_collapsed(entropy: Values) -> bool:
+    """Return True if hardly any entropy of discrete actions is left at the end."""
+    return not _is_continuous(entropy) and _last(entropy) < _collapse_bound(entropy)
+
+
+def _grad_norm(values: Values, run: Run) -> Verdict:
+    usual, limit = float(np.median(values)), run.flags.get("max_grad_norm")
     early, late = float(np.median(_early(values))), float(np.median(_late(values)))
     if len(values) >= _FEW and late > 10 * max(early, 1e-8):
         return Verdict("warning", f"Grows from {_number(early)} to {_number(late)}: training may become unstable.")
@@ -169,7 +232,7 @@ def _grad_norm(values: Values, flags: Flags) -> Verdict:
     return Verdict("good", f"{text}.")
 
 
-def _value_loss(values: Values, flags: Flags) -> Verdict:
+def _value_loss(values: Values, run: Run) -> Verdict:
     early, late = float(np.median(_early(values))), float(np.median(_late(values)))
     course = f"From {_number(early)} in the first half to {_number(late)} in the second"
     if len(values) >= _FEW and late > 10 * max(early, 1e-12):
@@ -177,20 +240,20 @@ def _value_loss(values: Values, flags: Flags) -> Verdict:
     return Verdict("good", f"{course}.")
 
 
-def _policy_loss(values: Values, flags: Flags) -> Verdict:
+def _policy_loss(values: Values, run: Run) -> Verdict:
     usual = float(np.median(values))
     if abs(usual) > 0.3:
         return Verdict("note", f"Usually {_number(usual)}, which is far from zero. See the KL divergence.")
     return Verdict("good", f"Usually {_number(usual)}.")
 
 
-def _learning_rate(values: Values, flags: Flags) -> Verdict:
+def _learning_rate(values: Values, run: Run) -> Verdict:
     if values.min() == values.max():
         return Verdict("good", f"Constant at {_number(values[0])}.")
     return Verdict("good", f"From {_number(values[0])} to {_number(values[-1])}.")
 
 
-def _return(values: Values, flags: Flags) -> Verdict:
+def _return(values: Values, run: Run) -> Verdict:
     # means over tenths, so that one lucky update is no peak
     parts = np.array([part.mean() for part in np.array_split(values, min(10, len(values)))])
     first, best, last = float(parts[0]), float(parts.max()), float(parts[-1])

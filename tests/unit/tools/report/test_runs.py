@@ -41,15 +41,32 @@ def test_machines_are_those_of_the_newest_whole_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [([], "was stopped before its end"), (["failure.txt"], "has failed")],
+    [([], "was stopped before its end."), (["failure.txt"], "has failed: it raised <b>.")],
 )
 def test_what_a_run_is_that_has_not_finished_is_noted(tmp_path, files, expected):
     folder = write_run(tmp_path / "run", columns(3))
     for name in ("summary.json", "policy.safetensors"):
         (folder / name).unlink()
     for name in files:
-        (folder / name).write_text("it raised\n")
-    assert read_runs([folder])[0].notes[0].startswith(f"The run {expected}.")
+        (folder / name).write_text("it raised <b>\n")
+    assert read_runs([folder])[0].notes[0] == f"The run {expected} This is what there is so far."
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "The run has failed."),
+        (b"\xff\x1b[31m " + b"x" * 5000, "The run has failed: \ufffd\\x1b[31m xxx"),
+        ("env ü: step 3: it raised.\nmore".encode(), "The run has failed: env ü: step 3: it raised. This"),
+    ],
+)
+def test_why_a_run_failed_is_quoted_in_one_line(tmp_path, content, words):
+    folder = write_run(tmp_path / "run", columns(3))
+    (folder / "failure.txt").write_bytes(content)
+    note = read_runs([folder])[0].notes[0]
+    assert note.startswith(words)
+    assert note.isprintable()
+    assert len(note) < 600
 
 
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
