@@ -122,48 +122,44 @@ class CompiledActor(Actor):
         self._scaled_noise, self._step = scaled.contiguous().numpy(), 0
         self._outputs = np.empty_like(self._scaled_noise)
         self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
-        self._is_categorical = isinstance(agent.distribution, Categorical)
+        # choices [T, N], or perturbed parameters [T, N, n]
+        self._is_choice = isinstance(agent.distribution, Categorical)
+        shape = self._outputs.shape[: 2 if self._is_choice else 3]
+        self._drawn = np.empty(shape, np.int64 if self._is_choice else self._outputs.dtype)
         self._compiled = CompiledAgent(agent, torch.cat([each.detach().flatten() for each in agent.parameters()]))
         library = kernels(agent.dtype)
         assert library is not None
         self._library = library
         library.transpose(self._compiled.pointer)
-        # addresses of the first step's, and the bytes of a step
-        self._noise_at, self._outputs_at = _address(self._scaled_noise), _address(self._outputs)
-        self._stride = self._outputs.nbytes // len(self._outputs)
+        # where a step begins in them: an address is asked for once, which takes as long as a layer
+        arrays = (self._scaled_noise, self._outputs, self._drawn)
+        self._places = [(_address(each), each[0].nbytes) for each in arrays]
 
     def act(self, obs: Array) -> Array:
         """See `Actor.act`."""
-        if self._step == len(self._outputs):
-            raise IndexError("all steps of the rollout have been taken")
+        step, num_envs = self._step, self._num_envs
+        if step == len(self._outputs) or len(obs) != num_envs:
+            raise IndexError(f"step {step} of {len(self._outputs)}, {len(obs)} of {num_envs} observations")
         if not self._is_raw:
             obs = self._agent.inputs(torch.from_numpy(obs)).numpy()
-        obs, at = np.ascontiguousarray(obs), self._step * self._stride
-        drawn, *places = self._to_draw(len(obs))
-        self._library.act(
-            self._compiled.pointer, _address(obs), len(obs), self._noise_at + at, self._outputs_at + at, *places
-        )
+        obs = np.ascontiguousarray(obs, self._outputs.dtype)
+        noise_at, outputs_at, drawn_at = [address + step * size for address, size in self._places]
+        drawn = (drawn_at, None) if self._is_choice else (None, drawn_at)
+        self._library.act(self._compiled.pointer, _address(obs), num_envs, noise_at, outputs_at, *drawn)
         self._step += 1
-        return self._as_stored(drawn)
+        return self._as_stored(self._drawn[step])
 
     def draw(self, outputs: Array, scaled_noise: Array) -> Array:
         """Draw actions `[B, *action_shape]` from the policy network's outputs, `[B, n]`."""
-        drawn, *places = self._to_draw(len(outputs))
-        self._library.draw(_address(outputs), _address(scaled_noise), *outputs.shape, *places)
-        return self._as_stored(drawn)
-
-    def _to_draw(self, rows: int) -> tuple[Array, int | None, int | None]:
-        """Return memory for draws, and its address as choices and as perturbed parameters."""
-        if self._is_categorical:
-            drawn = np.empty(rows, np.int64)
-            return drawn, _address(drawn), None
-        drawn = np.empty((rows, self._outputs.shape[-1]), self._outputs.dtype)
-        return drawn, None, _address(drawn)
+        chosen, perturbed = np.empty(len(outputs), np.int64), np.empty_like(outputs)
+        drawn = (_address(chosen), None) if self._is_choice else (None, _address(perturbed))
+        self._library.draw(_address(outputs), _address(scaled_noise), *outputs.shape, *drawn)
+        return self._as_stored(chosen if self._is_choice else perturbed)
 
     def _as_stored(self, drawn: Array) -> Array:
         """Return draws as a rollout stores them."""
         # argmax(logits + gumbel), mode(logit + logistic) or mean + std * normal
-        return drawn if self._is_categorical else self._agent.distribution.mode(torch.from_numpy(drawn)).numpy()
+        return drawn if self._is_choice else self._agent.distribution.mode(torch.from_numpy(drawn)).numpy()
 
     def params(self) -> Tensor:
         """See `Actor.params`."""

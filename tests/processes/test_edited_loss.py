@@ -17,8 +17,8 @@ from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import TorchConfig
 from tests.fixtures.copies import copy_of_the_repository, train_all_in
 from tests.fixtures.launching import SCRIPTS, clean_environment
-from tests.fixtures.resuming import metrics
 from tests.fixtures.processes import PATIENCE
+from tests.fixtures.resuming import metrics
 
 SHORT = ("--total-timesteps", "512", "--test-episodes", "1", "--run-dir", "run")
 """Two updates of 256 transitions in the default environment."""

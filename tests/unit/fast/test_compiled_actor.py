@@ -48,12 +48,15 @@ def test_a_row_gives_the_same_bits_whatever_is_around_it(sizes, activation, dtyp
 
 
 @torch.no_grad()
-def test_no_step_is_taken_beyond_the_last():
+def test_what_does_not_fit_the_rollout_is_refused():
     agent = build_acting_agent(ACTIONS["box"])
     actor, obs = choose(agent, 6), observe(agent.spec.observation, ROWS).numpy()
+    for few in (obs[:-1], obs[:0]):
+        with pytest.raises(IndexError, match="observations"):
+            actor.act(few)
     for _ in range(STEPS):
         actor.act(obs)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=f"step {STEPS} of {STEPS}"):
         actor.act(obs)
 
 
