@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agents.bounds_scale import scale_of
+from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error
@@ -230,15 +231,6 @@ class OwnNetwork(nn.Module):
             raise ConfigError(f"--encoder {name}: it raised {reason}") from error
         if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
             raise ConfigError(f"--encoder {name}: a torch.nn.Module with a whole number num_features is expected")
-        # the ratio of probabilities is that of the policy's change only if the same observation has
-        # the same features in the rollout and in every minibatch
-        for each in network.modules():
-            draws = isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0
-            if draws or isinstance(each, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(
-                    f"--encoder {name}: its {type(each).__name__} makes of an observation what depends on others or on "
-                    "chance; without is expected, or LayerNorm or GroupNorm"
-                )
         self.network, self.num_features = network, int(network.num_features)  # type: ignore[arg-type]
         self._try(space, name)
 
@@ -255,6 +247,7 @@ class OwnNetwork(nn.Module):
         if shape != (2, self.num_features):
             made = f"it makes {list(shape)} of {list(blank.shape)}"
             raise ConfigError(f"--encoder {name}: {made}; [2, num_features], here {self.num_features}, is expected")
+        require_repeatable(self, lambda twin: twin(blank, torch.get_default_dtype()), f"--encoder {name}: its")
         self.train()
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.encoders import orthogonal_init
 from fabric_ppo.agents.memory import orthogonal_memory
+from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import ConfigError
@@ -26,7 +27,8 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         config: hyperparameters and seed.
 
     Raises:
-        ConfigError: the observations cannot be normalised or encoded as the flags say.
+        ConfigError: the observations cannot be normalised or encoded as the flags say, or a layer
+            depends on chance.
     """
     architecture = Architecture(
         activation_function=config.activation_function,
@@ -59,6 +61,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         # the second half of the head's outputs are the log standard deviations
         with torch.no_grad():
             agent.policy.linear_layers[-1].bias[spec.action.size :] += config.log_std_init
+    _require_repeatable(agent)
     return agent
 
 
@@ -78,3 +81,17 @@ def _orthogonal_init(agent: Agent) -> None:
         for layer in network.linear_layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is head else math.sqrt(2))
             nn.init.zeros_(layer.bias)
+
+
+def _require_repeatable(agent: Agent) -> None:
+    """Raise a ConfigError if the networks behind the encoder make other numbers from call to call."""
+    encoder = agent.encoder
+    inputs = torch.linspace(-1, 1, 8 * encoder.num_features, dtype=agent.dtype).view(8, -1).to(agent.device)
+    inputs = torch.cat([inputs, inputs.new_ones(8, encoder.num_masks)], dim=-1)
+    memory = inputs.new_zeros(8, agent.memory_size)
+
+    def compute(twin: Agent) -> Tensor:
+        features, _ = twin.remember(twin.shared(inputs), memory)
+        return torch.cat([twin.policy_params(features), twin.state_values(features).unsqueeze(-1)], dim=-1)
+
+    require_repeatable(agent, compute, "the agent's")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.code import other_code
 from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.agents.mlp import ROW_MULTIPLE
 from fabric_ppo.agents.module import PolicyModule
@@ -26,6 +27,7 @@ from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.command import running
+from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.seeding import Stream, uniform_of, uniforms
 
@@ -77,7 +79,7 @@ class Policy:
     def module(self) -> PolicyModule:
         """The agent as one module, for `torch.export` and other programs; a copy of the weights."""
         weights = self._agent.state_dict()
-        return PolicyModule(_build(self.spec, self._agent.architecture, weights)).to(self._device)
+        return PolicyModule(_build(self.spec, self._agent.architecture, weights)).to(self._device).eval()
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
         """Return the memory with which an episode begins, zeros.
@@ -277,7 +279,10 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
         metadata, weights = read_policy(path)
         spec, architecture = described(metadata)
         if not (lacks := _lacks(path, architecture.encoder, own_code)):
-            return Policy(_build(spec, architecture, weights))
+            policy = Policy(_build(spec, architecture, weights))
+            if other := other_code(metadata):
+                print_from_rank_zero(f"{named}: {other}")
+            return policy
     except Exception as error:  # a damaged file fails in many ways
         raise ConfigError(f"{named}: {no_policy(error)}") from None
     raise ConfigError(f"{named}: {lacks}")

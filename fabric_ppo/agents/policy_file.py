@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fabric_ppo.agents.agent import Agent, Architecture
+from fabric_ppo.agents.code import agent_code, other_code
 from fabric_ppo.agents.hub import HubAddress, is_hub_address, pull
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, path_name
@@ -147,7 +148,14 @@ def policy_bytes(path: Path) -> bytes:
     from safetensors.torch import save
 
     values, weights = read_policy(path)
-    return _in_order(save(weights, {name: values[name] for name in ("env_spec", "agent")}))
+    metadata = {name: values[name] for name in ("env_spec", "agent")}
+    return _in_order(save(weights, metadata | {"code": json.dumps(_code_of(values), sort_keys=True)}))
+
+
+def _code_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the agent's files in a checkpoint; empty for one of an older version."""
+    code = values.get("surroundings", {}).get("code")
+    return {name: code[name] for name in agent_code() if name in code} if isinstance(code, dict) else {}
 
 
 def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -186,7 +194,7 @@ def _differing_text(theirs: Any, ours: Any) -> tuple[str, str]:
 
 
 def save_policy(agent: Agent, run_dir: Path) -> None:
-    """Write `policy.safetensors`: the weights, and the spaces and the architecture as JSON.
+    """Write `policy.safetensors`: the weights, and spaces, architecture and digests of the code as JSON.
 
     Raises:
         OSError: it cannot be written.
@@ -194,6 +202,7 @@ def save_policy(agent: Agent, run_dir: Path) -> None:
     from safetensors.torch import save
 
     metadata = {"env_spec": agent.spec.to_json(), "agent": agent.architecture.to_json()}
+    metadata["code"] = json.dumps(agent_code(), sort_keys=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
     write_atomically(run_dir / POLICY_FILE, _in_order(save(weights, metadata)))
 
@@ -237,3 +246,5 @@ def start_from(agent: Agent, run_dir: str | os.PathLike[str]) -> None:
     except ValueError as error:
         raise ConfigError(f"--init-from {run_dir}: {no_policy(error)}") from None
     agent.load_state_dict(weights)
+    if other := other_code(metadata):
+        print_from_rank_zero(f"--init-from {run_dir}: {other}")

@@ -21,7 +21,7 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 FINGERPRINTS = {
     "agents/agent.py": "9237793edeaa74e5",
     "agents/distributions.py": "7209cae875122960",
-    "agents/encoders.py": "f9acccf563f411cb",
+    "agents/encoders.py": "e7ace5f70697a1c3",
     "agents/mlp.py": "c510102562dc4ba9",
     "ppo/loss.py": "af4be2f97576ccd2",
     "rollouts/actor.py": "b3d7cf4348713504",
