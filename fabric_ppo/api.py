@@ -107,12 +107,13 @@ def train(
 
         from fabric_ppo.run.folder import new_run_dir
         from fabric_ppo.run.parts import parts_of
-        from train_torch import main
+        from fabric_ppo.tools.locate import load_script
 
         parts = parts_of(callbacks, trackers)
         run_dir = new_run_dir(resolved)
+        script = load_script(TorchConfig)
         try:
-            main(dataclasses.replace(resolved, run_dir=str(run_dir)), parts)
+            script.main(dataclasses.replace(resolved, run_dir=str(run_dir)), parts)
         except KeyboardInterrupt:
             print_line(f"interrupted{_where_to_go_on(run_dir, bool(callbacks or trackers))}", sys.stderr)
             # a new one: the traceback of the old one leads through the whole program

@@ -5,19 +5,38 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from importlib.util import find_spec
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from fabric_ppo.config import Config, TorchConfig, script_file
 from fabric_ppo.process.errors import ConfigError
 
 
 def script_path(config_type: type[Config]) -> Path:
-    """Return the path of the script that takes these flags."""
-    spec = find_spec(script_file(config_type).removesuffix(".py"))
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)
+    """Return the path of the script that takes these flags: it lies beside this package."""
+    # `import` would look in the user's folder first, which may have a file of this name
+    return Path(__file__).parents[2] / script_file(config_type)
+
+
+def load_script(config_type: type[Config]) -> ModuleType:
+    """Return the script that takes these flags as a module, whatever `import` finds under its name."""
+    path = script_path(config_type)
+    imported = sys.modules.get(path.stem)
+    if path.samefile(getattr(imported, "__file__", None) or os.devnull):
+        assert imported is not None
+        return imported
+    # a name of its own, so that the user's file can be imported under the other one
+    name = f"fabric_ppo_{path.stem}"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name]
 
 
 def preset_path(preset: str) -> Path:

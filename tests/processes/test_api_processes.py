@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from fabric_ppo.process import signals
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.run.result import load_run
 from tests.fixtures.configs import TINY
-from tests.fixtures.launching import clean_environment, command, in_fork, run
+from tests.fixtures.launching import ROOT, clean_environment, command, in_fork, run
 from tests.fixtures.processes import PATIENCE
 
 
@@ -78,3 +79,39 @@ def test_several_ranks_train_with_objects_and_print_nothing(tmp_path):
     done = run(words, tmp_path)
     assert "Error" not in done.stderr
     assert load_run(tmp_path / "run").summary["updates"] == 5
+
+
+OWN = """
+print("a file of one's own")
+
+def main(*given):
+    raise ValueError
+"""
+PROGRAM = f"""
+from fabric_ppo import Config, train
+train(Config(**{TINY!r}, run_dir="first"), verbose=False)
+import train_torch
+train(Config(**{TINY!r}, run_dir="second"), verbose=False)
+"""
+FLAGS = [word for name, value in TINY.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
+@pytest.mark.parametrize(
+    ("words", "imports"),
+    [
+        (["program.py"], 1),
+        (["-m", "fabric_ppo", "train", "torch", *FLAGS, "--run-dir=second"], 0),
+        (["-m", "fabric_ppo", "train", "torch", "--devices=2", *FLAGS, "--run-dir=second"], 0),
+    ],
+    ids=["train", "command", "ranks"],
+)
+def test_a_file_of_ones_own_with_the_name_of_a_script_is_not_trained(words, imports, tmp_path):
+    """It lies where Python looks first, and stays what `import` finds."""
+    (tmp_path / "train_torch.py").write_text(OWN)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    env = clean_environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    args = [sys.executable, *words]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("a file of one's own") == imports
+    assert (tmp_path / "second/summary.json").is_file()

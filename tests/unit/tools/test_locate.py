@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 
 import pytest
 import yaml
 
-from fabric_ppo.config import TorchConfig
+import train_torch
+from fabric_ppo.config import SCRIPT_CONFIGS, TorchConfig, script_file
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.tools import cli
 from fabric_ppo.tools.flags import parse_flags
-from fabric_ppo.tools.locate import config_path, describe_preset, preset_names, preset_path
+from fabric_ppo.tools.locate import config_path, describe_preset, load_script, preset_names, preset_path, script_path
 from tests.fixtures.launching import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -74,3 +77,21 @@ def test_what_looks_like_a_path_is_one(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         parse_flags(TorchConfig, ["--config", path])
+
+
+@pytest.mark.parametrize("kind", SCRIPT_CONFIGS.values())
+def test_scripts_are_found_by_their_place_and_not_by_their_name(kind, tmp_path, monkeypatch):
+    """A file of the user's with the same name comes first in `sys.path`, or is imported already."""
+    name = script_file(kind).removesuffix(".py")
+    (tmp_path / f"{name}.py").write_text("main = 'own'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    assert script_path(kind) == ROOT / f"{name}.py"
+    for _ in range(2):
+        assert load_script(kind).main.__code__.co_filename == str(ROOT / f"{name}.py")
+        assert importlib.import_module(name).main == "own"
+    monkeypatch.delitem(sys.modules, f"fabric_ppo_{name}")
+
+
+def test_a_script_that_has_been_imported_is_the_one():
+    assert load_script(TorchConfig) is train_torch
