@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+from fabric_ppo.process.frames import telling_frame
 
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0."""
@@ -10,6 +10,7 @@ INTERRUPTED = 130
 """Exit status of a rank that is interrupted twice, and of other commands than `train` after one Ctrl-C."""
 
 _LONGEST_LINE = 1500
+_LONGEST_REASON = 400
 
 USER_ERRORS = (Exception, SystemExit)
 """Errors that code of the user's own may raise: it may call `sys.exit`, too."""
@@ -64,11 +65,19 @@ class NotAllWrittenError(Exception):
     """The end of a run that is done, but could not write everything; the message names what."""
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = _LONGEST_LINE) -> str:
     """Return a text with what is not printable escaped, and cut in the middle where it is long."""
-    if len(text) > _LONGEST_LINE:
-        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def reason_line(text: str) -> str:
+    """Return the text of somebody else's error as a part of a line: its lines joined, and cut.
+
+    A statement that a database could not carry out is left out.
+    """
+    return one_line(" ".join(text.split("[SQL:")[0].split()), _LONGEST_REASON)
 
 
 def first_line(error: BaseException) -> str:
@@ -90,10 +99,12 @@ def _text(error: BaseException) -> str:
 
 
 def locate_error(error: BaseException) -> str:
-    """Return the type and text of an error, and the line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-    return describe_error(error) + where
+    """Return the type and text of an error, and the line of code that raised it.
+
+    That is the last line of the user's own; none where a library alone is to be seen.
+    """
+    frame = telling_frame(error)
+    return describe_error(error) + (f" in {frame.filename}, line {frame.lineno}" if frame else "")
 
 
 def flag(name: str) -> str:

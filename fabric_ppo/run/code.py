@@ -7,15 +7,13 @@ import functools
 import hashlib
 import importlib.util
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fabric_ppo.config import Config, script_file
+from fabric_ppo.process.frames import is_installed
 
 _PACKAGE = Path(__file__).parents[1]
-_INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-"""Folders of Python's own modules and of libraries, which have versions."""
 _NAMED = 3
 """Number of changed files that a line names."""
 
@@ -62,7 +60,7 @@ def own_folders(config: Config) -> dict[str, str]:
     for name in sorted(own_modules(config)):
         file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
         path = Path(file).absolute() if file else None
-        if path is None or not _is_installed(path):
+        if path is None or not is_installed(path):
             is_package = path is not None and path.name == "__init__.py"
             found[name] = "" if path is None else str(path.parents[1] if is_package else path.parent)
     return found
@@ -75,7 +73,7 @@ def _files_of(modules: set[str]) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        if name in seen or not path.is_file() or _is_installed(path):
+        if name in seen or not path.is_file() or is_installed(path):
             continue
         seen.add(name)
         is_main = name == "__main__" or path.name == "__init__.py"
@@ -87,12 +85,6 @@ def _files_of(modules: set[str]) -> dict[str, Path]:
 def _name_of(module: str, path: Path) -> str:
     """Return the name of the file of a package, or of the program that Python was started with."""
     return path.name if module == "__main__" else f"{module.replace('.', '/')}/{path.name}"
-
-
-def _is_installed(path: Path) -> bool:
-    folders = path.resolve().parents
-    is_library = any(part in path.parts for part in ("site-packages", "dist-packages"))
-    return is_library or _PACKAGE in folders or any(each.resolve() in folders for each in _INSTALLED)
 
 
 def _imported_by(module: str, path: Path) -> Iterator[str]:

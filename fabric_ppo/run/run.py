@@ -106,6 +106,7 @@ class Run:
         self._summary: Summary | None = None
         total = self.num_updates * config.num_steps * config.num_envs * ranks.size
         counted = (total, counts.env_steps, self._leads and not config.quiet)
+        self._has_policy = False
         self._progress_of = (config, books.dir, books.checkpoints, *counted)
         self._constants = _constant_values(config, agent) | {"callbacks": books.callback_names}
         self._attributes = books.attributes
@@ -269,7 +270,7 @@ class Run:
             writes.do("the profile", self._profile.finish, self._ranks, run_dir)
         self._summary = summarize(self._config, self._counts, {})
         if self._leads:
-            writes.do(POLICY_FILE, save_policy, self._agent, run_dir)
+            self._has_policy = writes.do(POLICY_FILE, save_policy, self._agent, run_dir)
         # of some environments only one can be open, and the test needs it
         self._books.close_envs()
         if self._leads:
@@ -289,7 +290,8 @@ class Run:
             print_line(line, sys.stderr)
         self._summary = summary = summarize(config, self._counts, result.to_dict())
         books.writes.do("summary.json", summary.write, books.dir)
-        books.trackers.artifact(books.dir / POLICY_FILE, "policy")
+        if self._has_policy:  # else an older one may be there
+            books.trackers.artifact(books.dir / POLICY_FILE, "policy")
         if records and _has_video(books.dir / "test_videos"):
             books.trackers.artifact(books.dir / "test_videos", "video")
         self._is_finished = True
@@ -342,7 +344,9 @@ def _closing_lines(summary: Summary, config: Config, agent: Agent, run_dir: Path
     """Return the text that is printed at the end of a training."""
     folders = [run_dir / name for name in ("train_videos", "test_videos")] if config.capture_video else []
     videos = [str(folder) for folder in folders if _has_video(folder)]
-    return summary.lines(run_dir, videos, play_again(run_dir, config, own_modules(agent.spec)))
+    has_policy = (run_dir / POLICY_FILE).exists()
+    again = play_again(run_dir, config, own_modules(agent.spec)) if has_policy else ""
+    return summary.lines(run_dir, videos, again)
 
 
 def _has_video(folder: Path) -> bool:

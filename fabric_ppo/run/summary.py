@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fabric_ppo.config import Config
+from fabric_ppo.process.command import package_command
 from fabric_ppo.process.console import format_number
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.rollouts.info_totals import InfoMeans, info_text
 from fabric_ppo.run.counts import Counts
+from fabric_ppo.run.trackers.tool import METRICS_FILE
 
 _ENDS = {"callback": "a callback", "stop_at_return": "--stop-at-return"}
 """Reasons for the end of a run before its last update."""
@@ -57,18 +59,27 @@ class Summary:
         Args:
             run_dir: the run's folder.
             video_dirs: folders with videos.
-            again: the command that tests the agent once more.
+            again: the command that tests the agent once more; empty where its file is missing.
         """
         lines = [
             f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
             *([f"ended   by {_ENDS[self.ended_by]}, after {self.updates} updates"] if self.ended_by in _ENDS else []),
             *([f"tested  {_score(self.test)}"] if self.test["episodes"] else []),
-            f"summary {run_dir / 'summary.json'}",
-            f"curves  tensorboard --logdir {shlex.quote(str(run_dir))}",
+            *([f"summary {run_dir / 'summary.json'}"] if (run_dir / "summary.json").exists() else []),
+            *([f"curves  {curves}"] if (curves := _curves(run_dir)) else []),
             *([f"videos  {', '.join(video_dirs)}"] if video_dirs else []),
-            f"again   {again}",
+            *([f"again   {again}"] if again else []),
         ]
         return "\n".join(lines)
+
+
+def _curves(run_dir: Path) -> str:
+    """Return the command that shows a run's curves; empty where nothing has them."""
+    if any(run_dir.glob("events.out.tfevents.*")):
+        return f"tensorboard --logdir {shlex.quote(str(run_dir))}"
+    if (run_dir / METRICS_FILE).exists():
+        return package_command(["plot", str(run_dir), "--out", str(run_dir / "curves.svg")])
+    return ""
 
 
 def _score(test: dict[str, Any]) -> str:

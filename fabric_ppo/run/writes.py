@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import NotAllWrittenError, locate_error
+from fabric_ppo.process.errors import NotAllWrittenError, locate_error, one_line, reason_line
 
 
 class Writes:
@@ -32,7 +32,7 @@ class Writes:
         try:
             yield
         except errors as error:
-            why = str(error) if isinstance(error, OSError) else locate_error(error)
+            why = one_line(str(error)) if isinstance(error, OSError) else reason_line(locate_error(error))
             # once, not in every update: what failed will mostly fail again
             if what not in self._failed:
                 message = f"warning: {what} could not be written ({why}); the run goes on without"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import json
 import os
@@ -147,28 +148,84 @@ def test_a_tool_that_hangs_is_given_up_with_a_line_and_its_process_is_no_more(
     )
     run_dir, flags = tmp_path / "run", tracked_flags | {"track": "trackio", "track_timeout": 20.0, "quiet": True}
     ended, out, err = printed_in_fork(outcome, run_dir, 2, flags)
-    assert ended == "NotAllWrittenError: done, but not everything could be written: Trackio (no answer for 20 s)"
+    why = f"{tmp_path}/logs/trackio: no answer for 20 s; {later(run_dir)}"
+    assert ended == f"NotAllWrittenError: done, but not everything could be written: Trackio ({why})"
     assert out == ""
-    assert err == "warning: Trackio could not be written (no answer for 20 s); the run goes on without\n"
+    assert f"warning: Trackio could not be written ({why}); the run goes on without\n" in err
     assert (run_dir / "policy.safetensors").exists()
 
 
 def test_a_tool_whose_process_dies_costs_a_warning(tmp_path, tracked_flags, monkeypatch):
     monkeypatch.setattr("fabric_ppo.run.trackers.tool_tracker.COMMAND", "raise SystemExit(7)")
     flags = tracked_flags | {"track": "mlflow", "quiet": True}
-    ended, _, err = printed_in_fork(outcome, tmp_path / "run", 2, flags)
-    assert ended == "NotAllWrittenError: done, but not everything could be written: MLflow (its process has ended)"
-    assert err == "warning: MLflow could not be written (its process has ended); the run goes on without\n"
+    run_dir = tmp_path / "run"
+    ended, _, err = printed_in_fork(outcome, run_dir, 2, flags)
+    why = f"its process has ended; {later(run_dir)}"
+    assert ended == f"NotAllWrittenError: done, but not everything could be written: MLflow ({why})"
+    assert f"warning: MLflow could not be written ({why}); the run goes on without\n" in err
 
 
-def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, tracked_flags, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    flags = tracked_flags | {"track": "mlflow", "quiet": True}
-    ended, _, err = printed_in_fork(outcome, tmp_path / "run", 2, flags)
-    assert ended.startswith("NotAllWrittenError: done, but not everything could be written: MLflow (MlflowException: ")
-    assert err.startswith("warning: MLflow could not be written (MlflowException: ")
-    assert len(err.splitlines()) == 1
+def later(run_dir):
+    """The end of each line about a tool: the command that sends what it lacks."""
+    code = f"from fabric_ppo import Config, train; train(Config(run_dir={str(run_dir)!r}, resume=True))"
+    return f"later, all of it is written by {code}"
+
+
+def lines_of(tool, err):
+    """The lines that a tool has caused, and those that no line of this program begins with."""
+    return [line for line in err.splitlines() if tool in line or not line.startswith(("edited: ", "warning: "))]
+
+
+@pytest.mark.parametrize("tool", ["mlflow", "wandb"])
+def test_a_server_that_cannot_be_reached_costs_a_warning_and_gets_all_of_it_later(
+    tmp_path, tracked_flags, monkeypatch, tool
+):
+    """The line has its address, without a password, and what the line has of a command does it."""
+    address = f"127.0.0.1:{free_port()}"
+    set_server(monkeypatch, tool, address)
+    label = {"mlflow": "MLflow", "wandb": "W&B"}[tool]
+    run_dir, flags = tmp_path / "run", tracked_flags | {"track": tool, "quiet": True, "track_timeout": 20.0}
+    ended, _, err = printed_in_fork(outcome, run_dir, 2, flags)
+    assert ended.startswith(
+        f"NotAllWrittenError: done, but not everything could be written: {label} (http://{address}: "
+    )
+    assert ended.endswith(f"; {later(run_dir)})")
+    (line,) = lines_of(label, err)
+    assert line.startswith(f"warning: {label} could not be written (http://{address}: ")
+    assert "secret" not in ended + err
+    assert "site-packages" not in ended + err
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)  # as if the server were there: the tool's own files
+    assert in_fork(outcome, run_dir, 2, flags | {"resume": True, "track_timeout": FOREVER}) == ""
+    found = wandb_run(run_dir) if tool == "wandb" else mlflow_curves(f"sqlite:///{tmp_path}/logs/mlflow.db")
+    assert found[1] == expected_curves(run_dir)
+
+
+def set_server(monkeypatch, tool, address):
+    """Name a server by environment variables, to which the first try shows that it is not there."""
+    if tool == "mlflow":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@{address}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    else:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://{address}")
+        monkeypatch.setenv("WANDB_API_KEY", "secret" * 7)
+
+
+@pytest.mark.parametrize(
+    ("mode", "lines"),
+    [
+        ("disabled", ["W&B: it is disabled by WANDB_MODE, and keeps nothing"]),
+        ("onlin", ["warning: W&B could not be written (*: ValidationError: * mode *'onlin'*"]),
+    ],
+)
+def test_modes_of_wandb_that_keep_nothing(tmp_path, tracked_flags, monkeypatch, mode, lines):
+    """Each is one line, without a command for files that are not there."""
+    monkeypatch.setenv("WANDB_MODE", mode)
+    _, _, err = printed_in_fork(outcome, tmp_path / "run", 2, tracked_flags | {"track": "wandb"})
+    found = [line for line in err.splitlines() if "W&B" in line or "pydantic" in line or "wandb" in line]
+    assert len(found) == len(lines)
+    assert all(map(fnmatch.fnmatchcase, found, lines)), found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fabric_ppo.run.trackers.json_lines import JsonLines
 from fabric_ppo.run.trackers.own import OwnTracker
 from fabric_ppo.run.trackers.tensorboard import TensorBoard
 from fabric_ppo.run.trackers.tool_tracker import ToolTracker
-from fabric_ppo.run.trackers.tracker import GivenUp, Tracker, make_part
+from fabric_ppo.run.trackers.tracker import Tracker, TrackerError, make_part
 
 _FILES: dict[str, type[Tracker]] = {"jsonl": JsonLines, "tensorboard": TensorBoard}
 _TOOLS = {"wandb": "W&B", "mlflow": "MLflow", "trackio": "Trackio"}
@@ -63,7 +63,7 @@ def _make(name: str, config: Config) -> Tracker:
         return ToolTracker(name, _TOOLS[name], _of_flags(config), config.track_timeout, config.quiet)
     try:
         return OwnTracker(partial(make_part, name, "track", Tracker), config.track_timeout)
-    except GivenUp as error:
+    except TrackerError as error:
         raise ConfigError(f"--track {name}: it cannot be made ({error})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any
 
 from fabric_ppo.process.errors import first_line
 from fabric_ppo.run.trackers.mlflow_names import mlflow_name
-from fabric_ppo.run.trackers.tool import METRICS_FILE, MetricsReader, Opened, Row, TrackedRun, test_score
+from fabric_ppo.run.trackers.tool import (
+    METRICS_FILE,
+    MetricsReader,
+    Opened,
+    Row,
+    TrackedRun,
+    test_score,
+    without_passwords,
+)
 
 _PARAMS, _PARAM_LENGTH, _METRICS = 100, 6000, 1000
 """Parameters in one request, characters of one, and metrics: MLflow takes no more."""
@@ -27,15 +36,17 @@ class Mlflow:
     deleted and a new one gets all its rows; else, as after a signal, the run goes on.
     """
 
+    def address(self, run: TrackedRun) -> str:
+        """See `Tool`."""
+        return without_passwords(os.environ.get("MLFLOW_TRACKING_URI") or _database(run))
+
     def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
         """See `Tool`; the project is an experiment."""
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from mlflow.tracking import MlflowClient
 
         known = run.remembered("mlflow")
-        # the database that it began with: the working directory may be another one by now
-        default = known.get("database") or str(run.log_dir / "mlflow.db")
-        database = "" if os.environ.get("MLFLOW_TRACKING_URI") else default
+        database = "" if os.environ.get("MLFLOW_TRACKING_URI") else _database(run)
         with _making(database):
             self._client = MlflowClient(f"sqlite:///{database}" if database else os.environ["MLFLOW_TRACKING_URI"])
             experiment = self._experiment(run.project, database)
@@ -102,8 +113,8 @@ class Mlflow:
 
     def _place(self, database: str, experiment: str) -> str:
         if database:
-            return f"mlflow ui --backend-store-uri sqlite:///{database} shows it"
-        return f"{os.environ['MLFLOW_TRACKING_URI']}/#/experiments/{experiment}/runs/{self._id}"
+            return f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')} shows it"
+        return f"{without_passwords(os.environ['MLFLOW_TRACKING_URI'])}/#/experiments/{experiment}/runs/{self._id}"
 
     def log(self, rows: Sequence[Row]) -> None:
         """See `Tool`."""
@@ -166,6 +177,12 @@ class Mlflow:
             self.log(test_score(summary))
             self._client.log_dict(self._id, summary, "summary.json")
         self._client.set_terminated(self._id, "FINISHED" if summary is not None else "KILLED")
+
+
+def _database(run: TrackedRun) -> str:
+    """Return the path of the database that is used without a server."""
+    # the one that it began with: the working directory may be another one by now
+    return run.remembered("mlflow").get("database") or str(run.log_dir / "mlflow.db")
 
 
 def _params(run: TrackedRun) -> dict[str, str]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker
+from fabric_ppo.process.errors import USER_ERRORS, locate_error, reason_line
+from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker, TrackerError
 
 
 class OwnTracker(Tracker):
@@ -67,9 +68,12 @@ class OwnTracker(Tracker):
             value, error = answers.get(timeout=self._timeout)
         except queue.Empty:
             raise GivenUp(f"no answer for {self._timeout:g} s") from None
-        if error is not None:
+        if error is None:
+            return value
+        if isinstance(error, USER_ERRORS):
             raise error
-        return value
+        # such as KeyboardInterrupt: nobody interrupts this thread, so it is the tracker's own error
+        raise TrackerError(reason_line(locate_error(error)))
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,9 @@ class Opened(NamedTuple):
 class Tool(Protocol):
     """A tool; each method may raise anything, and is called by one thread."""
 
+    def address(self, run: TrackedRun) -> str:
+        """Return where the run goes: a server's address, or a path; called before all others."""
+
     def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
         """Begin a run, or go on with the one of this folder, without rows that will come again."""
 
@@ -118,6 +122,11 @@ class MetricsReader:
                 self._offset = file.tell()
                 if row.step > self._held:
                     yield row
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose addresses of servers have no user and password any more."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def test_score(summary: dict[str, Any]) -> list[Row]:

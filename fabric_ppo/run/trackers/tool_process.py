@@ -4,8 +4,8 @@ A process, since a tool may hang, print, start threads, change the environment v
 random numbers: nothing of that reaches the training, and what hangs can be killed.
 
 Requests and answers are JSON, one a line. A request has `do` and `until`, the step up to which rows
-are copied first. Answers are `{"warning": text}`, `{"place": text}` and `{"error": text}`, as many
-as there are, `{}` for signs of life, and last `{"done": true}`.
+are copied first. Answers are `{"address": text}`, `{"warning": text}`, `{"place": text}` and
+`{"error": text}`, as many as there are, `{}` for signs of life, and last `{"done": true}`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from fabric_ppo.process.errors import USER_ERRORS, locate_error
+from fabric_ppo.process.errors import USER_ERRORS, describe_error, reason_line
 from fabric_ppo.process.launch import die_with_parent
-from fabric_ppo.run.trackers.tool import METRICS_FILE, MetricsReader, Tool, TrackedRun
+from fabric_ppo.run.trackers.tool import METRICS_FILE, MetricsReader, Tool, TrackedRun, without_passwords
 
 COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -51,6 +51,11 @@ def serve() -> None:
     os._exit(0)
 
 
+def _reason(text: str) -> str:
+    """Return a text of a tool as it may be printed."""
+    return reason_line(without_passwords(text))
+
+
 class _Server:
     """A tool, and the file that is copied into it."""
 
@@ -67,7 +72,7 @@ class _Server:
             elif self._tool is not None:
                 self._do(self._tool, request)
         except USER_ERRORS as error:
-            self._answer(error=locate_error(error))
+            self._answer(error=_reason(describe_error(error)))
         self._answer(done=True)
         return bool(request["do"] == "close")
 
@@ -76,7 +81,9 @@ class _Server:
         tool: Tool = getattr(module, TOOLS[self._name])()
         values = request["run"]
         run = TrackedRun(**values | {"dir": Path(values["dir"]), "log_dir": Path(values["log_dir"])})
-        held, place = tool.open(run, lambda text: self._answer(warning=text))
+        # before the tool may hang, or fail without a word of where
+        self._answer(address=tool.address(run))
+        held, place = tool.open(run, lambda text: self._answer(warning=_reason(text)))
         self._tool, self._reader = tool, MetricsReader(run.dir / METRICS_FILE, held)
         self._answer(place=place)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.run.commands import go_on_with
 from fabric_ppo.run.trackers.tool_process import COMMAND
 from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker, TrackerError
 
@@ -48,11 +49,13 @@ class ToolTracker(Tracker):
         self._answers: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._is_lost = False
+        self._address = ""
         self._since = 0.0  # when the tool was asked something that it has not answered; 0: it has
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
         """Start the process, without waiting for it."""
         self._step = self._asked = resumed_at.env_steps
+        self._dir = run_dir
         arguments = [json.dumps(sys.path), str(os.getpid()), self._tool]
         self._process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, *arguments],
@@ -84,7 +87,7 @@ class ToolTracker(Tracker):
         try:
             while not self._closed.wait(0.05):
                 if time.monotonic() > ends:
-                    raise GivenUp(f"not closed after {_SECONDS_UNFINISHED:g} s")
+                    raise GivenUp(self._reason(f"not closed after {_SECONDS_UNFINISHED:g} s"))
                 with _collecting(errors):
                     self._check()
             with _collecting(errors):
@@ -111,14 +114,21 @@ class ToolTracker(Tracker):
                 print_from_rank_zero(f"{self.label}: {answer['warning']}")
             elif "place" in answer and not self._quiet:
                 print_from_rank_zero(f"{self.label}: {answer['place']}")
+            elif "address" in answer:
+                self._address = answer["address"]
             elif "error" in answer:
                 if self._is_lost:
                     self._kill()
-                    raise GivenUp(answer["error"])
-                raise TrackerError(answer["error"])
+                    raise GivenUp(self._reason(answer["error"]))
+                raise TrackerError(self._reason(answer["error"]))
         if since and time.monotonic() - since > self._timeout:
             self._kill()
-            raise GivenUp(f"no answer for {self._timeout:g} s")
+            raise GivenUp(self._reason(f"no answer for {self._timeout:g} s"))
+
+    def _reason(self, error: str) -> str:
+        """Return what is wrong, where, and how the tool gets later what it lacks."""
+        where = f"{self._address}: " if self._address else ""
+        return f"{where}{error}; later, all of it is written by {go_on_with(self._dir)}"
 
     def _kill(self) -> None:
         """Kill the process, and what it has started; where it has closed the run, they are idle."""

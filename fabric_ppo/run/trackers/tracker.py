@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric_ppo.envs.ids import named_function
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error, reason_line
 from fabric_ppo.run.writes import Writes
 
 REPORT_FILE = "report.html"
@@ -88,7 +88,7 @@ class Trackers:
                 if isinstance(error, OSError) and not isinstance(error, TrackerError):
                     reason = error.strerror or error
                     raise ConfigError(f"{run_dir}: {name} cannot be written ({reason})") from None
-                why = error if isinstance(error, TrackerError) else locate_error(error)
+                why = error if isinstance(error, TrackerError) else reason_line(locate_error(error))
                 raise ConfigError(f"--track {name}: it cannot start ({why})") from None
             self._trackers[name] = tracker
 
@@ -105,8 +105,8 @@ class Trackers:
                 tracker.flush()
 
     def artifact(self, path: Path, kind: str) -> None:
-        """See `Tracker.artifact`."""
-        for name, tracker in [*self._trackers.items()]:
+        """See `Tracker.artifact`; what could not be written, which was reported, is none."""
+        for name, tracker in [*self._trackers.items()] if path.exists() else []:
             with self._tolerating(name):
                 tracker.artifact(path, kind)
 

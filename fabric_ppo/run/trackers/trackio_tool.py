@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ class Trackio:
     A resumed run is written anew, with all its rows, in the place of the old one.
     """
 
+    def address(self, run: TrackedRun) -> str:
+        """See `Tool`."""
+        known = run.remembered("trackio")
+        return os.environ.get("TRACKIO_DIR") or known.get("folder") or str(run.log_dir / "trackio")
+
     def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
         """See `Tool`; the run's name is the one of its folder, unless another run has it."""
         known = run.remembered("trackio")
-        folder = os.environ.get("TRACKIO_DIR") or known.get("folder") or str(run.log_dir / "trackio")
-        os.environ["TRACKIO_DIR"] = folder
+        folder = os.environ["TRACKIO_DIR"] = self.address(run)
         # it reports what has gone wrong in this way only
         self._problems: list[str] = []
         warnings.showwarning = lambda message, *more: self._problems.append(str(message))
@@ -51,7 +56,8 @@ class Trackio:
             auto_log_cpu=False,
         )
         self._raise_problems()
-        return Opened(-1, f"TRACKIO_DIR={folder} trackio show --project {run.project} shows it")
+        command = f"TRACKIO_DIR={shlex.quote(folder)} trackio show --project {shlex.quote(run.project)}"
+        return Opened(-1, f"{command} shows it")
 
     def log(self, rows: Sequence[Row]) -> None:
         """See `Tool`."""

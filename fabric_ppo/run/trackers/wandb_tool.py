@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score
+from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score, without_passwords
 
 
 class Wandb:
@@ -21,18 +22,24 @@ class Wandb:
     again already, with the same numbers where the run is resumed exactly.
     """
 
-    def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
-        """See `Tool`; the run has the same id each time."""
-        folder = run.dir / "wandb"
+    def address(self, run: TrackedRun) -> str:
+        """See `Tool`."""
+        folder = _folder(run)
         for name, under in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
             os.environ.setdefault(name, str(folder / under))  # else in the user's home
+        import wandb
+
+        return without_passwords(wandb.setup().settings.base_url) if _is_online(wandb) else str(folder)
+
+    def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
+        """See `Tool`; the run has the same id each time."""
         import wandb
 
         is_online = _is_online(wandb)
         self._id = run.remembered("wandb").get("id") or secrets.token_hex(4)
         run.remember("wandb", id=self._id, project=run.project)
         if not is_online:
-            _remove_files(folder, self._id, warn)
+            _remove_files(_folder(run), self._id, warn)
         settings = wandb.Settings(
             silent=True,
             console="off",  # nothing is printed here
@@ -46,7 +53,7 @@ class Wandb:
             tags=list(run.tags),
             name=run.dir.name,
             id=self._id,
-            dir=os.environ.get("WANDB_DIR", str(run.dir)),
+            dir=str(_folder(run).parent),
             config=run.config,
             mode=os.environ.get("WANDB_MODE") or ("online" if is_online else "offline"),  # type: ignore[arg-type]
             resume="allow" if is_online else None,
@@ -61,9 +68,11 @@ class Wandb:
         return Opened(held, self._place())
 
     def _place(self) -> str:
+        if self._run.disabled:
+            return "it is disabled by WANDB_MODE, and keeps nothing"
         if url := self._run.url:
             return str(url)
-        return f"wandb sync {Path(self._run.dir).parent} uploads it"
+        return f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))} uploads it"
 
     def log(self, rows: Sequence[Row]) -> None:
         """See `Tool`."""
@@ -92,6 +101,11 @@ class Wandb:
             self._run.summary.update(summary)
         self._run.finish(exit_code=0 if summary is not None else 1)
         wandb.teardown()
+
+
+def _folder(run: TrackedRun) -> Path:
+    """Return the folder that W&B writes into."""
+    return Path(os.environ.get("WANDB_DIR") or run.dir, "wandb")
 
 
 def _is_online(wandb: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 from importlib.machinery import PathFinder
 
 import pytest
@@ -175,6 +176,67 @@ def test_a_tracker_that_calls_sys_exit_is_one_that_fails(tmp_path, write_parts, 
     ended = trained(tmp_path / "run", track=f"{MODULE}:Breaks")
     assert "SystemExit: 4 in " in ended
     assert ended.startswith("NotAll" if method == "log" else "ConfigError: ")
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt()", "GeneratorExit()", "BaseException()"])
+@pytest.mark.parametrize("method", ["__init__", "start", "log", "flush", "finish"])
+def test_a_tracker_that_raises_what_is_no_exception_is_one_that_fails(tmp_path, write_parts, method, raised):
+    """Nobody has pressed Ctrl-C."""
+    write_parts(BREAKS.format(method=method, raises=f"raise {raised}"))
+    ended = trained(tmp_path / "run", track=f"{MODULE}:Breaks")
+    assert f"{raised.removesuffix('()')}: " in ended
+    assert ended.startswith("ConfigError: " if method in ("__init__", "start") else "NotAll")
+
+
+SEVERAL_LINES = r"""raise ValueError("first\n  second\x1b[31m\t" + "long " * 1000)"""
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "log", "finish"])
+@pytest.mark.parametrize("kind", ["ValueError", "OSError"])
+def test_an_error_of_several_lines_is_one_that_can_be_printed(tmp_path, write_parts, method, kind):
+    write_parts(BREAKS.format(method=method, raises=SEVERAL_LINES.replace("ValueError", kind)))
+    ended, _, printed = printed_in_fork(outcome, tmp_path / "run", 2, {"track": f"{MODULE}:Breaks", "quiet": True})
+    for text in (ended, printed):
+        assert "\x1b" not in text
+        assert all(line.isprintable() and len(line) < 2000 for line in text.splitlines())
+    assert ended.startswith(("ConfigError: ", "NotAllWrittenError: "))
+    assert len([line for line in printed.splitlines() if "second" in line]) == (method in ("log", "finish"))
+
+
+def test_what_was_not_written_is_no_artifact(tmp_path, write_parts, monkeypatch):
+    """An older file of that name is none either."""
+    write_parts(NOTES)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, track=f"{MODULE}:Notes") == ""
+    assert len(of_kind(notes(), "artifact")) == 1
+    monkeypatch.setattr("fabric_ppo.run.run.save_policy", fail)
+    for folder, flags in ((run_dir, {"resume": True, "updates": 4}), (tmp_path / "new", {})):
+        ended, out, _ = printed_in_fork(outcome, folder, flags.pop("updates", 3), {"track": f"{MODULE}:Notes", **flags})
+        reason = "[Errno 28] No space left on device"
+        assert ended == f"NotAllWrittenError: done, but not everything could be written: policy.safetensors ({reason})"
+        assert of_kind(notes(), "artifact") == []
+    assert "\nagain " not in out
+
+
+@pytest.mark.parametrize(
+    ("track", "command"),
+    [("tensorboard", "tensorboard --logdir "), ("jsonl,tensorboard", "tensorboard --logdir "), ("none", "")],
+)
+def test_the_line_about_curves_points_to_what_is_there(tmp_path, no_launcher, track, command):
+    _, out, _ = printed_in_fork(outcome, tmp_path / "run", 2, {"track": track})
+    found = [line for line in out.splitlines() if line.startswith("curves")]
+    assert [line.startswith(f"curves  {command}") for line in found] == ([True] if command else [])
+
+
+def test_the_line_about_curves_of_json_lines_is_a_command_that_draws_them(tmp_path, no_launcher):
+    _, out, _ = printed_in_fork(outcome, tmp_path / "a run", 2, {"track": "jsonl"})
+    (line,) = [line for line in out.splitlines() if line.startswith("curves")]
+    subprocess.run(line.removeprefix("curves "), shell=True, check=True)
+    assert (tmp_path / "a run/curves.svg").is_file()
 
 
 HANGS = """
