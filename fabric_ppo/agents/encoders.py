@@ -82,9 +82,9 @@ class Encoder(nn.Module):
             (slice(start, stop), getattr(torch, part.dtype), part.shape)
             for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
         ]
-        # a flat Box of the agent's own type needs no copy
         is_flat = len(space.shape) == 1 and space.kind == "box" and isinstance(leaves[0], Flat)
-        self._identity_dtype = getattr(torch, space.dtype, None) if is_flat else None
+        types = {"float32": torch.float32, "float64": torch.float64}
+        self._number_dtype = types.get(space.dtype) if is_flat else None
 
     @property
     def fast_forms(self) -> frozenset[str]:
@@ -94,9 +94,10 @@ class Encoder(nn.Module):
         # the compiled gradient ends at the features: it cannot train an encoder
         return frozenset({"acting"} if self.has_weights else {"acting", "loss"})
 
-    def is_identity(self, dtype: torch.dtype) -> bool:
-        """Return True if observations are features already, at this floating-point type."""
-        return self._identity_dtype == dtype
+    @property
+    def number_dtype(self) -> torch.dtype | None:
+        """Floating-point type of observations that are features, but for type and `normalize`; else None."""
+        return self._number_dtype
 
     def boxes(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the features of `obs [B, ...]` that are numbers of a Box, `[B, num_boxes]`."""

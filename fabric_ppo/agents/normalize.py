@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 _EPSILON = 1e-8
 """Addend of the variance, so that an entry that never changes is not divided by 0."""
-_BOUND = 10.0
+BOUND = 10.0
 """Largest absolute value of a normalised number."""
 
 
@@ -86,7 +86,7 @@ class RunningMoments(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Normalise `rows [B, size]`: `(rows - mean) / std`, clipped to +-10."""
         mean, std = self.mean.to(rows.dtype), self.std.to(rows.dtype)
-        return ((rows - mean) / std).clamp_(-_BOUND, _BOUND)
+        return ((rows - mean) / std).clamp_(-BOUND, BOUND)
 
 
 class RewardScale(RunningMoments):
@@ -103,7 +103,7 @@ class RewardScale(RunningMoments):
 
     def forward(self, rewards: Tensor) -> Tensor:
         """Divide `rewards [...]` by the standard deviation, and clip them to +-10."""
-        return (rewards / self.std.to(rewards)).clamp_(-_BOUND, _BOUND)
+        return (rewards / self.std.to(rewards)).clamp_(-BOUND, BOUND)
 
     def discounted(self, rewards: Tensor, ended: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """Return the discounted returns up to each step, `R[t] = r[t] + gamma * R[t - 1]`.

@@ -121,12 +121,13 @@ class CompiledActor(Actor):
         scaled = self._noise if free is None else self._noise * self.scale
         self._scaled_noise, self._step = scaled.contiguous().numpy(), 0
         self._outputs = np.empty_like(self._scaled_noise)
-        self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
         # choices [T, N], or perturbed parameters [T, N, n]
         self._is_choice = isinstance(agent.distribution, Categorical)
         shape = self._outputs.shape[: 2 if self._is_choice else 3]
         self._drawn = np.empty(shape, np.int64 if self._is_choice else self._outputs.dtype)
         self._compiled = CompiledAgent(agent, torch.cat([each.detach().flatten() for each in agent.parameters()]))
+        is_raw = self._compiled.obs_dtype is not None
+        self._obs_dtype = np.dtype(agent.spec.observation.dtype) if is_raw else self._outputs.dtype
         library = kernels(agent.dtype)
         assert library is not None
         self._library = library
@@ -140,9 +141,9 @@ class CompiledActor(Actor):
         step, num_envs = self._step, self._num_envs
         if step == len(self._outputs) or len(obs) != num_envs:
             raise IndexError(f"step {step} of {len(self._outputs)}, {len(obs)} of {num_envs} observations")
-        if not self._is_raw:
+        if self._compiled.obs_dtype is None:
             obs = self._agent.inputs(torch.from_numpy(obs)).numpy()
-        obs = np.ascontiguousarray(obs, self._outputs.dtype)
+        obs = np.ascontiguousarray(obs, self._obs_dtype)
         noise_at, outputs_at, drawn_at = [address + step * size for address, size in self._places]
         drawn = (drawn_at, None) if self._is_choice else (None, drawn_at)
         self._library.act(self._compiled.pointer, _address(obs), num_envs, noise_at, outputs_at, *drawn)

@@ -50,10 +50,9 @@ class CompiledLoss:
         """
         self.flat, self._agent, self._turn = weights.flat, agent, 0
         self._compiled = CompiledAgent(agent, weights.flat.detach())
-        self._is_raw = agent.obs_moments is None and agent.encoder.is_identity(agent.dtype)
         # type and width of the columns in `Minibatch`, which C takes for granted
         is_gaussian, real = agent.log_std is not None, agent.dtype
-        self._types = (real, real if is_gaussian else torch.int64, *[real] * 5)
+        self._types = (self._compiled.obs_dtype or real, real if is_gaussian else torch.int64, *[real] * 5)
         size = math.prod(agent.distribution.action_shape)
         self._widths = ((agent.trunk or agent.policy).linear_layers[0].in_features, size, *[1] * 5)
         self._coefs, self._struct = Coefficients(0, 0, 0, False), CoefficientsStruct()
@@ -63,14 +62,14 @@ class CompiledLoss:
 
     def __call__(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
         """Compute the loss of a minibatch; `backward` may be called until the next call."""
-        features, actions = rows.obs, rows.actions
-        if not self._is_raw:
+        obs = rows.obs
+        if self._compiled.obs_dtype is None:
             with torch.no_grad():
-                features = self._agent.inputs(rows.obs)
+                obs = self._agent.inputs(obs)
         count = rows.weights.shape[0]
         columns = [
             (each if each.dtype is dtype else each.to(dtype)).contiguous()
-            for each, dtype in zip((features, actions, *rows[2:7]), self._types, strict=True)
+            for each, dtype in zip((obs, *rows[1:7]), self._types, strict=True)
         ]
         if [each.numel() for each in columns] != [count * width for width in self._widths]:
             raise ValueError(f"the columns of Rows have different lengths: {[tuple(each.shape) for each in columns]}")

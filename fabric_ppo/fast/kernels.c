@@ -25,22 +25,32 @@ typedef struct {
     const layer *layers;
 } network;
 
+/* How observations, rows of numbers, are encoded: as they are (of type real), or as numbers of another
+ * type, or normalised by mean and standard deviation [inputs], unless NULL, and clipped. */
+enum { AS_THEY_ARE, FROM_FLOAT, FROM_DOUBLE };
+
+typedef struct {
+    count source;
+    const double *mean, *std;
+    double bound;
+} encoding;
+
 /* An agent. A trunk may have no layers; heads that share one have a layer each. Memory: weights
- * transposed, see `transpose`; and for `block_rows` rows values of the layers of each network, slopes
- * of the policy's outputs and of the trunk's, and scratch. */
+ * transposed, see `transpose`; and for `block_rows` rows encoded observations, values of the layers of
+ * each network, slopes of the policy's outputs and of the trunk's, and scratch. */
 typedef struct {
     count num_weights, block_rows, is_gaussian, place_of_std;
     double least_log_std, most_log_std;
+    encoding encoding;
     network trunk, policy, value;
     const real *weights;
-    real *transposed, *gradient, *trunk_values, *policy_values, *value_values, *policy_slopes, *trunk_slopes, *scratch;
+    real *transposed, *encoded, *gradient, *trunk_values, *policy_values, *value_values, *policy_slopes, *trunk_slopes, *scratch;
 } agent;
 
-/* Rows of a minibatch, [b] each but for features [b, inputs] and a Box's actions [b, n]. */
+/* Rows of a minibatch, [b] each but for observations [b, inputs] and a Box's actions [b, n]. */
 typedef struct {
     count rows;
-    const real *features;
-    const void *actions;
+    const void *obs, *actions;
     const real *log_probs, *values, *advantages, *returns, *weights;
 } minibatch;
 
@@ -173,6 +183,27 @@ static void through_activation(real *restrict slopes, const real *restrict outpu
         for (count i = 0; i < width; i++)
             of_bias[i] += slope[i];
     }
+}
+
+/* Return the width of the observations. */
+static count inputs_of(const agent *a) { return (a->trunk.num_layers ? &a->trunk : &a->policy)->layers->inputs; }
+
+/* Return the features of `rows` observations from row `first` on, [rows, inputs]. */
+static const real *encode(const agent *a, const void *obs, count first, count rows)
+{
+    const encoding *e = &a->encoding;
+    count inputs = inputs_of(a), start = first * inputs;
+    if (e->source == AS_THEY_ARE)
+        return (const real *)obs + start;
+    for (count i = 0; i < rows * inputs; i++)
+        a->encoded[i] = e->source == FROM_FLOAT ? (real)((const float *)obs)[start + i] : (real)((const double *)obs)[start + i];
+    const real bound = (real)e->bound;
+    for (count r = 0; r < rows && e->mean; r++)
+        for (count j = 0; j < inputs; j++) {
+            real *at = a->encoded + r * inputs + j, scaled = (*at - (real)e->mean[j]) / (real)e->std[j];
+            *at = scaled < -bound ? -bound : scaled > bound ? bound : scaled;
+        }
+    return a->encoded;
 }
 
 static count width_of(const network *net)
@@ -356,7 +387,7 @@ static double gaussian(const real *means, real *values, count n, const minibatch
 double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c, real *out)
 {
     const layer *heads = a->policy.layers, *last = heads + a->policy.num_layers - 1;
-    count n = last->outputs, inputs = (a->trunk.num_layers ? a->trunk.layers : heads)->inputs;
+    count n = last->outputs;
     double loss = 0, log_std[n];
     real *of_log_std = a->gradient + a->place_of_std;
     if (a->is_gaussian)
@@ -368,7 +399,7 @@ double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c,
     transpose(a);
     for (count first = 0; first < m->rows; first += a->block_rows) {
         count rows = least(a->block_rows, m->rows - first);
-        const real *features = m->features + first * inputs;
+        const real *features = encode(a, m->obs, first, rows);
         const real *shared = forward(a->transposed, &a->trunk, features, rows, a->trunk_values, a->scratch);
         real *outputs = (real *)forward(a->transposed, &a->policy, shared, rows, a->policy_values, a->scratch);
         real *values = (real *)forward(a->transposed, &a->value, shared, rows, a->value_values, a->scratch);
@@ -413,15 +444,14 @@ void draw(const real *outputs, const real *noise, count rows, count n, int64_t *
     }
 }
 
-/* Compute the policy's outputs [rows, n] for encoded observations, and draw actions; after `transpose`. */
-void act(const agent *a, const real *features, count rows, const real *noise, real *outputs, int64_t *chosen,
+/* Compute the policy's outputs [rows, n] for observations, and draw actions; after `transpose`. */
+void act(const agent *a, const void *obs, count rows, const real *noise, real *outputs, int64_t *chosen,
          real *perturbed)
 {
     count n = a->policy.layers[a->policy.num_layers - 1].outputs;
-    count inputs = (a->trunk.num_layers ? a->trunk.layers : a->policy.layers)->inputs;
     for (count first = 0; first < rows; first += a->block_rows) {
         count block = least(a->block_rows, rows - first);
-        const real *shared = forward(a->transposed, &a->trunk, features + first * inputs, block, a->trunk_values, a->scratch);
+        const real *shared = forward(a->transposed, &a->trunk, encode(a, obs, first, block), block, a->trunk_values, a->scratch);
         const real *last = forward(a->transposed, &a->policy, shared, block, a->policy_values, a->scratch);
         memcpy(outputs + first * n, last, block * n * sizeof(real));
     }

@@ -144,15 +144,22 @@ class Network(ctypes.Structure):
     _fields_ = (("num_layers", ctypes.c_int64), ("layers", ctypes.POINTER(Layer)))
 
 
+class Encoding(ctypes.Structure):
+    """`encoding` of `kernels.c`."""
+
+    _fields_ = (("source", ctypes.c_int64), *_fields(ctypes.c_void_p, "mean", "std"), ("bound", ctypes.c_double))
+
+
 class AgentStruct(ctypes.Structure):
     """`agent` of `kernels.c`."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "num_weights", "block_rows", "is_gaussian", "place_of_std"),
         *_fields(ctypes.c_double, "least_log_std", "most_log_std"),
+        ("encoding", Encoding),
         *_fields(Network, "trunk", "policy", "value"),
-        *_fields(ctypes.c_void_p, "weights", "transposed", "gradient", "trunk_values", "policy_values", "value_values"),
-        *_fields(ctypes.c_void_p, "policy_slopes", "trunk_slopes", "scratch"),
+        *_fields(ctypes.c_void_p, "weights", "transposed", "encoded", "gradient", "trunk_values"),
+        *_fields(ctypes.c_void_p, "policy_values", "value_values", "policy_slopes", "trunk_slopes", "scratch"),
     )
 
 
@@ -161,7 +168,7 @@ class Minibatch(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_int64),
-        *_fields(ctypes.c_void_p, "features", "actions", "log_probs", "values", "advantages", "returns", "weights"),
+        *_fields(ctypes.c_void_p, "obs", "actions", "log_probs", "values", "advantages", "returns", "weights"),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from fabric_ppo.fast.replaced import replaced_functions
 
 _PACKAGE = Path(__file__).parents[1]
-_AGENT = ("agents/agent.py", "agents/distributions.py", "agents/encoders.py", "agents/mlp.py")
+_AGENT = ("agents/agent.py", "agents/distributions.py", "agents/encoders.py", "agents/mlp.py", "agents/normalize.py")
 LOSS = ("ppo/loss.py", *_AGENT)
 """Files that `compiled_loss.py` stands for."""
 ACTING = ("rollouts/actor.py", *_AGENT)
@@ -21,8 +21,9 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 FINGERPRINTS = {
     "agents/agent.py": "9237793edeaa74e5",
     "agents/distributions.py": "7209cae875122960",
-    "agents/encoders.py": "e7ace5f70697a1c3",
+    "agents/encoders.py": "49f9e92af07f3286",
     "agents/mlp.py": "c510102562dc4ba9",
+    "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "af4be2f97576ccd2",
     "rollouts/actor.py": "b3d7cf4348713504",
 }

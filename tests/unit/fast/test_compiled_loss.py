@@ -17,7 +17,7 @@ from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss, minibatch_loss
-from tests.fixtures.agents import build_agent, masked_agent
+from tests.fixtures.agents import build_acting_agent, build_agent, masked_agent
 from tests.fixtures.rows import make_rows
 from tests.fixtures.spaces import BOX, OBSERVATIONS
 from tests.fixtures.updates import CONFIG, make_step
@@ -206,6 +206,31 @@ def test_a_gradient_keeps_its_memory():
     assert torch.equal(kept, snapshot)
     with pytest.raises(RuntimeError, match="too late"):
         late.loss.backward()
+
+
+@pytest.mark.parametrize("blocks", [64, 5])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("observed", ["float32", "float64"])
+def test_observations_are_converted_and_normalised(observed, dtype, normalize, blocks, monkeypatch):
+    """Some of them lie beyond the bound to which normalised ones are clipped, and statistics move on."""
+    monkeypatch.setattr(compiled_agent, "BLOCK_ROWS", blocks)
+    observation = SpaceSpec("box", (5,), observed)
+    agent = build_acting_agent(ACTIONS["matrix"], observation, normalize_observations=normalize).to(torch.float64)
+    rows, weights = uneven_rows(agent, 33), FlatWeights(agent.to(dtype))
+    if normalize:  # `.to` has converted the statistics, too
+        agent.obs_moments.to(torch.float64)
+    rows = Rows(*(each.to(dtype) if each.dtype == torch.float64 else each for each in rows[:-1]))
+    rows = rows._replace(obs=(100 * torch.randn(33, 5, dtype=torch.float64)).to(getattr(torch, observed)))
+    fast, tolerance = CompiledLoss(agent, weights), {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    assert fast._compiled.obs_dtype == getattr(torch, observed)
+    for _ in range(2):
+        for got, want in zip(fast(rows, COEFS)[:4], minibatch_loss(weights, rows, COEFS)[:4], strict=True):
+            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        if normalize:
+            inputs = agent.inputs(rows.obs)
+            assert (inputs.abs() == 10).any() and (inputs.abs() < 9).any()  # noqa: PT018
+            agent.update_statistics(agent.obs_moments.sums(10 * torch.randn(100, 5)))
 
 
 @pytest.mark.parametrize("action", ["7 choices", "matrix"])
