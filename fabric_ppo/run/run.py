@@ -55,7 +55,8 @@ class Books:
     """Destinations of all that a run writes; trackers and callbacks are empty but on rank 0.
 
     `close_envs` closes the environments of this rank, after training; `callback_names` has the
-    classes of all callbacks, with commas; `attributes` are those that callbacks set.
+    classes of all callbacks, with commas; `attributes` are those that callbacks set;
+    `optimizer_settings` those that the optimizer was made with.
     """
 
     dir: Path
@@ -66,6 +67,7 @@ class Books:
     close_envs: Callable[[], None]
     callback_names: str
     attributes: EnvAttributes
+    optimizer_settings: dict[str, Any]
 
 
 class Run:
@@ -104,11 +106,14 @@ class Run:
         self._has_begun = False
         self._profile: Profile | None = None
         self._summary: Summary | None = None
+        self._has_policy = False
         total = self.num_updates * config.num_steps * config.num_envs * ranks.size
         counted = (total, counts.env_steps, self._leads and not config.quiet)
-        self._has_policy = False
         self._progress_of = (config, books.dir, books.checkpoints, *counted)
-        self._constants = _constant_values(config, agent) | {"callbacks": books.callback_names}
+        self._constants = _constant_values(config, agent) | {
+            "callbacks": books.callback_names,
+            "optimizer_settings": books.optimizer_settings,
+        }
         self._attributes = books.attributes
         self._callbacks = Callbacks(books.callbacks, config, books.dir, agent, self.num_updates, books.attributes)
 
@@ -209,10 +214,8 @@ class Run:
         if self._leads:
             for line in counts.info.new_warnings(before.info):
                 print_line(line, sys.stderr)
-            metrics = _logged(result, more, self._config)
+            metrics = _logged(result, more, self._config, counts.return_mean)
             metrics |= {"Info/learning_rate": learning_rate, "Time/step_per_second": result.rollout.env_steps / seconds}
-            if counts.return_mean is not None:
-                metrics[WINDOW_RETURN] = counts.return_mean
             evaluation: TestResult | None = None
             try:
                 evaluation = self._evaluate(metrics)
@@ -330,9 +333,13 @@ def _constant_values(config: Config, agent: Agent) -> dict[str, Any]:
     }
 
 
-def _logged(result: UpdateResult, more: Sequence[Metrics], config: Config) -> dict[str, float]:
-    """Return the scalars of an update, tag -> value."""
+def _logged(
+    result: UpdateResult, more: Sequence[Metrics], config: Config, return_mean: float | None
+) -> dict[str, float]:
+    """Return the scalars of an update, tag -> value; `return_mean` is that of the last episodes."""
     metrics = result.tagged()
+    if return_mean is not None:
+        metrics[WINDOW_RETURN] = return_mean
     if not config.restart_envs:
         del metrics["Info/env_restarts"]  # always zero then
     for each in more:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fabric_ppo.tools.run_groups import Group, settings
+from fabric_ppo.tools.run_names import ranks
 from fabric_ppo.tools.run_states import RunState, finite, read_state
 from fabric_ppo.tools.scores import (
     improvement_interval,
@@ -117,8 +118,9 @@ def _describe(group: Group, differing: Sequence[str]) -> Comparison:
 
 
 def _once(values: Sequence[Any]) -> list[Any]:
-    """Return values, each once."""
-    return [value for i, value in enumerate(values) if value not in values[:i]]
+    """Return values, each once, in order of size where they are numbers."""
+    once = [value for i, value in enumerate(values) if value not in values[:i]]
+    return [value for _, value in sorted(zip(ranks(once), once, strict=True), key=lambda pair: pair[0])]
 
 
 def _median(values: Sequence[float | None]) -> float | None:

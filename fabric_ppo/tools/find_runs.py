@@ -13,13 +13,14 @@ from fabric_ppo.process.files import newest_first, require_text_path
 from fabric_ppo.run.folder import CONFIG_FILE
 from fabric_ppo.run.result import RunResult, load_run
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
+from fabric_ppo.tools.run_names import name_key
 
 _OWN_FOLDERS = ("checkpoints", "train_videos", "test_videos")
 """Folders of a run in which no other runs are looked for."""
 
 
 def find_runs(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the folders of runs in a folder and below it, each once, in order of their names.
+    """Yield the folders of runs in a folder and below it, each once, sorted by their names.
 
     Hidden folders are left out. A link is followed where it leads to the folder of a run that is
     not below `folder`, and nowhere else: it may lead to a whole disk, or back.
@@ -35,7 +36,7 @@ def find_runs(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Pat
         path = waiting.pop()
         try:
             with os.scandir(path) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+                entries = sorted(scanned, key=lambda entry: name_key(entry.name))
             own = _is_run(path, {entry.name for entry in entries})
         except OSError as error:
             on_error(error)
@@ -46,7 +47,7 @@ def find_runs(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Pat
         links += [path / entry.name for entry in entries if entry.is_symlink() and _is_looked_into(entry, own)]
         below = [path / entry.name for entry in entries if not entry.is_symlink() and _is_looked_into(entry, own)]
         waiting += reversed(below)
-    for link in sorted(links):
+    for link in sorted(links, key=lambda link: name_key(str(link))):
         target = os.path.realpath(link)
         if target not in found and _leads_to_run(link):
             found.add(target)
@@ -107,7 +108,7 @@ def named_runs(words: Sequence[str], of: str = "RUN_DIR") -> list[RunResult]:
 def _matching(pattern: str) -> list[RunResult]:
     """Return the runs in folders that fit a pattern, and below them."""
     runs: list[RunResult] = []
-    for path in sorted(glob.glob(pattern, recursive=True)):
+    for path in sorted(glob.glob(pattern, recursive=True), key=name_key):
         with contextlib.suppress(ConfigError):
             runs += _runs_of(Path(path))
     if not runs:

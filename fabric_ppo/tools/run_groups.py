@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from fabric_ppo.config import MAY_DIFFER, Config, DecoupledConfig, TorchConfig
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.run.folder import started_with
 from fabric_ppo.run.result import RunResult
+from fabric_ppo.tools.run_names import NameKey, name_key, ranks
 
 _COMPARED_TOO = {
     *("total_timesteps", "stop_at_return", "test_episodes", "test_step_limit", "env_backend"),
@@ -80,7 +82,10 @@ class Group:
 
 
 def groups(runs: Sequence[RunResult], by: Sequence[str] | None = None) -> list[Group]:
-    """Sort runs into groups, in the order in which they come.
+    """Sort runs into groups.
+
+    Groups are in order of the settings that their labels name: by size where these are numbers,
+    else as they come. The runs of a group are in order of their seeds.
 
     Args:
         runs: at least one.
@@ -99,7 +104,48 @@ def groups(runs: Sequence[RunResult], by: Sequence[str] | None = None) -> list[G
     shown = _telling(values) if by is None else names
     labels = [", ".join(_words(name, each[name]) for name in shown) for each in values]
     only = str(settings(runs[0]).get("env_id", runs[0].run_dir.name))
-    return [Group(label or only, own, each) for label, own, each in zip(labels, members.values(), values, strict=True)]
+    found = [
+        Group(label or only, sorted(own, key=_seed_and_name), each)
+        for label, own, each in zip(labels, members.values(), values, strict=True)
+    ]
+    # those that the labels name first, then the others
+    priority = [*shown, *(name for name in names if name not in shown)]
+    keys = zip(*(ranks([each[name] for each in values]) for name in priority), strict=True) if priority else [()]
+    return [group for _, group in sorted(zip(keys, found, strict=True), key=lambda pair: pair[0])]
+
+
+def _seed_and_name(run: RunResult) -> tuple[bool, float, NameKey]:
+    """Return a key that sorts runs by seed and name; those without a seed come last."""
+    seed: Any = settings(run).get("seed")
+    is_number = isinstance(seed, int)
+    return not is_number, float(seed) if is_number else 0.0, name_key(str(run))
+
+
+def baseline_first(found: Sequence[Group], baseline: str) -> list[Group]:
+    """Return groups with one of them at the front.
+
+    Args:
+        found: at least one.
+        baseline: label of the group, `NAME=VALUE` or the value where one setting tells the groups
+            apart, or a folder of one of its runs.
+
+    Raises:
+        ConfigError: it is not exactly one of the groups.
+    """
+    text = baseline.replace("=", " ").removeprefix("--").casefold()
+    labels = [each.label.casefold() for each in found]
+    folder = os.path.realpath(baseline)
+    for fits in (
+        [label == text for label in labels],
+        [", " not in label and label.rpartition(" ")[2] == text for label in labels],
+        [any(os.path.realpath(run.run_dir) == folder for run in each.runs) for each in found],
+        [any(os.path.realpath(run.run_dir).startswith(f"{folder}{os.sep}") for run in each.runs) for each in found],
+    ):
+        if sum(fits) == 1:
+            first = found[fits.index(True)]
+            return [first, *(each for each in found if each is not first)]
+    known = "; ".join(each.label for each in found)
+    raise ConfigError(f"--baseline {baseline}: one of the groups ({known}), or the folder of a run, is expected")
 
 
 def _key(value: Any) -> str:

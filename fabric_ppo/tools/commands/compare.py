@@ -34,15 +34,20 @@ def run(args: list[str]) -> int:
         metavar="FLAG[,FLAG]",
         help="Have a column for each value of these flags. (default: all flags but the seed)",
     )
+    baseline = "Compare with this group, by its name, or a folder of its runs. (default: that of the smallest values)"
+    parser.add_argument("--baseline", metavar="GROUP", help=baseline)
     parser.add_argument("--json", action="store_true", help="Print an object, with more in it.")
     given = parser.parse_args(args)
     from fabric_ppo.tools.compare import compare, notes
     from fabric_ppo.tools.find_runs import named_runs
-    from fabric_ppo.tools.run_groups import differing_flags, groups
+    from fabric_ppo.tools.run_groups import baseline_first, differing_flags, groups
     from fabric_ppo.tools.tables import print_json
 
     runs = named_runs(given.run_dirs)
-    compared = compare(groups(runs, given.group_by), differing_flags(runs))
+    found = groups(runs, given.group_by)
+    if given.baseline is not None:
+        found = baseline_first(found, given.baseline)
+    compared = compare(found, differing_flags(runs))
     remarks = list(notes(compared))
     if given.json:
         print_json({"groups": [each.to_dict() for each in compared], "notes": remarks})

@@ -28,8 +28,10 @@ def run(args: list[str]) -> int:
     from fabric_ppo.tools.find_runs import named_runs
     from fabric_ppo.tools.plot import Look, draw_panels
     from fabric_ppo.tools.plot_lines import Drawn, escaped, panels_of, remarks, seed_groups, single_runs, with_labels
+    from fabric_ppo.tools.run_names import in_numeric_order
 
-    runs = named_runs(given.run_dirs)
+    # labels are given in the order of the lines
+    runs = named_runs(given.run_dirs if given.labels else in_numeric_order(given.run_dirs))
     found = seed_groups(runs, given.group_by) if given.bands or given.group_by else single_runs(runs)
     drawn = Drawn(given.metric, given.x, given.smooth)
     labelled = with_labels(found, given.labels) if given.labels else escaped(found)

@@ -116,6 +116,7 @@ def _contents(runs: Sequence[ReportRun], video_megabytes: float) -> dict[str, An
     by_result = {id(run.result): run for run in runs}
     found = [(each.label, [by_result[id(run)] for run in each.runs]) for each in groups([run.result for run in runs])]
     members = [own for _, own in found]
+    runs = [run for own in members for run in own]
     scored = dict(zip((run.name for run in runs), scores(runs), strict=True))
     envs = list(dict.fromkeys(run.env_id or "an unknown environment" for run in runs))
     return {

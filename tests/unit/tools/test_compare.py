@@ -30,7 +30,7 @@ def compared(capsys, *args):
 
 
 def test_groups_of_seeds_have_the_scores_of_their_definitions(suite, capsys):
-    first, second = compared(capsys, suite / "0.01_*", suite)["groups"]
+    first, second = compared(capsys, suite, "--baseline", "0.01")["groups"]
     assert [each["label"] for each in (first, second)] == ["learning-rate 0.01", "learning-rate 0.001"]
     assert [each["values"] for each in (first, second)] == [{"learning_rate": [0.01]}, {"learning_rate": [0.001]}]
     for each, rate in ((first, 0.01), (second, 0.001)):
@@ -49,11 +49,11 @@ def test_groups_of_seeds_have_the_scores_of_their_definitions(suite, capsys):
 
 
 def test_a_single_run_has_the_mean_of_its_test_episodes(suite, capsys):
-    one, two = compared(capsys, suite / "0.01_1", suite / "0.001_1")["groups"]
+    two, one = compared(capsys, suite / "0.01_1", suite / "0.001_1")["groups"]
     low, high = scores.interval([10, 14], lambda drawn: drawn.mean(-1))
     assert one["test_return"] == {"value": 12, "low": low, "high": high, "of": "episodes", "number": 2}
     assert two["test_return"] == {"value": 15, "low": None, "high": None, "of": "episodes", "number": 1}
-    assert two["improvement"] is None
+    assert one["improvement"] is None
 
 
 def test_only_settings_that_differ_are_shown(suite, capsys):

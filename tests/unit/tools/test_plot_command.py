@@ -130,9 +130,9 @@ def test_runs_without_values_and_lines_that_end_early_are_told(tmp_path, capsys)
     write_run(logs / "5", [1.0], seed=5, gamma=0.5)
     assert main(["plot", str(logs), "--bands", "--out", str(tmp_path / "x.png")]) == 0
     assert capsys.readouterr().err.splitlines() == [
+        "note: gamma 0.5 (n = 2): its runs have no transitions of Rewards/rew_avg in common: there is no line",
         f"note: {logs / '3'}: has no values of Rewards/rew_avg",
         f"note: gamma 0.99 (n = 3): the line ends where {logs / '2'} does, after 4,096 of 10,240 transitions",
-        "note: gamma 0.5 (n = 2): its runs have no transitions of Rewards/rew_avg in common: there is no line",
     ]
 
 
@@ -204,6 +204,6 @@ def test_without_matplotlib_a_line_says_what_to_install(suite, tmp_path, monkeyp
 def test_groups_say_how_many_runs_they_have(suite):
     runs = [load_run(suite / name) for name in ("0.01_1", "0.01_2", "0.001_3")]
     assert [each.label for each in seed_groups(runs, None)] == [
-        "learning-rate 0.01 (n = 2)",
         "learning-rate 0.001 (n = 1)",
+        "learning-rate 0.01 (n = 2)",
     ]
