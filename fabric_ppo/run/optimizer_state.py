@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from fabric_ppo.process.errors import ConfigError
 
 _NOT_OF_GROUPS = ("params", "lr", "initial_lr")
 """Entries of a parameter group that are no state: schedules set the learning rate."""
+
+_GROUPS = "groups."
+NO_SETTINGS: Mapping[str, Any] = {}
+"""Settings of which nothing is known: all numbers of a state are loaded."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,23 @@ def read_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerState:
     return OptimizerState(tensors, values)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the numbers of an optimizer's groups as it was made, `groups.<index>.<name>`, as JSON has them."""
+    numbers = read_optimizer(optimizer).values["numbers"]
+    settings: dict[str, Any] = json.loads(json.dumps({key: numbers[key] for key in numbers if key.startswith(_GROUPS)}))
+    return settings
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: OptimizerState, settings: Mapping[str, Any] = NO_SETTINGS
+) -> None:
     """Load into an optimizer the state that `read_optimizer` returned.
+
+    Args:
+        optimizer: keeps its settings, such as a weight decay, as it was made with them.
+        state: of an optimizer of the same class.
+        settings: what `settings_of` returned when that one was made: numbers of its groups that it
+            has not changed since are no state.
 
     Raises:
         ValueError: it is the state of another optimizer.
@@ -81,7 +101,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> N
     entries: dict[int | str, Any] = {}
     # copies, for an optimizer changes the tensors that it loads in place
     copies = {name: tensor.clone() for name, tensor in state.tensors.items()}
-    for key, value in (copies | state.values.get("numbers", {})).items():
+    numbers = {
+        key: value
+        for key, value in state.values.get("numbers", {}).items()
+        if key not in settings or settings[key] != value
+    }
+    for key, value in (copies | numbers).items():
         index, _, name = key.partition(".")
         if index == "groups":
             index, _, name = name.partition(".")

@@ -23,7 +23,7 @@ from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.envs.spaces import EnvSpec
-from fabric_ppo.ppo.schedules import put_learning_rate
+from fabric_ppo.ppo.schedules import coefficients, put_learning_rate, set_learning_rate
 from fabric_ppo.process.console import print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.files import Checkpoint
@@ -35,7 +35,7 @@ from fabric_ppo.run.commands import begin_from
 from fabric_ppo.run.contents import action_log, past_episodes, require_tensors, require_values
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
-from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
+from fabric_ppo.run.optimizer_state import NO_SETTINGS, OptimizerState, load_optimizer, read_optimizer
 from fabric_ppo.run.surroundings import changes, surroundings
 
 _SECONDS_OF_TRIAL, _SECONDS_OF_SILENCE = 10.0, 5.0
@@ -83,19 +83,34 @@ def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint |
 
 def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: int) -> None:
     """Print a line where a new `--total-timesteps` moves what is annealed."""
-    before, update = dict(values["config"]), values["update"]
-    annealed = {"learning_rate": config.anneal_lr, "clip_coef": config.anneal_clip_coef}
-    annealed["ent_coef"] = config.anneal_ent_coef and config.ent_coef != 0
-    names = [flag(name) for name, anneals in annealed.items() if anneals]
-    if config.quiet or config.total_timesteps == before["total_timesteps"] or not names:
+    before, update = values["config"]["total_timesteps"], values["update"]
+    if config.quiet or config.total_timesteps == before:
         return
-    totals = (before["total_timesteps"], config.total_timesteps)
-    updates = [replace(config, total_timesteps=total).num_updates(num_ranks) for total in totals]
-    shares = [max(0.0, 1 - update / number) for number in updates]
-    print_from_rank_zero(
-        f"--total-timesteps {config.total_timesteps}, before {before['total_timesteps']}: now {', '.join(names)} "
-        f"falls to zero over the new total, and goes on from {shares[1]:.0%} of its value instead of {shares[0]:.0%}"
-    )
+    updates = [
+        replace(config, total_timesteps=each).num_updates(num_ranks) for each in (before, config.total_timesteps)
+    ]
+    # a schedule of the user's own need not be defined at the end of a run
+    with contextlib.suppress(ArithmeticError, ValueError):
+        old, new = (_scheduled(config, update, number) for number in updates)
+        end = _scheduled(config, updates[1], updates[1])
+        moved: dict[tuple[str, str, bool], list[str]] = {}
+        for name in (each for each in new if old[each] != new[each]):
+            moved.setdefault((f"{new[name]:.0%}", f"{old[name]:.0%}", end[name] == 0), []).append(flag(name))
+        for (share, instead, falls), names in moved.items():
+            how = "falls to zero over the new total" if falls else "follows the new total"
+            print_from_rank_zero(
+                f"--total-timesteps {config.total_timesteps}, before {before}: now {', '.join(names)} "
+                f"{how}, and goes on from {share} of its value instead of {instead}"
+            )
+
+
+def _scheduled(config: Config, update: int, num_updates: int) -> dict[str, float]:
+    """Return the values of flags in an update, as the schedules compute them, as shares of their own."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], config.learning_rate)
+    rate = set_learning_rate(optimizer, config, update, num_updates)
+    values = {"learning_rate": rate, **coefficients(config, update, num_updates)._asdict()}
+    whole = {name: getattr(config, name, None) for name in values}
+    return {name: values[name] / float(each) for name, each in whole.items() if each}
 
 
 @contextlib.contextmanager
@@ -145,7 +160,7 @@ def restore(
         if values["env_spec"] != agent.spec.to_json():
             raise ValueError("the environment has other spaces now")
         agent.load_state_dict(checkpoint.under("weights."))
-        load_optimizer(optimizer, state)
+        load_optimizer(optimizer, state, values.get("optimizer_settings", NO_SETTINGS))
         if config.desired_kl is not None:
             _restore_learning_rate(optimizer, values["learning_rate"])
         action = buffer.envs.spec.action

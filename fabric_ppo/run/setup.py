@@ -32,6 +32,7 @@ from fabric_ppo.run.env_attributes import EnvAttributes
 from fabric_ppo.run.folder import is_of_a_run, lock_folder, make_folder, note_failure, replace_run
 from fabric_ppo.run.near_runs import is_numbered_alike, nearest_run
 from fabric_ppo.run.opening import opening_lines
+from fabric_ppo.run.optimizer_state import settings_of
 from fabric_ppo.run.parts import NO_PARTS, Parts, name_of
 from fabric_ppo.run.prepare import prepare_process
 from fabric_ppo.run.resume import find_checkpoint, restore
@@ -133,6 +134,7 @@ class RunSetup(contextlib.ExitStack):
         """
         require_all_held(optimizer, agent)
         config, ranks, checkpoint = self._config, self._ranks, self._checkpoint
+        settings = settings_of(optimizer)  # before the checkpoint's
         attributes, callback_names = EnvAttributes(buffer, ranks, config.overlaps), self._callback_names()
         if checkpoint is None:
             if config.init_from is not None:
@@ -158,7 +160,7 @@ class RunSetup(contextlib.ExitStack):
         if checkpoint is not None:
             checkpoints.resume_from(checkpoint)
         in_flight = {} if checkpoint is None else checkpoint.under("in_flight.")
-        given = (self._close_resources, callback_names, attributes)
+        given = (self._close_resources, callback_names, attributes, settings)
         books = Books(self.dir, self._writes, trackers, callbacks, checkpoints, *given)
         self._run = Run(config, ranks, agent, optimizer, counts, log, books, in_flight)
         self.callback(self._run.close)

@@ -12,7 +12,7 @@ from fabric_ppo.fast import loss_module
 from fabric_ppo.run.run import Run
 from tests.fixtures.launching import SCRIPTS
 from tests.fixtures.optimizers import OPTIMIZERS, use_optimizer
-from tests.fixtures.resuming import assert_same_run, die, finish, metrics, on_call, train
+from tests.fixtures.resuming import NUM_UPDATES, assert_same_run, die, finish, metrics, on_call, train
 
 pytestmark = pytest.mark.processes
 
@@ -67,6 +67,21 @@ def test_a_run_of_another_optimizer_is_refused(tmp_path, monkeypatch):
     (said,) = train("torch", 1, tmp_path / "run", resume=True)
     assert "ConfigError: --resume: the checkpoint in" in said
     assert "(its optimizer is fabric_ppo.fast.adam.LeanAdam, this one is torch.optim.adamw.AdamW)" in said
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_resumed_run_has_the_settings_of_the_code(tmp_path, monkeypatch, script):
+    """As after an edit of `make_optimizer`: a decay of 0.1 a step leaves nothing of weights."""
+    size = RANKS[script]
+    run_dir = tmp_path / "run"
+    flags = {"anneal_lr": False, "learning_rate": 1e-3}
+    for decay, updates in ((0.01, 2), (100.0, NUM_UPDATES)):
+        monkeypatch.setitem(
+            OPTIMIZERS, "decaying", lambda params, lr, decay=decay: torch.optim.AdamW(params, lr, weight_decay=decay)
+        )
+        use_optimizer(monkeypatch, "decaying")
+        finish(script, size, run_dir, updates=updates, resume=updates > 2, **flags)
+    assert weights(run_dir).norm() < 0.5 * weights(finish("torch", 1, tmp_path / "begun", updates=2)).norm()
 
 
 def plain_adam(module, config):

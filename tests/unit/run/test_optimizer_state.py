@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import Checkpoint
-from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer
+from fabric_ppo.run.optimizer_state import OptimizerState, load_optimizer, read_optimizer, settings_of
 from tests.fixtures.optimizers import OPTIMIZERS
 
 MAKERS = OPTIMIZERS | {"LeanAdam": lambda params, lr: LeanAdam(params, lr, 1e-5)}
@@ -99,3 +101,28 @@ def test_a_state_that_cannot_be_saved_is_named():
     optimizer.state[parameter]["history"] = [torch.ones(2)]
     with pytest.raises(ConfigError, match=r"SGD: its state has a list, history; tensors and numbers can be saved"):
         read_optimizer(optimizer)
+
+
+def test_settings_are_those_of_the_code_and_state_is_that_of_the_checkpoint():
+    """What the optimizer itself has changed since it was made is state, also in a group."""
+
+    def make(weight_decay, betas, **more):
+        parameter = torch.nn.Parameter(torch.ones(2))
+        group = {"params": [parameter], "count": 0, **more}
+        return torch.optim.AdamW([group], 1e-3, weight_decay=weight_decay, betas=betas)
+
+    saved = make(0.1, (0.9, 0.99))
+    settings = json.loads(json.dumps(settings_of(saved)))
+    saved.param_groups[0]["count"] = 7
+    saved.param_groups[0]["params"][0].grad = torch.ones(2)
+    saved.step()
+    found = read_optimizer(saved)
+    state = OptimizerState(found.tensors, json.loads(json.dumps(found.values)))
+    edited = make(0.3, (0.8, 0.99), added="yes")
+    load_optimizer(edited, state, settings)
+    (group,) = edited.param_groups
+    assert (group["weight_decay"], group["betas"], group["count"], group["added"]) == (0.3, (0.8, 0.99), 7, "yes")
+    assert edited.state[group["params"][0]]["step"] == 1
+    unknown = make(0.3, (0.8, 0.99))
+    load_optimizer(unknown, state)  # a checkpoint of an older version
+    assert unknown.param_groups[0]["weight_decay"] == 0.1

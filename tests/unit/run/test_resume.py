@@ -197,3 +197,25 @@ def test_the_rate_of_a_longer_run_is_that_of_whole_updates(capsys):
     values = {"config": replace(config, total_timesteps=10_000).to_dict(), "update": 19}
     resume._print_new_schedule(config, values, 1)
     assert "goes on from 51% of its value instead of 0%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("edited", "said"),
+    [
+        (lambda config, update, total: config.learning_rate, ""),
+        (
+            lambda config, update, total: config.learning_rate * max(0.2, 1 - update / total),
+            "follows the new total, and goes on from 50% of its value instead of 20%",
+        ),
+        (lambda config, update, total: config.learning_rate / (total - update), ""),
+    ],
+    ids=["constant", "to a fifth", "undefined at the end"],
+)
+def test_what_moves_is_computed_by_the_schedule(monkeypatch, capsys, edited, said):
+    """As after an edit of it."""
+    monkeypatch.setattr(resume, "set_learning_rate", lambda _, *args: edited(*args))
+    config = Config(total_timesteps=4096, num_steps=128, num_envs=4)
+    values = {"config": replace(config, total_timesteps=2048).to_dict(), "update": 4}
+    resume._print_new_schedule(config, values, 1)
+    line = capsys.readouterr().err
+    assert (said in line) if said else line == ""
