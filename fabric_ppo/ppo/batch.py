@@ -180,9 +180,10 @@ def blank_rows(agent: Agent, count: int) -> Rows:
     space, distribution = agent.spec.observation, agent.distribution
     obs = torch.from_numpy(np.zeros((count, *space.shape), space.dtype))
     actions = torch.zeros(count, *distribution.action_shape, dtype=distribution.action_dtype)
-    number = torch.zeros(count, dtype=agent.dtype, device=agent.device)
-    numbers = [number.clone() for _ in Rows._fields[2:-1]]
-    return Rows(obs.to(agent.device), actions.to(agent.device), *numbers)
+    shaped = {"obs": obs, "actions": actions}  # of the other columns a row has one number
+    number = torch.zeros(count, dtype=agent.dtype)
+    columns = {name: shaped.get(name, number) for name in Rows._fields[:-1]}
+    return Rows(**{name: column.to(agent.device, copy=True) for name, column in columns.items()})
 
 
 def cut(total: int, index: int, parts: int) -> tuple[int, int]:
@@ -222,9 +223,9 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         config.gae_lambda,
     )
     weights, length = rollout.valid.to(rollout.values.dtype), config.effective_sequence_length
-    # in the order of the fields of Rows
-    columns = [rollout.obs, rollout.actions, rollout.log_probs, rollout.values]
-    columns += [advantages, returns, weights]
+    computed = {"advantages": advantages, "returns": returns, "weights": weights}
+    # other columns of Rows are those of the rollout with their names
+    columns = [computed[name] if name in computed else getattr(rollout, name) for name in Rows._fields[:-1]]
     sequences = [_sequences(rollout, length)] if rollout.memory.shape[-1] else []
     shared = config.share_data and ranks.size > 1
     if shared:

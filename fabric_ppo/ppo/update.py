@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class UpdateStats(Metrics):
     `own` are metrics of one's own, from `with_metric`.
     """
 
+    derived: ClassVar[tuple[str, ...]] = ("Info/explained_variance",)
+
     policy_loss: float = metric("mean", "Loss/policy_loss")
     value_loss: float = metric("mean", "Loss/value_loss")
     entropy_loss: float = metric("mean", "Loss/entropy_loss")
@@ -71,7 +74,7 @@ class UpdateStats(Metrics):
             ConfigError: the name is taken, or the value is not a single number.
         """
         own = own_metric(tag, value, merge)
-        if tag in self.tagged():
+        if tag in self.names() | set(self.own):
             raise ConfigError(f"the metric {tag}: another name is expected, this one is taken")
         return replace(self, own={**self.own, **own})
 

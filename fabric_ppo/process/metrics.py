@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +31,13 @@ def metric(merge: Merge, tag: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Numbers of one rank, or, once merged, of all ranks; each field is a `metric`, or not merged here."""
+    """Numbers of one rank, or, once merged, of all ranks; each field is a `metric`, or not merged here.
+
+    Attributes:
+        derived: names in the logs of what `tagged` adds, in some updates at least.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = ()
 
     def to_tensor(self) -> Tensor:
         """Return the fields in order, `[number of fields]` float64."""
@@ -62,6 +68,11 @@ class Metrics:
         """Return the number of metrics."""
         return len(cls.declared())
 
+    @classmethod
+    def names(cls) -> set[str]:
+        """Return all names that these numbers may have in the logs."""
+        return {each.metadata["tag"] for each in cls.declared()} | set(cls.derived)
+
     def tagged(self) -> dict[str, float]:
         """Return what is logged: tag -> value. A subclass may add what follows from several fields."""
         named = [(each.metadata["tag"], getattr(self, each.name)) for each in self.declared()]
@@ -82,7 +93,8 @@ def own_metric(tag: str, value: float | Tensor, merge: Merge) -> Own:
     if merge not in get_args(Merge):
         raise ConfigError(f"the metric {tag}: merge {merge!r}: one of {', '.join(get_args(Merge))} is expected")
     try:
-        return {tag: (merge, float(value))}
+        # a value with a gradient would warn, once, that it becomes a number
+        return {tag: (merge, float(value.detach() if isinstance(value, Tensor) else value))}
     except (TypeError, ValueError, RuntimeError):
         raise ConfigError(f"the metric {tag}: a number, or a tensor of one, is expected") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class RolloutStats(Metrics):
     `env_restarts` counts the worker processes that were replaced since the run began; the sums are
     of undiscounted returns and of lengths, over the episodes that ended.
     """
+
+    derived: ClassVar[tuple[str, ...]] = ("Rewards/rew_avg", "Game/ep_len_avg")
 
     env_steps: float = metric("sum")
     seconds: float = metric("max", "Time/rollout_seconds")

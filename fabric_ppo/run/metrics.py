@@ -106,7 +106,7 @@ def require_own_names(result: UpdateResult, more: Sequence[Metrics]) -> None:
         ConfigError: a name is taken; the same on all ranks.
     """
     taken = {"Info/learning_rate", "Time/step_per_second", WINDOW_RETURN}.union(
-        *(each.tagged() for each in (result.rollout, *more))
+        *(each.names() for each in (result.rollout, *more))
     )
     for tag in result.update.own:
         if tag in taken or tag.startswith(_OTHERS):
