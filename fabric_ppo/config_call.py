@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from fabric_ppo.config_given import format_given, path_text, python_scalar, python_sequence, whole_number
 from fabric_ppo.config_names import argument_hint, python_hint
-from fabric_ppo.config_values import LISTS, PATHS, field_types, takes_float, takes_int
+from fabric_ppo.config_values import LISTS, NAMES, PATHS, field_types, takes_float, takes_int
 from fabric_ppo.process.errors import ConfigError
 
 C = TypeVar("C")
@@ -105,8 +106,10 @@ def _hint(config_type: type[Any], name: str, kinds: dict[str, Any]) -> str:
     """Return the hint about a name that no field has; it may be another script's."""
     others: list[type] = [*config_type.__subclasses__(), *config_type.__mro__[1].__subclasses__()]
     owners = dict.fromkeys(other.__name__ for other in others if name in other.__annotations__)
+    if "TorchConfig" in owners:
+        return f"it is one of TorchConfig, as in train(TorchConfig({name}=...))"
     if owners:
-        return f"it is one of {' and '.join(owners)}"
+        return "it is one of train_fabric_decoupled.py, as in python -m fabric_ppo train decoupled --devices 2"
     return python_hint(name, kinds)
 
 
@@ -118,6 +121,8 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
         items = python_sequence(value)
         return tuple(map(whole_number, items)) if isinstance(items, tuple) else items
     if name in LISTS and isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value):
-        return ",".join(map(python_scalar, value))
+        value = ",".join(map(python_scalar, value))
     value = python_scalar(value)
+    if name in NAMES and isinstance(value, str):
+        return re.sub(r"\s*,\s*|\s+", ",", value.strip())
     return whole_number(value) if takes_int(kind) and not takes_float(kind) else value

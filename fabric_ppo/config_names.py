@@ -192,6 +192,12 @@ num_policies
 """Other names, and below them what to do here, where a new name alone would mislead."""
 
 
+_PYTHON_NOTES = """
+device use_cuda use_gpu gpu gpus gpu_id num_gpus n_gpus num_gpus_per_learner
+    train(TorchConfig(cuda=True)) trains on a GPU; several take processes, which
+    python -m fabric_ppo train torch --devices N starts
+"""
+"""Other names, and below them what to do from Python, where that is something else than in a shell."""
 _ARGUMENTS = """
 run_dir: path model_path load_path folder dir directory file filename checkpoint checkpoint_path model
     name load_dir run zip_file
@@ -238,6 +244,32 @@ evaluate evaluate_policy test
     evaluate(agent) plays test episodes
 """
 """Attributes that an agent does not have, and below them what to do here."""
+_RUN_NOTES = """
+learn train fit resume continue_training
+    train(Config(run_dir=RUN_DIR, resume=True)) goes on with it, and train(Config(init_from=RUN_DIR))
+    begins another run with its weights
+save save_policy save_model
+    its files lie in run_dir already, policy.safetensors is the agent
+load from_pretrained open
+    load_run(RUN_DIR) opens one
+predict act forward get_action select_action value
+    its agent has that, as in run.agent.act(obs)
+policy model network net module actor_critic state_dict parameters
+    agent is the trained one, agent.module a PyTorch module
+evaluate evaluate_policy test
+    evaluate(run) plays test episodes
+env get_env observation_space action_space
+    it has no environment, but the spaces of one, as agent.spec
+history logs log df results returns rewards losses scores
+    metrics has what was logged, summary the results of the test
+config args params hyperparams hyperparameters cfg
+    flags has them
+path dir folder logdir log_dir
+    run_dir is its folder
+plot report video export compare
+    a command has that, as in python -m fabric_ppo plot RUN_DIR; --help lists them
+"""
+"""Attributes that a run does not have, and below them what to do here."""
 
 
 TRAIN_ARGUMENTS = ("verbose", "callbacks", "trackers")
@@ -270,6 +302,8 @@ def python_hint(name: str, kinds: Mapping[str, Any]) -> str:
     """
     if name in TRAIN_ARGUMENTS:
         return f"it is an argument of train, as in train(Config(...), {name}=...)"
+    if note := _noted(_PYTHON_NOTES).get(name.lower()):
+        return note
     ours, note = other_name(name.lower(), kinds)
     if not ours and name.startswith("no_") and name[3:] in kinds:
         ours = name
@@ -279,8 +313,8 @@ def python_hint(name: str, kinds: Mapping[str, Any]) -> str:
         # "--no-anneal-lr" is how a shell has it
         every = r"--([a-z][a-z-]*)"
         return re.sub(every, lambda found: _as_argument(found[1].replace("-", "_"), kinds, found[0]), note)
-    nearest = difflib.get_close_matches(name, kinds, n=1)
-    return f"did you mean {nearest[0]}?" if nearest else "python -m fabric_ppo train --help-all lists the flags"
+    nearest = nearest_name(name, kinds)
+    return f"did you mean {nearest}?" if nearest else "python -m fabric_ppo train --help-all lists the flags"
 
 
 def call_hint(name: str, own: Collection[str], kinds: Mapping[str, Any]) -> str:
@@ -291,8 +325,8 @@ def call_hint(name: str, own: Collection[str], kinds: Mapping[str, Any]) -> str:
         own: those that the function has.
         kinds: those that a Config has -> their types.
     """
-    if nearest := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
-        return f"did you mean {nearest[0]}?"
+    if nearest := nearest_name(name, own, cutoff=0.8):
+        return f"did you mean {nearest}?"
     if name in kinds:
         return f"it is a flag, as in train(Config({name}=...))"
     hint = python_hint(name, kinds)
@@ -306,17 +340,50 @@ def argument_hint(name: str, own: Collection[str]) -> str:
             return f"here it is {ours}"
     if note := _noted(_ARGUMENT_NOTES).get(name.lower()):
         return note
-    if nearest := difflib.get_close_matches(name, own, n=1):
-        return f"did you mean {nearest[0]}?"
+    if nearest := nearest_name(name, own):
+        return f"did you mean {nearest}?"
     return f"the arguments are {', '.join(own)}"
 
 
 def agent_hint(name: str, own: Collection[str]) -> str:
     """Return the end of the error about an attribute that an agent does not have; `own` are those that it has."""
-    if note := _noted(_AGENT_NOTES).get(name.lower()):
+    return _attribute_hint(name, own, _AGENT_NOTES)
+
+
+def run_hint(name: str, own: Collection[str]) -> str:
+    """Return the end of the error about an attribute that a run does not have; `own` are those that it has."""
+    return _attribute_hint(name, own, _RUN_NOTES)
+
+
+def _attribute_hint(name: str, own: Collection[str], notes_of: str) -> str:
+    if name.startswith("_"):  # a library asks for it
+        return ""
+    if note := _noted(notes_of).get(name.lower()):
         return f"; {note}"
-    nearest = difflib.get_close_matches(name, own, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = nearest_name(name, own)
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def nearest_name(word: str, known: Collection[str], cutoff: float = 0.7) -> str:
+    """Return the name that a slip has most likely meant; empty where none is close.
+
+    Args:
+        word: a flag, such as `--no-anneal-l`, or the name of an argument.
+        known: the names that there are, flags or arguments as `word` is.
+        cutoff: likeness of the names from 0 to 1, dashes and `no-` left out, which are in many.
+    """
+    names: dict[str, list[str]] = {}
+    for each in known:
+        names.setdefault(_stem(each)[0], []).append(each)
+    wanted, is_off = _stem(word)
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=cutoff)
+    return min(names[close[0]], key=lambda each: _stem(each)[1] != is_off) if close else ""
+
+
+def _stem(name: str) -> tuple[str, bool]:
+    """Return a name without dashes before it and without `no-`, and whether that was there."""
+    plain = name.lstrip("-").lower().replace("_", "-")
+    return plain.removeprefix("no-"), plain.startswith("no-")
 
 
 def _as_argument(name: str, kinds: Mapping[str, Any], unknown: str = "") -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.actions import ActionConverter
-from fabric_ppo.envs.spaces import SpaceSpec, part_at
+from fabric_ppo.envs.space_text import format_parts
+from fabric_ppo.envs.spaces import SpaceSpec, part_at, path_name
 
 
 class PolicyModule(nn.Module):
@@ -48,8 +49,34 @@ class PolicyModule(nn.Module):
             `action`, `[B, ...]` in the form that the environment takes; `params`, `[B, n]`, the
             logits of the choices, or the means and then the log standard deviations of a Box before
             it is mapped into its bounds; `value`, `[B]`; and `memory`, of a recurrent agent.
+
+        Raises:
+            ValueError: an argument is no tensor, or of another shape.
         """
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+            self._check(obs, memory, noise)
         return self.compute([part_at(obs, path) for path, _ in self._leaves], memory, noise)
+
+    def _check(self, obs: Any, memory: Tensor | None, noise: Tensor | None) -> None:
+        """Raise a ValueError for arguments that are no tensors, or of another shape."""
+        given: list[tuple[str, Any, tuple[int, ...]]] = []
+        observation = self.agent.spec.observation
+        for path, leaf in observation.parts or [((), observation)]:
+            name = f"obs {path_name(path)}" if path else "obs"
+            try:
+                given.append((name, part_at(obs, path), leaf.shape))
+            except (TypeError, KeyError, IndexError, AttributeError):
+                raise ValueError(f"{name} is not there: {format_parts(observation)} is expected") from None
+        given += [("memory", memory, (self.memory_size,))] if memory is not None else []
+        given += [("noise", noise, (self.agent.distribution.noise_size,))] if noise is not None else []
+        for name, tensor, shape in given:
+            expected = f"a tensor of shape (B{''.join(f', {n}' for n in shape)}) is expected".replace("(B)", "(B,)")
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{name} is of type {type(tensor).__name__}: {expected}")
+            if tuple(tensor.shape[1:]) != shape or tensor.ndim == 0:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {expected}")
+            if len(tensor) != len(given[0][1]):
+                raise ValueError(f"{name} has {len(tensor)} rows, {given[0][0]} has {len(given[0][1])}: {expected}")
 
     def compute(
         self, parts: Sequence[Tensor], memory: Tensor | None = None, noise: Tensor | None = None

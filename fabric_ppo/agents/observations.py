@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fabric_ppo.envs.space_text import format_parts
 from fabric_ppo.envs.spaces import KeyPath, Packer, SpaceSpec, part_at, path_name, reader_of
@@ -52,6 +53,8 @@ class ObservationReader:
             ValueError: it has another shape or kind, or numbers that its space or float32 cannot
                 hold.
         """
+        if not isinstance(obs, np.ndarray):
+            obs = _without_gradient(obs)
         if isinstance(obs, tuple):
             self._require_observation_alone(obs)
         if self._parts:
@@ -124,6 +127,17 @@ class ObservationReader:
             raise ValueError(f"obs has {path_name(path)} of shape {array.shape}: {_batch(leaf.shape)} is expected")
         reader.require_valid(array)
         return np.ascontiguousarray(array).reshape(len(array), leaf.size).view(np.uint8)
+
+
+def _without_gradient(obs: Any) -> Any:
+    """Return observations whose PyTorch tensors NumPy takes: without a gradient, on the CPU."""
+    if isinstance(obs, Tensor):
+        return obs.detach().cpu()
+    if isinstance(obs, dict):
+        return {name: _without_gradient(part) for name, part in obs.items()}
+    if type(obs) in (list, tuple):
+        return type(obs)(map(_without_gradient, obs))
+    return obs
 
 
 def _batch(shape: tuple[int, ...]) -> str:

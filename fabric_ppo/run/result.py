@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fabric_ppo.config_call import answering, path_argument, switch_argument
+from fabric_ppo.config_names import run_hint
 from fabric_ppo.process.console import format_number
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import newest_first, run_around
@@ -99,18 +100,18 @@ class RunResult(os.PathLike[str]):
 
         `step` and `update` are int64, the others float64: pandas and polars make a table of it.
         Empty where the run has logged nothing there. Lines from the first damaged one on are left
-        out; a value that is no number is NaN.
+        out; of an update that comes more than once its last line counts, and none from before it
+        that is of a later update; a value that is no number is NaN.
 
         Raises:
             ConfigError: the file is there and cannot be read.
         """
-        path = self.run_dir / METRICS_FILE
-        try:
-            content = path.read_bytes() if path.is_file() else b""
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        lines = map(json.loads, lines_until(content, math.inf))
-        rows = list(itertools.takewhile(_is_counted, lines))
+        rows: list[dict[str, Any]] = []
+        for row in self._lines:
+            # as a resumed run would have cut the file
+            while rows and (rows[-1]["update"] >= row["update"] or rows[-1]["step"] > row["step"]):
+                rows.pop()
+            rows.append(row)
         names = dict.fromkeys(name for row in rows for name in row)
         return {
             name: np.array([row[name] for row in rows], np.int64)
@@ -118,6 +119,25 @@ class RunResult(os.PathLike[str]):
             else np.array([_number(row.get(name)) for row in rows], np.float64)
             for name in names
         }
+
+    @functools.cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        path = self.run_dir / METRICS_FILE
+        try:
+            content = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        lines = map(json.loads, lines_until(content, math.inf))
+        return list(itertools.takewhile(_is_counted, lines))
+
+    @property
+    def num_lines(self) -> int:
+        """Number of lines of `metrics.jsonl` up to the first damaged one.
+
+        Raises:
+            ConfigError: as of `metrics`.
+        """
+        return len(self._lines)
 
     @functools.cached_property
     def agent(self) -> Policy:
@@ -129,6 +149,13 @@ class RunResult(os.PathLike[str]):
         from fabric_ppo.agents.policy import load_agent
 
         return load_agent(self.run_dir, self.own_code)
+
+    if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError that says what there is instead, as for `learn` and `predict`."""
+            own = [each for each in dir(type(self)) if not each.startswith("_")]
+            raise AttributeError(f"'RunResult' object has no attribute {name!r}{run_hint(name, own)}")
 
     def __fspath__(self) -> str:
         """Return the folder's path."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.config_names import nearest_name
 from fabric_ppo.config_values import field_types
 from fabric_ppo.process.errors import flag
 
@@ -56,8 +56,8 @@ def command_hint(word: str, known: Collection[str], help_text: str) -> str:
     for others, note in _NOTES.items():
         if "--step-limit" in known and name in others.split():
             return note
-    if nearest := difflib.get_close_matches(flag(name), known, n=1):
-        return f"did you mean {nearest[0]}?"
+    if nearest := nearest_name(flag(name), known):
+        return f"did you mean {nearest}?"
     if any(name in field_types(kind) for kind in SCRIPT_CONFIGS.values()):
         return "it is a flag of train"
     return f"see {help_text}"

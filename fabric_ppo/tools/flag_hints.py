@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
-from fabric_ppo.config_names import other_name
+from fabric_ppo.config_names import nearest_name, other_name
 from fabric_ppo.config_values import field_types
 from fabric_ppo.process.errors import flag
 
@@ -23,8 +22,8 @@ def flag_hint(word: str, known: Collection[str]) -> str:
         return f"it is one of {' and '.join(map(script_file, owners))}{hint}"
     if hint := _other_name(word):
         return hint
-    nearest = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {nearest[0]}?" if nearest else "see --help-all for the flags"
+    nearest = nearest_name(word, known)
+    return f"did you mean {nearest}?" if nearest else "see --help-all for the flags"
 
 
 def _other_name(word: str) -> str:

@@ -146,7 +146,11 @@ def test_names_of_other_programs_are_answered_as_arguments(kind, name):
         ("zzzzzzzz", "python -m fabric_ppo train --help-all lists the flags"),
         ("batch_size", "per_rank_batch_size has the rows of a minibatch on each rank"),
         ("lr_schedule", "anneal_lr lowers the learning rate linearly to zero and is on, anneal_lr=False keeps it"),
-        ("cuda", "it is one of TorchConfig and DecoupledConfig"),
+        ("cuda", "it is one of TorchConfig, as in train(TorchConfig(cuda=...))"),
+        ("overlap", "it is one of train_fabric_decoupled.py, as in python -m fabric_ppo train decoupled"),
+        ("device", "train(TorchConfig(cuda=True)) trains on a GPU"),
+        ("n_gpus", "train(TorchConfig(cuda=True)) trains on a GPU"),
+        ("nonsense", "python -m fabric_ppo train --help-all lists the flags"),
         ("callbacks", "it is an argument of train, as in train(Config(...), callbacks=...)"),
         ("verbose", "it is an argument of train, as in train(Config(...), verbose=...)"),
     ],
@@ -188,3 +192,22 @@ def test_a_config_is_still_a_dataclass(kind):
     config = kind(seed=3)
     assert pickle.loads(pickle.dumps(config)) == config == kind(seed=3)
     assert hash(config) == hash(kind(seed=3))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("jsonl mine:T", "jsonl,mine:T"),
+        (" jsonl ,  mine:T\n", "jsonl,mine:T"),
+        ("jsonl,mine:T", "jsonl,mine:T"),
+        (["jsonl mine:T", "other:T"], "jsonl,mine:T,other:T"),
+        (("jsonl", "mine:T"), "jsonl,mine:T"),
+    ],
+)
+def test_names_have_spaces_or_commas_between_them(given, kept):
+    """As the words of a command line have."""
+    assert Config(track=given).track == kept
+    own = {"callback": "a:B  c:D", "env_wrapper": "a:b, c:d"}
+    config = Config(**own)
+    assert (config.callback, config.env_wrapper) == ("a:B,c:D", "a:b,c:d")
+    assert Config(track_tags="two words,b", info_keys="two words").track_tags == "two words,b"

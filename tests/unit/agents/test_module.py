@@ -172,3 +172,43 @@ def test_without_a_memory_an_episode_begins():
     obs = tensors_of(samples_of(space, 4))
     out, zeros = policy.module(obs), policy.module(obs, torch.zeros(4, policy.memory_size))
     assert all(torch.equal(out[name], zeros[name]) for name in zeros)
+
+
+@pytest.mark.parametrize(
+    ("obs", "text"),
+    [
+        (torch.zeros(3), r"obs has shape \(3,\): a tensor of shape \(B, 3\) is expected"),
+        (torch.zeros(2, 4), r"obs has shape \(2, 4\): a tensor of shape \(B, 3\) is expected"),
+        (torch.zeros(2, 2, 3), r"obs has shape \(2, 2, 3\): "),
+        (torch.zeros(()), r"obs has shape \(\): "),
+        (np.zeros((2, 3)), r"obs is of type ndarray: a tensor "),
+        (None, "obs is of type NoneType: a tensor "),
+    ],
+)
+def test_what_is_no_batch_of_observations_is_named_with_what_would_be(obs, text):
+    with pytest.raises(ValueError, match=text):
+        policy_for(OBSERVATIONS["float32"]).module(obs)
+
+
+@pytest.mark.parametrize(
+    ("obs", "text"),
+    [
+        ({"observation": torch.zeros(2, 3)}, "obs action_mask is not there: "),
+        (torch.zeros(2, 3), "obs action_mask is not there: "),
+        ({"observation": torch.zeros(3), "action_mask": torch.ones(2, 5)}, r"obs observation has shape \(3,\): "),
+        ({"observation": torch.zeros(4, 3), "action_mask": torch.ones(2, 5)}, "obs observation has 4 rows"),
+    ],
+)
+def test_parts_of_observations_are_named(obs, text):
+    with pytest.raises(ValueError, match=text):
+        policy_for(MASK).module(obs)
+
+
+@pytest.mark.parametrize("name", ["memory", "noise"])
+def test_memory_and_noise_of_another_shape_are_named(name):
+    module = policy_for(OBSERVATIONS["float32"], recurrent="gru", recurrent_size=4).module
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 9\): a tensor of shape \(B, "):
+        module(torch.zeros(2, 3), **{name: torch.zeros(2, 9)})
+    size = {"memory": 4, "noise": module.agent.distribution.noise_size}[name]
+    with pytest.raises(ValueError, match=f"{name} has 1 rows, obs has 2"):
+        module(torch.zeros(2, 3), **{name: torch.zeros(1, size)})

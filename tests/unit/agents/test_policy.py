@@ -179,3 +179,20 @@ def test_a_policy_takes_the_whole_of_an_observation_of_which_it_sees_parts(tmp_p
     other = Agent(env_spec("Test-v0", space, spaces.Discrete(5), obs_keys="image,more"), agent.architecture)
     with pytest.raises(ConfigError, match=r"^--init-from .*: its observations are .* are expected$"):
         start_from(other, str(tmp_path))
+
+
+def test_tensors_with_a_gradient_are_observations():
+    """One, a batch, one as a list of its numbers, and parts of a Dict."""
+    policy, obs = Policy(agent_for(toy_env(), activation="relu")), sample_many(OBSERVATIONS["float32"], 3)
+    expected, with_gradient = policy.value(obs), torch.from_numpy(obs).requires_grad_()
+    np.testing.assert_array_equal(policy.value(with_gradient), expected)
+    np.testing.assert_array_equal(policy.value(torch.nn.Parameter(with_gradient)), expected)
+    np.testing.assert_array_equal(policy.value(with_gradient[0]), policy.value(obs[0]))
+    np.testing.assert_array_equal(policy.value(list(with_gradient[0])), policy.value(obs[0]))
+    np.testing.assert_array_equal(policy.act(with_gradient), policy.act(obs))
+    space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Tuple([spaces.Box(-1, 1, (3,))]))
+    architecture = Architecture(activation_function="relu", hidden_sizes=(8,), encoder="auto")
+    nested = Policy(Agent(env_spec("Test-v0", space, spaces.Discrete(2)), architecture))
+    parts = {"a": torch.ones(4, 2, requires_grad=True), "b": (torch.ones(4, 3, requires_grad=True),)}
+    arrays = {"a": np.ones((4, 2), np.float32), "b": (np.ones((4, 3), np.float32),)}
+    np.testing.assert_array_equal(nested.value(parts), nested.value(arrays))

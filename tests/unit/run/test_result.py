@@ -112,3 +112,25 @@ def test_of_a_damaged_file_is_read_what_can_be(tmp_path):
     assert metrics["step"].tolist() == [8, 16, 24]
     np.testing.assert_array_equal(metrics["a"], [1.5, np.nan, np.nan])
     np.testing.assert_array_equal(metrics["b"], [np.nan, np.nan, -np.inf])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("learn", "; train(Config(run_dir=RUN_DIR, resume=True)) goes on with it, and train(Config(init_from="),
+        ("save", "; its files lie in run_dir already"),
+        ("predict", "; its agent has that, as in run.agent.act(obs)"),
+        ("evaluate", "; evaluate(run) plays test episodes"),
+        ("history", "; metrics has what was logged"),
+        ("sumary", "; did you mean summary?"),
+        ("nonsense", ""),
+        ("_repr_html_", ""),
+    ],
+)
+def test_what_a_run_does_not_have_is_answered_with_what_does_it(name, hint, tmp_path):
+    with pytest.raises(AttributeError) as caught:
+        getattr(RunResult(tmp_path), name)
+    text = f"'RunResult' object has no attribute {name!r}"
+    assert str(caught.value).startswith(text + hint)
+    assert hint or str(caught.value) == text
+    assert not hasattr(RunResult(tmp_path), name)

@@ -260,3 +260,26 @@ def test_a_name_of_ours_has_no_hint_and_another_one_has_one_place():
 )
 def test_a_slip_names_the_nearest_flag(word, hint):
     assert flag_hint(word, [flag(each.name) for each in dataclasses.fields(Config)]).startswith(hint)
+
+
+@pytest.mark.parametrize("word", ["--nonsense", "--no-nonsense", "--no-foo", "--banana", "--x", "--no-", "--reverse"])
+def test_nothing_is_suggested_where_nothing_is_close(word):
+    """Dashes and `no-` are in many flags, and make none of them close."""
+    known = [name for each in dataclasses.fields(Config) for name in (flag(each.name), flag(f"no_{each.name}"))]
+    assert flag_hint(word, known) == "see --help-all for the flags"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--no-capture-vdeo", "--no-capture-video"),
+        ("--capture-vdeo", "--capture-video"),
+        ("--no-aneal-lr", "--no-anneal-lr"),
+        ("--sede", "--seed"),
+        ("--trak", "--track"),
+        ("--numenvs", "--num-envs"),
+    ],
+)
+def test_a_slip_is_answered_with_the_flag_that_was_meant(word, meant):
+    known = [name for each in dataclasses.fields(Config) for name in (flag(each.name), flag(f"no_{each.name}"))]
+    assert flag_hint(word, known) == f"did you mean {meant}?"
