@@ -7,6 +7,8 @@ import io
 import itertools
 import logging
 import math
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.curves import common_grid
+from fabric_ppo.tools.plot_legend import Room, add_legend, legend_height
+from fabric_ppo.tools.tables import printable
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Colours that people with any colour vision tell apart (M. Okabe and K. Ito, 2008)."""
@@ -37,8 +42,10 @@ _LOOK = {
 _PANEL, _ONE_PANEL = (3.6, 2.7), (7.0, 4.0)
 """Width and height in inches: of a panel among several, and of a picture of one."""
 _MOST_COLUMNS = 3
-_LEGEND_ROW = 0.19
-"""Height in inches of a row of the legend."""
+KINDS = (".svg", ".png", ".pdf")
+"""Ends of the names of pictures."""
+_NO_GLYPH = re.compile(r"Glyph (\d+) ")
+"""Beginning of matplotlib's warning about a character that no font has."""
 _LONG = 10_000
 """Numbers on the x axis from which on thousands are written as k."""
 Y_TITLES = {
@@ -105,12 +112,11 @@ def draw_panels(out: Path, panels: Sequence[Panel], look: Look) -> None:
     with _matplotlib(look.style):
         from matplotlib.figure import Figure
 
-        columns = 2 if len(panels) in (2, 4) else min(_MOST_COLUMNS, len(panels))
-        rows = math.ceil(len(panels) / columns)
-        width, height = _ONE_PANEL if len(panels) == 1 else (_PANEL[0] * columns, _PANEL[1] * rows)
+        columns, rows = _grid(len(panels))
         labels = [line.label for line in panels[0].lines]
-        in_row = _labels_in_row(labels, look.size[0] if look.size else width)
-        size = look.size or (width, height + _LEGEND_ROW * math.ceil(len(labels) / in_row))
+        width, height = panels_size(len(panels), look)
+        room = Room.below(width, height)
+        size = look.size or (width, height + legend_height(labels, room))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, panel in zip(grid, panels, strict=False):
@@ -119,8 +125,28 @@ def draw_panels(out: Path, panels: Sequence[Panel], look: Look) -> None:
             axes.remove()
         if look.title:
             figure.suptitle(look.title)
-        _add_legend(figure, grid[0], labels, in_row)
+        add_legend(figure, grid[0].get_lines(), labels, room)
         _save(figure, out)
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Return columns and rows of so many panels."""
+    columns = 2 if count in (2, 4) else min(_MOST_COLUMNS, count)
+    return columns, math.ceil(count / columns)
+
+
+def panels_size(count: int, look: Look) -> tuple[float, float]:
+    """Return width and height in inches of so many panels, without the legend."""
+    if look.size is not None:
+        return look.size[0], look.size[1] * 2 / 3
+    columns, rows = _grid(count)
+    return _ONE_PANEL if count == 1 else (_PANEL[0] * columns, _PANEL[1] * rows)
+
+
+def require_kind(out: Path) -> None:
+    """Raise a ConfigError for a name that is not that of a picture."""
+    if out.suffix.lower() not in KINDS:
+        raise ConfigError(f"--out {out}: a name that ends with {', '.join(KINDS)} is expected")
 
 
 def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
@@ -148,21 +174,6 @@ def _styles() -> list[tuple[str, str]]:
 
     colors = matplotlib.rcParams["axes.prop_cycle"].by_key().get("color", PALETTE)
     return list(itertools.product(_DASHES, colors))
-
-
-def _labels_in_row(labels: Sequence[str], width: float) -> int:
-    """Return the number of labels that a legend of so many inches has beside each other."""
-    longest = max(map(len, labels)) + 8  # with the line's sample; a small font has 11 characters in an inch
-    return max(1, min(len(labels), int(11 * width / longest)))
-
-
-def _add_legend(figure: Any, axes: Any, labels: Sequence[str], in_row: int) -> None:
-    """Add a legend below the panels."""
-    names = [str(i) for i in range(len(labels))]
-    legend = figure.legend(axes.get_lines(), names, loc="outside lower center", ncols=in_row)
-    # by themselves labels that begin with _ would be left out
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
 
 
 def draw(out: Path, curves: Sequence[NDArray[Any]], title: str, goal: float | None) -> None:
@@ -204,10 +215,15 @@ def _matplotlib(style: str = "") -> Iterator[None]:
     except ImportError:
         raise ConfigError('plot: needs matplotlib: pip install "fabric-ppo[plot]"') from None
     look = _LOOK | {"axes.prop_cycle": cycler(color=PALETTE)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as for characters that the font does not have
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         with matplotlib.style.context(["default", look, *([_style_of(style)] if style else [])], after_reset=True):
             yield
+    found = [_NO_GLYPH.match(str(each.message)) for each in caught]
+    missing = "".join(dict.fromkeys(chr(int(each[1])) for each in found if each is not None))
+    if missing:
+        font = "a style sheet with a font.family that has them, --style, draws them"
+        print_line(f"note: no font has {printable(missing)}: boxes stand for these characters; {font}", sys.stderr)
 
 
 def _style_of(style: str) -> Any:
@@ -243,9 +259,8 @@ def _save(figure: Any, out: Path) -> None:
     Raises:
         ConfigError: it is no kind of picture, or cannot be drawn or written.
     """
-    kind, known = out.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise ConfigError(f"--out {out}: a name that ends with {', '.join(f'.{each}' for each in known)} is expected")
+    require_kind(out)
+    kind = out.suffix[1:].lower()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
     try:

@@ -35,12 +35,14 @@ def problems_of(run: RunResult, state: str, made_all: bool) -> Iterator[str]:
             yield f"{METRICS_FILE} cannot be read ({error.strerror})"
         return
     try:
-        read = len(run.metrics.get("update", ()))
+        read = run.num_lines
     except ConfigError as error:
         yield str(error)
         return
     if read < lines:
         yield f"{METRICS_FILE} cannot be read after line {read} of {lines}"
+    if left_out := read - len(run.metrics.get("update", ())):
+        yield f"{METRICS_FILE} has updates more than once: {left_out} of {read} lines are left out"
 
 
 def result_problems(run: RunResult, state: str, made_all: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fabric_ppo.process.console import print_line
@@ -26,18 +27,33 @@ def run(args: list[str]) -> int:
     if given.smooth < 1:
         raise ConfigError(f"--smooth {given.smooth}: a number of updates from 1 up is expected")
     from fabric_ppo.tools.find_runs import named_runs
-    from fabric_ppo.tools.plot import Look, draw_panels
-    from fabric_ppo.tools.plot_lines import Drawn, escaped, panels_of, remarks, seed_groups, single_runs, with_labels
+    from fabric_ppo.tools.plot import Look, draw_panels, panels_size, require_kind
+    from fabric_ppo.tools.plot_legend import Room
+    from fabric_ppo.tools.plot_lines import (
+        Drawn,
+        above_zero,
+        escaped,
+        panels_of,
+        remarks,
+        seed_groups,
+        single_runs,
+        with_labels,
+        without_empty,
+    )
     from fabric_ppo.tools.run_names import in_numeric_order
 
+    require_kind(Path(given.out))
     # labels are given in the order of the lines
     runs = named_runs(given.run_dirs if given.labels else in_numeric_order(given.run_dirs))
     found = seed_groups(runs, given.group_by) if given.bands or given.group_by else single_runs(runs)
     drawn = Drawn(given.metric, given.x, given.smooth)
-    labelled = with_labels(found, given.labels) if given.labels else escaped(found)
+    look = Look("", given.title, given.size, given.style, given.log_y)
+    longest = Room.below(*panels_size(len(drawn.metrics), look)).longest_label(len(found))
+    labelled = with_labels(found, given.labels) if given.labels else escaped(found, longest)
     panels, x_title = panels_of(labelled, drawn, given.log_y)
-    draw_panels(Path(given.out), panels, Look(x_title, given.title, given.size, given.style, given.log_y))
-    for line in remarks(found, drawn):
+    panels, lost = above_zero(panels) if given.log_y else (panels, [])
+    draw_panels(Path(given.out), without_empty(panels), replace(look, x_title=x_title))
+    for line in (*remarks(found, drawn), *lost):
         print_line(f"note: {line}", sys.stderr)
     print(given.out)
     return 0

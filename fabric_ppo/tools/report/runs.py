@@ -118,8 +118,10 @@ def _notes(result: RunResult, state: RunState) -> list[str]:
     updates, path = result.metrics.get("update", np.zeros(0)), result / METRICS_FILE
     if not updates.size:
         notes.append(f"{METRICS_FILE} is missing, empty or damaged in its first line: there are no curves.")
-    elif left_out := len(path.read_bytes().splitlines()) - updates.size:
+    elif left_out := len(path.read_bytes().splitlines()) - result.num_lines:
         notes.append(f"{METRICS_FILE} is damaged after update {updates[-1]:,}. Lines left out: {left_out:,}.")
+    if left_out := result.num_lines - updates.size:
+        notes.append(f"{METRICS_FILE} has updates more than once. Lines left out: {left_out:,}.")
     return notes
 
 

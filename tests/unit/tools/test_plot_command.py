@@ -119,7 +119,7 @@ def test_names_of_folders_are_no_formulas_and_are_told_apart(tmp_path, drawn, ca
         write_run(tmp_path / name, [1.0, 2.0], learning_rate=0.5)
     assert main(["plot", str(tmp_path), "--out", str(tmp_path / "x.svg")]) == 0
     assert labels_of(drawn) == [r"_c/\x1b[1m", r"a/\$x_1", r"b/\$x_1", "d/環境"]
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith("note: no font has 環境: boxes stand for these characters; ")
 
 
 def test_runs_without_values_and_lines_that_end_early_are_told(tmp_path, capsys):
@@ -154,7 +154,9 @@ BAD = {
     "--style bytes.mplstyle": "--style bytes.mplstyle: ",
     "--title $\\frac{a$": "--out x.svg: cannot be drawn",
     "--out x.doc": "--out x.doc: a name that ends with ",
-    "--out x": "--out x: a name that ends with ",
+    "--out x": "--out x: a name that ends with .svg, .png, .pdf is expected",
+    "--out x.gif": "--out x.gif: a name that ends with ",
+    "--out x.jpg": "--out x.jpg: a name that ends with ",
     "--out none/x.svg": "--out none/x.svg: cannot be written",
     "nothing": "nothing: holds no run",
 }
@@ -177,7 +179,10 @@ def test_bad_input_is_one_line_and_leaves_no_picture(suite, tmp_path, monkeypatc
 def test_runs_that_have_logged_nothing_are_bad_input(tmp_path, capsys):
     write_run(tmp_path / "run", [])
     write_run(tmp_path / "none", [None])
-    for name, problem in (("run", "these runs have none yet"), ("none", "one of Time/step_per_second is expected")):
+    for name, problem in (
+        ("run", "these runs have none yet"),
+        ("none", "no episode of these runs ended in training; one of Time/step_per_second is expected"),
+    ):
         assert main(["plot", str(tmp_path / name), "--out", str(tmp_path / "x.svg")]) == BAD_INPUT
         assert problem in capsys.readouterr().err
 
@@ -207,3 +212,83 @@ def test_groups_say_how_many_runs_they_have(suite):
         "learning-rate 0.001 (n = 1)",
         "learning-rate 0.01 (n = 2)",
     ]
+
+
+def notes_of(capsys, *args):
+    assert main(["plot", *map(str, args)]) == 0
+    return [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
+
+
+def test_what_a_logarithmic_axis_has_no_place_for_is_told_and_not_in_the_legend(tmp_path, drawn, capsys):
+    """A gap is where a value is not above 0: the points around it are not joined."""
+    for name, returns in {"all": [1.0, 2.0], "none": [-1.0, 0.0], "some": [3.0, -1.0, 4.0]}.items():
+        write_run(tmp_path / f"logs/{name}", returns)
+    found = notes_of(capsys, tmp_path / "logs", "--log-y", "--out", tmp_path / "x.svg")
+    assert found == [
+        "--log-y: none: no value of Rewards/rew_avg is above 0: there is no line",
+        "--log-y: some: 1 of 3 values of Rewards/rew_avg are not above 0: the line has gaps",
+    ]
+    assert labels_of(drawn) == ["all", "some"]
+    np.testing.assert_array_equal(drawn[0][0][0].lines[1].y, [3, np.nan, 4])
+
+
+def test_a_legend_has_only_what_is_drawn_in_a_panel(tmp_path, drawn, capsys):
+    write_run(tmp_path / "logs/a", [1.0, 2.0])
+    write_run(tmp_path / "logs/b", [None, None])
+    write_run(tmp_path / "logs/c", [])
+    for metrics, labels in (("Rewards/rew_avg", ["a"]), ("Rewards/rew_avg,Time/step_per_second", ["a", "b"])):
+        drawn.clear()
+        found = notes_of(capsys, tmp_path / "logs", "--metric", metrics, "--out", tmp_path / "x.svg")
+        assert labels_of(drawn) == labels
+        assert f"{tmp_path / 'logs/c'}: has no values of Rewards/rew_avg" in found
+
+
+def test_different_environments_on_an_axis_are_told(tmp_path, capsys):
+    for env_id in ("CartPole-v1", "Acrobot-v1"):
+        write_run(tmp_path / f"logs/{env_id}", [1.0, 2.0], env_id=env_id)
+    found = notes_of(capsys, tmp_path / "logs", "--out", tmp_path / "x.svg")
+    assert found == ["different environments: Acrobot-v1, CartPole-v1; their returns are on different scales"]
+
+
+def legend_of(monkeypatch, args):
+    """Legend and panel of the picture, in pixels, and the legend's texts."""
+    from matplotlib.figure import Figure
+
+    figures, savefig = [], Figure.savefig
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *a, **b: (figures.append(self), savefig(self, *a, **b))[1])
+        assert main(["plot", *map(str, args)]) == 0
+    (figure,) = figures
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    return legend.get_window_extent(), figure.axes[0].get_window_extent(), figure.bbox, texts
+
+
+@pytest.mark.parametrize("count", [2, 7, 14, 28, 45, 120])
+@pytest.mark.parametrize("more", [[], ["--size", "5x4"], ["--metric", "Rewards/rew_avg,Loss/value_loss"]])
+def test_a_legend_of_many_long_names_is_in_the_picture_and_lower_than_its_panels(tmp_path, monkeypatch, count, more):
+    for seed in range(1, count + 1):
+        loss = {"Loss/value_loss": [1.0, 2.0]}
+        name = f"2026-11-27_15-03-{seed:02}_CartPole-v1_with_a_long_name_{seed}"
+        write_run(tmp_path / "logs" / name, [1.0, 2.0], seed=seed, metrics=loss)
+    legend, panel, whole, texts = legend_of(monkeypatch, [tmp_path / "logs", *more, "--out", tmp_path / "x.png"])
+    assert legend.height <= panel.height * (2 if len(more) > 1 and more[0] == "--metric" else 1)
+    assert legend.width <= whole.width
+    assert whole.x0 <= legend.x0
+    assert legend.x1 <= whole.x1
+    assert len(set(texts)) == len(texts)
+    more_than_fit = count - (len(texts) - 1)
+    assert len(texts) == count or texts[-1] == f"and {more_than_fit} more"
+    if count <= 28 and "--size" not in more:
+        assert len(texts) == count
+
+
+def test_updates_that_were_logged_twice_are_drawn_once(tmp_path, drawn, capsys):
+    run = write_run(tmp_path / "run", [1.0, 2.0, 3.0])
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() * 2)
+    assert main(["plot", str(run), "--out", str(tmp_path / "x.svg")]) == 0
+    (line,) = drawn[0][0][0].lines
+    assert (line.x.tolist(), line.y.tolist()) == ([UPDATE, 2 * UPDATE, 3 * UPDATE], [1, 2, 3])
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "metrics.jsonl has updates more than once: 3 of 6 lines are left out" in capsys.readouterr().err
