@@ -246,14 +246,17 @@ class RecordFlags:
     track_group: str | None = None
     """Group of runs there; None: the environment's id and --exp-name, so that seeds are together."""
     track_tags: str | None = None
-    """Tags of the run there, with spaces or commas between them."""
+    """Tags of the run there, several words or with commas between them; none drops those of a
+    resumed run."""
     track_timeout: float = 60.0
     """Seconds after which a tracker that does not answer is given up; files are waited for."""
     callback: str | None = None
-    """Callback of your own, module:Class; several with commas between them, or the flag repeated."""
+    """Callback of your own, module:Class; several with spaces or commas between them, or the flag
+    repeated; none drops those of a resumed run."""
     info_keys: str | None = None
     """Numbers in the info of an episode's last step to log besides is_success, with commas between
-    them, such as reward_forward,stats.speed; sum:reward_ctrl adds up those of all its steps."""
+    them, such as reward_forward,stats.speed; sum:reward_ctrl adds up those of all its steps; none
+    drops those of a resumed run."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     profile: bool = False

@@ -10,6 +10,8 @@ from fabric_ppo.process.errors import ConfigError
 SUCCESS = "is_success"
 """Key that is always looked for, as environments with a goal give it."""
 _SUM = "sum:"
+_NO_KEYS = "none"
+"""Value of `--info-keys` that drops those of a resumed run."""
 _RESERVED = ("return_mean",)
 """Names that evaluations log already, `Eval/return_mean`."""
 
@@ -52,7 +54,7 @@ def info_keys_of(text: str | None) -> tuple[InfoKey, ...]:
     Raises:
         ConfigError: a key is empty or cannot be printed, or two would have the same name.
     """
-    if text is None:
+    if text in (None, _NO_KEYS):
         return ONLY_SUCCESS
     keys = [_info_key(part.strip(), text) for part in text.split(",")]
     success = [key for key in keys if key.name == SUCCESS] or list(ONLY_SUCCESS)

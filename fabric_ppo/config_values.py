@@ -27,6 +27,8 @@ TRACKERS = ("tensorboard", "jsonl", "wandb", "mlflow", "trackio")
 """Built-in values of `--track`."""
 NO_TRACKER = "none"
 """Value of `--track` for none at all."""
+DROPPED_BY_NONE = ("callback", "info_keys", "track_tags")
+"""Fields in which `none` is no name: with it a resumed run drops what it had. `resolve` makes None of it."""
 
 LISTS = ("callback", "track", "track_tags", "env_wrapper", "obs_keys", "info_keys")
 """Fields that hold several names, with commas between them; from Python a list of them will do."""
@@ -166,10 +168,10 @@ _AT_MOST: dict[str, float] = {
 """Upper bounds, beyond which libraries crash or no machine has the memory."""
 
 
-_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "env_wrapper": ((), "module:name"),
     "track": (TRACKERS, f"{NO_TRACKER}, {', '.join(TRACKERS)} or module:Class"),
-    "callback": ((), "module:Class"),
+    "callback": ((), f"{NO_TRACKER} or module:Class"),
 }
 """Fields that hold names with commas between them: built-in names, and a description of others."""
 
@@ -210,7 +212,7 @@ def type_error_text(name: str, value: Any, kind: Any) -> str:
     accepted = f"{accepted_values(kind)} is expected"
     if isinstance(value, str) and choices_of(kind):
         return f"{flag(name)} {value}".rstrip() + f": {accepted}"
-    if name in (*_NAMES, "encoder", "env_id") and not isinstance(value, (bool, int, float, dict, type(None))):
+    if name in (*NAMES, "encoder", "env_id") and not isinstance(value, (bool, int, float, dict, type(None))):
         accepted = _named(name, value)
     return f"{flag(name)} {format_given(value)}: {accepted}"
 
@@ -239,13 +241,13 @@ def _check_ranges(config: Any) -> None:
 
 def _check_names(config: Any) -> None:
     """Check the form of names of the user's own parts; `run.resolve` imports them."""
-    for name, (known, accepted) in _NAMES.items():
+    for name, (known, accepted) in NAMES.items():
         value = getattr(config, name)
         for part in [] if value is None else value.split(","):
             module, _, attribute = part.partition(":")
             if name == "track" and part == "json_lines":
                 raise ConfigError("--track json_lines: here it is jsonl")
-            if name == "track" and value == NO_TRACKER:
+            if name in ("track", *DROPPED_BY_NONE) and value == NO_TRACKER:
                 break
             if part not in known and not (module and attribute):
                 raise ConfigError(f"{flag(name)} {part or value}".rstrip() + f": {accepted} is expected")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fabric_ppo.process.frames import telling_frame
-
 FAILED, BAD_INPUT, NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL = 1, 2, 3, 75
 """Exit statuses of a rank besides 0."""
 INTERRUPTED = 130
@@ -103,6 +101,9 @@ def locate_error(error: BaseException) -> str:
 
     That is the last line of the user's own; none where a library alone is to be seen.
     """
+    # `config.py` imports this module, and nothing else
+    from fabric_ppo.process.frames import telling_frame
+
     frame = telling_frame(error)
     return describe_error(error) + (f" in {frame.filename}, line {frame.lineno}" if frame else "")
 

@@ -250,7 +250,7 @@ class Raises(Callback):
         (f"{MODULE}:Raises", "it raised ValueError: no\\nkey"),
         (f"{MODULE}:Missing", "cannot be imported "),
         ("no_such_module:Callback", "cannot be imported "),
-        ("json_lines", "module:Class is expected"),
+        ("json_lines", "none or module:Class is expected"),
     ],
 )
 def test_what_is_no_callback_is_refused_in_one_line_before_anything_is_written(tmp_path, write_parts, name, why):

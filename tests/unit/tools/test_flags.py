@@ -537,6 +537,7 @@ def test_the_folder_of_an_older_run_goes_on_with_its_callbacks(tmp_path):
         (["--track", "jsonl", "wandb", "--seed", "3"], "jsonl,wandb"),
         (["--track", "jsonl,wandb", "mine:Tracker"], "jsonl,wandb,mine:Tracker"),
         (["--track=jsonl", "--seed", "3", "--track", "wandb"], "jsonl,wandb"),
+        (["--track", "jsonl wandb", "mine:Tracker"], "jsonl,wandb,mine:Tracker"),
     ],
 )
 def test_trackers_are_several_words_or_have_commas_or_the_flag_is_repeated(words, expected):

@@ -158,3 +158,24 @@ def test_the_words_of_a_flag_are_read_as_its_value(name, tmp_path):
     config = TorchConfig(**OTHER)
     words = flag_words(name, config.to_dict()[name])
     assert parse_flags(TorchConfig, words).to_dict()[name] == config.to_dict()[name]
+
+
+WATCHED = {"callback": "tests.fixtures.counting:Missing", "info_keys": "x_position", "track_tags": "a,b"}
+"""Flags that a run may be resumed without."""
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_none_drops_what_a_run_was_watched_with(name, tmp_path):
+    """From the shell, from a file and from Python; what is not given stays."""
+    begun(tmp_path, **WATCHED)
+    others = {other: value for other, value in WATCHED.items() if other not in (name, "callback")}
+    without = {"callback": "none", name: "none"}
+    (tmp_path / "given.yaml").write_text("".join(f"{key}: none\n" for key in without))
+    words = ["--run-dir", str(tmp_path), "--resume"]
+    for config in (
+        parse_flags(TorchConfig, [*words, *(word for key in without for word in flag_words(key, "none"))]),
+        parse_flags(TorchConfig, [*words, "--config", str(tmp_path / "given.yaml")]),
+        TorchConfig(**api._flags(Config(run_dir=tmp_path, resume=True, **without))),
+    ):
+        resolved = resolve(config)
+        assert {key: getattr(resolved, key) for key in WATCHED} == dict.fromkeys(WATCHED) | others
