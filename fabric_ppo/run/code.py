@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fabric_ppo.config import Config, script_file
 from fabric_ppo.process.frames import is_installed
+from fabric_ppo.process.signals import signals
 
 _PACKAGE = Path(__file__).parents[1]
 _NAMED = 3
@@ -22,14 +23,22 @@ def code_of(config: Config) -> dict[str, str]:
     """Return the files that a run is trained with, name -> digest.
 
     They are those of this package, the script, and the user's own environment, wrappers and encoder
-    with all that these import; names do not depend on the folder that they lie in.
+    with all that these import; names do not depend on the folder that they lie in. A copy of the
+    script has the script's name.
     """
     files = {path.relative_to(_PACKAGE.parent).as_posix(): path for path in sorted(_PACKAGE.rglob("*.py"))}
-    script = _PACKAGE.parent / script_file(type(config))
-    files |= {script.name: script} | _files_of(own_modules(config))
+    name = script_file(type(config))
+    files |= {name: _running_script() or _PACKAGE.parent / name} | _files_of(own_modules(config))
     # what one does around a run changes nothing in it
     is_around = f"{_PACKAGE.name}/tools/"
     return {name: _digest(path) for name, path in files.items() if path.is_file() and not name.startswith(is_around)}
+
+
+def _running_script() -> Path | None:
+    """Return the script that this process runs, maybe a copy in a folder of one's own; None for no script."""
+    main = sys.modules.get("__main__")
+    is_script = signals.is_script and isinstance(getattr(main, "CONFIG", None), Config)
+    return Path(main.__file__) if is_script and main is not None and main.__file__ else None
 
 
 def changed_files(before: Mapping[str, str], current: Mapping[str, str]) -> str:

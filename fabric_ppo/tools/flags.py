@@ -11,6 +11,7 @@ import gc
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -172,7 +173,9 @@ def parse_args(config_type: type[C], args: Sequence[str] | None = None) -> C:
         print_line(f"error: {error}", sys.stderr)
         raise SystemExit(2) from None
     try:
-        config = parse_flags(config_type, sys.argv[1:] if args is None else args)
+        # the script may be a copy, in a folder and under a name of one's own
+        prog = f"python {shlex.quote(sys.argv[0])}" if args is None else ""
+        config = parse_flags(config_type, sys.argv[1:] if args is None else args, prog)
         config = resolve(config, launch.world_size, launch.local_world_size)
         require_fabric_variables(config)
         if args is None:
