@@ -5,7 +5,9 @@ weights make the mean over ranks the mean over the minibatch. A row that is no t
 weight 0.
 
 This is the loss that trains. `fast/compiled_loss.py` replaces it only where both compute the same,
-which is checked when a run begins: an edit of this file takes effect.
+which is checked when a run begins: an edit of this file takes effect, at the price of autograd.
+`--compile` gets much of that back. Logged parts need not be dot products with the weights: what is
+logged is the mean over minibatches.
 """
 
 from __future__ import annotations
