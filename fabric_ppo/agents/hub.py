@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric_ppo.process.errors import ConfigError, HubError, first_line
+from fabric_ppo.process.extras import install
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -88,7 +89,7 @@ def require_revision(revision: str, given: str) -> None:
 def require_client(given: str) -> None:
     """Raise a ConfigError if the Hub's client is not installed; `given` is what needs it."""
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ConfigError(f'{given}: needs huggingface_hub: pip install "fabric-ppo[hub]"')
+        raise ConfigError(f"{given}: needs huggingface_hub: {install('hub')}")
 
 
 def pull(address: HubAddress, needed: str, wanted: Sequence[str] = ()) -> Path:

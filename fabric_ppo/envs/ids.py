@@ -16,6 +16,7 @@ from fabric_ppo.config_values import ATARI
 from fabric_ppo.process.command import running
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line, flag
+from fabric_ppo.process.extras import install
 
 TAKE_CODE_DIR = ("evaluate", "export")
 """Commands with `--code-dir`."""
@@ -121,7 +122,7 @@ def register_atari(env_id: str, preset: str = "") -> None:
         if preset == ATARI:
             importlib.import_module("cv2")
     except ImportError as error:
-        reason = f"needs ale-py and OpenCV, pip install ale-py opencv-python-headless ({first_line(error)})"
+        reason = f"needs ale-py and OpenCV, {install('atari')} ({first_line(error)})"
         raise ConfigError(f"--env-id {env_id}: {reason}") from None
 
 
@@ -202,7 +203,7 @@ def _id_elsewhere(plain_id: str) -> str:
                 preset = ", mostly with --env-preset atari" if package == "ale_py" else ""
                 return f"{module}{each} is expected{preset}"
     if plain_id.startswith(("MiniGrid-", "BabyAI-")):
-        return f"minigrid:{plain_id} is expected, after pip install minigrid"
+        return f"minigrid:{plain_id} is expected, after {install('minigrid')}"
     return ""
 
 
@@ -263,7 +264,7 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
     except ImportError as error:
         reason = first_line(error)
         raise ConfigError(
-            f"--env-backend envpool: needs EnvPool, pip install envpool, on Python 3.11 or newer ({reason})"
+            f"--env-backend envpool: needs EnvPool, {install('envpool')}, on Python 3.11 or newer ({reason})"
         ) from None
     import gymnasium
 

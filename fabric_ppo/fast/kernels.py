@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.extras import install
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
@@ -57,8 +58,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     if not (command := _compiler()):
         print_from_rank_zero(
-            "no C compiler was found, so training takes longer: "
-            'cc of the system helps, or pip install "fabric-ppo[native]"'
+            f"no C compiler was found, so training takes longer: cc of the system helps, or {install('native')}"
         )
         return None
     try:

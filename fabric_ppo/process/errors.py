@@ -96,18 +96,6 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def locate_error(error: BaseException) -> str:
-    """Return the type and text of an error, and the line of code that raised it.
-
-    That is the last line of the user's own; none where a library alone is to be seen.
-    """
-    # `config.py` imports this module, and nothing else
-    from fabric_ppo.process.frames import telling_frame
-
-    frame = telling_frame(error)
-    return describe_error(error) + (f" in {frame.filename}, line {frame.lineno}" if frame else "")
-
-
 def flag(name: str) -> str:
     """Return the flag of a Config's field: `num_envs` -> `--num-envs`."""
     return "--" + name.replace("_", "-")

@@ -6,6 +6,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from fabric_ppo.process.errors import describe_error
+
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 """Folders of Python's own modules and of libraries, which have versions."""
@@ -38,3 +40,9 @@ def telling_frame(error: BaseException) -> traceback.FrameSummary | None:
         return own[-1]
     frames = traceback.extract_tb(error.__traceback__)
     return frames[-1] if frames and _PACKAGE in Path(frames[-1].filename).parents else None
+
+
+def locate_error(error: BaseException) -> str:
+    """Return the type and text of an error, and the line of code that raised it, as `telling_frame` has it."""
+    frame = telling_frame(error)
+    return describe_error(error) + (f" in {frame.filename}, line {frame.lineno}" if frame else "")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError
+from fabric_ppo.process.frames import locate_error
 from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.trackers.tracker import Tracker
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import NotAllWrittenError, locate_error, one_line, reason_line
+from fabric_ppo.process.errors import NotAllWrittenError, one_line, reason_line
+from fabric_ppo.process.frames import locate_error
 
 
 class Writes:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.extras import install
 from fabric_ppo.tools.export_interface import Interface, NamedPolicy
 
 LEAST_OPSET, MOST_OPSET = 18, 25
@@ -24,7 +25,7 @@ def require_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ConfigError(f'--to onnx: needs {name}: pip install "fabric-ppo[onnx]"') from None
+            raise ConfigError(f"--to onnx: needs {name}: {install('onnx')}") from None
 
 
 class _Positional(nn.Module):

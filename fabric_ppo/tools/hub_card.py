@@ -18,6 +18,7 @@ from fabric_ppo.agents.policy import own_modules
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.errors import flag, one_line
+from fabric_ppo.process.extras import install
 from fabric_ppo.tools.report.repeat import changed_flags, command_of
 from fabric_ppo.tools.report.runs import ReportRun
 from fabric_ppo.tools.run_groups import format_setting
@@ -67,6 +68,7 @@ def card_of(published: Published) -> str:
     run, spec, architecture = published.run, published.spec, published.architecture
     encoder = architecture.encoder.partition(":")[0] if ":" in architecture.encoder else ""
     return environment.from_string(text).render(
+        install=install("hub"),
         metadata=_metadata(published),
         env_id=spec.env_id,
         scores=_scores(published),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.extras import install
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.curves import common_grid
 from fabric_ppo.tools.plot_legend import Room, add_legend, legend_height
@@ -213,7 +214,7 @@ def _matplotlib(style: str = "") -> Iterator[None]:
         import matplotlib.style
         from cycler import cycler
     except ImportError:
-        raise ConfigError('plot: needs matplotlib: pip install "fabric-ppo[plot]"') from None
+        raise ConfigError(f"plot: needs matplotlib: {install('plot')}") from None
     look = _LOOK | {"axes.prop_cycle": cycler(color=PALETTE)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

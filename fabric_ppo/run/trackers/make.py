@@ -10,6 +10,7 @@ from typing import Any
 from fabric_ppo.config import Config
 from fabric_ppo.config_values import NO_TRACKER
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.extras import install
 from fabric_ppo.run.trackers.json_lines import JsonLines
 from fabric_ppo.run.trackers.own import OwnTracker
 from fabric_ppo.run.trackers.tensorboard import TensorBoard
@@ -47,7 +48,7 @@ def require_packages(names: str) -> None:
             packages += ["sqlalchemy", "alembic"]  # for the file that it then writes
         if missing := [package for package in packages if not _is_installed(package)]:
             needed = " and ".join(missing)
-            raise ConfigError(f'--track {name}: needs {needed}: pip install "fabric-ppo[{name}]"')
+            raise ConfigError(f"--track {name}: needs {needed}: {install(name)}")
 
 
 def _is_installed(package: str) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fabric_ppo.process.errors import USER_ERRORS, locate_error, reason_line
+from fabric_ppo.process.errors import USER_ERRORS, reason_line
+from fabric_ppo.process.frames import locate_error
 from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker, TrackerError
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric_ppo.envs.ids import named_function
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, locate_error, reason_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, reason_line
+from fabric_ppo.process.frames import locate_error
 from fabric_ppo.run.writes import Writes
 
 REPORT_FILE = "report.html"

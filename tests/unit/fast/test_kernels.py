@@ -77,7 +77,7 @@ def no_compiler(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "ziglang", None)
-    return 'no C compiler was found, so training takes longer: cc of the system helps, or pip install "fabric-ppo'
+    return "no C compiler was found, so training takes longer: cc of the system helps, or pip install ziglang"
 
 
 def not_a_compiler(monkeypatch, tmp_path):

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from fabric_ppo.process.errors import ConfigError, locate_error, one_line, reason_line
+from fabric_ppo.process.errors import ConfigError, one_line, reason_line
 from fabric_ppo.process.files import require_text_path
-from fabric_ppo.process.frames import user_frames
+from fabric_ppo.process.frames import locate_error, user_frames
 
 
 def error_of(call):

@@ -14,6 +14,7 @@ import yaml
 import train_torch
 from fabric_ppo.config import Config
 from fabric_ppo.process.errors import ConfigError, TrainingError
+from fabric_ppo.process.extras import install
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.trackers.make import make_trackers
 from fabric_ppo.run.trackers.tracker import Position
@@ -312,7 +313,7 @@ def test_a_tool_that_is_not_installed_is_refused_in_one_line(tmp_path, monkeypat
         "importlib.util.find_spec", lambda name: here(name) if name in needs.split(" and ") else find(name)
     )
     ended = trained(tmp_path / "run", track=f"jsonl,{tool}")
-    assert ended == f'ConfigError: --track {tool}: needs {needs}: pip install "fabric-ppo[{tool}]"'
+    assert ended == f"ConfigError: --track {tool}: needs {needs}: {install(tool)}"
     assert not (tmp_path / "run").exists()
 
 

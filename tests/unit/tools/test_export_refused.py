@@ -159,7 +159,7 @@ def test_a_missing_package_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError) as raised:
         export(tmp_path / "none", "onnx", tmp_path / "p.onnx")
-    assert str(raised.value) == f'--to onnx: needs {name}: pip install "fabric-ppo[onnx]"'
+    assert str(raised.value) == f"--to onnx: needs {name}: pip install onnx onnxruntime onnxscript"
 
 
 def test_an_environment_that_cannot_be_made_has_a_way_out(tmp_path):
