@@ -172,6 +172,10 @@ def notes(compared: Sequence[Comparison]) -> Iterator[str]:
     if len(envs) > 1:
         yield f"different environments: {', '.join(envs)}; their returns are not compared"
     for each in compared:
+        test = each.test_return
+        if test is not None and test.of == "episodes" and test.low is not None:
+            episodes = f"{test.number} episodes of one run"
+            yield f"{each.label}: the interval of its test return is over {episodes}, not over runs"
         is_counted = all(state.state != "done" for state in each.states)
         for state in each.states:
             yield from (f"{state.run_dir}: {problem}" for problem in state.problems)

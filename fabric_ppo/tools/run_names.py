@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Hashable, Sequence
@@ -61,24 +62,38 @@ def elided(name: str, longest: int = _LONGEST) -> str:
     return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
 
 
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return names with commas between them, no more than `most`."""
+    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+
+
 def short_names(names: Sequence[str], longest: int = _LONGEST) -> list[str]:
-    """Return names without the words that all share, as `_1` of several seeds; they stay different.
+    """Return names that are not too long, and still different.
+
+    Long names lose the words that all of their kind share, as `CartPole-v1` of several seeds, then
+    their middle.
 
     Args:
         names: all different.
-        longest: number of characters above which the middle of a name is left out, too.
+        longest: largest number of characters of a name; from 7 up.
     """
-    cut = [_telling_words(names), list(names)]
-    for shorter in (*([elided(name, max(longest, _FEWEST)) for name in each] for each in cut), *cut):
-        if len(set(shorter)) == len(names) and max(map(len, shorter), default=0) <= max(longest, _FEWEST):
-            return shorter
-    return cut[0]
+    longest = max(longest, _FEWEST)
+    telling = _telling_words(names, longest)
+    for found in (list(names), telling, [elided(name, longest) for name in telling]):
+        if len(set(found)) == len(names) and all(len(name) <= longest for name in found):
+            return found
+    return [elided(name, longest - len(end)) + end for i, name in enumerate(telling) for end in [f"#{i + 1}"]]
 
 
-def _telling_words(names: Sequence[str]) -> list[str]:
-    """Return the words, between `_` and `/`, in which names of equally many words differ."""
+def _telling_words(names: Sequence[str], longest: int) -> list[str]:
+    """Return names; long ones have only the words, between `_` and `/`, in which those of as many words differ."""
     split = [re.split(r"[_/]", name) for name in names]
-    if len(names) < 2 or len({len(words) for words in split}) > 1:
-        return list(names)
-    columns = [len(set(column)) > 1 for column in zip(*split, strict=True)]
-    return ["_".join(word for word, tells in zip(words, columns, strict=True) if tells) for words in split]
+    kinds: dict[int, list[list[str]]] = {}
+    for words in split:
+        kinds.setdefault(len(words), []).append(words)
+    found = []
+    for name, words in zip(names, split, strict=True):
+        tells = [len(set(column)) > 1 for column in zip(*kinds[len(words)], strict=True)]
+        is_kept = len(name) <= longest or not any(tells)
+        found.append(name if is_kept else "_".join(itertools.compress(words, tells)))
+    return found

@@ -93,6 +93,12 @@ def _rows(compared: Sequence[Comparison], for_people: bool) -> list[list[str]]:
             return "" if value is None else f"{value.value:.2f}"
         return f"{value.value:.2f}{blank}[{value.low:.2f},{blank}{value.high:.2f}]"
 
+    def tested(each: Comparison) -> str:
+        test = each.test_return
+        if test is None or test.of == "runs":
+            return estimate(test)
+        return f"{estimate(test)} over {test.number} episode{'' if test.number == 1 else 's'}"
+
     def trained(each: Comparison) -> str:
         is_whole = each.train_return is None or each.train_episodes == RETURN_WINDOW
         return estimate(each.train_return) + ("" if is_whole else f" {few_episodes(each.train_episodes)}")
@@ -106,7 +112,7 @@ def _rows(compared: Sequence[Comparison], for_people: bool) -> list[list[str]]:
         row("seeds", lambda each: ",".join("?" if state.seed is None else f"{state.seed}" for state in each.states)),
         row("state", _states),
         *differing,
-        row("test return", lambda each: estimate(each.test_return)),
+        row("test return", tested),
         row("training return", trained),
         row("P(better than first)", lambda each: estimate(each.improvement)),
         row("transitions", lambda each: number(each.env_steps)),

@@ -8,6 +8,7 @@ from typing import Any
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import Checkpoint, newest_first
 from fabric_ppo.tools.report.runs import ReportRun
+from fabric_ppo.tools.run_names import listed
 
 _NAMES = {
     "machine": "Processor",
@@ -28,10 +29,10 @@ def machines_of(runs: Sequence[ReportRun]) -> list[tuple[str, Rows]]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in runs:
         if rows := _rows(run):
-            found.setdefault(tuple(rows), []).append(run.name)
+            found.setdefault(tuple(rows), []).append(run.short)
     if len(found) == 1:
         return [("Machine and versions", list(rows)) for rows in found]
-    return [(f"Machine and versions of {', '.join(names)}", list(rows)) for rows, names in found.items()]
+    return [(f"Machine and versions of {listed(names)}", list(rows)) for rows, names in found.items()]
 
 
 def _rows(run: ReportRun) -> Rows:

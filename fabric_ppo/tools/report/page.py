@@ -21,7 +21,7 @@ from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.curves import metric_names
 from fabric_ppo.tools.report.machines import machines_of
 from fabric_ppo.tools.report.repeat import changed_flags, command_of
-from fabric_ppo.tools.report.results import Score, Tile, group_score, histogram, scores, seconds, tiles
+from fabric_ppo.tools.report.results import Score, Tile, group_score, histogram, scale, scores, seconds, tiles
 from fabric_ppo.tools.report.runs import ReportRun, read_runs
 from fabric_ppo.tools.report.series import MOST_POINTS, bands, run_series
 from fabric_ppo.tools.report.times import Times, times_of
@@ -59,7 +59,7 @@ class GroupView:
 
     label: str
     runs: list[tuple[ReportRun, Score]]
-    score: str
+    score: tuple[str, str]
     times: Times | None
     command: str
 
@@ -128,6 +128,7 @@ def _contents(runs: Sequence[ReportRun], video_megabytes: float) -> dict[str, An
             for label, own in found
             for command in [command_of(own[0])]
         ],
+        "scale": scale(runs),
         "tiles": _tiles(runs),
         "bars": histogram(runs[0].test_returns) if len(runs) == 1 else [],
         "videos": videos_of(members, video_megabytes),
@@ -148,7 +149,7 @@ def _tiles(runs: Sequence[ReportRun]) -> list[Tile]:
 
 def _chart(diagnostic: Diagnostic, runs: Sequence[ReportRun]) -> Chart:
     """Return the chart of a diagnostic, with what the runs show."""
-    found = {run.name: verdict(diagnostic, run.result.metrics, run.settings) for run in runs}
+    found = {run.short: verdict(diagnostic, run.result.metrics, run.settings) for run in runs}
     return Chart(diagnostic.tag, diagnostic.title, diagnostic.healthy, combine(found))
 
 

@@ -73,7 +73,7 @@ def histogram(returns: NDArray[np.float64]) -> list[Bar]:
     """Return the bars of a histogram; none for no returns."""
     if not len(returns):
         return []
-    if np.ptp(returns) <= 1e-9 * max(1.0, float(abs(returns).max())):
+    if _are_equal(returns):
         value = format_number(returns[0])
         return [Bar(value, value, len(returns), 1.0)]
     edges = np.histogram_bin_edges(returns, "auto")
@@ -84,30 +84,49 @@ def histogram(returns: NDArray[np.float64]) -> list[Bar]:
 
 def scores(runs: Sequence[ReportRun]) -> list[Score]:
     """Return the test results of runs on one scale."""
-    every = np.concatenate([run.test_returns for run in runs]) if runs else np.zeros(0)
-    low, width = (every.min(), max(np.ptp(every), 1e-12)) if len(every) else (0.0, 1.0)
+    low, high = _bounds(runs) or (0.0, 0.0)
     found = []
     for run in runs:
         returns = run.test_returns
         if not len(returns):
             found.append(Score("no test", [], None))
             continue
-        places = (returns - low) / width * 100
+        # equal returns are in the middle: at an end they would look like the worst or the best
+        places = np.full(len(returns), 50.0) if low == high else (returns - low) / (high - low) * 100
         text = f"{format_number(returns.mean())} ± {format_number(returns.std())}"
         found.append(Score(text, [round(float(each), 2) for each in places], round(float(places.mean()), 2)))
     return found
 
 
-def group_score(runs: Sequence[ReportRun]) -> str:
-    """Return the interquartile mean of a group's test returns with its interval, as text."""
+def scale(runs: Sequence[ReportRun]) -> list[str]:
+    """Return the ends of the scale of `scores` as text: one where all returns are equal; none without a test."""
+    found = _bounds(runs)
+    return list(dict.fromkeys(map(format_number, found))) if found else []
+
+
+def _bounds(runs: Sequence[ReportRun]) -> tuple[float, float] | None:
+    """Return the lowest and the highest test return; twice the same where they are equal but for rounding."""
+    every = np.concatenate([run.test_returns for run in runs]) if runs else np.zeros(0)
+    if not len(every):
+        return None
+    return (float(every[0]),) * 2 if _are_equal(every) else (float(every.min()), float(every.max()))
+
+
+def _are_equal(returns: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(returns) <= 1e-9 * max(1.0, float(abs(returns).max())))
+
+
+def group_score(runs: Sequence[ReportRun]) -> tuple[str, str]:
+    """Return what a group's score is, and the score: of several runs with its interval."""
     means = [float(run.test_returns.mean()) for run in runs if len(run.test_returns)]
     if not means:
-        return "no test"
+        return "", "no test"
     middle = format_number(float(interquartile_mean(means)))
     if len(means) == 1:
-        return f"{middle} (one run)"
+        return "mean test return of one run", middle
     low, high = interval(means)
-    return f"{middle} [{format_number(low)}, {format_number(high)}], {count(len(means), 'run')}"
+    text = f"{middle} [{format_number(low)}, {format_number(high)}]"
+    return f"interquartile mean of {count(len(means), 'run')} [95 %]", text
 
 
 def count(value: int, noun: str) -> str:

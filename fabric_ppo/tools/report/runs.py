@@ -14,12 +14,15 @@ from fabric_ppo.run.folder import CONFIG_FILE, started_with
 from fabric_ppo.run.result import RunResult, load_run
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
 from fabric_ppo.tools.run_groups import settings
+from fabric_ppo.tools.run_names import short_names
 from fabric_ppo.tools.run_problems import result_problems
 from fabric_ppo.tools.run_states import RunState, finite, read_state
 from fabric_ppo.tools.tables import printable
 
 _UNFINISHED = {"training": "still trains", "failed": "has failed", "stopped": "was stopped before its end"}
 """State of a run -> what a report says of it."""
+_LONGEST_NAME = 24
+"""Number of characters of a run's name in a sentence."""
 _LONGEST = 500
 """Number of characters of a failure that are quoted."""
 
@@ -30,6 +33,7 @@ class ReportRun:
 
     Attributes:
         name: end of its folder's path, which no other run of the report has.
+        short: the name without what all share, for sentences.
         result: its folder.
         settings: its flags and more, as `run_groups.settings` has them; empty where not known.
         state: as `run_states.RunState` has it.
@@ -37,6 +41,7 @@ class ReportRun:
     """
 
     name: str
+    short: str
     result: RunResult
     settings: Mapping[str, Any]
     state: str
@@ -94,13 +99,15 @@ def read_runs(run_dirs: Sequence[Path]) -> list[ReportRun]:
         ConfigError: a folder holds no run, or cannot be read.
     """
     folders = list({path.resolve(): path for path in run_dirs}.values())
-    return [_read_run(path, name) for path, name in zip(folders, _names(folders), strict=True)]
+    names = _names(folders)
+    shorter = short_names(names, _LONGEST_NAME)
+    return [_read_run(path, name, short) for path, name, short in zip(folders, names, shorter, strict=True)]
 
 
-def _read_run(path: Path, name: str) -> ReportRun:
+def _read_run(path: Path, name: str, short: str) -> ReportRun:
     result = load_run(path)
     state = read_state(result, name)
-    return ReportRun(name, result, settings(result), state.state, list(_notes(result, state)))
+    return ReportRun(name, short, result, settings(result), state.state, list(_notes(result, state)))
 
 
 def _notes(result: RunResult, state: RunState) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.tools.run_names import listed
+
 Level = Literal["good", "note", "warning"]
 _LEVELS: tuple[Level, ...] = ("good", "note", "warning")
 Values = NDArray[np.float64]
@@ -20,7 +22,7 @@ Values = NDArray[np.float64]
 
 _HIGH_KL, _LOW_KL = 0.05, 1e-4
 _DESTRUCTIVE_KL = 0.5
-"""KL divergence of a single update from which on hardly anything of the old policy is left."""
+"""KL divergence of a single update from which on it can destroy what was learned."""
 _MANY_CLIPPED, _FEW_CLIPPED = 0.4, 0.005
 _COLLAPSED = 0.05
 """Share of its largest value that an entropy is below where it has collapsed."""
@@ -126,7 +128,7 @@ def combine(verdicts: Mapping[str, Verdict]) -> Verdict:
     text = verdicts[names[0]].text
     if worst == "good":
         return Verdict(worst, f"Nothing unusual in any of the {len(verdicts)} runs. {names[0]}: {text}")
-    who = f"{len(names)} of {len(verdicts)} runs ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+    who = f"{len(names)} of {len(verdicts)} runs ({listed(names)})"
     what = "may have a problem here" if worst == "warning" else "are worth a look"
     return Verdict(worst, f"{who} {what if len(names) > 1 else what.replace('are', 'is')}. {names[0]}: {text}")
 
@@ -144,7 +146,7 @@ def _kl(values: Values, run: Run) -> Verdict:
         if run.has_collapsed:
             return Verdict("warning", f"{text}, and the entropy has collapsed. {advice}")
         if values.max() > _DESTRUCTIVE_KL:
-            return Verdict("warning", f"{text}: an update of that size destroys what was learned. {advice}")
+            return Verdict("warning", f"{text}: an update of that size can destroy what was learned. {advice}")
         return Verdict("note", f"{text}.")
     if np.median(values) < _LOW_KL:
         why = "the entropy has collapsed." if run.has_collapsed else "the policy hardly moves. Is the step too small?"

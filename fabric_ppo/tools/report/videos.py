@@ -38,14 +38,14 @@ def videos_of(groups: Sequence[Sequence[ReportRun]], megabytes: float) -> list[V
             size = path.stat().st_size
             content = path.read_bytes() if size <= left else b""
         except OSError as error:
-            found.append(Video(run.name, "", f"test_videos/{path.name} cannot be read ({error.strerror})."))
+            found.append(Video(run.short, "", f"test_videos/{path.name} cannot be read ({error.strerror})."))
             continue
         if size > left:
             reason = f"test_videos/{path.name} is left out: its {size / _MEGABYTE:.1f} MB do not fit in"
-            found.append(Video(run.name, "", f"{reason} --video-megabytes {megabytes:g}."))
+            found.append(Video(run.short, "", f"{reason} --video-megabytes {megabytes:g}."))
             continue
         left -= size
-        found.append(Video(run.name, f"data:video/mp4;base64,{base64.b64encode(content).decode()}"))
+        found.append(Video(run.short, f"data:video/mp4;base64,{base64.b64encode(content).decode()}"))
     return found
 
 

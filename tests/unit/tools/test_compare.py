@@ -123,3 +123,15 @@ def test_on_a_narrow_terminal_the_groups_come_in_parts(suite, capsys, monkeypatc
     assert max(map(len, out.splitlines())) <= width
     assert out.count("steps/s") > (width == 40) * 7
     assert out.count("512") == 8
+
+
+def test_an_interval_over_episodes_is_marked(suite, capsys):
+    words = [suite / "0.01_1", *(suite / f"0.001_{seed}" for seed in (1, 2))]
+    found = compared(capsys, *words)
+    note = "learning-rate 0.01: the interval of its test return is over 2 episodes of one run, not over runs"
+    assert found["notes"] == [note]
+    assert main(["compare", *map(str, words)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test_return")]
+    assert line.endswith("_over_2_episodes")
+    assert line.count("episode") == 1
+    assert compared(capsys, suite / "0.001_1")["notes"] == []

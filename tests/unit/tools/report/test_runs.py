@@ -76,3 +76,11 @@ def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "seed_1" in page
     assert "seed_2" in page
+
+
+def test_long_names_are_short_in_sentences(tmp_path):
+    names = [f"2026-11-27_15-03-{second}_CartPole-v1_{'x' * 80}_{second}" for second in range(10, 22)]
+    runs = read_runs([write_run(tmp_path / name, columns(1)) for name in names])
+    assert [run.name for run in runs] == names
+    assert all(len(run.short) <= 24 for run in runs)
+    assert len({run.short for run in runs}) == 12
