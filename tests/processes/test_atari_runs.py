@@ -25,13 +25,14 @@ PONG = {"env_id": "ALE/Pong-v5", "env_preset": "atari", "encoder": "small", "hid
     ("script", "size", "backend"), [("torch", 1, "async"), ("fabric", 1, "sync"), ("decoupled", 2, "sync")]
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, script, size, backend):
-    assert_a_killed_run_goes_on(tmp_path, monkeypatch, script, size, PONG | {"env_backend": backend, "num_steps": 8})
+    flags = PONG | {"env_backend": backend, "num_steps": 8, "test_step_limit": 100}  # a whole game takes seconds
+    assert_a_killed_run_goes_on(tmp_path, monkeypatch, script, size, flags)
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """A run in three updates."""
-    return finish("torch", 1, tmp_path_factory.mktemp("atari") / "run", updates=3, **PONG)
+    return finish("torch", 1, tmp_path_factory.mktemp("atari") / "run", updates=3, **PONG, test_step_limit=100)
 
 
 def test_a_policy_is_tried_in_full_games_with_the_same_preprocessing(run_dir, capsys):
