@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
 
-from fabric_ppo.process.errors import EnvironmentFault, LostContactError, TrainingError, first_line
+from fabric_ppo.process.errors import EnvironmentFault, LostContactError, TrainingError, describe_error, first_line
+from fabric_ppo.process.frames import user_frames
 
 ENVIRONMENTAL_ERRNOS = (*(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO),)
 """Errors of the machine, not of the program: full, read-only, forbidden or broken disks."""
+_CALLBACK_TRACE = "_trace_in_callback"
+"""Attribute of an error that came from a callback: its text for the terminal."""
 
 
 def format_failure(error: BaseException) -> str:
     """Return the text of a failed rank: a known failure in one line, a bug with its traceback."""
     rank = os.environ.get("RANK", "0")
+    if trace := getattr(error, _CALLBACK_TRACE, ""):
+        return f"error: rank {rank}: {trace}"
     if isinstance(error, (EnvironmentFault, TrainingError)):
         return f"error: rank {rank}: {error}"
     if isinstance(error, OSError) and error.errno in ENVIRONMENTAL_ERRNOS:
@@ -23,6 +29,17 @@ def format_failure(error: BaseException) -> str:
     if is_lost_contact(error):
         return f"rank {rank} stops: it lost contact with another rank ({first_line(error)})"
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def mark_callback(error: BaseException, callback: str, method: str) -> None:
+    """Have the failure that an error of a user's callback becomes name that, with the user's lines alone.
+
+    The error itself stays as it is: a program around the training gets it.
+    """
+    lines = "".join(traceback.format_list(user_frames(error)))
+    with contextlib.suppress(AttributeError, TypeError):  # some errors take no attributes
+        trace = f"the callback {callback}: {method} raised {describe_error(error)}\n{lines}".rstrip()
+        setattr(error, _CALLBACK_TRACE, trace)
 
 
 def is_lost_contact(error: BaseException) -> bool:

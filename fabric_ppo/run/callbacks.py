@@ -10,7 +10,10 @@ from typing import Any
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import Config
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.config_given import format_given, names_of, python_scalar
+from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError
+from fabric_ppo.process.failures import mark_callback
 from fabric_ppo.process.settings import settings_kept
 from fabric_ppo.rollouts.evaluate import TestResult
 from fabric_ppo.run.counts import Counts
@@ -21,6 +24,8 @@ from fabric_ppo.seeding import callback_seed
 _SETTING = ("on_start", "on_evaluation", "on_update")
 """Methods that may set attributes: what they ask for is in the next checkpoint."""
 _METHODS = (*_SETTING, "on_checkpoint", "on_end")
+_ASKING = ("on_update", "on_evaluation")
+"""Methods that may ask to stop."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Callbacks:
         """Call `callbacks`, in order, with views of the run of `agent` in `run_dir`."""
         self._callbacks, self._flags, self._run_dir, self._seed = callbacks, config.to_dict(), run_dir, config.seed
         self._agent, self._num_updates, self._attributes = agent, num_updates, attributes
+        self._ignored = set[tuple[str, str]]()
 
     def _view(self, counts: Counts, method: str) -> RunView:
         return RunView(
@@ -142,16 +148,42 @@ class Callbacks:
         )
 
     def _call(self, method: str, counts: Counts, make_argument: Callable[[], Any] | None = None) -> bool:
-        """Call a method of each, with an argument of its own; return True if one returns True."""
-        answers = []
+        """Call a method of each, with an argument of its own; return True if one returns True.
+
+        Raises:
+            ConfigError: one that may ask to stop returns neither True nor False nor None.
+        """
+        asked = False
         for index, callback in enumerate(self._callbacks):
             if getattr(getattr(callback, method), "__func__", None) is getattr(Callback, method):
                 continue  # it is left as it is: keeping the settings would take half a millisecond
             call = index * len(_METHODS) + _METHODS.index(method)
             arguments = () if make_argument is None else (make_argument(),)
+            view = self._view(counts, method)
             with settings_kept(callback_seed(self._seed, counts.updates, call)):
-                answers.append(getattr(callback, method)(self._view(counts, method), *arguments))
-        return any(answers)
+                try:
+                    answer = getattr(callback, method)(view, *arguments)
+                except ConfigError:
+                    raise
+                except USER_ERRORS as error:
+                    mark_callback(error, _name(callback), method)
+                    raise
+            asked |= answer is not None and self._asks_to_stop(callback, method, answer)
+        return asked
+
+    def _asks_to_stop(self, callback: Callback, method: str, answer: Any) -> bool:
+        """Return True for an answer that asks to stop; raise a ConfigError for what is no answer."""
+        name, value = f"the callback {_name(callback)}", python_scalar(answer)
+        if method not in _ASKING:
+            if (name, method) not in self._ignored:
+                self._ignored.add((name, method))
+                ways = f"{' and '.join(_ASKING)} can ask to stop"
+                print_from_rank_zero(f"warning: {name}: what {method} returns is ignored; {ways}")
+            return False
+        if not isinstance(value, bool):
+            given = format_given(answer)
+            raise ConfigError(f"{name}: {method} returned {given}; True to stop, False or None is expected")
+        return value
 
     def on_start(self, counts: Counts) -> None:
         """See `Callback.on_start`."""
@@ -173,3 +205,8 @@ class Callbacks:
     def on_end(self, counts: Counts, summary: Summary) -> None:
         """See `Callback.on_end`."""
         self._call("on_end", counts, lambda: asdict(summary))
+
+
+def _name(callback: Callback) -> str:
+    """Return the name of a callback's class, as `--callback` has it."""
+    return names_of(callback) or type(callback).__qualname__

@@ -9,6 +9,7 @@ from typing import Any
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError
 from fabric_ppo.process.frames import locate_error
 from fabric_ppo.run.callbacks import Callback
+from fabric_ppo.run.slips import print_uncalled_methods
 from fabric_ppo.run.trackers.tracker import Tracker
 
 
@@ -51,6 +52,7 @@ def _objects(argument: str, given: Any, kind: type[Any]) -> list[Any]:
         if not isinstance(part, kind):
             expected = f"an object or a subclass of {kind.__module__}.{kind.__name__}"
             raise ConfigError(f"train({argument}=[{_kind(each)}]): {expected} is expected")
+        print_uncalled_methods(part, kind, f"train({argument}=[{type(part).__name__}])")
         made.append(part)
     return made
 

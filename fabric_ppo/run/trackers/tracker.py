@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, reason_line
 from fabric_ppo.process.frames import locate_error
+from fabric_ppo.run.slips import print_uncalled_methods
 from fabric_ppo.run.writes import Writes
 
 REPORT_FILE = "report.html"
@@ -152,4 +153,5 @@ def make_part(name: str, of_flag: str, kind: type[Any]) -> Any:
     if not isinstance(made, kind):
         expected = f"{kind.__module__}.{kind.__name__}"
         raise ConfigError(f"--{of_flag} {name}: a subclass of {expected} is expected")
+    print_uncalled_methods(made, kind, f"--{of_flag} {name}")
     return made

@@ -197,12 +197,61 @@ def test_a_run_that_is_killed_ends_where_its_callback_ended_it(tmp_path, write_p
     assert_same_run(run_dir, alone, resumes=1)
 
 
-@pytest.mark.parametrize("answer", ["False", "0", "None"])
+@pytest.mark.parametrize("answer", ["False", "np.False_", "None"])
 def test_nothing_but_true_ends_a_run(tmp_path, write_parts, answer):
-    write_parts(STOPS.format(on_update=answer, on_evaluation=answer))
+    write_parts("import numpy as np\n" + STOPS.format(on_update=answer, on_evaluation=answer))
     run_dir = tmp_path / "run"
     assert trained(run_dir, callback=f"{MODULE}:Stops", eval_every=1, eval_episodes=1) == ""
     assert summary(run_dir)["updates"] == 3
+
+
+@pytest.mark.parametrize("answer", ["np.bool_(run.update == 1)", "torch.tensor(run.update == 1)"])
+def test_a_bool_of_numpy_or_pytorch_is_one(tmp_path, write_parts, answer):
+    write_parts("import numpy as np\nimport torch\n" + STOPS.format(on_update=answer, on_evaluation="None"))
+    run_dir = tmp_path / "run"
+    assert trained(run_dir, updates=5, callback=f"{MODULE}:Stops") == ""
+    assert summary(run_dir)["updates"] == 2
+
+
+@pytest.mark.parametrize("answer", ['"no"', '""', "0", "1", "[]", "run", "metrics"])
+def test_an_answer_that_is_no_bool_is_refused_in_one_line(tmp_path, write_parts, answer):
+    write_parts(STOPS.format(on_update=answer, on_evaluation="None"))
+    ended = trained(tmp_path / "run", callback=f"{MODULE}:Stops")
+    assert ended.startswith(f"ConfigError: the callback {MODULE}:Stops: on_update returned ")
+    assert ended.endswith("; True to stop, False or None is expected")
+    assert "\n" not in ended
+
+
+ANSWERS = """
+class Answers(Callback):
+    def {method}(self, run, *given):
+        return True
+
+    def on_updates(self, run, metrics):
+        pass
+
+    def on_goal(self):
+        pass
+
+    def helper(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_checkpoint", "on_end"])
+def test_an_answer_that_nobody_asks_for_is_one_line(tmp_path, write_parts, method):
+    """Once, and the run goes on; so is a method that nothing calls."""
+    write_parts(ANSWERS.format(method=method))
+    run_dir = tmp_path / "run"
+    flags = {"callback": f"{MODULE}:Answers", "checkpoint_every": 1, "quiet": True}
+    ended, _, err = printed_in_fork(outcome, run_dir, 3, flags)
+    assert (ended, summary(run_dir)["updates"]) == ("", 3)
+    name = f"{MODULE}:Answers"
+    assert [line for line in err.splitlines() if name in line] == [
+        f"warning: --callback {name}: on_goal is none of the methods that are called",
+        f"warning: --callback {name}: on_updates is none of the methods that are called; did you mean on_update?",
+        f"warning: the callback {name}: what {method} returns is ignored; on_update and on_evaluation can ask to stop",
+    ]
 
 
 RAISES = """
