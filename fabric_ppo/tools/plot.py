@@ -51,6 +51,7 @@ _LONG = 10_000
 """Numbers on the x axis from which on thousands are written as k."""
 Y_TITLES = {
     "Rewards/rew_avg": "mean return of the episodes that ended",
+    "Rewards/rew_last_100": "mean return of the last 100 episodes",
     "Game/ep_len_avg": "mean length of the episodes that ended",
 }
 """Titles of y axes; other metrics have their names."""
