@@ -105,7 +105,9 @@ def not_finite_line(key: InfoKey, row: Row, num_episodes: int) -> str:
 def never_line(key: InfoKey, num_episodes: int, names: Sequence[str]) -> str:
     """Return the warning about a key that no episode had; `names` are those that there are."""
     known = f"; it has {', '.join(names)}" if names else ""
-    return f"warning: {_where(key)}: in the info of none of {num_episodes:,} episodes{known}"
+    of_steps = "in no step" if key.is_sum else "in the last step of none"
+    sums = "" if key.is_sum else f"; sum:{key.key} would take all steps"
+    return f"warning: {_where(key)}: {of_steps} of {num_episodes:,} episodes{known}{sums}"
 
 
 def _where(key: InfoKey) -> str:

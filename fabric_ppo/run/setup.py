@@ -201,8 +201,8 @@ class RunSetup(contextlib.ExitStack):
         num_updates = config.num_updates(self._ranks.size)
         if self._checkpoint is not None and not config.quiet:
             print_from_rank_zero(f"resumed after update {counts.updates} of {num_updates}")
-        self._print_remainder(num_updates)
         if not config.quiet:
+            self._print_remainder(num_updates)
             print_line(opening_lines(config, self.dir, agent, self._ranks.size, counts.updates), sys.stdout)
 
     def _print_remainder(self, num_updates: int) -> None:

@@ -64,7 +64,8 @@ class CommandParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Return the page of the command."""
         arguments = [action for action in self._actions if not action.option_strings]
-        words = [f"{action.metavar} ..." if action.nargs == "+" else str(action.metavar) for action in arguments]
+        forms = {"+": "{} ...", "?": "[{}]", "*": "[{} ...]"}
+        words = [forms.get(str(action.nargs), "{}").format(action.metavar) for action in arguments]
         words += [_names(action) for action in self._flags() if action.required]
         if not all(action.required for action in self._flags()):
             words.append("[FLAGS]")

@@ -160,7 +160,9 @@ def test_totals_tell_means_counts_and_what_could_not_be_read():
     lines = totals.warnings(4, ["all", "x"])
     assert [line.split(":")[1] for line in lines] == [" --info-keys nan", " --info-keys text", " --info-keys never"]
     assert "4 of 4 episodes" in lines[0]
-    assert lines[2].endswith("it has all, x")
+    assert lines[2].endswith("in the last step of none of 4 episodes; it has all, x; sum:never would take all steps")
+    of_sums = InfoTotals.of(info_keys_of("sum:never"), [[(0.0, MISSING)] * 2]).warnings(4, ["all", "x"])
+    assert of_sums[0].endswith("--info-keys sum:never: in no step of 4 episodes; it has all, x")
     assert InfoTotals.of(info_keys_of(None), []).means() == {}
     of_ranks = torch.stack([totals.to_tensor(), InfoTotals.of(keys, readings[:1]).to_tensor()])
     assert totals.merged(of_ranks).by_name()["some"] == (5.0, 3.0, 0.0, 0.0)

@@ -231,3 +231,11 @@ def test_quiet_still_prints_what_went_wrong(tmp_path, monkeypatch):
     assert out == ""
     assert err.startswith("warning: policy.safetensors could not be written (")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_rounded_total_is_no_warning(tmp_path, no_launcher, quiet):
+    ended, out, err = printed_in_fork(outcome, tmp_path / "run", 2, {"total_timesteps": 70, "quiet": quiet})
+    assert ended == ""
+    assert ("--total-timesteps 70 is rounded down to 64" in err) == (not quiet)
+    assert bool(out) == (not quiet)

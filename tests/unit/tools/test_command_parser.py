@@ -47,3 +47,10 @@ def test_the_usage_has_what_is_needed(capsys):
     assert parser.format_help().splitlines()[0] == "usage: fabric-ppo some RUN ... --size N"
     parser.add_argument("--quick", action="store_true", help="Hurry.")
     assert parser.format_help().splitlines()[0] == "usage: fabric-ppo some RUN ... --size N [FLAGS]"
+
+
+@pytest.mark.parametrize(("nargs", "usage"), [(None, "DIR"), ("?", "[DIR]"), ("*", "[DIR ...]"), ("+", "DIR ...")])
+def test_what_may_be_left_out_stands_in_brackets(nargs, usage):
+    parser = CommandParser("fabric-ppo some")
+    parser.add_argument("dir", metavar="DIR", nargs=nargs, help="Folder.")
+    assert parser.format_help().splitlines()[0] == f"usage: fabric-ppo some {usage}"
