@@ -6,7 +6,7 @@ weight 0.
 
 This is the loss that trains. `fast/compiled_loss.py` replaces it only where both compute the same,
 which is checked when a run begins: an edit of this file takes effect, at the price of autograd.
-`--compile` gets much of that back. Logged parts need not be dot products with the weights: what is
+`--compile` gets a part of that back. Logged parts need not be dot products with the weights: what is
 logged is the mean over minibatches.
 """
 
