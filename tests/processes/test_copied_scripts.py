@@ -14,6 +14,7 @@ from tests.fixtures.processes import PATIENCE
 
 FLAGS = [word for name, value in TINY.items() for word in ("--" + name.replace("_", "-"), str(value))]
 CHANGED = "resumed with changed code"
+PYTHON, TORCHRUN = [sys.executable], [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2"]
 
 
 def started(words: list[str], folder: Path) -> str:
@@ -24,8 +25,9 @@ def started(words: list[str], folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["train_torch.py", "my_ppo.py"])
-@pytest.mark.parametrize("launcher", [[sys.executable], [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2"]])
+@pytest.mark.parametrize(
+    ("name", "launcher"), [("train_torch.py", PYTHON), ("my_ppo.py", PYTHON), ("my_ppo.py", TORCHRUN)]
+)
 def test_an_edit_of_a_copy_is_named_where_the_run_goes_on(name, launcher, tmp_path):
     copy = tmp_path / name
     copy.write_text((ROOT / "train_torch.py").read_text())
