@@ -27,7 +27,10 @@ from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 from fabric_ppo.process.launch import read_launch
 
-_PRICE = "with autograd: 2 to 4 times as slow as fast/compiled_loss.py for small networks; --compile gets a part of that back"
+_PRICE = (
+    "with autograd: for small networks 2 to 4 times as slow as fast/compiled_loss.py; "
+    "--compile gets a part of that back"
+)
 
 
 class PPOLoss(nn.Module):
