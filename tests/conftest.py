@@ -1,4 +1,4 @@
-"""What every test needs: one PyTorch thread, and no display."""
+"""What every test needs: one PyTorch thread, no display, and compiled functions that are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 import pytest
 import torch
 
+from fabric_ppo.fast.kernels import _cache_folder, kernels
+
 torch.set_num_threads(1)
+# here, where nobody looks at what is printed; processes with another home find them, too
+os.environ["FABRIC_PPO_CACHE"] = str(_cache_folder())
+for each in (torch.float32, torch.float64):
+    kernels(each)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.console import print_from_rank_zero, print_note
 from fabric_ppo.process.extras import install
 
 _SOURCE = Path(__file__).with_name("kernels.c")
@@ -45,7 +45,9 @@ def _cache_folder() -> Path:
     """Return the folder that compiled functions are kept in."""
     if given := os.environ.get("FABRIC_PPO_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabric-ppo"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # without a home there is no place to keep anything
+    return Path(os.devnull if folder.startswith("~") else folder) / "fabric-ppo"
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         return _declared(_library(_path(command, dtype), command, dtype))
     except OSError as error:
-        reason = f"{error}; FABRIC_PPO_CACHE names another folder, CC another compiler"
+        reason = f"{error}; CC names another compiler, TMPDIR another folder to compile in"
     except subprocess.SubprocessError as error:
         reason = _told(getattr(error, "stderr", None) or str(error))
     print_from_rank_zero(f"{_SOURCE.name} could not be compiled, so training takes longer: {reason}")
@@ -97,16 +99,28 @@ def _library(path: Path, command: list[str], dtype: torch.dtype) -> ctypes.CDLL:
     with contextlib.suppress(OSError):
         return ctypes.CDLL(str(path))
     started = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # several ranks may come here at once: each builds a file of its own, and the last one stays
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / path.name
         words = [*command, *_flags(), f"-DREAL={_REALS[dtype]}", "-o", str(built), str(_SOURCE), "-lm"]
         subprocess.run(words, check=True, capture_output=True, text=True, errors="replace", timeout=300)
-        built.replace(path)
-    seconds = time.perf_counter() - started
-    print_from_rank_zero(f"compiled {_SOURCE.name} ({_REALS[dtype]}) in {seconds:.1f} s, once for this machine")
-    return ctypes.CDLL(str(path))
+        why_not = _keep(built, path)
+        kept = f"but not kept for the next run ({why_not})" if why_not else "once for this machine"
+        print_note(f"compiled {_SOURCE.name} ({_REALS[dtype]}) in {time.perf_counter() - started:.1f} s, {kept}")
+        # from here it is in memory
+        return ctypes.CDLL(str(built if why_not else path))
+
+
+def _keep(built: Path, path: Path) -> str:
+    """Put a file where `kernels` looks for it; return why that cannot be, or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # several ranks may come here at once: each copies a file of its own, and the last one stays
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            shutil.copy(built, folder)
+            (Path(folder) / path.name).replace(path)
+    except OSError as error:
+        return f"{error}; FABRIC_PPO_CACHE names another folder"
+    return ""
 
 
 def _flags() -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
+_has_notes: ContextVar[bool] = ContextVar("has_notes", default=True)
 
 
 @contextlib.contextmanager
@@ -26,6 +27,22 @@ def muted() -> Iterator[None]:
         yield
     finally:
         _is_muted.reset(token)
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Print no notes in the block, as with `--quiet`; what is wrong is printed."""
+    token = _has_notes.set(False)
+    try:
+        yield
+    finally:
+        _has_notes.reset(token)
+
+
+def print_note(message: str) -> None:
+    """Print one line on stderr that tells of nothing wrong, from rank 0 only."""
+    if _has_notes.get():
+        print_from_rank_zero(message)
 
 
 def is_rank_zero() -> bool:

@@ -18,7 +18,7 @@ from fabric_ppo.agents.policy_file import start_from
 from fabric_ppo.config import Config
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.fast.flat_weights import require_all_held
-from fabric_ppo.process.console import print_from_rank_zero, print_line
+from fabric_ppo.process.console import print_from_rank_zero, print_line, without_notes
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal
 from fabric_ppo.process.failures import is_lost_contact
 from fabric_ppo.process.group import Ranks, from_rank_zero
@@ -97,6 +97,8 @@ class RunSetup(contextlib.ExitStack):
             near = nearest_run(self.dir, config.log_dir)
             hint = "" if near is None or is_numbered_alike(near, self.dir) else f"; did you mean {near}?"
             print_from_rank_zero(f"nothing to go on from in {self.dir}: a new run begins{hint}")
+        if config.quiet:
+            self.enter_context(without_notes())
         self._run: Run | None = None
         self._close_early: list[Callable[[], None]] = []
 

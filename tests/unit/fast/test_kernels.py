@@ -13,6 +13,7 @@ from fabric_ppo.fast import kernels as file
 from fabric_ppo.fast.kernels import kernels, origin
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.loss import minibatch_loss
+from fabric_ppo.process.console import without_notes
 from tests.fixtures.agents import build_agent
 from tests.fixtures.launching import ROOT
 from tests.fixtures.rows import make_rows
@@ -63,6 +64,29 @@ def test_they_are_compiled_anew_for_another(what, cache, tmp_path, monkeypatch):
     assert (again == name) == (what == "processor")  # which the machine's name tells already
 
 
+@pytest.mark.parametrize("has_home", [False, True])
+def test_without_a_folder_to_keep_them_in_they_are_compiled_each_time(has_home, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if has_home:
+        (tmp_path / "taken").write_text("")
+        monkeypatch.setenv("FABRIC_PPO_CACHE", str(tmp_path / "taken"))
+    else:
+        monkeypatch.delenv("FABRIC_PPO_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    before = sorted(tmp_path.iterdir())
+    for _ in range(2):
+        assert load_again().draw
+        assert "but not kept for the next run ([Errno" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_quiet_says_nothing_of_it(cache, capsys):
+    with without_notes():
+        assert kernels(torch.float32) is not None
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"\x7fELF\x02\x01\x01" + bytes(57)], ids=["empty", "cut off"])
 def test_a_file_that_is_not_whole_is_replaced(content, cache, capsys):
     cache.mkdir()
@@ -82,7 +106,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 def not_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "mycc"))
-    return "mycc'; FABRIC_PPO_CACHE names another folder, CC another compiler"
+    return "mycc'; CC names another compiler"
 
 
 def a_compiler_that_fails(monkeypatch, tmp_path):
@@ -98,15 +122,7 @@ def an_old_compiler(monkeypatch, tmp_path):
     return "no-such-flag"
 
 
-def a_folder_that_is_a_file(monkeypatch, tmp_path):
-    (tmp_path / "taken").write_text("")
-    monkeypatch.setenv("FABRIC_PPO_CACHE", str(tmp_path / "taken"))
-    return "taken'; FABRIC_PPO_CACHE names another folder"
-
-
-@pytest.mark.parametrize(
-    "how", [no_compiler, not_a_compiler, a_compiler_that_fails, an_old_compiler, a_folder_that_is_a_file]
-)
+@pytest.mark.parametrize("how", [no_compiler, not_a_compiler, a_compiler_that_fails, an_old_compiler])
 def test_without_them_autograd_trains(how, cache, tmp_path, monkeypatch, capsys):
     """A line says why, once; the loss is the plain one to the last bit."""
     line = how(monkeypatch, tmp_path)
