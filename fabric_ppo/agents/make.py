@@ -48,6 +48,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(config.seed))
         agent = Agent(spec, architecture)
+        built = _layers(agent)
         if config.ortho_init:
             _orthogonal_init(agent)
     if config.normalize_observations and agent.obs_moments is None:
@@ -62,6 +63,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         with torch.no_grad():
             agent.policy.linear_layers[-1].bias[spec.action.size :] += config.log_std_init
     _require_repeatable(agent)
+    _require_same_layers(built, agent)
     return agent
 
 
@@ -81,6 +83,23 @@ def _orthogonal_init(agent: Agent) -> None:
         for layer in network.linear_layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is head else math.sqrt(2))
             nn.init.zeros_(layer.bias)
+
+
+def _layers(agent: Agent) -> dict[str, str]:
+    """Return name -> description of each layer."""
+    return {name: repr(each) for name, each in agent.named_modules() if not any(True for _ in each.children())}
+
+
+def _require_same_layers(built: dict[str, str], agent: Agent) -> None:
+    """Raise a ConfigError if layers are not those that a loaded agent would have."""
+    layers = _layers(agent)
+    for name in [*built, *layers]:
+        before, now = built.get(name, "nothing"), layers.get(name, "nothing")
+        if before != now:
+            raise ConfigError(
+                f"the agent's {name} is {now}, and a policy that is loaded would have {before} there: a change of "
+                "fabric_ppo/agents/agent.py or mlp.py is expected, which build it, not of make_agent"
+            )
 
 
 def _require_repeatable(agent: Agent) -> None:

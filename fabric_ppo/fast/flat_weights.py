@@ -7,15 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.launch import read_launch
+
+_NO_HOOKS = (
+    "a hook on the gradient of one of the agent's weights would not be called: a change of `.grad` in the script's "
+    "step, after backward, is expected"
+)
 
 
 class WeightView(nn.Parameter):
     """A weight of a module whose memory is a part of `FlatWeights.flat`, and so is its gradient.
 
-    Autograd does not see it, for gradients are those of `flat`. An optimizer may hold it as any
-    other parameter. A copy of it is a tensor of its own.
+    An optimizer may hold it as any other parameter. What is computed from it with gradients, such as
+    a penalty that a script adds to the loss, adds its own to that of `flat`. A copy of it is a tensor
+    of its own.
     """
 
     _flat: nn.Parameter | None = None
@@ -24,7 +32,27 @@ class WeightView(nn.Parameter):
     def link(self, flat: nn.Parameter, place: slice) -> None:
         """Refer to a part of a vector from now on."""
         self.data = flat.data[place].view(self.shape)
+        if self._flat is None:
+            super().requires_grad_(True)
+            super().register_post_accumulate_grad_hook(WeightView._pass_on)
         self._flat, self._place = flat, place
+
+    def _pass_on(self) -> None:
+        """Add a gradient that autograd has stored here to that of `flat`."""
+        stored: Any = torch.Tensor.grad
+        own = stored.__get__(self)
+        stored.__set__(self, None)
+        if read_launch().world_size > 1:
+            raise ConfigError(
+                "a gradient of the agent's weights that does not pass through its loss is not averaged over ranks: "
+                "a term of minibatch_loss in fabric_ppo/ppo/loss.py is expected, or one of ppo.parameters()"
+            )
+        before = self.grad
+        self.grad = own if before is None else before + own
+
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> RemovableHandle:
+        """Raise a ConfigError: the gradient of `flat` does not pass here."""
+        raise ConfigError(_NO_HOOKS)
 
     def is_in(self, held: set[int]) -> bool:
         """Return True if it, or the vector that it is a part of, is among these identities."""
@@ -32,11 +60,11 @@ class WeightView(nn.Parameter):
 
     @property
     def requires_grad(self) -> bool:
-        """False: `flat` requires a gradient.
+        """True: it trains.
 
-        Setting it raises a ConfigError: the vector is laid out already.
+        Setting it to False raises a ConfigError: the vector is laid out already.
         """
-        return False
+        return True
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
@@ -85,7 +113,7 @@ class FlatWeights(nn.Module):
         """Take over the weights of `module`.
 
         Raises:
-            ConfigError: all of them are frozen.
+            ConfigError: all of them are frozen, or one has a hook on its gradient.
         """
         super().__init__()
         self._linked = (module,)  # in a tuple, so that it is not registered
@@ -97,8 +125,10 @@ class FlatWeights(nn.Module):
         self.flat = nn.Parameter(torch.cat([each.detach().flatten() for each in named.values()]))
         for each in named.values():
             if not isinstance(each, WeightView):
+                if each._backward_hooks or each._post_accumulate_grad_hooks:
+                    raise ConfigError(_NO_HOOKS)
                 # the object stays, for an optimizer may hold it already
-                each.requires_grad_(False).__class__ = WeightView
+                each.__class__ = WeightView
         self._link()
 
     @property
@@ -113,7 +143,7 @@ class FlatWeights(nn.Module):
             start, end = end, end + parameter.numel()
             if parameter.device.type != self.flat.device.type == "meta":  # no object can go there
                 owner, _, own_name = name.rpartition(".")
-                parameter = WeightView(parameter.to("meta"), requires_grad=False)
+                parameter = WeightView(parameter.to("meta"))
                 setattr(self._linked[0].get_submodule(owner), own_name, parameter)
             parameter.link(self.flat, slice(start, end))
 

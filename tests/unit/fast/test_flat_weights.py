@@ -10,7 +10,13 @@ from torch import nn
 
 from fabric_ppo.agents.mlp import MLP
 from fabric_ppo.fast.flat_weights import FlatWeights, require_all_held, split_weights
+from fabric_ppo.fast.loss_module import PPOLoss
+from fabric_ppo.ppo.loss import minibatch_loss
 from fabric_ppo.process.errors import ConfigError
+from tests.fixtures.agents import build_agent
+from tests.fixtures.rows import make_rows
+from tests.fixtures.spaces import ACTIONS
+from tests.fixtures.updates import CONFIG, coefs_of
 
 
 class Pair(nn.Module):
@@ -36,7 +42,7 @@ def test_flat_is_the_only_parameter(linked):
     module, weights, free = linked
     assert [name for name, _ in weights.named_parameters()] == ["flat"]
     assert weights.flat.numel() == sum(parameter.numel() for parameter in free.parameters())
-    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_names_and_values_of_the_module_stay(linked):
@@ -215,3 +221,63 @@ def test_weights_by_the_beginning_of_their_names(linked):
     assert [*map(id, others)] == [id(module.scale)]
     with pytest.raises(ConfigError, match=r"begins with valeu\.: scale, policy are there"):
         split_weights(weights, "valeu.")
+
+
+def penalty(parameters):
+    return 0.1 * sum(each.square().sum() for each in parameters)
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+@pytest.mark.parametrize("loss_of", [PPOLoss, lambda agent, _: FlatLoss(agent)], ids=["compiled", "autograd"])
+def test_a_term_of_the_agents_own_weights_trains(loss_of, is_apart):
+    """Added to the loss by a script, or in a backward pass of its own; as the same term of the vector."""
+    grads = []
+    for of_agent in (False, True):
+        agent = build_agent(ACTIONS["discrete"])
+        module = loss_of(agent, CONFIG)
+        loss = module(make_rows(agent, 16), coefs_of(CONFIG)).loss
+        term = penalty((agent if of_agent else module).parameters())
+        if is_apart:
+            loss.backward()
+            term.backward()
+        else:
+            (loss + term).backward()
+        grads.append(torch.cat([each.grad.flatten() for each in module.parameters()]))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    assert (grads[0] - penalty_gradient(agent)).norm() > 0.1  # the loss has its part
+
+
+class FlatLoss(nn.Module):
+    """The plain loss of an agent."""
+
+    def __init__(self, agent):
+        super().__init__()
+        self.weights = FlatWeights(agent)
+
+    def forward(self, rows, coefs):
+        return minibatch_loss(self.weights, rows, coefs)
+
+
+def penalty_gradient(agent):
+    return torch.cat([0.2 * each.detach().flatten() for each in agent.parameters()])
+
+
+def test_a_term_of_the_agents_own_weights_is_refused_where_ranks_would_differ(monkeypatch):
+    agent = build_agent(ACTIONS["discrete"])
+    PPOLoss(agent, CONFIG)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="is not averaged over ranks: a term of minibatch_loss"):
+        penalty(agent.parameters()).backward()
+
+
+def test_hooks_on_gradients_of_single_weights_are_refused():
+    """Before the loss is made, and after: they would not be called."""
+    agent = build_agent(ACTIONS["discrete"])
+    handle = next(agent.parameters()).register_hook(lambda grad: 0 * grad)
+    with pytest.raises(ConfigError, match="would not be called"):
+        PPOLoss(agent, CONFIG)
+    handle.remove()
+    PPOLoss(agent, CONFIG)
+    with pytest.raises(ConfigError, match="would not be called"):
+        next(agent.parameters()).register_hook(lambda grad: 0 * grad)
