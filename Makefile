@@ -27,9 +27,9 @@ train: install
 test: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 3 $(TEST_ORDER) $(TEST_FLAGS)
 
-# What needs no processes of its own: a minute or two.
+# What needs neither processes of its own nor seconds of computing: a minute or two.
 test-fast: install
-	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 $(TEST_ORDER) --ignore tests/processes -m "not processes" $(TEST_FLAGS)
+	cd "$(CURDIR)" && "$(BIN)/python" -m pytest -n 2 $(TEST_ORDER) --ignore tests/processes -m "not processes and not slow" $(TEST_FLAGS)
 
 # The package in an environment of its own, away from this folder: half a minute. With FABRIC_PPO_WHEEL=real pip
 # installs its dependencies anew, too, which takes minutes; without it, those of .venv are used.
