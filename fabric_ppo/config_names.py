@@ -365,7 +365,7 @@ def _attribute_hint(name: str, own: Collection[str], notes_of: str) -> str:
 
 
 def nearest_name(word: str, known: Collection[str], cutoff: float = 0.7) -> str:
-    """Return the name that a slip has most likely meant; empty where none is close.
+    """Return the name that a slip, or the beginning of one name, has most likely meant; else nothing.
 
     Args:
         word: a flag, such as `--no-anneal-l`, or the name of an argument.
@@ -377,6 +377,8 @@ def nearest_name(word: str, known: Collection[str], cutoff: float = 0.7) -> str:
         names.setdefault(_stem(each)[0], []).append(each)
     wanted, is_off = _stem(word)
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=cutoff)
+    begun = [name for name in names if wanted and name.startswith(wanted)]
+    close = close or (begun if len(begun) == 1 else [])
     return min(names[close[0]], key=lambda each: _stem(each)[1] != is_off) if close else ""
 
 
