@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -131,22 +129,18 @@ class _Part:
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
 
-    @functools.cached_property
-    def _library(self) -> ctypes.CDLL | None:
-        """The compiled step, where it may be used."""
-        return kernels_for(self.params)
-
     def step(self) -> None:
         """Take one Adam step with the gradients as they are."""
         # read anew in each step: schedules change the learning rate in the group
         group = self.group
         beta1, beta2 = group["betas"]
-        if self._library is not None:
+        library = kernels_for([*self.params, *self.exp_avgs, *self.exp_avg_sqs])
+        if library is not None:
             states = zip(self.params, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True)
             for parameter, mean, square, step in states:
                 grad = parameter.grad.contiguous()  # type: ignore[union-attr]
                 places = [each.data_ptr() for each in (parameter, grad, mean, square)]
-                self._library.adam(*places, grad.numel(), step.data_ptr(), group["lr"], beta1, beta2, group["eps"])
+                library.adam(*places, grad.numel(), step.data_ptr(), group["lr"], beta1, beta2, group["eps"])
             return
         torch._foreach_add_(self.steps, 1.0)
         torch._fused_adam_(

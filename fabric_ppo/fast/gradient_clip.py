@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +25,6 @@ class GradientClip:
         """
         self._params, self._max_grad_norm = list(module.parameters()), max_grad_norm
         self._constants: list[Tensor] = []
-        self._library: ctypes.CDLL | None = None
 
     @timed("optimizer")
     @torch.no_grad()
@@ -37,9 +34,9 @@ class GradientClip:
         if not self._constants:  # not in __init__: a module may be moved to its device after it
             like, numbers = self._params[0], (self._max_grad_norm, 1e-6, 1.0)
             self._constants = [torch.tensor(each, dtype=like.dtype, device=like.device) for each in numbers]
-            self._library = kernels_for(grads) if len(grads) == 1 else None
-        if self._library is not None and grads[0].is_contiguous():
-            norm = self._library.clip(grads[0].data_ptr(), grads[0].numel(), self._max_grad_norm)
+        library = kernels_for(grads) if len(grads) == 1 else None
+        if library is not None:
+            norm = library.clip(grads[0].data_ptr(), grads[0].numel(), self._max_grad_norm)
             return torch.tensor(norm, dtype=grads[0].dtype)
         norm = _norm(grads)
         # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python

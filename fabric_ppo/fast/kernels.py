@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -73,13 +73,14 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     return None
 
 
-def kernels_for(tensors: Iterable[Tensor]) -> ctypes.CDLL | None:
-    """Return the functions for dense tensors on the CPU, few and small enough; else None."""
-    tensors = list(tensors)
-    fit = all(each.device.type == "cpu" and each.is_contiguous() for each in tensors)
-    types = {each.dtype for each in tensors}
-    is_small = sum(each.numel() for each in tensors) <= _SMALL
-    return kernels(types.pop()) if fit and is_small and len(types) == 1 else None
+def kernels_for(tensors: Sequence[Tensor]) -> ctypes.CDLL | None:
+    """Return the functions for dense tensors of one type on the CPU, few and small enough; else None."""
+    dtype, size = tensors[0].dtype, 0
+    for each in tensors:
+        size += each.numel()
+        if not each.is_cpu or each.dtype is not dtype or size > _SMALL or not each.is_contiguous():
+            return None
+    return kernels(dtype)
 
 
 def origin(library: ctypes.CDLL) -> str:

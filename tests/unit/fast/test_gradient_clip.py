@@ -47,9 +47,11 @@ def test_equals_clip_grad_norm(shapes, dtype, tolerance):
 def test_it_follows_a_module_that_is_moved_to_another_type():
     module = Several([(3,)])
     clip = GradientClip(module, 0.5)
-    module.to(torch.float32).give_gradient(2.0)
-    assert clip().dtype == torch.float32
-    assert module.weights[0].grad.norm().item() == pytest.approx(0.5, rel=1e-5)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        module.to(dtype).give_gradient(2.0)
+        assert clip().dtype == dtype
+        assert module.weights[0].grad.dtype == dtype
+        assert module.weights[0].grad.norm().item() == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
