@@ -56,7 +56,7 @@ class ActorChoice:
         if not reasons and self._can_compile:
             if actors_agree(agent, noise, obs):
                 return True
-            reasons = ["edited: agents/"]
+            reasons = ["edited or replaced: agents/"]
         if reasons and has_small_layers(agent):
             print_from_rank_zero(
                 f"{'; '.join(reasons)}; acting follows this code, and not the faster fast/compiled_actor.py"

@@ -108,7 +108,7 @@ class PPOLoss(nn.Module):
             if losses_agree(agent, rows, coefs):
                 self._parts_add_up = parts_add_up(agent, rows, coefs)
                 return True
-            reasons = ["edited: ppo/loss.py or agents/"]
+            reasons = ["edited or replaced: ppo/loss.py or agents/"]
         if self._prints and reasons and has_small_layers(agent):
             print_line(f"{'; '.join(reasons)}; training follows this code, {_PRICE}", sys.stderr)
         return False

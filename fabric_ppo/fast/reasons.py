@@ -7,7 +7,7 @@ from torch import nn
 from fabric_ppo.agents.agent import Agent, declared_forms, is_altered
 from fabric_ppo.agents.mlp import MLP, Tanh
 from fabric_ppo.fast.flat_weights import frozen_weights
-from fabric_ppo.fast.written_for import edited
+from fabric_ppo.fast.written_for import edited, replaced
 
 _LAYERS = (nn.Linear, nn.ReLU, Tanh, nn.LayerNorm)
 """Layers of the perceptrons that flags can name."""
@@ -21,7 +21,7 @@ def reasons_for_plain(agent: Agent, form: str, files: tuple[str, ...]) -> list[s
         form: `acting` or `loss`.
         files: those that the fast form stands for.
     """
-    found = {"edited": edited(files)}
+    found = {"edited": edited(files), "replaced": replaced(files)}
     parts = [part for part in (agent, *agent.parts) if form not in declared_forms(part)]
     layers = [layer for part in parts if isinstance(part, MLP) for layer in part if type(layer) not in _LAYERS]
     found["changed"] = list(dict.fromkeys(type(part).__name__ for part in [*filter(is_altered, parts), *layers]))

@@ -33,15 +33,17 @@ FINGERPRINTS = {
 def edited(files: tuple[str, ...]) -> list[str]:
     """Return those of `files` whose code is not the code that `fast/` was written for.
 
-    Functions that a program has replaced while it runs are named with their file.
-
     No comparison of numbers finds every edit: one may matter only in a later update, with another
     coefficient, or in a rare observation.
     """
-    names = [name for name in files if _fingerprint_of(name) != FINGERPRINTS[name]]
-    # an edited file has other lines than the ones by which functions are found
-    by_file = {name: replaced_functions(name) for name in files if name not in names}
-    return names + [f"{name} ({', '.join(replaced)})" for name, replaced in by_file.items() if replaced]
+    return [name for name in files if _fingerprint_of(name) != FINGERPRINTS[name]]
+
+
+def replaced(files: tuple[str, ...]) -> list[str]:
+    """Return what a program has replaced in `files` while it runs, as in `ppo/loss.py (ppo_loss)`."""
+    # a file that is edited after its import has other lines than those by which functions are found
+    by_file = {name: replaced_functions(name) for name in files if name not in edited((name,))}
+    return [f"{name} ({', '.join(functions)})" for name, functions in by_file.items() if functions]
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fabric_ppo.fast.written_for import ACTING, LOSS, edited
+from fabric_ppo.fast.written_for import ACTING, LOSS, edited, replaced
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
 
@@ -56,6 +56,7 @@ class Guard:
         if broken:
             self._agent.load_state_dict(self.kept)
             hints = [f"mend the edit of {name}" for name in edited(_COMPUTING)]
+            hints += [f"mend what is replaced in {name}" for name in replaced(_COMPUTING)]
             if broken != ["running statistics"]:  # these come from observations, which no learning rate changes
                 hints.append("lower --learning-rate, or normalize large observations or rewards?")
             hint = "; " * bool(hints) + ", or ".join(hints)

@@ -75,4 +75,5 @@ def test_it_takes_effect(name, tmp_path):
         weights.append(torch.cat([each.flatten() for each in load_file(run_dir / "policy.safetensors").values()]))
     assert not torch.equal(*weights)
     lines = [line.partition(f" ({name}); ")[2].partition(" follows")[0] for line in err.splitlines() if name in line]
+    assert all(line.startswith("replaced: ") for line in err.splitlines() if name in line)
     assert sorted(lines) == REPLACED[name][-1]

@@ -173,7 +173,11 @@ def later(run_dir):
 
 def lines_of(tool, err):
     """The lines that a tool has caused, and those that no line of this program begins with."""
-    return [line for line in err.splitlines() if tool in line or not line.startswith(("edited: ", "warning: "))]
+    return [
+        line
+        for line in err.splitlines()
+        if tool in line or not line.startswith(("edited: ", "replaced: ", "warning: "))
+    ]
 
 
 @pytest.mark.parametrize("tool", ["mlflow", "wandb"])

@@ -279,7 +279,9 @@ def test_an_edit_is_what_trains(spec, edit, monkeypatch, capsys):
     got, fused = train_on_two(agent, free, PPOLoss(agent, CONFIG), monkeypatch, edit)
     assert not torch.allclose(got, fused, rtol=1e-7, atol=1e-7 * got.norm().item())  # it matters
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(r"edited: (ppo/loss|agents/\w+)\.py \([\w.]+\); training follows this code, with autograd: ", line)
+    assert re.match(
+        r"replaced: (ppo/loss|agents/\w+)\.py \([\w.]+\); training follows this code, with autograd: ", line
+    )
 
 
 class Halved(Categorical):

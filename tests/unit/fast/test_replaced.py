@@ -8,7 +8,7 @@ import pytest
 
 from fabric_ppo.agents import agent, distributions, encoders, mlp
 from fabric_ppo.fast.replaced import replaced_functions
-from fabric_ppo.fast.written_for import ACTING, LOSS, edited
+from fabric_ppo.fast.written_for import ACTING, LOSS, edited, replaced
 from fabric_ppo.ppo import loss
 from fabric_ppo.rollouts import actor
 
@@ -61,7 +61,8 @@ def test_what_is_replaced_is_named(monkeypatch, file, owner, name, value):
     monkeypatch.setattr(owner, name, value, raising=False)
     expected = f"{owner.__name__}.{name}" if isinstance(owner, type) else name
     assert replaced_functions(file) == [expected]
-    assert edited((file,)) == [f"{file} ({expected})"]
+    assert replaced((file,)) == [f"{file} ({expected})"]
+    assert edited((file,)) == []
 
 
 def test_what_a_file_imports_is_not_its_own(monkeypatch):

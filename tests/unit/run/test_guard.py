@@ -11,6 +11,7 @@ import torch
 
 from fabric_ppo.fast import written_for
 from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.ppo import loss
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
 from fabric_ppo.run.guard import Guard
@@ -39,6 +40,13 @@ def test_an_edit_is_what_the_hint_names_first(name, monkeypatch):
     """Of the loss, the networks, or the actions whose probabilities it takes; each is named once."""
     monkeypatch.setitem(written_for.FINGERPRINTS, name, "another")
     text = f"update 1: policy_loss not finite; mend the edit of {name}, or lower --learning-rate, or normalize large "
+    with pytest.raises(TrainingError, match=f"^{text}"):
+        Guard(build_agent(ACTIONS["box"])).check(dataclasses.replace(FINE, policy_loss=math.nan), 0)
+
+
+def test_what_a_program_has_replaced_is_not_called_an_edit(monkeypatch):
+    monkeypatch.setattr(loss, "ppo_loss", lambda *args: args)
+    text = r"update 1: policy_loss not finite; mend what is replaced in ppo/loss.py \(ppo_loss\), or lower "
     with pytest.raises(TrainingError, match=f"^{text}"):
         Guard(build_agent(ACTIONS["box"])).check(dataclasses.replace(FINE, policy_loss=math.nan), 0)
 
