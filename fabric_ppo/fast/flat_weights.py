@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.launch import read_launch
 
+T = TypeVar("T")
 _NO_HOOKS = (
     "a hook on the gradient of one of the agent's weights would not be called: a change of `.grad` in the script's "
     "step, after backward, is expected"
@@ -97,6 +98,18 @@ class WeightView(nn.Parameter):
         self._flat.grad[self._place] = value.flatten()
 
 
+class _Caller(nn.Module):
+    """A function of a module as a module itself, whose weights `functional_call` can take the place of."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return `function(module, *args)`."""
+        return function(self.module, *args)
+
+
 class FlatWeights(nn.Module):
     """All weights of a module that train as one parameter; the module's own become views of it.
 
@@ -116,7 +129,8 @@ class FlatWeights(nn.Module):
             ConfigError: all of them are frozen, or one has a hook on its gradient.
         """
         super().__init__()
-        self._linked = (module,)  # in a tuple, so that it is not registered
+        # in tuples, so that they are not registered
+        self._linked, self._caller = (module,), (_Caller(module),)
         named = {name: each for name, each in module.named_parameters() if is_trained(each)}
         if not named:
             raise ConfigError("all weights of the agent are frozen: one that requires a gradient is expected")
@@ -172,6 +186,12 @@ class FlatWeights(nn.Module):
         # autograd sees the weights as views of one parameter
         (module,) = self._linked
         return torch.func.functional_call(module, self.views(self.flat), args)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Return `function(module, *args)`, in which gradients of all that the module has flow to `flat`."""
+        views = {f"module.{name}": view for name, view in self.views(self.flat).items()}
+        called: T = torch.func.functional_call(self._caller[0], views, (function, *args))
+        return called
 
 
 def is_trained(parameter: nn.Parameter) -> bool:

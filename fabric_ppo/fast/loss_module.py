@@ -22,7 +22,8 @@ from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
 from fabric_ppo.fast.written_for import LOSS
 from fabric_ppo.ppo import loss as plain
 from fabric_ppo.ppo.batch import Rows, blank_rows
-from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss
+from fabric_ppo.ppo.loss import Coefficients, Losses, MinibatchLoss
+from fabric_ppo.ppo.returned import checked_losses, checked_minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 from fabric_ppo.process.launch import read_launch
@@ -79,7 +80,7 @@ class PPOLoss(nn.Module):
             return MinibatchLoss(*self._compiled(*rows))
         fast = self._fast_loss(rows, coefs)
         if fast is None:
-            return plain.minibatch_loss(self.weights, rows, coefs)
+            return plain_loss(self.weights, rows, coefs)
         loss = fast(rows, coefs)
         if not self._parts_add_up:
             loss = loss._replace(parts=_parts(rows, loss, coefs))
@@ -126,12 +127,22 @@ class PPOLoss(nn.Module):
         coefs = self._compiled_with = coefficients(self._config, 0, 1)
 
         def columns(*rows: Tensor) -> tuple[Tensor, ...]:
-            return tuple(plain.minibatch_loss(self.weights, Rows(*rows), coefs))
+            return tuple(plain_loss(self.weights, Rows(*rows), coefs))
 
         self._compiled = torch.compile(columns, dynamic=True)
         blank = blank_rows(agent, self._config.per_rank_batch_size)
         # compilation starts at the first call, that of the backward pass at the first gradient
         torch.autograd.grad(self(blank, coefs).loss, self.weights.flat)
+
+
+def plain_loss(weights: FlatWeights, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
+    """Compute the loss of a minibatch as `ppo.loss.minibatch_loss` does, for gradients of `weights`.
+
+    Raises:
+        ConfigError: it has been edited or replaced, and does not return a loss.
+    """
+    found = weights.call(plain.minibatch_loss, rows, coefs)
+    return checked_minibatch_loss(found, MinibatchLoss, len(Losses._fields) - 1)
 
 
 def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
@@ -173,7 +184,8 @@ def parts_add_up(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
 def _parts(rows: Rows, new: Evaluation | MinibatchLoss, coefs: Coefficients) -> Tensor:
     """Compute the logged parts of the loss, `[n]`."""
     evaluation = Evaluation(new.log_probs, new.entropy, new.values)
-    return torch.stack(plain.ppo_loss(rows, evaluation, coefs)[1:])
+    losses = checked_losses(plain.ppo_loss(rows, evaluation, coefs), Losses._fields)
+    return torch.stack(losses[1:])
 
 
 def _moved(rows: Rows, reach: float) -> Rows:
@@ -188,7 +200,7 @@ def _moved(rows: Rows, reach: float) -> Rows:
 
 def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coefficients) -> bool:
     """Return True if both losses of a minibatch and their gradients are close."""
-    exact, compiled = plain.minibatch_loss(weights, rows, coefs), fast(rows, coefs)
+    exact, compiled = plain_loss(weights, rows, coefs), fast(rows, coefs)
     (expected,) = torch.autograd.grad(exact.loss, weights.flat)
     (grad,) = torch.autograd.grad(compiled.loss, weights.flat)
     pairs = [(expected, grad), *zip(exact[:4], compiled[:4], strict=True)]

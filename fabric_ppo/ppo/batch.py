@@ -13,6 +13,7 @@ from torch import Tensor
 from fabric_ppo.agents.agent import NO_MEMORY, Agent
 from fabric_ppo.config import Config
 from fabric_ppo.ppo import advantages as estimator
+from fabric_ppo.ppo.returned import checked_advantages
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.buffer import Rollout
@@ -213,7 +214,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         update: number of the update, which determines the order of the rows.
         device: of the rows.
     """
-    advantages, returns = estimator.gae(
+    estimated = estimator.gae(
         rollout.rewards.to(rollout.values.dtype),
         rollout.values,
         rollout.next_values,
@@ -222,6 +223,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         config.gamma,
         config.gae_lambda,
     )
+    advantages, returns = checked_advantages(estimated, rollout.values)
     weights, length = rollout.valid.to(rollout.values.dtype), config.effective_sequence_length
     computed = {"advantages": advantages, "returns": returns, "weights": weights}
     # other columns of Rows are those of the rollout with their names

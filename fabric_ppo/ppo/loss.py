@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fabric_ppo.agents.agent import Evaluation
+from fabric_ppo.agents.agent import Agent, Evaluation
 from fabric_ppo.ppo.batch import Rows
+from fabric_ppo.ppo.returned import checked_losses
 
 
 class Coefficients(NamedTuple):
@@ -112,15 +113,15 @@ def ppo_loss(rows: Rows, new: Evaluation, coefs: Coefficients) -> Losses:
     return Losses(loss, *detached, approx_kl, clip_fraction)
 
 
-def minibatch_loss(agent: Callable[..., Evaluation], rows: Rows, coefs: Coefficients) -> MinibatchLoss:
+def minibatch_loss(agent: Agent, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
     """Compute the PPO loss of a minibatch for any agent, by autograd.
 
     Args:
-        agent: called as `Agent.forward`.
+        agent: called as `Agent.forward`; its other attributes train too, such as `agent.value`.
         rows: the minibatch, `[b]`.
         coefs: hyperparameters.
     """
     new = agent(rows.obs, rows.actions, rows.sequences)
-    loss, *parts = ppo_loss(rows, new, coefs)
+    loss, *parts = checked_losses(ppo_loss(rows, new, coefs), Losses._fields)
     log_probs, entropy, values = (column.detach() for column in new[:3])
     return MinibatchLoss(loss, log_probs, entropy, values, torch.stack(parts).detach())

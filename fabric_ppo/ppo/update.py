@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
@@ -17,13 +17,12 @@ from fabric_ppo.agents.agent import Evaluation
 from fabric_ppo.config import Config
 from fabric_ppo.ppo.batch import Batch, Rows
 from fabric_ppo.ppo.loss import Coefficients, Losses, LossFn, ppo_loss
+from fabric_ppo.ppo.returned import checked_norm
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.group import ALONE, Ranks
 from fabric_ppo.process.metrics import Merge, Metrics, Own, metric, own_metric
 from fabric_ppo.process.profile import timed
 
-_KL = Losses._fields[1:].index("approx_kl")
-"""Index of the KL divergence among the parts of the loss."""
 _KL_MARGIN = 1.5
 """Multiple of `--target-kl` that ends an update's epochs."""
 _COMPUTED = (
@@ -103,11 +102,15 @@ def ppo_update(
         loss_fn: loss of a minibatch.
         batch: this rank's rows.
         step: backward pass, gradient clipping and optimizer step for a loss; returns the
-            gradient's norm, a scalar.
+            gradient's norm, a scalar tensor.
         coefs: the loss's hyperparameters.
         config: epochs, batch size and `target_kl`.
         ranks: those that train together; with `target_kl` they stop after the same epoch.
+
+    Raises:
+        ConfigError: `step` returns another thing, or the loss has parts that UpdateStats has not.
     """
+    _require_same_parts()
     started = time.perf_counter()
     means = run_epochs(loss_fn, batch, step, coefs, config, ranks)
     # one copy of all numbers, which is the first to wait for the device; before it a clock would
@@ -115,6 +118,19 @@ def ppo_update(
     values = torch.cat([means, _value_sums(batch)]).tolist()
     by_name = dict(zip(_COMPUTED, values, strict=True))
     return UpdateStats(**by_name, seconds=time.perf_counter() - started)
+
+
+def _require_same_parts() -> None:
+    """Raise a ConfigError unless UpdateStats has a field for each part of the loss, as an edit may forget."""
+    parts, declared = Losses._fields[1:], [each.name for each in fields(UpdateStats)]
+    of_loss = declared[: declared.index("grad_norm")]
+    if odd := sorted(set(parts).symmetric_difference(of_loss)):
+        here, there = ("Losses", "UpdateStats") if odd[0] in parts else ("UpdateStats", "Losses")
+        files = {"Losses": "ppo/loss.py", "UpdateStats": "ppo/update.py"}
+        raise ConfigError(
+            f"{here} of {files[here]} has {odd[0]}, and {there} of {files[there]} has not: "
+            "the same names are expected, in UpdateStats before grad_norm"
+        )
 
 
 # an environment may have switched gradients off
@@ -134,22 +150,22 @@ def run_epochs(
     Returns:
         The first of `_COMPUTED`, up to `gradient_steps`, `[7]` float64.
     """
-    loss_fn, step = timed("loss")(loss_fn), timed("backward")(step)
+    loss_fn, take_step = timed("loss")(loss_fn), timed("backward")(step)
     # target_kl may end the update after any epoch, so none is prepared before the one before it
-    one_by_one = config.target_kl is not None
+    one_by_one, kl = config.target_kl is not None, _COMPUTED.index("approx_kl")
     sums, count = [], 0
     for epochs in batch.stretches(config.update_epochs, one_by_one):
         minibatches = batch.minibatches(epochs, config.per_rank_batch_size)
         evaluations, parts, norms = [], [], []
         for rows in minibatches:
             loss, *evaluation, own_parts = loss_fn(rows, coefs)
-            norms.append(step(loss))
+            norms.append(checked_norm(take_step(loss), step))
             evaluations.append(evaluation)
             parts.append(own_parts)
         summed = _sum_of_parts(minibatches.rows, evaluations, parts, coefs)
-        sums.append(torch.cat([summed, torch.stack(norms).double().sum().view(1)]))
+        sums.append(torch.cat([summed, torch.stack(norms).to(summed).sum().view(1)]))
         count += len(minibatches)
-        if one_by_one and _is_too_far(sums[-1][_KL] / len(minibatches), config, ranks):
+        if one_by_one and _is_too_far(sums[-1][kl] / len(minibatches), config, ranks):
             break
     return torch.cat([torch.stack(sums).sum(0) / count, sums[0].new_full((1,), count)])
 

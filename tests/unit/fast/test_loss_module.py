@@ -11,6 +11,7 @@ import torch
 
 from fabric_ppo.config import Config
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss
+from fabric_ppo.ppo import loss as plain
 from fabric_ppo.ppo.batch import Rows, blank_rows
 from fabric_ppo.ppo.loss import minibatch_loss
 from tests.fixtures.agents import build_agent, masked_agent
@@ -52,6 +53,39 @@ def test_the_compiled_loss_is_not_used_for_other_coefficients(monkeypatch):
     compile_loss(compiled, config)
     for coefs in (coefs_of(config), coefs_of(config)._replace(ent_coef=0.5)):
         torch.testing.assert_close(compiled(rows, coefs).loss, minibatch_loss(compiled.weights, rows, coefs).loss)
+
+
+def beside(agent, rows):
+    """Terms of parts of an agent, of a weight by its name, and of all weights."""
+    values = agent.value(agent.inputs(rows.obs))
+    weight = agent.policy.linear_layers[0].weight
+    return values.square().mean() + weight.abs().sum() + sum(each.square().sum() for each in agent.parameters())
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=needs_compiler)])
+def test_what_an_edited_loss_computes_of_parts_of_the_agent_trains(compiles, monkeypatch):
+    """All attributes of the agent are there, and gradients through them are those of a copy with weights of its own."""
+
+    def mine(agent, rows, coefs):
+        found = minibatch_loss(agent, rows, coefs)
+        return found._replace(loss=found.loss + 0.1 * beside(agent, rows))
+
+    monkeypatch.setattr(plain, "minibatch_loss", mine)
+    agent = build_agent(ACTIONS["box"])
+    free, rows, config = copy.deepcopy(agent), make_rows(agent, 16), dataclasses.replace(CONFIG, compile=compiles)
+    loss = PPOLoss(agent, config)
+    compile_loss(loss, config)
+    loss(rows, coefs_of(config)).loss.backward()
+    mine(free, rows, coefs_of(config)).loss.backward()
+    for name, grad in loss.weights.views(loss.weights.flat.grad).items():
+        torch.testing.assert_close(grad, free.get_parameter(name).grad, rtol=1e-9, atol=1e-9)
+
+
+def test_an_attribute_that_the_agent_does_not_have_is_named_as_one_of_the_agent(monkeypatch):
+    monkeypatch.setattr(plain, "minibatch_loss", lambda agent, rows, coefs: agent.head(rows.obs))
+    agent = build_agent(ACTIONS["box"])
+    with pytest.raises(AttributeError, match=r"^'Agent' object has no attribute 'head'$"):
+        PPOLoss(agent, CONFIG)(make_rows(agent, 16), coefs_of(CONFIG))
 
 
 def test_an_agent_that_has_no_compiled_loss_goes_by_autograd():
