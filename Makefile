@@ -15,7 +15,7 @@ STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 ZOO_FLAGS ?=
 
-.PHONY: train test test-fast wheel-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-fast bench-install install clean
+.PHONY: train test test-fast wheel-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -61,13 +61,17 @@ format: install
 	cd "$(CURDIR)" && "$(BIN)/ruff" format . && "$(BIN)/ruff" check --fix .
 
 # Other programs and ours on the same work, in benchmarks/results; the other programs in environments of their own.
-bench: bench-growth bench-compare
+bench: bench-growth bench-compare bench-chart
 
 bench-growth: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.growth --table $(RESULTS)/growth.md --plot $(RESULTS)/growth.svg
 
 bench-compare: bench-install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.compare $(BENCH_FLAGS)
+
+# The tables' medians as a picture.
+bench-chart: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.chart
 
 # A part of one workload, with the other programs that are installed soonest: whether everything works, no figures.
 bench-fast: install
