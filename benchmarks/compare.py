@@ -230,7 +230,7 @@ def markdown(workload: Workload, about: dict[str, Any], rows: str, first: str, t
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["p1", "p1-2", "p2", "p3", "p4", "p5", "p7"]
+    names = ["p1", "p1-2", "p2", "p3", "p4", "p5", "p7", "p8", "p9"]
     parser.add_argument("workloads", nargs="+", choices=[*names, "all"])
     parser.add_argument("--rounds", type=int, default=5, help="more than one: wait first until nothing else runs (5)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the transitions (not of p4)")

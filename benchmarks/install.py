@@ -1,6 +1,6 @@
 """Install the other programs, each set of requirements into a virtual environment of its own in .venv-bench.
 
-    python -m benchmarks.install [stable-baselines3 sheeprl sheeprl-decoupled sample-factory rejax]
+    python -m benchmarks.install [stable-baselines3 sheeprl sheeprl-decoupled sample-factory rejax cleanrl ...]
 
 Their pins exclude each other. What cannot be installed is told, and skipped by the benchmarks with the same words.
 """
@@ -17,6 +17,10 @@ ENVIRONMENTS = ROOT / ".venv-bench"
 REQUIREMENTS = ROOT / "benchmarks" / "requirements"
 LIGHTNING_EXAMPLE = ENVIRONMENTS / "lightning-example"
 """Where `examples/fabric/reinforcement_learning` of Lightning's repository is looked for; no package has it."""
+CLEANRL = ENVIRONMENTS / "cleanrl-scripts"
+"""Where the folder `cleanrl` of CleanRL's repository is looked for; no package has today's."""
+LEANRL = ENVIRONMENTS / "leanrl-scripts"
+"""Where the folder `leanrl` of LeanRL's repository is looked for; no package has it."""
 
 
 def python_of(name: str) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.install import LIGHTNING_EXAMPLE, ROOT, python_of, why_missing
+from benchmarks.install import CLEANRL, LEANRL, LIGHTNING_EXAMPLE, ROOT, python_of, why_missing
 from benchmarks.workloads import Work
 
 PEERS = ROOT / "benchmarks" / "peers"
@@ -96,8 +96,13 @@ def _our_flags(work: Work, seed: int, folder: Path) -> list[str]:
         where += ["--stop-at-return", str(work.stop_at_return)]
     if work.preset:
         return ["--config", str(Path(work.preset).resolve()), "--env-id", work.env_id, "--seed", str(seed), *where]
+    if work.normalize:
+        where += ["--normalize-observations", "--normalize-rewards"]
+    if work.atari:
+        where += ["--env-preset", "atari", "--shared-trunk", "--hidden-sizes", "64", "--test-episodes", "0"]
     # our coefficient is of half the squared error, the others' 0.5 of all of it
-    return [*_shared_flags(work, seed, vf_coef=1.0), "--no-anneal-lr", *where]
+    flags = [*_shared_flags(work, seed, vf_coef=1.0), "--clip-coef", str(work.clip_coef), "--no-anneal-lr"]
+    return [*flags, *where]
 
 
 def _torchrun(ranks: int) -> list[str]:
@@ -158,13 +163,13 @@ def _lightning_example(script: str, work: Work, seed: int) -> list[str]:
 
 def lightning_example(work: Work, seed: int, folder: Path) -> list[str]:
     """The example's raw PyTorch script; it writes to the working directory."""
-    runner = str(PEERS / "run_lightning_example.py")
+    runner = str(PEERS / "run_script.py")
     return [*_torchrun(work.ranks), runner, *_lightning_example("train_torch.py", work, seed)]
 
 
 def lightning_example_decoupled(work: Work, seed: int, folder: Path) -> list[str]:
     """The example's decoupled script; it writes to the working directory."""
-    words = _fabric_run(PEERS / "run_lightning_example.py", work.ranks)
+    words = _fabric_run(PEERS / "run_script.py", work.ranks)
     return [*words, *_lightning_example("train_fabric_decoupled.py", work, seed)]
 
 
@@ -186,9 +191,11 @@ def _peer_flags(work: Work, seed: int) -> list[str]:
         "gamma": work.gamma,
         "gae-lambda": work.gae_lambda,
         "ent-coef": work.ent_coef,
+        "clip-coef": work.clip_coef,
         "seed": seed,
     }
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*flags, *(["--normalize"] if work.normalize else [])]
 
 
 def _stable_baselines3(script: str, work: Work, seed: int, folder: Path) -> list[str]:
@@ -212,6 +219,58 @@ def rejax(work: Work, seed: int, folder: Path) -> list[str]:
     """PPO of rejax, with gymnax's environment; it writes nothing."""
     assert work.stop_at_return is None
     return [str(python_of("rejax")), str(PEERS / "run_rejax.py"), *_peer_flags(work, seed)]
+
+
+def skrl(work: Work, seed: int, folder: Path) -> list[str]:
+    """PPO of skrl."""
+    return _for_continuous_actions("skrl", work, seed, folder)
+
+
+def tianshou(work: Work, seed: int, folder: Path) -> list[str]:
+    """PPO of Tianshou 2."""
+    return _for_continuous_actions("tianshou", work, seed, folder)
+
+
+def torchrl(work: Work, seed: int, folder: Path) -> list[str]:
+    """PPO of TorchRL's parts; it writes nothing."""
+    return _for_continuous_actions("torchrl", work, seed, folder)
+
+
+def _for_continuous_actions(name: str, work: Work, seed: int, folder: Path) -> list[str]:
+    assert work.stop_at_return is None
+    script = str(PEERS / f"run_{name}.py")
+    return [str(python_of(name)), script, *_peer_flags(work, seed), "--log-dir", str(folder)]
+
+
+def _cleanrl(script: Path, work: Work, seed: int) -> list[str]:
+    """Return a script of CleanRL, or one grown from it, with the flags that all of them take."""
+    assert work.stop_at_return is None
+    values = {
+        "env-id": work.env_id.removeprefix("ALE/"),  # EnvPool's name
+        "seed": seed,
+        "total-timesteps": work.env_steps,
+        "num-envs": work.num_envs,
+        "num-steps": work.num_steps,
+        "num-minibatches": work.minibatches,
+        "update-epochs": work.epochs,
+        "learning-rate": work.learning_rate,
+        "gamma": work.gamma,
+        "gae-lambda": work.gae_lambda,
+        "ent-coef": work.ent_coef,
+        "clip-coef": work.clip_coef,
+    }
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [str(python_of("cleanrl")), str(PEERS / "run_script.py"), str(script), *flags, "--no-cuda", "--no-anneal-lr"]
+
+
+def cleanrl(work: Work, seed: int, folder: Path) -> list[str]:
+    """CleanRL's script for Atari with EnvPool, or that for continuous actions; it writes to the working directory."""
+    return _cleanrl(CLEANRL / ("ppo_atari_envpool.py" if work.atari else "ppo_continuous_action.py"), work, seed)
+
+
+def leanrl(work: Work, seed: int, folder: Path) -> list[str]:
+    """LeanRL's script for continuous actions, as CleanRL has it but for what it logs."""
+    return _cleanrl(LEANRL / "ppo_continuous_action.py", work, seed)
 
 
 def _sheeprl(environment: str, work: Work, seed: int) -> list[str]:
@@ -251,9 +310,9 @@ def sheeprl_decoupled(work: Work, seed: int, folder: Path) -> list[str]:
     return _sheeprl("sheeprl-decoupled", work, seed)
 
 
-def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
-    """Sample Factory with two workers; it ends when it has learned from more transitions than it is told."""
-    values = {
+def _sample_factory(work: Work, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the flags that hold for all environments."""
+    return {
         "env": work.env_id,
         "seed": seed,
         "train_dir": folder,
@@ -261,7 +320,6 @@ def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
         "device": "cpu",
         "train_for_env_steps": work.env_steps - 1,
         "num_workers": 2,
-        "num_envs_per_worker": work.num_envs // 2,
         "rollout": work.num_steps,
         "batch_size": work.batch_size,
         "num_batches_per_epoch": work.rollout // work.batch_size,
@@ -270,17 +328,40 @@ def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
         "gamma": work.gamma,
         "gae_lambda": work.gae_lambda,
         "exploration_loss_coeff": work.ent_coef,
-        "ppo_clip_ratio": 0.2,
+        "ppo_clip_ratio": work.clip_coef,
         "max_grad_norm": 0.5,
-        "nonlinearity": "tanh",
         "use_rnn": False,
         "normalize_input": False,
         "normalize_returns": False,
         "with_wandb": False,
     }
+
+
+def _sample_factory_command(values: dict[str, Any], *more: str) -> list[str]:
     flags = [f"--{name}={value}" for name, value in values.items()]
-    python = str(python_of("sample-factory"))
-    return [python, str(PEERS / "run_sample_factory.py"), *flags, "--encoder_mlp_layers", "64", "64"]
+    return [str(python_of("sample-factory")), str(PEERS / "run_sample_factory.py"), *flags, *more]
+
+
+def sample_factory(work: Work, seed: int, folder: Path) -> list[str]:
+    """Sample Factory with two workers; it ends when it has learned from more transitions than it is told."""
+    values = {"num_envs_per_worker": work.num_envs // 2, "nonlinearity": "tanh"}
+    return _sample_factory_command(_sample_factory(work, seed, folder) | values, "--encoder_mlp_layers", "64", "64")
+
+
+def sample_factory_envpool(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same on a game, with a pool of environments in each worker, as its example for Atari has it."""
+    values = {
+        "num_envs_per_worker": 1,
+        "worker_num_splits": 1,
+        "env_agents": work.num_envs // 2,
+        "batched_sampling": True,
+        "encoder_conv_architecture": "convnet_atari",
+        "obs_scale": 255.0,
+        "nonlinearity": "relu",
+        "summaries_use_frameskip": False,  # else frames are counted, four for a transition
+        "train_for_env_steps": max(work.env_steps - work.rollout, 1) - 1,  # it ends an update late
+    }
+    return _sample_factory_command(_sample_factory(work, seed, folder) | values)
 
 
 PROGRAMS = {
@@ -299,12 +380,20 @@ PROGRAMS = {
     "lightning-example-decoupled": Program(lightning_example_decoupled, source=LIGHTNING_EXAMPLE),
     "stable-baselines3": Program(stable_baselines3, "stable-baselines3", ("stable-baselines3", "torch", "gymnasium")),
     "sbx": Program(sbx, "stable-baselines3", ("sbx-rl", "jax", "gymnasium")),
+    "cleanrl": Program(cleanrl, "cleanrl", ("torch", "gymnasium", "numpy"), source=CLEANRL),
+    "leanrl": Program(leanrl, "cleanrl", ("torch", "gymnasium", "numpy"), source=LEANRL),
     "rejax": Program(rejax, "rejax", ("rejax", "jax", "gymnax")),
+    "skrl": Program(skrl, "skrl", ("skrl", "torch", "gymnasium")),
+    "tianshou": Program(tianshou, "tianshou", ("tianshou", "torch", "gymnasium")),
+    "torchrl": Program(torchrl, "torchrl", ("torchrl", "tensordict", "torch", "gymnasium")),
     "sheeprl": Program(sheeprl, "sheeprl", ("sheeprl", "torch", "lightning", "gymnasium")),
     "sheeprl-decoupled": Program(
         sheeprl_decoupled, "sheeprl-decoupled", ("sheeprl", "torch", "lightning", "gymnasium")
     ),
     "sample-factory": Program(sample_factory, "sample-factory", ("sample-factory", "torch", "gymnasium", "numpy")),
+    "sample-factory-envpool": Program(
+        sample_factory_envpool, "sample-factory", ("sample-factory", "torch", "gymnasium", "envpool")
+    ),
 }
 
 

@@ -11,6 +11,8 @@ class Work:
 
     `num_envs`, `num_steps` and `batch_size` are per rank. Decoupled, only the player has environments, and the other
     ranks share its rows. A `preset`, a YAML file of our flags, stands for everything but environment and stop.
+    `normalize` is of observations and rewards. An Atari game, `ALE/...`, is preprocessed as usual and played by the
+    convolutions of Mnih et al. with a layer of 512; everything else by networks of 64 x 64 with tanh.
     """
 
     env_id: str
@@ -23,10 +25,23 @@ class Work:
     gamma: float = 0.99
     gae_lambda: float = 0.95
     ent_coef: float = 0.0
+    clip_coef: float = 0.2
+    normalize: bool = False
     ranks: int = 1
     decoupled: bool = False
     stop_at_return: float | None = None
     preset: str = ""
+
+    @property
+    def atari(self) -> bool:
+        """True for an Atari game."""
+        return self.env_id.startswith("ALE/")
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of an epoch."""
+        rows = self.rollout // (self.ranks - 1 if self.decoupled else self.ranks)
+        return -(-rows // self.batch_size)
 
     @property
     def rollout(self) -> int:
@@ -36,8 +51,7 @@ class Work:
     @property
     def gradient_steps(self) -> int:
         """Steps of the optimizer, which the ranks take together."""
-        rows = self.rollout // (self.ranks - 1 if self.decoupled else self.ranks)
-        return self.env_steps // self.rollout * self.epochs * -(-rows // self.batch_size)
+        return self.env_steps // self.rollout * self.epochs * self.minibatches
 
     def scaled(self, scale: float) -> Work:
         """The same with `scale` times as many transitions, in whole updates, at least one."""
@@ -232,8 +246,74 @@ def wide() -> Workload:
     return Workload("p7", "CartPole, wide", work, contenders, note, tolerance=0.05)
 
 
+def pong() -> Workload:
+    """P8."""
+    work = Work(
+        "ALE/Pong-v5",
+        32 * 1024,
+        num_envs=8,
+        num_steps=128,
+        batch_size=256,
+        epochs=4,
+        learning_rate=2.5e-4,
+        ent_coef=0.01,
+        clip_coef=0.1,
+    )
+    two = replace(work, num_envs=4, batch_size=128, ranks=2)
+    ahead = replace(work, ranks=2, decoupled=True)
+    contenders = (
+        Contender("train_torch.py --env-backend envpool", "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
+        Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
+        Contender("train_fabric_decoupled.py --overlap --env-backend envpool", "decoupled-overlap-envpool", ahead),
+        Contender("CleanRL, EnvPool", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("Sample Factory, EnvPool", "sample-factory-envpool", work),
+        Contender("Sample Factory, EnvPool, serial", "sample-factory-envpool", work, (SERIAL, SERIAL_ONE_THREAD)),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+    )
+    note = (
+        "8 environments, updates of 1,024 transitions, four epochs of four minibatches, on two cores: what CleanRL, "
+        "Sample Factory and RL Baselines3 Zoo have for Atari. Three convolutions and a layer of 512, which policy and "
+        "value share; ours have a layer of 64 more. Nothing is tested at the end. Stable-Baselines3 has its own "
+        "environments in this process, the others EnvPool's, of which rows after an episode's end are not counted "
+        "with ours. Sample Factory's seconds of training begin with its first update."
+    )
+    return Workload("p8", "Pong, two cores", work, contenders, note, limit_seconds=1800.0, tolerance=0.07)
+
+
+def cheetah() -> Workload:
+    """P9."""
+    work = Work(
+        "HalfCheetah-v4",
+        32 * 2048,
+        num_envs=1,
+        num_steps=2048,
+        batch_size=64,
+        epochs=10,
+        learning_rate=3e-4,
+        normalize=True,
+    )
+    both = (AS_IT_COMES, ONE_THREAD)
+    contenders = (
+        Contender("train_torch.py", "torch", work),
+        Contender("train_fabric.py", "fabric", work),
+        Contender("CleanRL", "cleanrl", work, both),
+        Contender("LeanRL", "leanrl", work, both),
+        Contender("Stable-Baselines3", "stable-baselines3", work, both),
+        Contender("skrl", "skrl", work, both),
+        Contender("Tianshou", "tianshou", work, both),
+        Contender("TorchRL", "torchrl", work, both),
+    )
+    note = (
+        "LeanRL's work: one environment, updates of 2,048 transitions, ten epochs of 32 minibatches, observations and "
+        "rewards normalised. LeanRL's script logs nothing. Its other one, for torch.compile, makes one graph of the "
+        "2,048 steps, which had not compiled after 300 s on two busy cores; it is left out. For "
+        "rewards, Tianshou scales returns, skrl normalises values, and TorchRL, as in its example, nothing."
+    )
+    return Workload("p9", "HalfCheetah, one process", work, contenders, note)
+
+
 def workloads(preset: str, preset_ranks: int, limit_seconds: float) -> dict[str, Workload]:
     """All of them by name."""
     lander = solve_lander(preset, preset_ranks, limit_seconds)
-    others = (one_process(), two_ranks(), headline(), decoupled(), lander, throughput(), wide())
+    others = (one_process(), two_ranks(), headline(), decoupled(), lander, throughput(), wide(), pong(), cheetah())
     return {each.name: each for each in others}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ class Count:
     started: float | None = None
     ended: float = 0.0
 
+    def start(self) -> None:
+        """Note the time, where it is not yet noted."""
+        self.started = self.started or time.perf_counter()
+
     def add(self, env_steps: int, gradient_steps: int) -> None:
         """Count, and take the time."""
         self.ended = time.perf_counter()
@@ -38,16 +43,43 @@ class Count:
         sys.stdout.flush()
 
 
-def count_steps() -> Count:
-    """Make the vector environment and every optimizer of this process report to the count that is returned."""
-    count, step = Count(), gymnasium.vector.SyncVectorEnv.step
+def count_calls(count: Count, envs: type, name: str, num_envs: Callable[[Any], int]) -> None:
+    """Make the method `name` of a class of environments, which steps `num_envs` of them, report to `count`."""
+    step = getattr(envs, name)
 
-    def counted(self: gymnasium.vector.SyncVectorEnv, actions: Any) -> Any:
-        count.started = count.started or time.perf_counter()
-        outcome = step(self, actions)
-        count.add(self.num_envs, 0)
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        count.start()
+        outcome = step(self, *args, **options)
+        count.add(num_envs(self), 0)
         return outcome
 
-    gymnasium.vector.SyncVectorEnv.step = counted  # type: ignore[method-assign]
+    setattr(envs, name, counted)
+
+
+def count_optimizers(count: Count) -> None:
+    """Make every optimizer of this process report to `count`."""
     register_optimizer_step_post_hook(lambda *_: count.add(0, 1))
+
+
+def count_steps() -> Count:
+    """Make Gymnasium's vector environment and every optimizer of this process report to the count that is returned."""
+    count = Count()
+    count_calls(count, gymnasium.vector.SyncVectorEnv, "step", lambda envs: envs.num_envs)
+    count_optimizers(count)
     return count
+
+
+def count_envpool(count: Count) -> None:
+    """Make EnvPool's environments report to `count`: all rows, those after an episode's end included."""
+    import envpool
+
+    make, seen = envpool.make, set()
+
+    def counted(*args: Any, num_envs: int, **options: Any) -> Any:
+        envs = make(*args, num_envs=num_envs, **options)
+        if type(envs) not in seen:
+            seen.add(type(envs))
+            count_calls(count, type(envs), "step", lambda _: num_envs)
+        return envs
+
+    envpool.make = counted

@@ -11,19 +11,8 @@ import time
 from typing import Any
 
 import jax
+from flags import parse_args
 from rejax import PPO
-
-SETTINGS = {"total-timesteps": int, "num-envs": int, "num-steps": int, "batch-size": int, "epochs": int, "seed": int}
-SETTINGS |= {"learning-rate": float, "gamma": float, "gae-lambda": float, "ent-coef": float}
-
-
-def parse_args() -> argparse.Namespace:
-    """Everything that a task names."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, kind in SETTINGS.items():
-        parser.add_argument(f"--{name}", type=kind, required=True)
-    parser.add_argument("--env-id", required=True)
-    return parser.parse_args()
 
 
 def make_algorithm(given: argparse.Namespace) -> PPO:
@@ -42,6 +31,7 @@ def make_algorithm(given: argparse.Namespace) -> PPO:
         gamma=given.gamma,
         gae_lambda=given.gae_lambda,
         ent_coef=given.ent_coef,
+        clip_eps=given.clip_coef,
         max_grad_norm=0.5,
     )
 
@@ -53,7 +43,7 @@ def make_algorithm(given: argparse.Namespace) -> PPO:
 
 def main() -> None:
     """Compile, train, and print what the state counted."""
-    given = parse_args()
+    given = parse_args(__doc__)
     algorithm, key = make_algorithm(given), jax.random.PRNGKey(given.seed)
     train = jax.jit(algorithm.train).lower(key).compile()
     started = time.perf_counter()

@@ -38,10 +38,26 @@ def make_env(name: str, cfg: Any = None, env_config: Any = None, render_mode: st
     return gymnasium.make(name, render_mode=render_mode)
 
 
+def make_pool(name: str, cfg: Any = None, env_config: Any = None, render_mode: str | None = None) -> Any:
+    """A pool of `--env_agents` games, as its example has it, but with EnvPool's interface for Gymnasium."""
+    import envpool
+    from sf_examples.envpool.envpool_wrappers import BatchedRecordEpisodeStatistics, EnvPoolResetFixWrapper
+
+    game, seed = name.removeprefix("ALE/"), env_config.env_id if env_config is not None else 0
+    options = {"num_envs": cfg.env_agents, "seed": seed, "reward_clip": True, "episodic_life": True}
+    envs = EnvPoolResetFixWrapper(envpool.make(game, env_type="gymnasium", **options))
+    envs = BatchedRecordEpisodeStatistics(envs, cfg.env_agents)
+    envs.num_agents = cfg.env_agents
+    return envs
+
+
 def main() -> None:
     """Train and print."""
     parser, known = parse_sf_args(sys.argv[1:])
-    register_env(known.env, make_env)
+    is_game = known.env.startswith("ALE/")
+    register_env(known.env, make_pool if is_game else make_env)
+    if is_game:
+        parser.add_argument("--env_agents", type=int)
     cfg, runner = make_runner(parse_full_cfg(parser, sys.argv[1:]))
     clock = Clock()
     runner.register_observer(clock)

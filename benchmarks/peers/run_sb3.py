@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
+import gymnasium
 import stable_baselines3
+from flags import parse_args
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 WINDOW = 100
 
@@ -41,30 +43,35 @@ class StopAtReturn(BaseCallback):
         return not self._reached
 
 
-def parse_args() -> argparse.Namespace:
-    """Everything that a task names; the networks are the program's own default, two of 64 x 64 with tanh."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("total-timesteps", "num-envs", "num-steps", "batch-size", "epochs", "seed"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("learning-rate", "gamma", "gae-lambda", "ent-coef"):
-        parser.add_argument(f"--{name}", type=float, required=True)
-    parser.add_argument("--env-id", required=True)
-    parser.add_argument("--log-dir", type=Path, required=True)
-    parser.add_argument("--stop-at-return", type=float, default=float("inf"))
-    return parser.parse_args()
+def make_envs(given: argparse.Namespace) -> VecEnv:
+    """The program's environments: a game `ALE/X-v5` as it has Atari games, of which it skips the frames itself."""
+    game, is_game = given.env_id.removeprefix("ALE/"), given.env_id.startswith("ALE/")
+    if is_game:
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+        without_skip = game.removesuffix("-v5") + "NoFrameskip-v4"
+        return VecFrameStack(make_atari_env(without_skip, given.num_envs, seed=given.seed), n_stack=4)
+    envs = make_vec_env(given.env_id, given.num_envs, seed=given.seed)
+    return VecNormalize(envs, gamma=given.gamma) if given.normalize else envs
 
 
 def make_model(algorithm: type[OnPolicyAlgorithm], given: argparse.Namespace) -> OnPolicyAlgorithm:
-    """The program's PPO (SBX's takes the same arguments), which logs to TensorBoard."""
+    """The program's PPO (SBX's takes the same arguments), which logs to TensorBoard.
+
+    Its networks are the program's own: two of 64 x 64 with tanh, or those of Mnih et al. for images.
+    """
+    envs = make_envs(given)
     settings: dict[str, Any] = {"batch_size": given.batch_size, "n_epochs": given.epochs}
     return algorithm(
-        "MlpPolicy",
-        make_vec_env(given.env_id, given.num_envs, seed=given.seed),
+        "CnnPolicy" if len(envs.observation_space.shape or ()) == 3 else "MlpPolicy",
+        envs,
         n_steps=given.num_steps,
         learning_rate=given.learning_rate,
         gamma=given.gamma,
         gae_lambda=given.gae_lambda,
         ent_coef=given.ent_coef,
+        clip_range=given.clip_coef,
         tensorboard_log=str(given.log_dir),
         seed=given.seed,
         device="cpu",
@@ -83,7 +90,7 @@ def train(model: OnPolicyAlgorithm, given: argparse.Namespace) -> dict[str, Any]
 
 def main() -> None:
     """Train, counting the steps of the optimizer."""
-    given = parse_args()
+    given = parse_args(__doc__)
     model = make_model(stable_baselines3.PPO, given)
     taken = 0
 

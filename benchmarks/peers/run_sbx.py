@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import sbx
-from run_sb3 import make_model, parse_args, train
+from flags import parse_args
+from run_sb3 import make_model, train
 
 
 def main() -> None:
     """Train; the state of its optimizer counts the gradient steps."""
-    given = parse_args()
+    given = parse_args(__doc__)
     model = make_model(sbx.PPO, given)
     counted = train(model, given)
     print(json.dumps(counted | {"gradient_steps": int(model.policy.actor_state.step)}))

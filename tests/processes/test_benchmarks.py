@@ -11,7 +11,7 @@ import pytest
 from benchmarks import compare
 from benchmarks.compare import choose_setting, execute
 from benchmarks.install import ROOT
-from benchmarks.programs import Program, read_counts
+from benchmarks.programs import PEERS, Program, read_counts
 from benchmarks.workloads import Contender, Setting, Work, Workload
 from tests.fixtures.launching import run
 from tests.fixtures.processes import FOREVER, PATIENCE
@@ -78,12 +78,26 @@ def test_the_runner_of_a_script_counts_what_it_does(tmp_path):
         "        weight.square().sum().backward()\n"
         "        optimizer.step()\n"
     )
-    runner = ROOT / "benchmarks" / "peers" / "run_lightning_example.py"
-    done = run([sys.executable, str(runner), str(tmp_path / "script.py"), "--flag"], tmp_path)
+    done = run([sys.executable, str(PEERS / "run_script.py"), str(tmp_path / "script.py"), "--flag"], tmp_path)
     assert done.returncode == 0, done.stderr
     got = read_counts(tmp_path, done.stdout)
     assert (got.env_steps, got.gradient_steps) == (6, 5)
     assert got.train_seconds > 0
+
+
+def test_the_runner_counts_the_environments_of_envpool(tmp_path):
+    """By a script that takes 3 steps in 2 environments, and, as CleanRL's, has EnvPool in its name."""
+    pytest.importorskip("envpool")
+    (tmp_path / "ppo_envpool.py").write_text(
+        "import envpool, numpy\n"
+        "envs = envpool.make('CartPole-v1', env_type='gymnasium', num_envs=2)\n"
+        "envs.reset()\n"
+        "for _ in range(3):\n"
+        "    envs.step(numpy.zeros(2, dtype=int))\n"
+    )
+    done = run([sys.executable, str(PEERS / "run_script.py"), str(tmp_path / "ppo_envpool.py")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_counts(tmp_path, done.stdout).env_steps == 6
 
 
 def test_a_slow_row_runs_in_the_first_rounds_only(monkeypatch):

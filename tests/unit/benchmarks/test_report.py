@@ -54,6 +54,8 @@ def test_headline_works_are_as_the_page_says():
     assert counts["p3"] == (65536, 128 * 10 * 4)
     assert counts["p5"] == (524288, 512 * 4)
     assert counts["p7"] == (2097152, 32 * 4 * 32)
+    assert counts["p8"] == (32768, 32 * 4 * 4)
+    assert counts["p9"] == (65536, 32 * 10 * 32)
 
 
 @pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.agreed.stop_at_return is None])
@@ -79,6 +81,68 @@ def test_our_commands_make_the_agreed_work():
             ranks = 1 if work.decoupled else work.ranks
             assert config.num_updates(ranks) * config.num_steps * config.num_envs * ranks == work.env_steps
             assert (config.per_rank_batch_size, config.update_epochs) == (work.batch_size, work.epochs)
+            assert (config.learning_rate, config.clip_coef) == (work.learning_rate, work.clip_coef)
+            assert config.normalize_observations == config.normalize_rewards == work.normalize
+
+
+def flags_of(words: list[str]) -> dict[str, str]:
+    """`--name value` and `--name=value`, of the words behind the script."""
+    flags = {}
+    for at, word in enumerate(words):
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            flags[name.replace("-", "_")] = value or (words[at + 1] if at + 1 < len(words) else "")
+    return flags
+
+
+def cleanrl_work(flags: dict[str, str]) -> tuple[int, int, int]:
+    """Transitions, gradient steps and rows of a minibatch, as CleanRL's scripts compute them."""
+    rollout = int(flags["num_envs"]) * int(flags["num_steps"])
+    updates, minibatches = int(flags["total_timesteps"]) // rollout, int(flags["num_minibatches"])
+    return updates * rollout, updates * int(flags["update_epochs"]) * minibatches, rollout // minibatches
+
+
+def sample_factory_work(flags: dict[str, str]) -> tuple[int, int, int]:
+    """The same as Sample Factory does: until more transitions than it was told have been learned from."""
+    rows, minibatches = int(flags["batch_size"]), int(flags["num_batches_per_epoch"])
+    late = 1 + flags["env"].startswith("ALE/")  # with a pool in a worker it ends an update later, as measured
+    updates = int(flags["train_for_env_steps"]) // (rows * minibatches) + late
+    envs = int(flags["num_workers"]) * int(flags["num_envs_per_worker"]) * int(flags.get("env_agents", 1))
+    assert envs * int(flags["rollout"]) == rows * minibatches
+    return updates * rows * minibatches, updates * minibatches * int(flags["num_epochs"]), rows
+
+
+def peer_work(flags: dict[str, str]) -> tuple[int, int, int]:
+    """The same by the flags of our scripts in `peers/`."""
+    rollout, rows = int(flags["num_envs"]) * int(flags["num_steps"]), int(flags["batch_size"])
+    updates = int(flags["total_timesteps"]) // rollout
+    return updates * rollout, updates * int(flags["epochs"]) * (rollout // rows), rows
+
+
+RULES = {
+    **dict.fromkeys(("cleanrl", "leanrl"), cleanrl_work),
+    **dict.fromkeys(("sample-factory", "sample-factory-envpool"), sample_factory_work),
+    **dict.fromkeys(("stable-baselines3", "sbx", "rejax", "skrl", "tianshou", "torchrl"), peer_work),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("scale", [1.0, 0.0625])
+def test_commands_of_other_programs_make_the_agreed_work(name, scale):
+    for contender in ALL[name].scaled(scale).contenders:
+        if rule := RULES.get(contender.program):
+            work = contender.work
+            flags = flags_of(PROGRAMS[contender.program].command(work, 1, Path("folder")))
+            assert rule(flags) == (work.env_steps, work.gradient_steps, work.batch_size), contender.row
+            clip = next(float(flags[flag]) for flag in ("clip_coef", "ppo_clip_ratio") if flag in flags)
+            assert (float(flags["learning_rate"]), clip) == (work.learning_rate, work.clip_coef)
+
+
+def test_every_program_whose_flags_say_its_work_is_tested():
+    scripts = {name for name, each in PROGRAMS.items() if each.source is not None and each.environment is None}
+    ours = {name for name, each in PROGRAMS.items() if each.environment is None} - scripts
+    configured = {"sheeprl", "sheeprl-decoupled"}  # by Hydra's words
+    assert set(PROGRAMS) == set(RULES) | scripts | ours | configured
 
 
 def test_unequal_work_is_refused():
