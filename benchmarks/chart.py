@@ -64,7 +64,9 @@ class Bar:
     @property
     def label(self) -> list[str]:
         """The row's name, in lines."""
-        short = self.row.replace(" --env-backend envpool", ", EnvPool").replace(" --shared-trunk", ", shared trunk")
+        short = self.row.replace(" --env-backend envpool", ", EnvPool").replace(
+            " --shared-trunk", ", shared\u00a0trunk"
+        )
         return textwrap.wrap(short.replace("--config configs/", ""), LABEL_WIDTH, break_on_hyphens=False)
 
     @property
@@ -107,7 +109,7 @@ def make_bar(workload: Workload, runs: Sequence[Run], row: str) -> Bar:
     own = [run for run in runs if run.row == row]
     fine = good(own)
     if not fine:
-        return Bar(row, problem=textwrap.shorten(own[0].problem, 30, placeholder=" ..."))
+        return Bar(row, problem=textwrap.shorten(own[0].problem, 54, placeholder=" ..."))
     trained = [run.train_seconds for run in fine if run.train_seconds is not None]
     ratio = ratios(workload, runs, row, "wall_seconds")
     return Bar(

@@ -264,8 +264,12 @@ def _cleanrl(script: Path, work: Work, seed: int) -> list[str]:
 
 
 def cleanrl(work: Work, seed: int, folder: Path) -> list[str]:
-    """CleanRL's script for Atari with EnvPool, or that for continuous actions; it writes to the working directory."""
-    return _cleanrl(CLEANRL / ("ppo_atari_envpool.py" if work.atari else "ppo_continuous_action.py"), work, seed)
+    """CleanRL's script for Atari, for continuous actions (which always normalises), or else its first one.
+
+    It writes to the working directory.
+    """
+    of_vectors = "ppo_continuous_action.py" if work.normalize else "ppo.py"
+    return _cleanrl(CLEANRL / ("ppo_atari_envpool.py" if work.atari else of_vectors), work, seed)
 
 
 def leanrl(work: Work, seed: int, folder: Path) -> list[str]:

@@ -122,12 +122,13 @@ def one_process() -> Workload:
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
         Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
         Contender("SBX", "sbx", work, (AS_IT_COMES, ONE_XLA_THREAD)),
         Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
     )
     note = (
-        "Networks of 64 x 64 with tanh. Ours log, save and test as always; Stable-Baselines3 and SBX log to "
+        "Networks of 64 x 64 with tanh. Ours log, save and test as always; Stable-Baselines3, SBX and CleanRL log to "
         "TensorBoard. SheepRL runs its own benchmark configuration, which neither logs, saves nor tests, and in which "
         "policy and value share their hidden layers. rejax compiles environment, rollout and update into one program, "
         "which neither logs, saves nor tests; compiling is not in its seconds of training."
@@ -219,6 +220,7 @@ def throughput() -> Workload:
         Contender("Sample Factory", "sample-factory", work),
         Contender("Sample Factory, serial", "sample-factory", work, (SERIAL, SERIAL_ONE_THREAD)),
         Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
     )
     note = (
         "32 environments, updates of 1024 transitions, four epochs of one minibatch. Sample Factory has two workers "

@@ -112,7 +112,8 @@ def test_a_row_that_does_not_exist_is_told():
     done = run([sys.executable, "-m", "benchmarks.compare", "p1", "--only", "sbx"], ROOT)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "--only sbx: no such row; expected of 'train_fabric.py', 'Stable-Baselines3', 'rejax', 'SBX', 'SheepRL'"
+        "--only sbx: no such row; expected of 'train_fabric.py', 'Stable-Baselines3', 'CleanRL', 'rejax', 'SBX', "
+        "'SheepRL'"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from benchmarks.compare import reason
 from benchmarks.growth import Cost, Size, rises
 from benchmarks.install import REQUIREMENTS, ROOT
-from benchmarks.programs import PROGRAMS, Program, read_counts
+from benchmarks.programs import PEERS, PROGRAMS, Program, read_counts
 from benchmarks.report import Run, Spread, failures, ratios, reference, spread, table, table_line, unequal_work
 from benchmarks.workloads import Contender, Work, Workload, workloads
 from fabric_ppo.config import SCRIPT_CONFIGS
@@ -113,7 +114,7 @@ def sample_factory_work(flags: dict[str, str]) -> tuple[int, int, int]:
 
 
 def peer_work(flags: dict[str, str]) -> tuple[int, int, int]:
-    """The same by the flags of our scripts in `peers/`."""
+    """The same as the programs do that are told a minibatch's rows."""
     rollout, rows = int(flags["num_envs"]) * int(flags["num_steps"]), int(flags["batch_size"])
     updates = int(flags["total_timesteps"]) // rollout
     return updates * rollout, updates * int(flags["epochs"]) * (rollout // rows), rows
@@ -136,6 +137,23 @@ def test_commands_of_other_programs_make_the_agreed_work(name, scale):
             assert rule(flags) == (work.env_steps, work.gradient_steps, work.batch_size), contender.row
             clip = next(float(flags[flag]) for flag in ("clip_coef", "ppo_clip_ratio") if flag in flags)
             assert (float(flags["learning_rate"]), clip) == (work.learning_rate, work.clip_coef)
+
+
+def test_the_scripts_of_peers_read_the_flags_that_they_are_given(monkeypatch):
+    """They run in environments without this package, and share one parser."""
+    parse_args = runpy.run_path(str(PEERS / "flags.py"))["parse_args"]
+    for each in ALL.values():
+        for contender in each.contenders:
+            if RULES.get(contender.program) is not peer_work:
+                continue
+            work = contender.work
+            monkeypatch.setattr("sys.argv", PROGRAMS[contender.program].command(work, 3, Path("folder"))[1:])
+            given = parse_args("")
+            assert (given.seed, given.env_id, given.total_timesteps) == (3, work.env_id, work.env_steps)
+            assert (given.num_envs, given.num_steps, given.epochs) == (work.num_envs, work.num_steps, work.epochs)
+            assert (given.gamma, given.gae_lambda, given.ent_coef) == (work.gamma, work.gae_lambda, work.ent_coef)
+            assert given.normalize == work.normalize
+            assert given.stop_at_return == (work.stop_at_return or float("inf"))
 
 
 def test_every_program_whose_flags_say_its_work_is_tested():
