@@ -63,7 +63,6 @@ class LeanAdam(torch.optim.Adam):
     # wrapper takes as long as the kernels
     step.hooked = True  # type: ignore[attr-defined]
 
-    @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         value = None
         if closure is not None:
@@ -135,13 +134,18 @@ class _Part:
         group = self.group
         beta1, beta2 = group["betas"]
         library = kernels_for([*self.params, *self.exp_avgs, *self.exp_avg_sqs])
-        if library is not None:
-            states = zip(self.params, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True)
-            for parameter, mean, square, step in states:
-                grad = parameter.grad.contiguous()  # type: ignore[union-attr]
-                places = [each.data_ptr() for each in (parameter, grad, mean, square)]
-                library.adam(*places, grad.numel(), step.data_ptr(), group["lr"], beta1, beta2, group["eps"])
+        if library is None:
+            self._fused_step()
             return
+        for parameter, mean, square, step in zip(self.params, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True):
+            grad = parameter.grad.contiguous()  # type: ignore[union-attr]
+            places = [each.data_ptr() for each in (parameter, grad, mean, square)]
+            library.adam(*places, grad.numel(), step.data_ptr(), group["lr"], beta1, beta2, group["eps"])
+
+    @torch.no_grad()
+    def _fused_step(self) -> None:
+        """Take the step with PyTorch's kernels."""
+        beta1, beta2 = self.group["betas"]
         torch._foreach_add_(self.steps, 1.0)
         torch._fused_adam_(
             self.params,  # type: ignore[arg-type]
@@ -150,11 +154,11 @@ class _Part:
             self.exp_avg_sqs,
             [],
             self.steps,
-            lr=group["lr"],
+            lr=self.group["lr"],
             beta1=beta1,
             beta2=beta2,
             weight_decay=0.0,
-            eps=group["eps"],
+            eps=self.group["eps"],
             amsgrad=False,
             maximize=False,
         )

@@ -37,6 +37,7 @@ class ActorChoice:
         """Choose for an agent, without a comparison yet; compile what is missing."""
         self._can_compile = has_compiled_actor(agent)
         self._is_equal: bool | None = None
+        self._compiled: CompiledAgent | None = None
 
     def __call__(self, agent: Agent, noise: Tensor, obs: Array) -> Actor:
         """Make the actor of a rollout.
@@ -48,7 +49,10 @@ class ActorChoice:
         """
         if self._is_equal is None:
             self._is_equal = self._can_stand_for(agent, noise[:_STEPS], obs)
-        return (CompiledActor if self._is_equal else actor.Actor)(agent, noise)
+        if not self._is_equal:
+            return actor.Actor(agent, noise)
+        self._compiled = self._compiled or _with_own_weights(agent)
+        return CompiledActor(agent, noise, self._compiled)
 
     def _can_stand_for(self, agent: Agent, noise: Tensor, obs: Array) -> bool:
         """Return True if the compiled actor equals the plain one; print a line where a change is why not."""
@@ -62,6 +66,15 @@ class ActorChoice:
                 f"{'; '.join(reasons)}; acting follows this code, and not the faster fast/compiled_actor.py"
             )
         return False
+
+
+def _with_own_weights(agent: Agent) -> CompiledAgent:
+    return CompiledAgent(agent, _flatten(agent))
+
+
+def _flatten(agent: Agent, out: Tensor | None = None) -> Tensor:
+    """Return an agent's weights as one vector."""
+    return torch.cat([each.detach().view(-1) for each in agent.parameters()], out=out)
 
 
 def has_compiled_actor(agent: Agent) -> bool:
@@ -111,8 +124,14 @@ class CompiledActor(Actor):
 
     row_multiple = 1  # a row gives the same bits in any batch
 
-    def __init__(self, agent: Agent, noise: Tensor) -> None:
-        """See `Actor`; `has_compiled_actor(agent)` must hold."""
+    def __init__(self, agent: Agent, noise: Tensor, compiled: CompiledAgent | None = None) -> None:
+        """See `Actor`; `has_compiled_actor(agent)` must hold.
+
+        Args:
+            agent: what acts, with its present weights.
+            noise: `[T, N, noise_size]`.
+            compiled: the agent's, with weights of its own, from an earlier rollout; None makes one.
+        """
         super().__init__(agent, noise)
         # mean + std * noise is the mode of a normal with that mean; free deviations do not change
         # during a rollout, so all noise is scaled here, once
@@ -125,7 +144,8 @@ class CompiledActor(Actor):
         self._is_choice = isinstance(agent.distribution, Categorical)
         shape = self._outputs.shape[: 2 if self._is_choice else 3]
         self._drawn = np.empty(shape, np.int64 if self._is_choice else self._outputs.dtype)
-        self._compiled = CompiledAgent(agent, torch.cat([each.detach().flatten() for each in agent.parameters()]))
+        self._compiled = compiled or _with_own_weights(agent)
+        _flatten(agent, self._compiled.weights)
         is_raw = self._compiled.obs_dtype is not None
         self._obs_dtype = np.dtype(agent.spec.observation.dtype) if is_raw else self._outputs.dtype
         library = kernels(agent.dtype)

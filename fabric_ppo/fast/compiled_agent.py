@@ -37,7 +37,6 @@ class CompiledAgent:
 
     Attributes:
         pointer: to the struct, for the functions of `kernels.c`.
-        gradient: memory for the gradient of the weights, `[n]`.
         obs_dtype: type of observations that the functions encode themselves; None: they take
             `Agent.inputs` of them.
     """
@@ -49,7 +48,7 @@ class CompiledAgent:
             agent: the networks' shapes.
             weights: its parameters one after the other, `[n]`, on the CPU.
         """
-        self.weights, self.gradient = weights, torch.zeros_like(weights)
+        self.weights = weights
         places, end = {}, 0
         for name, parameter in agent.named_parameters():
             places[name], end = end, end + parameter.numel()
@@ -68,7 +67,6 @@ class CompiledAgent:
             encoding=_encoding(agent, self.obs_dtype),
             **{name: Network(len(layers), layers) for name, layers in self._layers.items()},
             weights=weights.data_ptr(),
-            gradient=self.gradient.data_ptr(),
             **{name: memory.data_ptr() for name, memory in self._memory.items()},
         )
         self.pointer = ctypes.byref(self._struct)

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
@@ -21,7 +21,9 @@ from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
 from fabric_ppo.fast.flat_weights import FlatWeights, frozen_weights
 from fabric_ppo.fast.kernels import CoefficientsStruct, Minibatch, kernels
 from fabric_ppo.ppo.batch import Rows
-from fabric_ppo.ppo.loss import Coefficients, MinibatchLoss
+from fabric_ppo.ppo.loss import Coefficients, Losses, MinibatchLoss
+
+_NUM_PARTS = len(Losses._fields) - 1
 
 
 def has_compiled_loss(agent: Agent) -> bool:
@@ -48,52 +50,54 @@ class CompiledLoss:
             agent: one for which `has_compiled_loss` is true.
             weights: its weights; gradients flow to `weights.flat`.
         """
-        self.flat, self._agent, self._turn = weights.flat, agent, 0
+        self._flat, self._agent = weights.flat, agent
         self._compiled = CompiledAgent(agent, weights.flat.detach())
         # type and width of the columns in `Minibatch`, which C takes for granted
         is_gaussian, real = agent.log_std is not None, agent.dtype
-        self._types = (self._compiled.obs_dtype or real, real if is_gaussian else torch.int64, *[real] * 5)
+        types = (self._compiled.obs_dtype or real, real if is_gaussian else torch.int64, *[real] * 5)
         size = math.prod(agent.distribution.action_shape)
-        self._widths = ((agent.trunk or agent.policy).linear_layers[0].in_features, size, *[1] * 5)
+        widths = ((agent.trunk or agent.policy).linear_layers[0].in_features, size, *[1] * 5)
+        self._columns = list(zip(types, widths, strict=True))
         self._coefs, self._struct = Coefficients(0, 0, 0, False), CoefficientsStruct()
         library = kernels(agent.dtype)
         assert library is not None
         self._minibatch_loss = library.minibatch_loss
 
     def __call__(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
-        """Compute the loss of a minibatch; `backward` may be called until the next call."""
-        obs = rows.obs
-        if self._compiled.obs_dtype is None:
-            with torch.no_grad():
-                obs = self._agent.inputs(obs)
-        count = rows.weights.shape[0]
-        columns = [
-            (each if each.dtype is dtype else each.to(dtype)).contiguous()
-            for each, dtype in zip((obs, *rows[1:7]), self._types, strict=True)
-        ]
-        if [each.numel() for each in columns] != [count * width for width in self._widths]:
-            raise ValueError(f"the columns of Rows have different lengths: {[tuple(each.shape) for each in columns]}")
-        minibatch = Minibatch(count, *[each.data_ptr() for each in columns])
+        """Compute the loss of a minibatch, and its gradient."""
+        count, flat = rows.weights.shape[0], self._flat
+        obs = self._inputs(rows.obs) if self._compiled.obs_dtype is None else rows.obs
+        columns = [obs, *rows[1:7]]
+        for column, (dtype, width) in zip(columns, self._columns, strict=True):
+            if column.dtype is not dtype or not column.is_contiguous() or column.numel() != count * width:
+                columns = self._converted(columns, count)
+                break
         if coefs is not self._coefs:
             numbers = (coefs.clip_coef, coefs.vf_coef, coefs.ent_coef)
             self._coefs, self._struct = coefs, CoefficientsStruct(*map(float, numbers), coefs.clip_vloss)
-        evaluation = self.flat.new_empty((3, count))
-        loss = self._minibatch_loss(
-            self._compiled.pointer, ctypes.byref(minibatch), ctypes.byref(self._struct), evaluation.data_ptr()
+        gradient, parts = torch.empty_like(flat), torch.empty(_NUM_PARTS, dtype=torch.float64)
+        value = self._minibatch_loss(
+            self._compiled.pointer,
+            ctypes.byref(Minibatch(count, *[column.data_ptr() for column in columns])),
+            ctypes.byref(self._struct),
+            gradient.data_ptr(),
+            parts.data_ptr(),
         )
-        self._turn += 1
-        value = torch.tensor(loss, dtype=self.flat.dtype)
-        return MinibatchLoss(LossWithGradient.of(value, self, self._turn), *evaluation.unbind())
+        return MinibatchLoss(LossWithGradient.of(torch.full((), value, dtype=flat.dtype), flat, gradient), parts)
 
-    def gradient(self, turn: int) -> Tensor:
-        """Return the gradient of the loss of the call number `turn`, `[n]`.
+    @torch.no_grad()
+    def _inputs(self, obs: Tensor) -> Tensor:
+        return self._agent.inputs(obs)
+
+    def _converted(self, columns: list[Tensor], count: int) -> list[Tensor]:
+        """Return columns of the types and in the layout that C takes for granted.
 
         Raises:
-            RuntimeError: a later call has overwritten it.
+            ValueError: they have different lengths.
         """
-        if turn != self._turn:
-            raise RuntimeError("backward came too late: the gradient of this loss was modified by the next one")
-        return self._compiled.gradient.clone()
+        if [each.numel() for each in columns] != [count * width for _, width in self._columns]:
+            raise ValueError(f"the columns of Rows have different lengths: {[tuple(each.shape) for each in columns]}")
+        return [each.to(dtype).contiguous() for each, (dtype, _) in zip(columns, self._columns, strict=True)]
 
 
 class LossWithGradient(Tensor):
@@ -103,24 +107,25 @@ class LossWithGradient(Tensor):
     it is an ordinary tensor of autograd's graph.
     """
 
-    _source: CompiledLoss
-    _turn: int
+    _weights: nn.Parameter
+    _gradient: Tensor | None
 
     @classmethod
-    def of(cls, value: Tensor, source: CompiledLoss, turn: int) -> LossWithGradient:
-        """Make the loss of the call number `turn` of `source`."""
+    def of(cls, value: Tensor, weights: nn.Parameter, gradient: Tensor) -> LossWithGradient:
+        """Make a loss with its gradient, `[n]`, by `weights`."""
         made: LossWithGradient = torch.Tensor._make_subclass(cls, value)
-        made._source, made._turn = source, turn
+        made._weights, made._gradient = weights, gradient
         return made
 
     def backward(self, *args: Any, **options: Any) -> None:
         """See `torch.Tensor.backward`."""
-        weights = self._source.flat
+        weights = self._weights
         # hooks belong to autograd
         if args or any(options.values()) or weights._backward_hooks or weights._post_accumulate_grad_hooks:
             in_graph(self).backward(*args, **options)
             return
-        gradient = self._source.gradient(self._turn)
+        # what is stored may be changed in place, as by clipping
+        gradient, self._gradient = _still_there(self._gradient), None
         weights.grad = gradient if weights.grad is None else weights.grad + gradient
 
     @classmethod
@@ -135,19 +140,26 @@ def in_graph(loss: Tensor) -> Tensor:
     assert isinstance(loss, LossWithGradient)
     with torch._C.DisableTorchFunctionSubclass():
         value = loss.as_subclass(torch.Tensor)
-    made: Tensor = _WithGradient.apply(loss._source.flat, value, loss._source, loss._turn)
+    made: Tensor = _WithGradient.apply(loss._weights, value, loss._gradient)
     return made
+
+
+def _still_there(gradient: Tensor | None) -> Tensor:
+    """Return a gradient; raise a RuntimeError, as autograd does, if it was given away."""
+    if gradient is None:
+        raise RuntimeError("backward a second time through a loss: retain_graph=True the first time is expected")
+    return gradient
 
 
 class _WithGradient(torch.autograd.Function):
     """A loss whose gradient has been computed."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, loss: Tensor, source: CompiledLoss, turn: int) -> Tensor:
-        ctx.source, ctx.turn = source, turn
+    def forward(ctx: Any, weights: Tensor, loss: Tensor, gradient: Tensor | None) -> Tensor:
+        ctx.gradient = gradient
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.source.gradient(ctx.turn).mul_(grad_loss), None, None, None
+        return _still_there(ctx.gradient) * grad_loss, None, None

@@ -27,17 +27,20 @@ class GradientClip:
         self._constants: list[Tensor] = []
 
     @timed("optimizer")
-    @torch.no_grad()
     def __call__(self) -> Tensor:
         """Clip all gradients together, in place; return the norm from before, a scalar."""
         grads: list[Tensor] = [each.grad for each in self._params]  # type: ignore[misc]
+        library = kernels_for(grads) if len(grads) == 1 else None
+        if library is None:
+            return self._clip(grads)
+        (grad,) = grads
+        return torch.full((), library.clip(grad.data_ptr(), grad.numel(), self._max_grad_norm), dtype=grad.dtype)
+
+    @torch.no_grad()
+    def _clip(self, grads: list[Tensor]) -> Tensor:
         if not self._constants:  # not in __init__: a module may be moved to its device after it
             like, numbers = self._params[0], (self._max_grad_norm, 1e-6, 1.0)
             self._constants = [torch.tensor(each, dtype=like.dtype, device=like.device) for each in numbers]
-        library = kernels_for(grads) if len(grads) == 1 else None
-        if library is not None:
-            norm = library.clip(grads[0].data_ptr(), grads[0].numel(), self._max_grad_norm)
-            return torch.tensor(norm, dtype=grads[0].dtype)
         norm = _norm(grads)
         # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python
         # number would be converted to one in every step

@@ -44,7 +44,7 @@ typedef struct {
     encoding encoding;
     network trunk, policy, value;
     const real *weights;
-    real *transposed, *encoded, *gradient, *trunk_values, *policy_values, *value_values, *policy_slopes, *trunk_slopes, *scratch;
+    real *transposed, *encoded, *trunk_values, *policy_values, *value_values, *policy_slopes, *trunk_slopes, *scratch;
 } agent;
 
 /* Rows of a minibatch, [b] each but for observations [b, inputs] and a Box's actions [b, n]. */
@@ -282,23 +282,28 @@ static real *backward(const real *weights, real *gradient, const network *net, c
 
 /* ---- the loss ------------------------------------------------------------------------------ */
 
+/* The logged parts of the loss, in the order of `Losses` in ppo/loss.py. */
 typedef struct {
-    double objective, log_prob, value;
+    double policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction;
+} parts;
+
+typedef struct {
+    double log_prob, value;
 } slopes_of;
 
-/* A row's weighted objective; its derivative by the log-probability; and the derivative of the
- * weighted value loss by the value. */
+/* Add a row's parts of the loss to `sums`; return the derivatives of its loss, but for the entropy's, by
+ * the log-probability and the value. */
 static slopes_of objective_of(double log_prob, double entropy, double value, const minibatch *m, count row,
-                              const coefficients *c)
+                              const coefficients *c, parts *sums)
 {
     double advantage = m->advantages[row], target = m->returns[row], weight = m->weights[row], clip = c->clip_coef;
     /* the clipped surrogate, equation 7 of arXiv 1707.06347; d ratio / d log p = ratio, and where the
      * minimum is the clipped side, it is constant */
-    double ratio = exp(log_prob - m->log_probs[row]);
+    double log_ratio = log_prob - m->log_probs[row], ratio = exp(log_ratio);
     double bounded = ratio < 1 - clip ? 1 - clip : ratio > 1 + clip ? 1 + clip : ratio;
     double surrogate = advantage * ratio, clipped = advantage * bounded;
     int is_clipped = surrogate > clipped;
-    double slope = is_clipped ? 0 : weight * surrogate;
+    double slope = is_clipped ? 0 : -weight * surrogate;
     double error = value - target, squared = error * error, value_slope = error;
     if (c->clip_vloss) {
         double moved = value - m->values[row], within = moved < -clip ? -clip : moved > clip ? clip : moved;
@@ -308,17 +313,20 @@ static slopes_of objective_of(double log_prob, double entropy, double value, con
             value_slope = within == moved ? other : 0;
         }
     }
-    double objective = (is_clipped ? clipped : surrogate) - 0.5 * c->vf_coef * squared + c->ent_coef * entropy;
-    return (slopes_of){weight * objective, slope, c->vf_coef * weight * value_slope};
+    sums->policy_loss -= weight * (is_clipped ? clipped : surrogate);
+    sums->value_loss += 0.5 * weight * squared;
+    sums->entropy_loss -= weight * entropy;
+    sums->approx_kl += weight * (ratio - 1 - log_ratio);
+    sums->clip_fraction += fabs(ratio - 1) > clip ? weight : 0;
+    return (slopes_of){slope, c->vf_coef * weight * value_slope};
 }
 
-/* The loss of a block of rows from row `first` on, and its gradient by logits [block, n] and values
- * [block]. Logits are overwritten by log-probabilities, values by the gradient by them. Log-
- * probabilities, entropies and values of the rows go to out [3, b]. */
-static double categorical(real *logits, real *values, count n, const minibatch *m, count first, count rows,
-                          const coefficients *c, real *out, real *slopes)
+/* Compute the gradient of the loss of a block of rows from row `first` on, by logits [block, n] and
+ * values [block], and add its parts to `sums`. Logits are overwritten by log-probabilities, values by the
+ * gradient by them. Return false if an action is none of the agent's. */
+static int categorical(real *logits, real *values, count n, const minibatch *m, count first, count rows,
+                       const coefficients *c, parts *sums, real *slopes)
 {
-    double loss = 0;
     for (count i = 0; i < rows; i++, logits += n, slopes += n) {
         count row = first + i, action = ((const int64_t *)m->actions)[row];
         double largest = logits[0], total = 0, entropy = 0;
@@ -334,27 +342,25 @@ static double categorical(real *logits, real *values, count n, const minibatch *
             logits[j] = (real)(logits[j] - log_total);
             entropy -= slopes[j] / total * logits[j];
         }
-        if (action < 0 || action >= n) /* no action of the agent's: the loss is not finite */
-            return NAN;
-        slopes_of at = objective_of(logits[action], entropy, values[i], m, row, c);
-        loss -= at.objective;
+        if (action < 0 || action >= n)
+            return 0;
+        slopes_of at = objective_of(logits[action], entropy, values[i], m, row, c, sums);
         /* d log p[a] / d logits = onehot(a) - p;  d entropy / d logits = -p (log p + entropy) */
         double of_entropy = c->ent_coef * m->weights[row];
         for (count j = 0; j < n; j++)
-            slopes[j] = (real)(slopes[j] * (at.log_prob + of_entropy * (logits[j] + entropy)) / total);
-        slopes[action] -= (real)at.log_prob;
-        out[row] = logits[action], out[m->rows + row] = (real)entropy, out[2 * m->rows + row] = values[i];
+            slopes[j] = (real)(slopes[j] * (of_entropy * (logits[j] + entropy) - at.log_prob) / total);
+        slopes[action] += (real)at.log_prob;
         values[i] = (real)at.value;
     }
-    return loss;
+    return 1;
 }
 
 /* As `categorical`, for independent normals; the gradient by log_std [n] is added to of_log_std. */
-static double gaussian(const real *means, real *values, count n, const minibatch *m, count first, count rows,
-                       const coefficients *c, real *out, real *slopes, const double *log_std, real *of_log_std)
+static void gaussian(const real *means, real *values, count n, const minibatch *m, count first, count rows,
+                     const coefficients *c, parts *sums, real *slopes, const double *log_std, real *of_log_std)
 {
     const double log_sqrt_2pi = 0.91893853320467274178;
-    double loss = 0, constant = 0, entropy = 0, inverse_std[n];
+    double constant = 0, entropy = 0, inverse_std[n];
     for (count j = 0; j < n; j++) {
         inverse_std[j] = exp(-log_std[j]);
         constant -= log_std[j] + log_sqrt_2pi;
@@ -369,33 +375,32 @@ static double gaussian(const real *means, real *values, count n, const minibatch
             log_prob -= 0.5 * z * z;
             slopes[j] = (real)z;
         }
-        slopes_of at = objective_of(log_prob, entropy, values[i], m, row, c);
-        loss -= at.objective;
+        slopes_of at = objective_of(log_prob, entropy, values[i], m, row, c, sums);
         /* d log p / d mean = z / std;  d log p / d log std = z^2 - 1;  d entropy / d log std = 1 */
         for (count j = 0; j < n; j++) {
             double z = slopes[j];
-            slopes[j] = (real)(-at.log_prob * z * inverse_std[j]);
-            of_log_std[j] -= (real)(at.log_prob * (z * z - 1) + c->ent_coef * m->weights[row]);
+            slopes[j] = (real)(at.log_prob * z * inverse_std[j]);
+            of_log_std[j] += (real)(at.log_prob * (z * z - 1) - c->ent_coef * m->weights[row]);
         }
-        out[row] = (real)log_prob, out[m->rows + row] = (real)entropy, out[2 * m->rows + row] = values[i];
         values[i] = (real)at.value;
     }
-    return loss;
 }
 
-/* Compute the loss of a minibatch, its gradient, and out [3, b], see `categorical`. */
-double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c, real *out)
+/* Return the loss of a minibatch; compute its gradient [num_weights] and its parts. */
+double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c, real *gradient, parts *sums)
 {
     const layer *heads = a->policy.layers, *last = heads + a->policy.num_layers - 1;
     count n = last->outputs;
-    double loss = 0, log_std[n];
-    real *of_log_std = a->gradient + a->place_of_std;
+    double log_std[n];
+    real *of_log_std = gradient + a->place_of_std;
+    int are_actions = 1;
     if (a->is_gaussian)
         for (count j = 0; j < n; j++) {
             double free = a->weights[a->place_of_std + j];
             log_std[j] = free < a->least_log_std ? a->least_log_std : free > a->most_log_std ? a->most_log_std : free;
         }
-    memset(a->gradient, 0, a->num_weights * sizeof(real));
+    memset(gradient, 0, a->num_weights * sizeof(real));
+    *sums = (parts){0};
     transpose(a);
     for (count first = 0; first < m->rows; first += a->block_rows) {
         count rows = least(a->block_rows, m->rows - first);
@@ -405,24 +410,25 @@ double minibatch_loss(const agent *a, const minibatch *m, const coefficients *c,
         real *values = (real *)forward(a->transposed, &a->value, shared, rows, a->value_values, a->scratch);
         real *slopes = a->policy_slopes;
         if (a->is_gaussian)
-            loss += gaussian(outputs, values, n, m, first, rows, c, out, slopes, log_std, of_log_std);
+            gaussian(outputs, values, n, m, first, rows, c, sums, slopes, log_std, of_log_std);
         else
-            loss += categorical(outputs, values, n, m, first, rows, c, out, slopes);
+            are_actions &= categorical(outputs, values, n, m, first, rows, c, sums, slopes);
         /* the values have become the slopes of the loss by them */
-        backward(a->weights, a->gradient, &a->policy, shared, rows, a->policy_values, slopes, a->scratch);
-        backward(a->weights, a->gradient, &a->value, shared, rows, a->value_values, values, a->scratch);
+        backward(a->weights, gradient, &a->policy, shared, rows, a->policy_values, slopes, a->scratch);
+        backward(a->weights, gradient, &a->value, shared, rows, a->value_values, values, a->scratch);
         if (a->trunk.num_layers) { /* both heads send their gradients into the trunk, where they add up */
             layer value = a->value.layers[0];
             product(slopes, n, 1, a->weights + heads->place, a->trunk_slopes, rows, n, heads->inputs, 0, a->scratch);
             product(values, 1, 1, a->weights + value.place, a->trunk_slopes, rows, 1, value.inputs, 1, a->scratch);
-            backward(a->weights, a->gradient, &a->trunk, features, rows, a->trunk_values, a->trunk_slopes, a->scratch);
+            backward(a->weights, gradient, &a->trunk, features, rows, a->trunk_values, a->trunk_slopes, a->scratch);
         }
     }
     if (a->is_gaussian)
         for (count j = 0; j < n; j++) /* beyond a bound there is no gradient */
             if (log_std[j] != a->weights[a->place_of_std + j])
                 of_log_std[j] = 0;
-    return loss;
+    double loss = sums->policy_loss + c->vf_coef * sums->value_loss + c->ent_coef * sums->entropy_loss;
+    return are_actions ? loss : NAN;
 }
 
 /* ---- acting -------------------------------------------------------------------------------- */

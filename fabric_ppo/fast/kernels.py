@@ -173,7 +173,7 @@ class AgentStruct(ctypes.Structure):
         *_fields(ctypes.c_double, "least_log_std", "most_log_std"),
         ("encoding", Encoding),
         *_fields(Network, "trunk", "policy", "value"),
-        *_fields(ctypes.c_void_p, "weights", "transposed", "encoded", "gradient", "trunk_values"),
+        *_fields(ctypes.c_void_p, "weights", "transposed", "encoded", "trunk_values"),
         *_fields(ctypes.c_void_p, "policy_values", "value_values", "policy_slopes", "trunk_slopes", "scratch"),
     )
 
@@ -196,7 +196,8 @@ class CoefficientsStruct(ctypes.Structure):
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """Declare the types of the functions."""
     pointer, count, agent = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(AgentStruct)
-    library.minibatch_loss.argtypes = [agent, ctypes.POINTER(Minibatch), ctypes.POINTER(CoefficientsStruct), pointer]
+    structs = [ctypes.POINTER(each) for each in (AgentStruct, Minibatch, CoefficientsStruct)]
+    library.minibatch_loss.argtypes = [*structs, pointer, pointer]
     library.minibatch_loss.restype = ctypes.c_double
     library.transpose.argtypes = [agent]
     library.act.argtypes = [agent, pointer, count, *[pointer] * 4]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fabric_ppo.agents.agent import Agent, Evaluation
+from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.compiled_agent import has_small_layers
@@ -23,7 +23,7 @@ from fabric_ppo.fast.written_for import LOSS
 from fabric_ppo.ppo import loss as plain
 from fabric_ppo.ppo.batch import Rows, blank_rows
 from fabric_ppo.ppo.loss import Coefficients, Losses, MinibatchLoss
-from fabric_ppo.ppo.returned import checked_losses, checked_minibatch_loss
+from fabric_ppo.ppo.returned import checked_minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 from fabric_ppo.process.launch import read_launch
@@ -63,7 +63,6 @@ class PPOLoss(nn.Module):
         # not asked here: a module is moved to its device after it is made
         self._can_compile: bool | None = None
         self._is_fit: bool | None = None
-        self._parts_add_up = True
         self._compiled: Callable[..., Any] | None = None
         self._compiled_with: Coefficients | None = None
 
@@ -82,8 +81,6 @@ class PPOLoss(nn.Module):
         if fast is None:
             return plain_loss(self.weights, rows, coefs)
         loss = fast(rows, coefs)
-        if not self._parts_add_up:
-            loss = loss._replace(parts=_parts(rows, loss, coefs))
         # DDP averages what passes through autograd
         return loss if self._is_alone else loss._replace(loss=in_graph(loss.loss))
 
@@ -107,7 +104,6 @@ class PPOLoss(nn.Module):
         reasons = reasons_for_plain(agent, "loss", LOSS)
         if not reasons and self.load_kernels():
             if losses_agree(agent, rows, coefs):
-                self._parts_add_up = parts_add_up(agent, rows, coefs)
                 return True
             reasons = ["edited or replaced: ppo/loss.py or agents/"]
         if self._prints and reasons and has_small_layers(agent):
@@ -166,28 +162,6 @@ def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
     return _agree(weights, fast, _moved(rows, math.pi), coefs)
 
 
-def parts_add_up(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
-    """Return True if the logged parts of the loss are sums over rows, so that minibatches can be taken at once."""
-    columns = [each.double() for each in rows[2:-1]]
-    rows = Rows(*rows[:2], *columns)
-    with torch.no_grad():
-        new = float64_twin(agent)(rows.obs, rows.actions)
-    middle = len(rows.weights) // 2
-    whole, *halves = (
-        _parts(Rows(*(column[part] for column in rows[:-1])), Evaluation(*(column[part] for column in new)), coefs)
-        for part in (slice(None), slice(middle), slice(middle, None))
-    )
-    return is_close(whole, halves[0] + halves[1])
-
-
-@torch.no_grad()
-def _parts(rows: Rows, new: Evaluation | MinibatchLoss, coefs: Coefficients) -> Tensor:
-    """Compute the logged parts of the loss, `[n]`."""
-    evaluation = Evaluation(new.log_probs, new.entropy, new.values)
-    losses = checked_losses(plain.ppo_loss(rows, evaluation, coefs), Losses._fields)
-    return torch.stack(losses[1:])
-
-
 def _moved(rows: Rows, reach: float) -> Rows:
     """Return rows whose log-probabilities, values and returns are up to `reach` away."""
     sides = torch.linspace(-reach, reach, len(rows.weights)).to(rows.weights)
@@ -203,7 +177,7 @@ def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coeffici
     exact, compiled = plain_loss(weights, rows, coefs), fast(rows, coefs)
     (expected,) = torch.autograd.grad(exact.loss, weights.flat)
     (grad,) = torch.autograd.grad(compiled.loss, weights.flat)
-    pairs = [(expected, grad), *zip(exact[:4], compiled[:4], strict=True)]
+    pairs = [(expected, grad), *zip(exact, compiled, strict=True)]
     return all(is_close(a.detach(), b.detach()) for a, b in pairs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -40,11 +39,13 @@ def gae(
     deltas = rewards + gamma * next_values * (~terminated).to(values.dtype) - values
     # both ends cut the sum: the next row belongs to another episode
     decay = gamma * gae_lambda * (~(terminated | truncated)).to(values.dtype)
-    advantages = torch.empty_like(deltas)
-    # backwards, for A[t] contains A[t + 1]; beyond the last step of the rollout the sum is 0
-    running = torch.zeros_like(deltas[0])
-    steps = zip(*(each.unbind() for each in (deltas, decay, advantages)), strict=True)
-    for delta, kept, advantage in reversed(list(steps)):
-        running = torch.addcmul(delta, kept, running, out=advantage)
+    # beyond the last step of the rollout the sum is 0. It is taken by doubling (Hillis and Steele,
+    # 1986): from sums of `span` errors, with A[t + span] times the decays on the way, to sums of
+    # twice as many. The recursion from the last row to the first would be T small operations
+    advantages, span = deltas, 1
+    while span < len(deltas):
+        advantages[:-span].addcmul_(decay[: len(deltas) - span], advantages[span:].clone())
+        decay = decay[:-span] * decay[span:]
+        span *= 2
     # TD(lambda) targets: the value's own estimate plus its lambda-weighted errors
     return advantages, advantages + values

@@ -81,7 +81,7 @@ class Batch:
         return -(-most // (self.num_shares * max(per_rank_batch_size // length, 1)))
 
     @timed("minibatches")
-    def minibatches(self, epochs: range, per_rank_batch_size: int) -> Minibatches:
+    def minibatches(self, epochs: range, per_rank_batch_size: int) -> Iterator[Rows]:
         """Return this rank's part of each minibatch of some epochs.
 
         In each epoch the rows (or sequences) are permuted and cut into chunks, the minibatches,
@@ -121,7 +121,7 @@ class Batch:
             rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), length)
         scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
         rows = rows._replace(weights=rows.weights * scale)
-        return Minibatches(rows, sizes * len(epochs), length)
+        return _split(rows, sizes * len(epochs), length)
 
     def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
         """Split an update's epochs into groups whose rows are permuted at once, of about 16 MB.
@@ -135,27 +135,12 @@ class Batch:
         return [range(first, min(first + step, num_epochs)) for first in range(0, num_epochs, step)]
 
 
-class Minibatches:
-    """Minibatches, in order.
-
-    Attributes:
-        rows: rows of all minibatches, one minibatch after the other.
-    """
-
-    def __init__(self, rows: Rows, sizes: list[int], sequence_length: int = 1) -> None:
-        """Cut `rows` into parts of `sizes`, multiples of `sequence_length`."""
-        self.rows, self._sizes = rows, sizes
-        self._sequences = [NO_MEMORY] * len(sizes)
-        if rows.sequences.shape[1]:
-            self._sequences = list(rows.sequences.split([size // sequence_length for size in sizes]))
-
-    def __len__(self) -> int:
-        """Return the number of minibatches."""
-        return len(self._sizes)
-
-    def __iter__(self) -> Iterator[Rows]:
-        """Yield the minibatches, as views of `rows`."""
-        return map(Rows, *(column.split(self._sizes) for column in self.rows[:-1]), self._sequences)
+def _split(rows: Rows, sizes: list[int], sequence_length: int) -> Iterator[Rows]:
+    """Cut rows into parts of `sizes`, multiples of the sequence length; they are views."""
+    sequences = [NO_MEMORY] * len(sizes)
+    if rows.sequences.shape[1]:
+        sequences = list(rows.sequences.split([size // sequence_length for size in sizes]))
+    return map(Rows, *(column.split(sizes) for column in rows[:-1]), sequences)
 
 
 def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:

@@ -43,26 +43,14 @@ class Losses(NamedTuple):
     clip_fraction: Tensor
 
 
-ADD_UP = torch.zeros(0)
-"""Parts of a loss that are computed later; see `MinibatchLoss`."""
-
-
 class MinibatchLoss(NamedTuple):
-    """Loss of a minibatch, a scalar with a gradient, and what its logged parts are computed from.
+    """Loss of a minibatch, a scalar with a gradient.
 
-    Attributes:
-        loss: the loss.
-        log_probs, entropy, values: the Evaluation of its rows, `[b]`, without gradient.
-        parts: the parts of the loss in the order of `Losses`, `[n]`, without gradient. Empty where
-            they add up over minibatches: they are then computed from the Evaluation, for all
-            minibatches of an epoch at once.
+    `parts` are its logged parts in the order of `Losses`, `[5]`, without gradient.
     """
 
     loss: Tensor
-    log_probs: Tensor
-    entropy: Tensor
-    values: Tensor
-    parts: Tensor = ADD_UP
+    parts: Tensor
 
 
 LossFn = Callable[[Rows, Coefficients], MinibatchLoss]
@@ -123,5 +111,4 @@ def minibatch_loss(agent: Agent, rows: Rows, coefs: Coefficients) -> MinibatchLo
     """
     new = agent(rows.obs, rows.actions, rows.sequences)
     loss, *parts = checked_losses(ppo_loss(rows, new, coefs), Losses._fields)
-    log_probs, entropy, values = (column.detach() for column in new[:3])
-    return MinibatchLoss(loss, log_probs, entropy, values, torch.stack(parts).detach())
+    return MinibatchLoss(loss, torch.stack(parts).detach())

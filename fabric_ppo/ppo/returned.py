@@ -37,13 +37,12 @@ def checked_minibatch_loss(found: Any, expected: type[T], num_parts: int) -> T:
         num_parts: number of the loss's parts.
 
     Raises:
-        ConfigError: it is another type, its loss is no scalar with a gradient, or its parts are
-            neither none nor `num_parts` numbers.
+        ConfigError: it is another type, its loss is no scalar with a gradient, or its parts are not
+            `num_parts` numbers.
     """
     if not isinstance(found, expected):
         raise ConfigError(f"minibatch_loss returned {_described(found)}: a {expected.__name__} is expected")
-    fields = found._asdict()
-    loss, parts = fields.pop("loss"), fields.pop("parts")
+    loss, parts = found
     whose = f"minibatch_loss returned a {expected.__name__} with"
     if not _is_scalar(loss):
         raise ConfigError(f"{whose} loss {_described(loss)}: a scalar tensor is expected")
@@ -52,11 +51,8 @@ def checked_minibatch_loss(found: Any, expected: type[T], num_parts: int) -> T:
             f"{whose} a loss without a gradient: one that is computed from what the agent returned is expected, "
             "as of ppo_loss, without detach() or item()"
         )
-    if not isinstance(parts, Tensor) or tuple(parts.shape) not in ((0,), (num_parts,)):
+    if not isinstance(parts, Tensor) or parts.shape != (num_parts,):
         raise ConfigError(f"{whose} parts {_described(parts)}: a tensor of {num_parts} numbers is expected")
-    for name, value in fields.items():
-        if not isinstance(value, Tensor):
-            raise ConfigError(f"{whose} {name} {_described(value)}: a tensor is expected")
     return found
 
 

@@ -13,10 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fabric_ppo.agents.agent import Evaluation
 from fabric_ppo.config import Config
-from fabric_ppo.ppo.batch import Batch, Rows
-from fabric_ppo.ppo.loss import Coefficients, Losses, LossFn, ppo_loss
+from fabric_ppo.ppo.batch import Batch
+from fabric_ppo.ppo.loss import Coefficients, Losses, LossFn
 from fabric_ppo.ppo.returned import checked_norm
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.group import ALONE, Ranks
@@ -155,17 +154,15 @@ def run_epochs(
     one_by_one, kl = config.target_kl is not None, _COMPUTED.index("approx_kl")
     sums, count = [], 0
     for epochs in batch.stretches(config.update_epochs, one_by_one):
-        minibatches = batch.minibatches(epochs, config.per_rank_batch_size)
-        evaluations, parts, norms = [], [], []
-        for rows in minibatches:
-            loss, *evaluation, own_parts = loss_fn(rows, coefs)
+        parts, norms = [], []
+        for rows in batch.minibatches(epochs, config.per_rank_batch_size):
+            loss, of_rows = loss_fn(rows, coefs)
             norms.append(checked_norm(take_step(loss), step))
-            evaluations.append(evaluation)
-            parts.append(own_parts)
-        summed = _sum_of_parts(minibatches.rows, evaluations, parts, coefs)
+            parts.append(of_rows)
+        summed = torch.stack(parts).double().sum(0)
         sums.append(torch.cat([summed, torch.stack(norms).to(summed).sum().view(1)]))
-        count += len(minibatches)
-        if one_by_one and _is_too_far(sums[-1][kl] / len(minibatches), config, ranks):
+        count += len(norms)
+        if one_by_one and _is_too_far(sums[-1][kl] / len(norms), config, ranks):
             break
     return torch.cat([torch.stack(sums).sum(0) / count, sums[0].new_full((1,), count)])
 
@@ -175,27 +172,6 @@ def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
     assert config.target_kl is not None
     # the mean over ranks, so that all stop together: gradients are averaged over all of them
     return bool(ranks.gather(approx_kl).mean() > _KL_MARGIN * config.target_kl)
-
-
-@torch.no_grad()
-def _sum_of_parts(rows: Rows, evaluations: list[list[Tensor]], parts: list[Tensor], coefs: Coefficients) -> Tensor:
-    """Sum the loss's parts over some minibatches, `[5]` float64.
-
-    Args:
-        rows: those of all these minibatches, one after the other.
-        evaluations: log-probabilities, entropies and values of each minibatch.
-        parts: those of each minibatch's own loss, or nothing (see `MinibatchLoss`).
-        coefs: the loss's hyperparameters.
-    """
-    if all(len(each) for each in parts):
-        return torch.stack(parts).double().sum(0)
-    # all minibatches at once: a handful of large operations instead of some for each of many small
-    # minibatches. Weights include the division by the minibatch's size: a dot product over the rows
-    # of many minibatches is the sum of their means
-    columns = zip(*evaluations, strict=True)
-    new = Evaluation(*(torch.cat(column).double() for column in columns))
-    rows = Rows(*rows[:2], *(column.double() for column in rows[2:-1]))
-    return torch.stack(ppo_loss(rows, new, coefs)[1:])
 
 
 def _value_sums(batch: Batch) -> Tensor:
