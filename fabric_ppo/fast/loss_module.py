@@ -63,6 +63,7 @@ class PPOLoss(nn.Module):
         # not asked here: a module is moved to its device after it is made
         self._can_compile: bool | None = None
         self._is_fit: bool | None = None
+        self._has_parts = True
         self._compiled: Callable[..., Any] | None = None
         self._compiled_with: Coefficients | None = None
 
@@ -81,14 +82,18 @@ class PPOLoss(nn.Module):
         if fast is None:
             return plain_loss(self.weights, rows, coefs)
         loss = fast(rows, coefs)
+        if not self._has_parts:  # an edit of what is logged
+            with torch.no_grad():
+                loss = loss._replace(parts=plain_loss(self.weights, rows, coefs).parts)
         # DDP averages what passes through autograd
         return loss if self._is_alone else loss._replace(loss=in_graph(loss.loss))
 
     def _fast_loss(self, rows: Rows, coefs: Coefficients) -> CompiledLoss | None:
         """Return the compiled loss, checked on the run's first minibatch; None if unfit."""
-        device_type = rows.weights.device.type
-        if self._is_fit is False or device_type != "cpu" or mixes_precisions(device_type):
+        if self._is_fit is False or not rows.weights.is_cpu or mixes_precisions("cpu"):
             return None
+        if self._is_fit and self._fast is not None:
+            return self._fast
         # a share without rows holds no numbers to compare
         if self._is_fit is None and len(rows.weights) > 0:
             self._is_fit = self._can_stand_for(rows, coefs)
@@ -103,7 +108,8 @@ class PPOLoss(nn.Module):
         (agent,) = self._agent
         reasons = reasons_for_plain(agent, "loss", LOSS)
         if not reasons and self.load_kernels():
-            if losses_agree(agent, rows, coefs):
+            is_equal, self._has_parts = losses_agree(agent, rows, coefs)
+            if is_equal:
                 return True
             reasons = ["edited or replaced: ppo/loss.py or agents/"]
         if self._prints and reasons and has_small_layers(agent):
@@ -141,8 +147,8 @@ def plain_loss(weights: FlatWeights, rows: Rows, coefs: Coefficients) -> Minibat
     return checked_minibatch_loss(found, MinibatchLoss, len(Losses._fields) - 1)
 
 
-def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
-    """Return True if compiled function and autograd give equal losses and gradients, but for rounding.
+def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> tuple[bool, bool]:
+    """Return whether compiled function and autograd give the same loss and gradient, and the same logged parts.
 
     They are compared on a copy of the agent in float64, where rounding is small.
     """
@@ -156,10 +162,10 @@ def losses_agree(agent: Agent, rows: Rows, coefs: Coefficients) -> bool:
     # weights: they are also moved to both sides of each bound. Not by a whole multiple, for of a
     # row that lies on a bound rounding decides
     near = (rows, _moved(rows, math.pi * coefs.clip_coef))
-    if not all(_agree(weights, fast, each, coefs) for each in near):
-        return False
+    agreed = [_agree(weights, fast, each, coefs) for each in near]
     move_weights(twin)
-    return _agree(weights, fast, _moved(rows, math.pi), coefs)
+    of_losses, of_parts = zip(*agreed, _agree(weights, fast, _moved(rows, math.pi), coefs), strict=True)
+    return all(of_losses), all(of_parts)
 
 
 def _moved(rows: Rows, reach: float) -> Rows:
@@ -172,13 +178,13 @@ def _moved(rows: Rows, reach: float) -> Rows:
     )
 
 
-def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coefficients) -> bool:
-    """Return True if both losses of a minibatch and their gradients are close."""
+def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coefficients) -> tuple[bool, bool]:
+    """Return whether both losses of a minibatch and their gradients are close, and whether their parts are."""
     exact, compiled = plain_loss(weights, rows, coefs), fast(rows, coefs)
     (expected,) = torch.autograd.grad(exact.loss, weights.flat)
     (grad,) = torch.autograd.grad(compiled.loss, weights.flat)
-    pairs = [(expected, grad), *zip(exact, compiled, strict=True)]
-    return all(is_close(a.detach(), b.detach()) for a, b in pairs)
+    are_close = [is_close(a.detach(), b.detach()) for a, b in zip(exact, compiled, strict=True)]
+    return is_close(expected, grad) and are_close[0], are_close[1]
 
 
 def compile_loss(loss: PPOLoss, config: Config) -> None:

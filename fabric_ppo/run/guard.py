@@ -30,10 +30,10 @@ class Guard:
         self._weights = agent.state_dict()
         self.kept = {name: tensor.clone() for name, tensor in self._weights.items()}
 
+    @torch.no_grad()
     def keep(self) -> None:
         """Copy the weights at the end of an update, into the same memory."""
-        for name, tensor in self._weights.items():
-            self.kept[name].copy_(tensor)
+        torch._foreach_copy_(list(self.kept.values()), list(self._weights.values()))
 
     @torch.no_grad()
     def check(self, stats: UpdateStats, update: int) -> None:

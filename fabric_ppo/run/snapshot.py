@@ -61,4 +61,5 @@ class Snapshot:
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of each tensor, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
+    return {name: each.clone() if each.is_cpu else each.cpu() for name, each in detached.items()}
