@@ -24,7 +24,7 @@ FINGERPRINTS = {
     "agents/encoders.py": "49f9e92af07f3286",
     "agents/mlp.py": "c510102562dc4ba9",
     "agents/normalize.py": "d6021c399eee60e3",
-    "ppo/loss.py": "2f4fe182f2e6c746",
+    "ppo/loss.py": "86b81dda1f508a67",
     "rollouts/actor.py": "b3d7cf4348713504",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
