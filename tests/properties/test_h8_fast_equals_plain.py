@@ -25,7 +25,6 @@ from fabric_ppo.fast.compiled_actor import ActorChoice, CompiledActor, has_compi
 from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo import loss as loss_file
-from fabric_ppo.ppo import update as update_file
 from fabric_ppo.ppo.loss import Coefficients, minibatch_loss, ppo_loss
 from fabric_ppo.rollouts.actor import Actor
 from tests.fixtures.agents import build_acting_agent, build_agent
@@ -126,9 +125,8 @@ def test_the_compiled_actor_of_every_kind_of_agent_acts_as_the_plain_one(kind, c
 
 
 def edit_loss(monkeypatch, edited):
-    """As if ppo/loss.py said so: for the gradient and for what is logged."""
-    for file in (loss_file, update_file):
-        monkeypatch.setattr(file, "ppo_loss", edited)
+    """As if ppo/loss.py said so."""
+    monkeypatch.setattr(loss_file, "ppo_loss", edited)
 
 
 @pytest.mark.parametrize("is_edited", [False, True], ids=["as it is", "edited"])
