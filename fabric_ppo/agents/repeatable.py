@@ -38,13 +38,22 @@ def require_repeatable(network: nn.Module, compute: Callable[[Any], Tensor], who
             )
     with contextlib.suppress(TypeError, RuntimeError):  # a network that cannot be copied
         twin = copy.deepcopy(network)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, *others = (compute(twin.train(mode)).nan_to_num() for mode in (True, True, False))
-        if not all(torch.equal(first, other) for other in others):
+        with torch.random.fork_rng(devices=[]):
+            acting = [_outputs(twin.train(mode), compute, False) for mode in (True, True, False)]
+            # the update computes gradients, which a network may ask for as it asks for the mode
+            updating = [_outputs(twin.train(), compute, True) for _ in range(2)]
+        is_same = all(torch.equal(each[0], other) for each in (acting, updating) for other in each)
+        # with gradients PyTorch may compute in another way, and round otherwise
+        if not (is_same and torch.allclose(acting[0], updating[0], rtol=1e-3, atol=1e-5)):
             raise ConfigError(
-                f"{whose} outputs for the same observation differ from call to call, or in training from a test, "
-                f"as with dropout; {_INSTEAD}"
+                f"{whose} outputs for the same observation differ from call to call, in training from a test, or with "
+                f"gradients from without, as with dropout; {_INSTEAD}"
             )
+
+
+def _outputs(network: nn.Module, compute: Callable[[Any], Tensor], has_grad: bool) -> Tensor:
+    with torch.set_grad_enabled(has_grad):
+        return compute(network).detach().nan_to_num()
 
 
 def _depends(layer: nn.Module) -> bool:

@@ -42,6 +42,25 @@ class Counts(nn.Module):
         return features + self.seen
 
 
+class DropsInUpdates(nn.Module):
+    """Dropout that looks for gradients instead of the mode, which `eval()` would not switch off."""
+
+    def forward(self, features):
+        return nn.functional.dropout(features, 0.3, torch.is_grad_enabled())
+
+
+class ScalesInUpdates(nn.Module):
+    """Other numbers in updates, without chance."""
+
+    def forward(self, features):
+        return 1.1 * features if torch.is_grad_enabled() else features
+
+
+class DropsWhatHasGradients(nn.Module):
+    def forward(self, features):
+        return nn.functional.dropout(features, 0.3, features.requires_grad)
+
+
 LAYERS = {
     "Dropout": lambda: nn.Dropout(0.1),
     "AlphaDropout": lambda: nn.AlphaDropout(0.1),
@@ -49,7 +68,10 @@ LAYERS = {
     "RReLU": nn.RReLU,
     "_SpectralNorm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
 }
-SILENT = {"chance": lambda: Drops(True), "the mode": lambda: Drops(False), "what was seen": Counts}
+SILENT = {
+    **{"chance": lambda: Drops(True), "the mode": lambda: Drops(False), "what was seen": Counts},
+    **{"updates": DropsInUpdates, "updates, not chance": ScalesInUpdates, "gradients": DropsWhatHasGradients},
+}
 FINE = {
     "no dropout": lambda: nn.Dropout(0.0),
     "LayerNorm": lambda: nn.LayerNorm(8),
