@@ -65,6 +65,8 @@ env_wrapper: wrapper wrappers wrapper_class
 capture_video: video save_video record_video record capture
 """
 """Flags of ours: other names of the same thing, in the same unit."""
+EDIT = '"Change the algorithm" in docs/architecture.md'
+"""Place that shows how what no flag has is changed."""
 _NOTES = """
 batch_size minibatch_size mini_batch_size sgd_minibatch_size
     --per-rank-batch-size has the rows of a minibatch on each rank: the same number for one process,
@@ -110,12 +112,40 @@ lr_schedule_kl_threshold
     constant, and --no-anneal-lr --desired-kl X has it follow the KL divergence
 kl_coeff kl_coef kl_target kl_loss_coeff use_kl_loss kl_penalty max_kl kl_threshold
     there is no KL penalty; --target-kl ends an update's epochs early, --desired-kl has the learning
-    rate follow the KL divergence
+    rate follow the KL divergence; another term of the loss is an edit, see EDIT
+huber huber_loss use_huber use_huber_loss huber_delta value_loss value_loss_fn value_loss_type
+vf_loss vf_loss_fn critic_loss loss loss_fn loss_type smooth_l1 mse dual_clip dual_clip_coef
+clip_ratio_high clip_ratio_low clip_range_high clip_high clip_low symlog popart use_popart
+aux_loss aux_coef auxiliary_loss l1_coef l2_coef l2_reg reg_coef z_loss spo trpo grpo
+bc_coef imitation_coef rnd icm curiosity intrinsic_coef
+    the loss is that of the PPO paper; another one, or another term, is an edit of
+    fabric_ppo/ppo/loss.py, see EDIT
+vtrace v_trace use_vtrace advantage_estimator estimator upgo td_lambda retrace
+    advantages are GAE's; another estimator is an edit of fabric_ppo/ppo/advantages.py, see EDIT
+dropout dropout_rate dropout_p drop_rate batch_norm batchnorm use_batch_norm spectral_norm
+    layers that depend on chance or on other observations are refused, for the ratio of
+    probabilities needs the same numbers in rollout and update; --layer-norm is there, and other
+    networks are an edit, see EDIT
+residual resnet skip_connections dense_connections init_scale init_gain weight_init
+    networks have --hidden-sizes, --activation-function, --layer-norm and --ortho-init; others are
+    an edit of fabric_ppo/agents/mlp.py, see EDIT
+grad_clip_value clip_grad_value gradient_clip_value grad_clip_mode clip_by_value
+gradient_clip_algorithm adaptive_grad_clip agc
+    --max-grad-norm clips the gradient's norm; another clipping is an edit of the script's step, see
+    EDIT
+freeze freeze_encoder freeze_layers frozen frozen_layers freeze_backbone freeze_policy freeze_trunk
+    weights are frozen in make_agent of fabric_ppo/agents/make.py, see EDIT
+actor_lr critic_lr policy_lr value_lr vf_lr pi_lr lr_actor lr_critic learning_rate_actor
+learning_rate_critic actor_learning_rate critic_learning_rate policy_learning_rate
+value_learning_rate
+    --learning-rate is that of policy and value function; rates of their own are an edit of
+    make_optimizer, see EDIT
 eps epsilon
     --clip-coef is the clipping range, --adam-eps Adam's epsilon
-optimizer optim optimizer_class weight_decay adam_beta1 adam_beta2 betas momentum
-    the optimizer is Adam, with --learning-rate and --adam-eps; docs/architecture.md shows how to
-    write another one
+optimizer optim optimizer_class optimizer_type optimizer_kwargs weight_decay adam_beta1 adam_beta2
+adam_betas beta1 beta2 betas momentum nesterov amsgrad adamw sgd rmsprop muon lion opt
+    the optimizer is Adam, with --learning-rate and --adam-eps; another one is an edit of
+    make_optimizer, see EDIT
 net_arch hidden_dim hidden_dims hidden_size hidden_layers hidden_layer_sizes hidden_units
 fcnet_hiddens layers units mlp_units actor_hidden_dims critic_hidden_dims encoder_mlp_layers
 decoder_mlp_layers num_hidden
@@ -404,7 +434,8 @@ def same_names() -> dict[str, str]:
 @functools.cache
 def notes() -> dict[str, str]:
     """Return other name -> what to do here."""
-    return {name: note.replace("TRACKERS", ", ".join(TRACKERS)) for name, note in _noted(_NOTES).items()}
+    words = {"TRACKERS": ", ".join(TRACKERS), "EDIT": EDIT}
+    return {name: re.sub("TRACKERS|EDIT", lambda found: words[found[0]], note) for name, note in _noted(_NOTES).items()}
 
 
 @functools.cache

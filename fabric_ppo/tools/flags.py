@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
 from fabric_ppo.config_arguments import json_text
+from fabric_ppo.config_names import EDIT
 from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float, takes_int
 from fabric_ppo.process.console import is_rank_zero, open_streams, print_from_rank_zero, print_line
 from fabric_ppo.process.errors import ConfigError, first_line, flag
@@ -137,7 +138,7 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if not has_type(value, kind):
-        expected = f"{accepted_values(kind)} is expected{_schedule_hint(name, [value])}"
+        expected = f"{accepted_values(kind)} is expected{_value_hint(name, [value])}"
         raise ConfigError(f"{flag(name)} {format_value(value)}".rstrip() + f": {expected}")
     return (json_text(value) or None) if isinstance(value, dict) else value
 
@@ -285,8 +286,10 @@ def _no_room(current: str, name: str, word: str, kinds: Mapping[str, Any]) -> st
     return f"{current} {word}: {current} takes no more"
 
 
-def _schedule_hint(name: str, values: Sequence[Any]) -> str:
-    """Return what stands for a schedule such as `lin_3e-4`; empty where the values are none."""
+def _value_hint(name: str, values: Sequence[Any]) -> str:
+    """Return what stands for a value that a flag does not take, such as the schedule `lin_3e-4`; else nothing."""
+    if name == "activation_function" and values:
+        return f"; another one is an edit of fabric_ppo/agents/mlp.py, see {EDIT}"
     found = re.match(r"(lin|linear)_(.+)", str(values[0])) if values else None
     anneals = {"learning_rate": "anneal_lr", "clip_coef": "anneal_clip_coef", "ent_coef": "anneal_ent_coef"}.get(name)
     if found is None or anneals is None:
@@ -302,5 +305,5 @@ def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) 
         name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in given:
             accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else accepted_values(kinds[name])
-            return " ".join([found, *given[name]]) + f": {accepted} is expected{_schedule_hint(name, given[name])}"
+            return " ".join([found, *given[name]]) + f": {accepted} is expected{_value_hint(name, given[name])}"
     return " ".join(re.sub(r"[^\x20-\x7e]+", " ", box).split()) or "the command line cannot be read; see --help"

@@ -13,6 +13,7 @@ from fabric_ppo.process.errors import flag
 from fabric_ppo.tools.commands import evaluate, train
 from fabric_ppo.tools.flag_hints import flag_hint
 from tests.fixtures.flags import refusal
+from tests.fixtures.launching import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 
@@ -45,6 +46,9 @@ STABLE_BASELINES3 = {
     "callbacks": "--callback",
 }
 """Arguments of its PPO, `learn` and callbacks: a flag that the answer names."""
+EDITS = ("huber", "kl_coef", "dropout", "optimizer", "optim", "adamw", "weight_decay", "grad_clip_value", "dual_clip")
+EDITS += ("actor_lr", "critic_lr", "freeze_encoder", "vtrace", "l2_coef", "aux_coef", "batch_norm", "clip_ratio_high")
+"""Wishes that no flag has, and an edit of the code grants."""
 ZOO = {
     "algo": "--recurrent",
     "env": "--env-id",
@@ -283,3 +287,18 @@ def test_nothing_is_suggested_where_nothing_is_close(word):
 def test_a_slip_is_answered_with_the_flag_that_was_meant(word, meant):
     known = [name for each in dataclasses.fields(Config) for name in (flag(each.name), flag(f"no_{each.name}"))]
     assert flag_hint(word, known) == f"did you mean {meant}?"
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_takes_an_edit_is_answered_with_the_page_that_shows_it(name):
+    assert '"Change the algorithm" in docs/architecture.md' in refusal([flag(name), "1"])
+
+
+def test_that_page_has_such_a_heading():
+    assert "\n## Change the algorithm\n" in (ROOT / "docs/architecture.md").read_text()
+
+
+def test_so_is_a_value_that_an_edit_would_add():
+    text = refusal(["--activation-function", "gelu"])
+    assert text.startswith("--activation-function gelu: one of relu, tanh is expected; another one is an edit of ")
+    assert '"Change the algorithm" in docs/architecture.md' in text
