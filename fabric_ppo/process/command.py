@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from fabric_ppo.process.files import tidy_path
 from fabric_ppo.process.launch import Launch, read_launch
 
 
@@ -45,7 +46,7 @@ def command_with(flags: Sequence[str]) -> str:
     if _TRAIN:
         return _in_directory(_package(["train", *_TRAIN, *flags]))
     launcher = [] if "RANK" not in os.environ else _fabric(launch) if "CLI_USED" in _FABRIC else _torchrun(launch)
-    script = os.path.join(_DIRECTORY or "", sys.argv[0])
+    script = tidy_path(os.path.join(_DIRECTORY or "", sys.argv[0]))
     return _in_directory([sys.executable or "python", *launcher, script, *flags])
 
 

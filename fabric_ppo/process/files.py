@@ -26,6 +26,15 @@ _BESIDE_FLAGS = ("checkpoints", "metrics.jsonl", "summary.json", "policy.safeten
 _CHECKPOINT_NAME = re.compile(r"update_(\d+)\.ckpt")
 
 
+def tidy_path(path: str) -> str:
+    """Return a path without `..`, for people to read; as it is where that would be another file."""
+    tidy = os.path.normpath(path)
+    try:
+        return tidy if os.path.samefile(tidy, path) else path
+    except OSError:
+        return path
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is, at every moment, the old one or the new one, also after a power cut.
 

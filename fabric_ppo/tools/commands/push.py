@@ -32,7 +32,7 @@ def run(args: list[str]) -> int:
         print(f"folder   {write_contents(contents)}")
         return 0
     url = push(contents, address, private=given.private, message=given.message)
-    print(f"pushed   {url}\nevaluate fabric-ppo evaluate {address}")
+    print(f"pushed   {url}\nevaluate python -m fabric_ppo evaluate {address}")
     return 0
 
 

@@ -23,7 +23,7 @@ def command_of(run: ReportRun) -> str:
     names = {script_file(kind): name for name, kind in SCRIPT_CONFIGS.items()}
     if run.script not in names or not run.result.flags:
         return ""
-    words = ["fabric-ppo", "train", names[run.script]]
+    words = ["python", "-m", "fabric_ppo", "train", names[run.script]]
     for name, value in started_with(str(run.result))[1].items():
         words += [f"--{name}", value]
     for name, value in changed_flags(run).items():

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.process.files import Checkpoint, write_atomically
+from fabric_ppo.process.files import Checkpoint, tidy_path, write_atomically
 from tests.fixtures.checkpoints import contents
 
 MAGIC = b"Fabric PPO checkpoint 1\n"
@@ -183,3 +183,19 @@ def test_foreign_files_are_refused(content):
     """Also with a digest that fits."""
     assert "not a checkpoint of this program" in refusal(content)
     assert "not a checkpoint of this program" in refusal(with_digest(content))
+
+
+def test_a_path_is_printed_without_what_leads_back(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    assert tidy_path(f"{tmp_path}/a/../file") == f"{tmp_path}/file"
+    assert tidy_path(f"{tmp_path}/a/.//b/../../file") == f"{tmp_path}/file"
+    assert tidy_path(f"{tmp_path}/a/../none") == f"{tmp_path}/a/../none"
+
+
+def test_but_for_one_through_a_link_to_another_folder(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a/b")
+    (tmp_path / "a/file").touch()
+    (tmp_path / "file").touch()
+    assert tidy_path(f"{tmp_path}/link/../file") == f"{tmp_path}/link/../file"

@@ -64,7 +64,7 @@ def test_a_push_is_one_commit_with_the_runs_own_files(hub, run_dir, capsys):
     (run_dir / "report.html").write_text("<html>")
     status, out, err = call(capsys, "push", run_dir, ID)
     assert (status, err) == (0, "")
-    assert out == f"pushed   {hub.url}/{ID}\nevaluate fabric-ppo evaluate {ADDRESS}\n"
+    assert out == f"pushed   {hub.url}/{ID}\nevaluate python -m fabric_ppo evaluate {ADDRESS}\n"
     repository = hub.repositories[ID]
     assert not repository.private
     assert len(repository.commits) == 2  # the first is the Hub's own
@@ -150,7 +150,7 @@ def test_branches_messages_and_revisions(hub, run_dir, capsys):
     assert status == 0
     assert out.splitlines() == [
         f"pushed   {hub.url}/{ID}/tree/tries/two",
-        f"evaluate fabric-ppo evaluate {ADDRESS}@tries/two",
+        f"evaluate python -m fabric_ppo evaluate {ADDRESS}@tries/two",
     ]
     assert f'load_agent("{ADDRESS}@tries/two")' in repository.files("tries/two")["README.md"].decode()
     # what the run does not have any more is gone there, and nowhere else
@@ -450,7 +450,7 @@ def test_the_commands_of_the_pages_run(hub, run_dir, capsys):
     """Those of docs/hub.md all, and those of README.md that push."""
     (block,) = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/hub.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    commands = [words[1:] for words in lines if words[0] == "fabric-ppo"]
+    commands = [words[3:] for words in lines if words[:3] == ["python", "-m", "fabric_ppo"]]
     assert len(commands) == 3
     for words in [*commands, *(words[3:] for words in of_kind("push"))]:
         places = {"RUN_DIR": str(run_dir), "USER/NAME": f"me/{len(hub.requests)}" if "--private" in words else ID}

@@ -155,9 +155,9 @@ def test_flags_that_differ_and_the_command_that_repeats_the_run(tmp_path):
     card = card_of(published(tmp_path / "run", seed=7, hidden_sizes=(8, 8), env_kwargs='{"x": "it\'s"}'))
     rows = dict(re.findall(r"^\| `(--[\w-]+)` \| `(.*)` \|$", card, re.MULTILINE))
     assert rows == {"--seed": "7", "--hidden-sizes": "8 8", "--env-kwargs": '{"x": "it\'s"}'}
-    (command,) = re.findall(r"^fabric-ppo train .*$", card, re.MULTILINE)
+    (command,) = re.findall(r"^python -m fabric_ppo train .*$", card, re.MULTILINE)
     words = shlex.split(command)
-    assert words[:3] == ["fabric-ppo", "train", "torch"]
+    assert words[:5] == ["python", "-m", "fabric_ppo", "train", "torch"]
     assert words[words.index("--env-kwargs") + 1] == '{"x": "it\'s"}'
 
 

@@ -49,7 +49,7 @@ def test_a_run_is_on_its_page(tmp_path):
         "learning_rate 0.002",
     ):
         assert expected in words
-    assert "fabric-ppo train torch --env-id Acrobot-v1 --seed 7 --learning-rate 0.002" in words
+    assert "python -m fabric_ppo train torch --env-id Acrobot-v1 --seed 7 --learning-rate 0.002" in words
     (group,) = data_of(page_of(run))["groups"]
     (series,) = group["runs"]
     assert series["metrics"]["Rewards/rew_avg"] == columns(12)["Rewards/rew_avg"]

@@ -27,8 +27,8 @@ def command(folder):
 @pytest.mark.parametrize("flags", FLAGS)
 def test_the_command_has_the_flags_of_the_run(tmp_path, flags):
     words = command(write_run(tmp_path / "run", columns(2), **flags))
-    assert words[:3] == ["fabric-ppo", "train", "torch"]
-    assert parse_flags(TorchConfig, words[3:], "test") == TorchConfig(**flags)
+    assert words[:5] == ["python", "-m", "fabric_ppo", "train", "torch"]
+    assert parse_flags(TorchConfig, words[5:], "test") == TorchConfig(**flags)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_command_has_the_flags_of_the_run(tmp_path, flags):
 )
 def test_the_command_has_the_launcher(tmp_path, header, words):
     own = command(write_run(tmp_path / "run", columns(2), header=header))
-    assert own == ["fabric-ppo", "train", *words]
+    assert own == ["python", "-m", "fabric_ppo", "train", *words]
 
 
 @pytest.mark.parametrize("kind", [Config, DecoupledConfig])
