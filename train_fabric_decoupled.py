@@ -6,6 +6,11 @@ fabric run --devices=3 train_fabric_decoupled.py --num-envs 4
 fabric run --devices=3 train_fabric_decoupled.py --num-envs 4 --overlap
 """
 
+from fabric_ppo.process.hold import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # until the flags are read, from when on they stop a run
+
 from fabric_ppo.config import DecoupledConfig
 from fabric_ppo.tools.flags import parse_args
 

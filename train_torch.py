@@ -4,6 +4,11 @@ torchrun --nproc_per_node=2 --standalone train_torch.py --env-id LunarLander-v3
 python train_torch.py                                    # one process, no launcher
 """
 
+from fabric_ppo.process.hold import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # until the flags are read, from when on they stop a run
+
 from fabric_ppo.config import TorchConfig
 from fabric_ppo.tools.flags import parse_args
 

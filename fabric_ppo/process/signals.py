@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from fabric_ppo.process.console import is_rank_zero, print_line
 from fabric_ppo.process.errors import FAILED, INTERRUPTED, STOPPED_BY_SIGNAL, StoppedBySignal
 from fabric_ppo.process.failures import format_failure
+from fabric_ppo.process.hold import STOPPING, hold_signals, release_signals
 
 GRACE_SECONDS = 4.0
 """Seconds that an update may go on after a signal; then the state from before it is saved."""
@@ -27,8 +28,9 @@ _AFTER_RANK_ZERO = 2.0  # seconds that a rank which saves nothing waits for the 
 _SECONDS_TO_CLOSE = 10.0  # for what a failed rank has open
 _TEARDOWN_SECONDS = 3.0  # for closing after an update that ended in time: an environment may hang
 _SAME_CTRL_C = 1.0  # seconds within which a second SIGINT is the first, passed on by a launcher
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Signals that ask a run to stop."""
+_PASSED_ON_INTERRUPT = getattr(signal, "SIGRTMIN", signal.SIGTERM)
+"""Signal that a rank which got a SIGINT passes on: another SIGINT would count as a second Ctrl-C."""
+_HANDLED = tuple(dict.fromkeys((*STOPPING, _PASSED_ON_INTERRUPT)))
 
 
 class StopSignals:
@@ -72,7 +74,7 @@ class StopSignals:
         """Listen, from now on; until `guard` nothing needs cleaning up, and a signal just exits."""
         read, write = os.pipe()
         os.set_blocking(write, False)
-        for each in STOPPING:
+        for each in _HANDLED:
             signal.signal(each, self._handle)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         sys.unraisablehook = _print_unraisable
@@ -80,7 +82,9 @@ class StopSignals:
         os.register_at_fork(
             before=self._block_signals, after_in_parent=self._unblock_signals, after_in_child=self._reset_in_child
         )
+        hold_signals()  # of the watching thread too: where this process becomes another, all are held back
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        release_signals()
 
     def guard(self) -> None:
         """Have a signal raise StoppedBySignal outside of training: from here on it is caught."""
@@ -138,7 +142,7 @@ class StopSignals:
 
     def _handle(self, number: int, _: Any) -> None:
         """Handle a signal in the main thread, between two of its bytecodes."""
-        self.name = self.name or signal.Signals(number).name
+        self.name = self.name or _name_of(number)
         if self._phase == "loading":
             _exit(STOPPED_BY_SIGNAL, f"stopped by {self.name} before the training began")
         if self._phase == "guarded" and not self._has_raised:
@@ -157,12 +161,13 @@ class StopSignals:
                 if now - first_interrupt > _SAME_CTRL_C:
                     self._exit_if_failed()
                     _exit(INTERRUPTED, "interrupted twice")
-            if number in STOPPING and not self._ends_late:
+            if number in _HANDLED and not self._ends_late:
                 self._ends_late = True
-                self.name = self.name or signal.Signals(number).name
+                self.name = self.name or _name_of(number)
+                passed_on = _PASSED_ON_INTERRUPT if number == signal.SIGINT else number
                 for pid in self._peers:
                     with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGTERM)
+                        os.kill(pid, passed_on)
                 threading.Thread(target=self._end_late_update, daemon=True).start()
 
     def _end_late_update(self) -> None:
@@ -189,7 +194,7 @@ class StopSignals:
 
     def _block_signals(self) -> None:
         """Hold signals back before a fork: the child has the run's handlers at first."""
-        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
 
     def _unblock_signals(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
@@ -197,11 +202,17 @@ class StopSignals:
     def _reset_in_child(self) -> None:
         """Give a forked child, which is not the run, signal handling of its own."""
         signal.set_wakeup_fd(-1)
-        for each in STOPPING:
+        for each in _HANDLED:
             # a terminal sends Ctrl-C to all: the run stops in good order, and needs its
             # environments until then
-            signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
+            signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGUSR1) else signal.SIG_DFL)
         self._unblock_signals()
+
+
+def _name_of(number: int) -> str:
+    """Return the name of the signal that asked a run to stop, here or in another rank."""
+    is_passed_on = number == _PASSED_ON_INTERRUPT != signal.SIGTERM
+    return "SIGINT" if is_passed_on else signal.Signals(number).name
 
 
 def _print_unraisable(swallowed: sys.UnraisableHookArgs) -> None:

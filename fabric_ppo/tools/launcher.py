@@ -5,17 +5,19 @@ python -m fabric_ppo.tools.launcher torch.distributed.run --nproc_per_node=2 tra
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, STOPPED_BY_SIGNAL, first_line, one_line
-from fabric_ppo.process.signals import STOPPING
+from fabric_ppo.process.hold import STOPPING, hold_signals, release_signals
 
 _FORWARDED = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
 """Signals that `torchrun` passes on to its ranks; by default these but for SIGUSR1."""
@@ -36,7 +38,8 @@ def main(words: Sequence[str]) -> int:
     logging.disable(logging.ERROR)
     sys.argv = list(words)
     try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        with _signals_in_another_thread():
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except _Stopped as stopped:
         _ignore_signals()
         print_line(f"stopped by {stopped} before the training began", sys.stderr)
@@ -45,6 +48,24 @@ def main(words: Sequence[str]) -> int:
         _ignore_signals()
         return _status_of(error, words)
     return 0
+
+
+@contextlib.contextmanager
+def _signals_in_another_thread() -> Iterator[None]:
+    """Hold signals back in the main thread, whose ranks begin as it is; its handlers are called all the same.
+
+    A rank lets them through once it handles them: without that, one that has just begun would be ended.
+    """
+    release_signals()
+    is_over = threading.Event()
+    taker = threading.Thread(target=is_over.wait, daemon=True)
+    taker.start()
+    hold_signals()
+    try:
+        yield
+    finally:
+        is_over.set()
+        taker.join()  # it has taken all signals that came until now
 
 
 def _stop(number: int, _: Any) -> NoReturn:

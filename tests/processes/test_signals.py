@@ -125,8 +125,8 @@ def test_a_signal_to_one_rank_stops_all_in_good_order(
     newest, path = checkpoints(tmp_path / "run")[0], tmp_path / "run/checkpoints"
     assert found[1:] == (f"{path}/update_{newest}.ckpt", str(newest), str(tmp_path / "run"))
     assert newest == logged(tmp_path / "run") < UPDATES
-    if victim == 0:
-        assert found[0] == signal.Signals(number).name
+    # rank 0 may hear of it with the update first
+    assert found[0] in (signal.Signals(number).name, *["a signal"] * (victim > 0))
     finish(script, size, tmp_path / "run", UPDATES, resume=True, **flags)
     assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected", UPDATES, **flags), resumes=1)
 

@@ -12,6 +12,8 @@ from typing import Any
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, DecoupledConfig, TorchConfig, script_file
 from fabric_ppo.process.command import TRAIN_VARIABLE
 from fabric_ppo.process.errors import BAD_INPUT, ConfigError, flag
+from fabric_ppo.process.hold import hold_signals, release_signals
+from fabric_ppo.process.interfaces import interface_towards
 from fabric_ppo.process.tasks import require_one_task
 from fabric_ppo.run.fabric_flags import require_devices, require_fabric_flags
 from fabric_ppo.run.folder import require_usable, started_with
@@ -74,7 +76,20 @@ def run(args: list[str]) -> int:
     # without it torchrun prints a warning; the script sets its own number of threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     env = {**os.environ, TRAIN_VARIABLE: shlex.join([name, *typed])}
-    os.execve(sys.executable, [sys.executable, *launch_command(config_type, launch), *flags], env)
+    if launch.num_nodes > 1:
+        env |= _interfaces(launch.main_address)
+    hold_signals()  # until that program handles them
+    try:
+        os.execve(sys.executable, [sys.executable, *launch_command(config_type, launch), *flags], env)
+    finally:  # it has not begun
+        release_signals()
+
+
+def _interfaces(address: str) -> dict[str, str]:
+    """Return the variables that name the network interface towards host 0, of those that are not set."""
+    if not (found := interface_towards(address)):
+        return {}
+    return {name: found for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ}
 
 
 def _launcher_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
