@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +61,26 @@ def launched(script, host, path):
         return [str(BIN / "torchrun"), *where, f"--master_addr={ADDRESSES[0]}", "--master_port=29511", path]
     where = ["--accelerator=cpu", "--strategy=ddp", "--devices=1", "--num-nodes=2", f"--node-rank={host}"]
     return [str(BIN / "fabric"), "run", *where, f"--main-address={ADDRESSES[0]}", "--main-port=29512", path]
+
+
+@pytest.mark.parametrize("script", ["torch", "fabric"])
+def test_train_finds_the_interface_between_them(tmp_path, hosts, script):
+    """Each host has no name here that leads anywhere, and gloo would take the loopback."""
+    words = [sys.executable, "-m", "fabric_ppo", "train", script, *FLAGS]
+    words += ["--num-nodes=2", f"--main-address={ADDRESSES[0]}", "--main-port=29513"]
+    processes = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, *words, f"--node-rank={host}", "--run-dir", f"host{host}"],
+            cwd=tmp_path,
+            env=clean_environment(TP_SOCKET_IFNAME=f"cable{host}", PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host, name in enumerate(hosts)
+    ]
+    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
 
 
 @pytest.mark.parametrize("share", ["--share-data", "--no-share-data"])
