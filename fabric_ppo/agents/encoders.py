@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -179,6 +179,12 @@ class ImageNetwork(nn.Module):
     """Convolutions for images of bytes, with the channels on their first or their last axis.
 
     The channels of stacked frames are those of one image, the oldest frame's first.
+
+    Attributes:
+        layers, head: the convolutions, and the linear layer on top.
+        planes: sizes of an image in memory, `[groups, height, width, depth]`: a channel is an entry of a
+            group, on its last axis.
+        fast_convolve: stands for `convolve`, called with this network and `obs`; None: nothing does.
     """
 
     def __init__(self, space: SpaceSpec, layers: nn.Sequential, width: int) -> None:
@@ -187,14 +193,27 @@ class ImageNetwork(nn.Module):
         self._channels_last = channels_last(space)
         self._scale = scale_of(space)
         channels, *sides = image_size(space)
+        depth = space.shape[-1] if self._channels_last else 1
+        self.planes = (channels // depth, sides[0], sides[1], depth)
+        self.fast_convolve: Callable[[ImageNetwork, Tensor], Tensor] | None = None
         with torch.no_grad():  # the size of the convolutions' output, from a blank image
             self._flat = layers(torch.zeros(1, channels, *sides)).numel()
         self.layers = layers
         self.head = nn.Linear(self._flat, width)
         self.num_features = width
 
+    @property
+    def reads_bounds(self) -> bool:
+        """True if bytes are scaled by other bounds than 0 and 255."""
+        return self._scale is not None
+
     def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
         """Encode `obs [B, H, W, C]` or `[B, C, H, W]`; of N frames `[B, N, ...]`, gray too."""
+        features = self.convolve(obs) if self.fast_convolve is None else self.fast_convolve(self, obs)
+        return torch.relu(self.head(features))
+
+    def convolve(self, obs: Tensor) -> Tensor:
+        """Compute the convolutions of `obs`, `[B, n]`."""
         if self._scale is not None:
             obs = self._scale(obs.flatten(1), self.head.weight.dtype).view(obs.shape)
         images = obs.movedim(-1, -3) if self._channels_last else obs
@@ -207,7 +226,8 @@ class ImageNetwork(nn.Module):
         images = images.to(self.head.weight.dtype, memory_format=layout)
         if self._scale is None:
             images = images.div_(255)
-        return torch.relu(self.head(self.layers(images).reshape(obs.shape[0], self._flat)))
+        features: Tensor = self.layers(images).reshape(obs.shape[0], self._flat)
+        return features
 
 
 class OwnNetwork(nn.Module):

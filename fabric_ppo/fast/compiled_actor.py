@@ -14,6 +14,7 @@ from fabric_ppo.agents.agent import Agent, declared_forms
 from fabric_ppo.agents.distributions import Categorical
 from fabric_ppo.envs.contract import Array
 from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
+from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.kernels import kernels
 from fabric_ppo.fast.reasons import reasons_for_plain
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
@@ -36,6 +37,7 @@ class ActorChoice:
     def __init__(self, agent: Agent) -> None:
         """Choose for an agent, without a comparison yet; compile what is missing."""
         self._can_compile = has_compiled_actor(agent)
+        compile_convolutions(agent)
         self._is_equal: bool | None = None
         self._compiled: CompiledAgent | None = None
 

@@ -6,11 +6,9 @@
 
 #include <float.h>
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-typedef REAL real;
-typedef int64_t count;
+#include "vectors.h"
 
 enum { NO_ACTIVATION, RELU, TANH };
 
@@ -61,20 +59,8 @@ typedef struct {
 
 /* ---- products ------------------------------------------------------------------------------ */
 
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-#define LANES (VECTOR_BYTES / (count)sizeof(real))
 #define PANEL (2 * LANES) /* columns of a tile */
 #define TILE 6            /* rows of a tile: all its sums fit into the vector registers */
-
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))));
-
-static inline count least(count a, count b) { return a < b ? a : b; }
 
 /* A tile of `product`: `rows` rows by `vectors` vectors of columns, both constants. */
 static inline __attribute__((always_inline)) void tile(

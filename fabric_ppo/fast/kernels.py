@@ -1,4 +1,4 @@
-"""The compiled functions of `kernels.c`: built at their first use, and kept on the disk."""
+"""The compiled functions of `kernels.c` and `convolutions.c`: built at their first use, and kept on the disk."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from fabric_ppo.process.console import print_from_rank_zero, print_note
 from fabric_ppo.process.extras import install
 
 _SOURCE = Path(__file__).with_name("kernels.c")
+_BESIDE = tuple(Path(__file__).with_name(name) for name in ("convolutions.c", "vectors.h"))
+"""Files that are compiled with it, into one library."""
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 _SMALL = 2**18
 """Most numbers in tensors with which starting PyTorch's functions takes long beside computing them."""
@@ -90,7 +92,7 @@ def origin(library: ctypes.CDLL) -> str:
 
 def _path(command: list[str], dtype: torch.dtype) -> Path:
     """Return where the shared library for a type is kept: its name says what it is made of."""
-    made_of = _SOURCE.read_bytes() + " ".join([*command, *_flags()]).encode()
+    made_of = b"".join(each.read_bytes() for each in (_SOURCE, *_BESIDE)) + " ".join([*command, *_flags()]).encode()
     names = [hashlib.sha256(each).hexdigest()[:12] for each in (made_of, _processor().encode())]
     return _cache_folder() / f"kernels_{'_'.join(names)}_{_REALS[dtype]}.so"
 
@@ -102,7 +104,8 @@ def _library(path: Path, command: list[str], dtype: torch.dtype) -> ctypes.CDLL:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / path.name
-        words = [*command, *_flags(), f"-DREAL={_REALS[dtype]}", "-o", str(built), str(_SOURCE), "-lm"]
+        sources = [f"-I{_BESIDE[0].parent}", *(str(each) for each in (_SOURCE, *_BESIDE) if each.suffix == ".c")]
+        words = [*command, *_flags(), f"-DREAL={_REALS[dtype]}", "-o", str(built), *sources, "-lm"]
         subprocess.run(words, check=True, capture_output=True, text=True, errors="replace", timeout=300)
         why_not = _keep(built, path)
         kept = f"but not kept for the next run ({why_not})" if why_not else "once for this machine"
@@ -193,6 +196,17 @@ class CoefficientsStruct(ctypes.Structure):
     _fields_ = (*_fields(ctypes.c_double, "clip_coef", "vf_coef", "ent_coef"), ("clip_vloss", ctypes.c_int64))
 
 
+class ConvolutionStruct(ctypes.Structure):
+    """`convolution` of `convolutions.c`."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "groups", "height", "width", "depth", "kernel", "stride", "outputs"),
+        *_fields(ctypes.c_int64, "out_height", "out_width", "values_row"),
+        *_fields(ctypes.c_void_p, "weights", "biases", "back", "values", "slopes"),
+        *_fields(ctypes.c_void_p, "weights_gradient", "biases_gradient"),
+    )
+
+
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """Declare the types of the functions."""
     pointer, count, agent = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(AgentStruct)
@@ -205,6 +219,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     number = ctypes.c_double
     library.clip.argtypes, library.clip.restype = [pointer, count, number], number
     library.adam.argtypes = [*[pointer] * 4, count, pointer, *[number] * 4]
+    for convolve in (library.convolve, library.add_convolution_gradients):
+        convolve.argtypes = [ctypes.POINTER(ConvolutionStruct), count, pointer, count, pointer, pointer]
+        convolve.restype = None
     for function in (library.transpose, library.act, library.draw, library.adam):
         function.restype = None
     return library

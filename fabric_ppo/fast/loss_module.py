@@ -15,6 +15,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.compiled_agent import has_small_layers
+from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, in_graph, mixes_precisions
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.reasons import reasons_for_plain
@@ -122,6 +123,10 @@ class PPOLoss(nn.Module):
             self._can_compile = has_compiled_loss(self._agent[0])
         return self._can_compile
 
+    def compile_images(self) -> None:
+        """Have the agent's networks for images use compiled convolutions."""
+        compile_convolutions(self._agent[0])
+
     def compile_loss(self) -> None:
         """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
         (agent,) = self._agent
@@ -189,6 +194,7 @@ def _agree(weights: FlatWeights, fast: CompiledLoss, rows: Rows, coefs: Coeffici
 
 def compile_loss(loss: PPOLoss, config: Config) -> None:
     """Compile the loss before training time is measured, with `--compile` by PyTorch's compiler."""
+    loss.compile_images()
     if not config.compile:
         loss.load_kernels()
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 
@@ -23,13 +23,13 @@ def float64_twin(agent: Agent) -> Agent:
 
 
 @torch.no_grad()
-def move_weights(agent: Agent) -> None:
+def move_weights(module: nn.Module) -> None:
     """Move all weights by up to 0.1, the same way each time.
 
     Two forms may agree at a run's start only: the means of a fresh policy are close to zero, where
     they equal their tanh.
     """
-    for each in agent.parameters():
+    for each in module.parameters():
         each.add_(torch.arange(each.numel()).cos().mul_(_REACH).to(each).view_as(each))
 
 

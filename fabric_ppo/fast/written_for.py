@@ -21,7 +21,7 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 FINGERPRINTS = {
     "agents/agent.py": "9237793edeaa74e5",
     "agents/distributions.py": "7209cae875122960",
-    "agents/encoders.py": "49f9e92af07f3286",
+    "agents/encoders.py": "a3d7915887440a57",
     "agents/mlp.py": "c510102562dc4ba9",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",

@@ -82,7 +82,7 @@ def test_everything_is_in_the_wheel(wheel):
     report = ROOT / "fabric_ppo/tools/report"
     parts = [*report.glob("page.*"), *(report / "vendor").iterdir()]
     data = {str(path.relative_to(ROOT)) for path in parts} | {"fabric_ppo/py.typed", "fabric_ppo/tools/hub_card.md"}
-    data |= {"fabric_ppo/fast/kernels.c"}
+    data |= {f"fabric_ppo/fast/{name}" for name in ("kernels.c", "convolutions.c", "vectors.h")}
     assert names == modules | presets | scripts | data
     assert "fabric_ppo/tools/report/vendor/uPlot.LICENSE" in names
     assert len(presets) > 10
