@@ -250,7 +250,11 @@ class Agent(Normalizing):
 
     def values(self, obs: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
         """Compute state values, `[B]`; for `memory` see `remember`."""
-        return self.state_values(self.remember(self.features(obs), memory)[0])
+        return self.values_of_inputs(self.inputs(obs), memory)
+
+    def values_of_inputs(self, inputs: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
+        """Compute state values, `[B]`, from `inputs(obs)`; for `memory` see `remember`."""
+        return self.state_values(self.remember(self.shared(inputs), memory)[0])
 
     def log_probs_and_values(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
         """Compute log-probabilities of `actions` and state values, `[B]` each."""

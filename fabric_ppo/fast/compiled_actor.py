@@ -165,7 +165,7 @@ class CompiledActor(Actor):
             raise IndexError(f"step {step} of {len(self._outputs)}, {len(obs)} of {num_envs} observations")
         if self._compiled.obs_dtype is None:
             with torch.no_grad():
-                obs = self._agent.inputs(torch.from_numpy(obs)).numpy()
+                obs = self._encode(obs).numpy()
         obs = np.ascontiguousarray(obs, self._obs_dtype)
         noise_at, outputs_at, drawn_at = [address + step * size for address, size in self._places]
         drawn = (drawn_at, None) if self._is_choice else (None, drawn_at)

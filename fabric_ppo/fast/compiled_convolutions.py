@@ -178,7 +178,7 @@ class _Work:
         self._images, self._keeps = images, keeps
         self._layers: list[_Layer] = []
         for stride, weight, bias in zip(strides, parameters[::2], parameters[1::2], strict=True):
-            self._layers.append(_Layer(planes, stride, weight.detach(), bias.detach(), not self._layers))
+            self._layers.append(_Layer(planes, stride, weight.detach(), bias.detach(), bool(self._layers), keeps))
             planes = self._layers[-1].out_planes
         count, like = len(images), parameters[0]
         self._kept = [like.new_empty(count if keeps else 0, layer.num_values) for layer in self._layers]
@@ -238,8 +238,8 @@ class _Work:
 class _Layer:
     """A convolution, with its weights in the orders of `convolutions.c`."""
 
-    def __init__(self, planes: Planes, stride: int, weight: Tensor, bias: Tensor, is_first: bool) -> None:
-        """Describe a layer for images of `planes`, the sizes of their groups; the first has bytes."""
+    def __init__(self, planes: Planes, stride: int, weight: Tensor, bias: Tensor, follows: bool, keeps: bool) -> None:
+        """Describe a layer for images of `planes`, which are bytes unless it `follows` another one."""
         groups, height, width, depth = planes
         outputs, _, kernel, _ = weight.shape
         out_height, out_width = ((side - kernel) // stride + 1 for side in (height, width))
@@ -250,13 +250,15 @@ class _Layer:
         self.num_slopes = (out_height + 2 * taps) * (out_width + 2 * taps) * outputs
         self._in_torch = (outputs, groups, depth, kernel, kernel)
         # bytes are not divided: the weights are
-        self._scale = 1 / 255 if is_first else 1.0
+        self._scale = 1.0 if follows else 1 / 255
         ordered = weight.view(self._in_torch).permute(1, 3, 4, 2, 0).reshape(-1, outputs)
         self.weights = (ordered * self._scale).contiguous()
         self.biases = bias.contiguous()
-        by_tap = weight.view(outputs, groups * depth, taps, stride, taps, stride).permute(3, 5, 2, 4, 0, 1)
-        # of the taps along a line the last comes first
-        self._back = None if is_first else by_tap.flip(3).contiguous()
+        self._back = None
+        if follows and keeps:
+            by_tap = weight.view(outputs, groups * depth, taps, stride, taps, stride).permute(3, 5, 2, 4, 0, 1)
+            # of the taps along a line the last comes first
+            self._back = by_tap.flip(3).contiguous()
         back = None if self._back is None else self._back.data_ptr()
         self.places = (self.weights.data_ptr(), self.biases.data_ptr(), back)
 

@@ -19,13 +19,13 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "9237793edeaa74e5",
+    "agents/agent.py": "7397bb74515b09df",
     "agents/distributions.py": "7209cae875122960",
-    "agents/encoders.py": "a3d7915887440a57",
+    "agents/encoders.py": "01a944046c3b3d5a",
     "agents/mlp.py": "c510102562dc4ba9",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
-    "rollouts/actor.py": "b3d7cf4348713504",
+    "rollouts/actor.py": "bb82438f532e3f2e",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 

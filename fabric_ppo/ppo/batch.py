@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,6 +110,7 @@ class Batch:
             num_ranks = len(self.rows_per_rank) or self.num_shares
             scales.append(num_ranks / max(in_chunk * length, 1))
         sizes = [(part.stop - part.start) * length for part in parts]
+        large = None
         # the gradient of a single minibatch is a sum over all rows, whatever their order
         if num_chunks == self.num_shares == 1:
             rows = Rows(*(torch.cat([column] * len(epochs)) for column in self.rows))
@@ -118,10 +119,19 @@ class Batch:
             # all ranks draw the same permutation, and each takes its own parts of it
             if self.num_shares > 1:
                 orders = [order[part] for order in orders for part in parts]
-            rows = take(self.rows, torch.from_numpy(np.concatenate(orders)), length)
+            index, large = torch.from_numpy(np.concatenate(orders)).to(self.rows.obs.device), self._large_obs
+            # images are permuted minibatch by minibatch: all of them at once would not stay in the cache
+            rows = take(self.rows if large is None else self.rows._replace(obs=large.flatten(1)[:, :0]), index, length)
         scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
         rows = rows._replace(weights=rows.weights * scale)
-        return _split(rows, sizes * len(epochs), length)
+        minibatches = _split(rows, sizes * len(epochs), length)
+        return minibatches if large is None else _with_obs(minibatches, large, index.split(sizes * len(epochs)))
+
+    @property
+    def _large_obs(self) -> Tensor | None:
+        """Observations that are many bytes, of single rows; else None."""
+        is_large = self.sequence_length == 1 and self.rows.obs.nbytes > _BYTES_AT_A_TIME * self.num_shares
+        return self.rows.obs if is_large else None
 
     def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
         """Split an update's epochs into groups whose rows are permuted at once, of about 16 MB.
@@ -141,6 +151,12 @@ def _split(rows: Rows, sizes: list[int], sequence_length: int) -> Iterator[Rows]
     if rows.sequences.shape[1]:
         sequences = list(rows.sequences.split([size // sequence_length for size in sizes]))
     return map(Rows, *(column.split(sizes) for column in rows[:-1]), sequences)
+
+
+def _with_obs(minibatches: Iterator[Rows], obs: Tensor, parts: Sequence[Tensor]) -> Iterator[Rows]:
+    """Give each minibatch its observations, those at `parts`, `[b]` each, when its turn has come."""
+    select = timed("minibatches")(obs.index_select)
+    return (rows._replace(obs=select(0, part)) for rows, part in zip(minibatches, parts, strict=True))
 
 
 def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:

@@ -38,6 +38,7 @@ class Actor:
         self._noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
         self._obs = np.zeros((rows, *agent.spec.observation.shape), agent.spec.observation.dtype)
         self._params: list[Tensor] = []
+        self._inputs: list[Tensor] | None = [] if agent.encoder.has_weights else None
         self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
     @torch.no_grad()
@@ -45,12 +46,23 @@ class Actor:
         """Choose the next step's actions `[N, *action_shape]` for `obs [N, ...]`."""
         agent = self._agent
         self._obs[: self._num_envs] = obs
-        features = agent.features(torch.from_numpy(self._obs).to(agent.device))
+        features = agent.shared(self._encode(self._obs))
         features, self.memory = agent.remember(features, self.memory)
         params = agent.policy_params(features)
         actions = agent.distribution.sample(params, self._noise[len(self._params)])
         self._params.append(params)
         return actions[: self._num_envs].cpu().numpy()
+
+    def _encode(self, obs: Array) -> Tensor:
+        """Return `Agent.inputs` of `obs [B, ...]`, which are kept where a network computes them."""
+        inputs = self._agent.inputs(torch.from_numpy(obs).to(self._agent.device))
+        if self._inputs is not None:
+            self._inputs.append(inputs[: self._num_envs])
+        return inputs
+
+    def inputs(self) -> Tensor | None:
+        """Return `Agent.inputs` of all steps, `[T, N, n]`, where a network computes them; else None."""
+        return None if self._inputs is None else torch.stack(self._inputs)
 
     def params(self) -> Tensor:
         """Return the distributions' parameters of all steps, `[T, N, num_params]`, on the CPU."""

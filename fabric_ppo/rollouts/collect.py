@@ -27,7 +27,8 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     """Step the environments T times, and compute the values of all observations.
 
     In a step the agent only chooses actions. Values follow in one pass at the end, as the weights
-    do not change meanwhile, and log-probabilities from the distributions' parameters.
+    do not change meanwhile, and log-probabilities from the distributions' parameters. Where a network
+    encodes the observations, values are computed from what it made of them in the steps.
 
     Args:
         agent: the plain module, not a wrapped one.
@@ -42,12 +43,12 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     started = time.perf_counter()
     buffer.start()
     noise = _noise(agent, buffer, seed, update)
-    params = _step_environments(agent, buffer, noise)
+    params, inputs = _step_environments(agent, buffer, noise)
     actions = torch.from_numpy(buffer.actions)
     # of the parameters that the actions were drawn with: the ratio of the first minibatch is 1
     log_probs = agent.distribution.log_prob(params, actions.flatten(0, 1)).view(buffer.rewards.shape)
     unknown = torch.full_like(log_probs, torch.nan)
-    values, next_values = value_rollout(agent, buffer) if with_values else (unknown, unknown)
+    values, next_values = value_rollout(agent, buffer, inputs) if with_values else (unknown, unknown)
     moments = _moments(agent, buffer)
     rewards = buffer.rewards_to_learn()
     episodes = ended_episodes(buffer)
@@ -85,8 +86,12 @@ def _stats(buffer: RolloutBuffer, episodes: list[Episode], seconds: float) -> Ro
     )
 
 
-def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Tensor:
-    """Fill the buffer; return the parameters of the action distributions, `[T * N, num_params]`."""
+def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Fill the buffer.
+
+    Returns:
+        The parameters of the action distributions, `[T * N, num_params]`, and `Actor.inputs`.
+    """
     buffer.finals, buffer.endings = [], []
     # the observation after the last rollout is the first of this one
     buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
@@ -109,7 +114,7 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Te
             obs = into[0]
             if agent.memory is not None:
                 _remember(buffer, actor, t, [final.env for final in finals])
-    return actor.params().flatten(0, 1)
+    return actor.params().flatten(0, 1), actor.inputs()
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> None:

@@ -22,10 +22,20 @@ Values then take two thirds of the time.
 
 @timed("values")
 @torch.no_grad()
-def value_rollout(agent: Agent, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
-    """Compute the values of the buffer's observations and of their successors, `[T, N]` each."""
+def value_rollout(agent: Agent, buffer: RolloutBuffer, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute the values of the buffer's observations and of their successors, `[T, N]` each.
+
+    Args:
+        agent: with the weights that acted.
+        buffer: holds the observations.
+        inputs: `Actor.inputs`, which are not computed again; None: they are.
+    """
     obs, memory = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.memory)
-    values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
+    if inputs is None:
+        values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
+    else:  # but for the last observations, on which nothing acted
+        encoded = torch.cat([inputs, agent.inputs(obs[-1].to(agent.device)).unsqueeze(0)])
+        values = _in_passes(agent, agent.values_of_inputs, encoded.flatten(0, 1), memory.flatten(0, 1))
     # the value of row t + 1 is that of the successor of row t, so that each is computed once
     values = values.view(buffer.num_steps + 1, -1)
     return values[:-1], _next_values(agent, buffer, memory, values[1:].clone())

@@ -92,6 +92,17 @@ def test_an_image_has_the_same_bits_in_any_batch_and_thread():
         torch.set_num_threads(threads)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ["small", "nature"])
+def test_what_an_agent_makes_of_an_image_has_the_same_bits_in_any_batch(encoder):
+    """H2: ranks with 8 environments each act as one with 16."""
+    agent, images = agent_of(encoder), images_of((84, 84), count=40)
+    compile_convolutions(agent)
+    whole = agent.inputs(images)
+    for count in (1, 7, 8, 24):
+        assert torch.equal(agent.inputs(images[:count]), whole[:count])
+
+
 def test_gradients_of_threads_add_up():
     network, images, threads = network_of(), images_of((84, 84), count=33), torch.get_num_threads()
     expected = gradients(network, network.convolve(images))

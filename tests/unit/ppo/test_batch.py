@@ -12,6 +12,7 @@ import torch
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.compiled_actor import ActorChoice
+from fabric_ppo.ppo import batch as batch_file
 from fabric_ppo.ppo.batch import Batch, Rows, make_batch, take
 from fabric_ppo.process.group import ALONE
 from fabric_ppo.rollouts.buffer import RolloutBuffer
@@ -321,3 +322,15 @@ def test_shared_data_is_cut_as_on_one_rank(size):
     for chunk, parts in zip(alone, zip(*shared, strict=True), strict=True):
         for name in ("obs", "actions", "log_probs", "sequences"):
             assert torch.equal(getattr(chunk, name), torch.cat([getattr(part, name) for part in parts])), name
+
+
+@pytest.mark.parametrize(("total", "per_rank_batch_size", "num_shares"), SIZES)
+def test_large_observations_are_permuted_minibatch_by_minibatch(total, per_rank_batch_size, num_shares, monkeypatch):
+    """The minibatches are the same as those of small ones, but observations are copied one by one."""
+    whole = [list(chunk) for chunk in shares(numbered(total), num_shares, per_rank_batch_size)]
+    monkeypatch.setattr(batch_file, "_BYTES_AT_A_TIME", 0)
+    for chunk, expected in zip(shares(numbered(total), num_shares, per_rank_batch_size), whole, strict=True):
+        for part, same in zip(chunk, expected, strict=True):
+            assert all(map(torch.equal, part, same))
+    parts = list(Batch(numbered(40), 0, 1, 0, 0).minibatches(range(2), 5))
+    assert len({part.obs.untyped_storage().data_ptr() for part in parts}) == len(parts) == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -122,3 +123,28 @@ def test_revaluing_remembers_with_the_later_weights():
             torch.testing.assert_close(later.next_values[3, env], agent.state_values(along_episode(agent, final))[-1])
     torch.testing.assert_close(later.memory[4], torch.zeros(3, 10, dtype=torch.float64))
     envs.close()
+
+
+@pytest.mark.parametrize("encoder", ["small", "impala"])
+@pytest.mark.parametrize("flags", [{}, {"recurrent": "gru", "sequence_length": 4, "per_rank_batch_size": 8}])
+def test_images_are_encoded_once_in_a_rollout(encoder, flags, monkeypatch):
+    """Values are those of the observations, though computed from what acting made of them."""
+    env_id = "tests.fixtures.nested_envs:Images-v0"
+    config = Config(env_id=env_id, num_envs=3, num_steps=8, encoder=encoder, **flags)
+    with contextlib.closing(make_envs(config, 0, 1)) as envs:
+        agent = make_agent(envs.spec, config)
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+        calls, inputs = [], type(agent).inputs
+        monkeypatch.setattr(type(agent), "inputs", lambda self, obs: calls.append(1) or inputs(self, obs))
+        for update in range(2):
+            calls.clear()
+            rollout = collect(agent, buffer, config.seed, update)
+            # also of an observation that cut an episode off, and a recurrent agent's before it
+            more = 2 * bool(rollout.truncated.any())
+            assert config.num_steps + 1 <= len(calls) <= config.num_steps + 1 + more
+            obs, memory = (torch.from_numpy(each).flatten(0, 1) for each in (buffer.obs, buffer.memory))
+            with torch.no_grad():
+                expected = agent.values(obs, memory).view(config.num_steps + 1, config.num_envs)
+            torch.testing.assert_close(rollout.values, expected[:-1])
+            inside = ~(rollout.terminated | rollout.truncated)
+            torch.testing.assert_close(rollout.next_values[inside], expected[1:][inside])
