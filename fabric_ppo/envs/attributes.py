@@ -113,6 +113,8 @@ class AttributeLog:
 
     def append(self, ended: Array) -> None:
         """Add steps with `ended [T, N]` bool, after each of which an episode with `current` begins."""
+        if {self.current}.issuperset(self.of_episodes):  # the usual case: nobody has set anything
+            return
         for env in np.flatnonzero(ended.any(0)):
             self.of_episodes[env] = self.current
 

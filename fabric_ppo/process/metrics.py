@@ -6,6 +6,7 @@ the fields: whoever adds one adds a line. One of an experiment needs no declarat
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -44,9 +45,10 @@ class Metrics:
         return torch.tensor([getattr(self, each.name) for each in self.declared()], dtype=torch.float64)
 
     @classmethod
-    def declared(cls) -> list[Field[Any]]:
+    @functools.cache
+    def declared(cls) -> tuple[Field[Any], ...]:
         """Return the fields that are a `metric`, in order."""
-        return [each for each in fields(cls) if "merge" in each.metadata]
+        return tuple(each for each in fields(cls) if "merge" in each.metadata)
 
     @classmethod
     def of(cls: type[M], values: Tensor) -> M:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from fabric_ppo.config import Config
 from fabric_ppo.run.info_history import InfoHistory
@@ -74,7 +73,7 @@ class Counts:
     @property
     def return_mean(self) -> float | None:
         """Mean return of the window; None without an episode."""
-        return float(np.mean(self.window)) if self.window else None
+        return math.fsum(self.window) / len(self.window) if self.window else None
 
     def has_reached(self, goal: float | None) -> bool:
         """Return True if the mean return of a full window is at least `goal`; None: no goal."""

@@ -25,6 +25,7 @@ class JsonLines(Tracker):
             kept = lines_until(path.read_bytes(), resumed_at.update)
             os.truncate(path, sum(map(len, kept)))
         self._file = path.open("ab", buffering=0)
+        self._end = path.stat().st_size
         self._update = resumed_at.update
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -35,14 +36,14 @@ class JsonLines(Tracker):
         """
         self._update += 1
         line = json.dumps({"step": step, "update": self._update} | dict(metrics)).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
         try:
             # on a full disk a write may store a part of the line, without an error
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            self._file.truncate(end)
+            self._file.truncate(self._end)
             raise
+        self._end += len(line)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Close the file."""
