@@ -29,7 +29,6 @@ FABRIC = ["--accelerator=cpu", "--strategy=ddp", "--devices=2", "--precision=bf1
 DECOUPLED = ["--accelerator=cpu", "--devices=3"]
 LAUNCHED = {
     "python, torch": (lambda: command("torch", 0), ("torch", 1, None)),
-    "python, fabric": (lambda: command("fabric", 0), ("fabric", 1, None)),
     "torchrun": (lambda: command("torch", 2), ("torch", 2, None)),
     "fabric run": (lambda: _fabric_run(FABRIC, "train_fabric.py"), ("fabric", 2, "bf16-mixed")),
     "fabric run, decoupled": (lambda: _fabric_run(DECOUPLED, "train_fabric_decoupled.py"), ("decoupled", 3, None)),

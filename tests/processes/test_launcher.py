@@ -98,8 +98,7 @@ path = "./rank.sh"
     assert (done.returncode, done.stderr) == (status, text)
 
 
-@pytest.mark.parametrize("script", ["torch", "fabric", "decoupled"])
-@pytest.mark.parametrize("host", ["0", "1"])
+@pytest.mark.parametrize(("script", "host"), [("torch", "0"), ("torch", "1"), ("fabric", "0"), ("decoupled", "1")])
 def test_hosts_that_do_not_meet_are_one_line(script, host, tmp_path):
     """Host 0 finds its port taken, by another run maybe; host 1 finds nobody who answers as host 0 would."""
     with socket.socket() as taken:
