@@ -90,7 +90,7 @@ class Look:
         title: text above the picture; empty for none.
         size: width and height in inches; None for one that fits the number of panels.
         style: name or file of a style sheet of matplotlib; empty for none.
-        log_y: True for logarithmic y axes.
+        log_x, log_y: True for logarithmic axes; those of x have the powers of two.
     """
 
     x_title: str = "transitions"
@@ -98,6 +98,7 @@ class Look:
     size: tuple[float, float] | None = None
     style: str = ""
     log_y: bool = False
+    log_x: bool = False
 
 
 def draw_panels(out: Path, panels: Sequence[Panel], look: Look) -> None:
@@ -168,6 +169,9 @@ def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M
     if look.log_y:
         axes.set_yscale("log")
+    if look.log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _styles() -> list[tuple[str, str]]:
