@@ -97,10 +97,10 @@ def actors_agree(agent: Agent, noise: Tensor, obs: Array) -> bool:
         obs: `[N, ...]`, seen in all T steps.
     """
     twin, noise = float64_twin(agent), noise.double()
-    if not _agree(Actor(twin, noise), CompiledActor(twin, noise), noise, obs):
+    if not _agree(twin, Actor(twin, noise), CompiledActor(twin, noise), noise, obs):
         return False
     move_weights(twin)
-    if not _agree(Actor(twin, noise), CompiledActor(twin, noise), noise, obs):
+    if not _agree(twin, Actor(twin, noise), CompiledActor(twin, noise), noise, obs):
         return False
     # how it draws, from parameters that are further apart than those of a fresh policy
     fast = CompiledActor(twin, noise)
@@ -111,10 +111,13 @@ def actors_agree(agent: Agent, noise: Tensor, obs: Array) -> bool:
     return is_close(plain.double(), torch.from_numpy(drawn).double())
 
 
-def _agree(plain: Actor, fast: Actor, noise: Tensor, obs: Array) -> bool:
-    """Return True if both choose the same actions, from the same parameters."""
+@torch.no_grad()
+def _agree(agent: Agent, plain: Actor, fast: Actor, noise: Tensor, obs: Array) -> bool:
+    """Return True if both choose the same actions, from the same parameters, and compute the agent's values."""
     expected, actions = (torch.from_numpy(np.stack([each.act(obs) for _ in noise])).double() for each in (plain, fast))
-    return is_close(plain.params(), fast.params()) and is_close(expected, actions)
+    values = fast.values(torch.from_numpy(obs))
+    has_values = values is None or is_close(agent.values(torch.from_numpy(obs)), values)
+    return is_close(plain.params(), fast.params()) and is_close(expected, actions) and has_values
 
 
 class CompiledActor(Actor):
@@ -184,6 +187,15 @@ class CompiledActor(Actor):
         """Return draws as a rollout stores them."""
         # argmax(logits + gumbel), mode(logit + logistic) or mean + std * normal
         return drawn if self._is_choice else self._agent.distribution.mode(torch.from_numpy(drawn)).numpy()
+
+    def values(self, obs: Tensor) -> Tensor | None:
+        """See `Actor.values`."""
+        dtype = self._compiled.obs_dtype
+        if dtype is None:  # what acting made of the observations is there already
+            return None
+        obs, values = obs.to(dtype).contiguous(), torch.empty(len(obs), dtype=self._agent.dtype)
+        self._library.values(self._compiled.pointer, obs.data_ptr(), len(obs), values.data_ptr())
+        return values
 
     def params(self) -> Tensor:
         """See `Actor.params`."""

@@ -450,6 +450,16 @@ void act(const agent *a, const void *obs, count rows, const real *noise, real *o
     draw(outputs, noise, rows, n, chosen, perturbed);
 }
 
+/* Compute the values [rows] of observations; after `transpose`. */
+void values(const agent *a, const void *obs, count rows, real *out)
+{
+    for (count first = 0; first < rows; first += a->block_rows) {
+        count block = least(a->block_rows, rows - first);
+        const real *shared = forward(a->transposed, &a->trunk, encode(a, obs, first, block), block, a->trunk_values, a->scratch);
+        memcpy(out + first, forward(a->transposed, &a->value, shared, block, a->value_values, a->scratch), block * sizeof(real));
+    }
+}
+
 /* ---- the step ------------------------------------------------------------------------------ */
 
 /* Scale a gradient [n] down to the norm `most`, as torch.nn.utils.clip_grad_norm_ does; return its

@@ -215,6 +215,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.minibatch_loss.restype = ctypes.c_double
     library.transpose.argtypes = [agent]
     library.act.argtypes = [agent, pointer, count, *[pointer] * 4]
+    library.values.argtypes = [agent, pointer, count, pointer]
     library.draw.argtypes = [pointer, pointer, count, count, pointer, pointer]
     number = ctypes.c_double
     library.clip.argtypes, library.clip.restype = [pointer, count, number], number
@@ -222,6 +223,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for convolve in (library.convolve, library.add_convolution_gradients):
         convolve.argtypes = [ctypes.POINTER(ConvolutionStruct), count, pointer, count, pointer, pointer]
         convolve.restype = None
-    for function in (library.transpose, library.act, library.draw, library.adam):
+    for function in (library.transpose, library.act, library.values, library.draw, library.adam):
         function.restype = None
     return library

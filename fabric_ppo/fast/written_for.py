@@ -25,7 +25,7 @@ FINGERPRINTS = {
     "agents/mlp.py": "c510102562dc4ba9",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
-    "rollouts/actor.py": "bb82438f532e3f2e",
+    "rollouts/actor.py": "536e76db6941ca8c",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 

@@ -64,6 +64,10 @@ class Actor:
         """Return `Agent.inputs` of all steps, `[T, N, n]`, where a network computes them; else None."""
         return None if self._inputs is None else torch.stack(self._inputs)
 
+    def values(self, obs: Tensor) -> Tensor | None:
+        """Return the values of `obs [B, ...]`, `[B]`, where what acts computes them as well; else None."""
+        return None
+
     def params(self) -> Tensor:
         """Return the distributions' parameters of all steps, `[T, N, num_params]`, on the CPU."""
         return torch.stack(self._params)[:, : self._num_envs].cpu()

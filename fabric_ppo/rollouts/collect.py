@@ -43,12 +43,13 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     started = time.perf_counter()
     buffer.start()
     noise = _noise(agent, buffer, seed, update)
-    params, inputs = _step_environments(agent, buffer, noise)
+    actor = _step_environments(agent, buffer, noise)
+    params = actor.params().flatten(0, 1)
     actions = torch.from_numpy(buffer.actions)
     # of the parameters that the actions were drawn with: the ratio of the first minibatch is 1
     log_probs = agent.distribution.log_prob(params, actions.flatten(0, 1)).view(buffer.rewards.shape)
     unknown = torch.full_like(log_probs, torch.nan)
-    values, next_values = value_rollout(agent, buffer, inputs) if with_values else (unknown, unknown)
+    values, next_values = value_rollout(agent, buffer, actor) if with_values else (unknown, unknown)
     moments = _moments(agent, buffer)
     rewards = buffer.rewards_to_learn()
     episodes = ended_episodes(buffer)
@@ -86,12 +87,8 @@ def _stats(buffer: RolloutBuffer, episodes: list[Episode], seconds: float) -> Ro
     )
 
 
-def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Fill the buffer.
-
-    Returns:
-        The parameters of the action distributions, `[T * N, num_params]`, and `Actor.inputs`.
-    """
+def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Actor:
+    """Fill the buffer; return what acted."""
     buffer.finals, buffer.endings = [], []
     # the observation after the last rollout is the first of this one
     buffer.obs[0], buffer.memory[0] = buffer.obs[-1], buffer.memory[-1]
@@ -114,7 +111,7 @@ def _step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> tu
             obs = into[0]
             if agent.memory is not None:
                 _remember(buffer, actor, t, [final.env for final in finals])
-    return actor.params().flatten(0, 1), actor.inputs()
+    return actor
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, ended: list[int]) -> None:

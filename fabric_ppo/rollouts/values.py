@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.process.profile import timed
+from fabric_ppo.rollouts.actor import Actor
 from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer
 
 _ROWS_PER_PASS = 2048
@@ -22,20 +23,21 @@ Values then take two thirds of the time.
 
 @timed("values")
 @torch.no_grad()
-def value_rollout(agent: Agent, buffer: RolloutBuffer, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def value_rollout(agent: Agent, buffer: RolloutBuffer, actor: Actor) -> tuple[Tensor, Tensor]:
     """Compute the values of the buffer's observations and of their successors, `[T, N]` each.
 
     Args:
         agent: with the weights that acted.
         buffer: holds the observations.
-        inputs: `Actor.inputs`, which are not computed again; None: they are.
+        actor: what acted; its `inputs` are not computed again.
     """
     obs, memory = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.memory)
-    if inputs is None:
-        values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
-    else:  # but for the last observations, on which nothing acted
+    values, inputs = actor.values(obs.flatten(0, 1)), actor.inputs()
+    if values is None and inputs is not None:  # but for the last observations, on which nothing acted
         encoded = torch.cat([inputs, agent.inputs(obs[-1].to(agent.device)).unsqueeze(0)])
         values = _in_passes(agent, agent.values_of_inputs, encoded.flatten(0, 1), memory.flatten(0, 1))
+    elif values is None:
+        values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
     # the value of row t + 1 is that of the successor of row t, so that each is computed once
     values = values.view(buffer.num_steps + 1, -1)
     return values[:-1], _next_values(agent, buffer, memory, values[1:].clone())

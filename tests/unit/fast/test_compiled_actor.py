@@ -37,10 +37,11 @@ def test_a_row_gives_the_same_bits_whatever_is_around_it(sizes, activation, dtyp
     def outputs(rows):
         actor = CompiledActor(agent, torch.zeros(1, len(rows), choices, dtype=dtype))
         actor.act(rows.numpy())
-        return actor.params()[0]
+        return torch.cat([actor.params()[0], actor.values(rows).unsqueeze(-1)], dim=-1)
 
     expected = outputs(rows)
-    torch.testing.assert_close(expected, agent.policy_params(agent.features(rows)), rtol=1e-4, atol=1e-5)
+    plain = torch.cat([agent.policy_params(agent.features(rows)), agent.values(rows).unsqueeze(-1)], dim=-1)
+    torch.testing.assert_close(expected, plain, rtol=1e-4, atol=1e-5)
     elsewhere = torch.randperm(256)
     assert torch.equal(outputs(rows[elsewhere]), expected[elsewhere])
     for count in (1, 2, 5, 7, 64, 65):
