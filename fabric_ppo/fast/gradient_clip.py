@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.fast.kernels import kernels_for
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.profile import timed
 
 
@@ -20,7 +21,7 @@ class GradientClip:
         """Clip the gradient of a module.
 
         Args:
-            module: each of its parameters must have a gradient when it is clipped.
+            module: all of its parameters have a gradient when it is clipped.
             max_grad_norm: largest norm of the gradient; a longer one is scaled down to it.
         """
         self._params, self._max_grad_norm = list(module.parameters()), max_grad_norm
@@ -28,8 +29,17 @@ class GradientClip:
 
     @timed("optimizer")
     def __call__(self) -> Tensor:
-        """Clip all gradients together, in place; return the norm from before, a scalar."""
-        grads: list[Tensor] = [each.grad for each in self._params]  # type: ignore[misc]
+        """Clip all gradients together, in place; return the norm from before, a scalar.
+
+        Raises:
+            ConfigError: a parameter has no gradient.
+        """
+        grads: list[Tensor] = [each.grad for each in self._params if each.grad is not None]
+        if len(grads) < len(self._params):
+            raise ConfigError(
+                "backward gave the agent's weights no gradient: a loss that is computed from what the agent "
+                "returned, without detach() or item(), is expected"
+            )
         library = kernels_for(grads) if len(grads) == 1 else None
         if library is None:
             return self._clip(grads)

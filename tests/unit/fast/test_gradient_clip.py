@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fabric_ppo.fast.gradient_clip import GradientClip
+from fabric_ppo.process.errors import ConfigError
 
 
 class Several(nn.Module):
@@ -61,3 +62,10 @@ def test_a_gradient_that_is_not_finite_shows(value):
     module.weights[0].grad = torch.tensor([1.0, value, 1.0], dtype=torch.float64)
     assert not math.isfinite(GradientClip(module, 0.5)().item())
     assert not torch.isfinite(module.weights[0].grad).all()
+
+
+def test_a_loss_that_does_not_reach_the_weights_is_refused():
+    module = Several([(3,)])
+    torch.ones((), requires_grad=True).backward()
+    with pytest.raises(ConfigError, match="no gradient"):
+        GradientClip(module, 0.5)()
