@@ -114,15 +114,21 @@ def fastest(work: Work, network: Network, ranks: int) -> str:
     return max(ways_of(ranks), key=lambda way: rows_per_second(way, work, network, ranks))
 
 
+def speed_of(way: str, work: Work, network: Network, ranks: int) -> str:
+    """Return transitions per second as text, with how many times those of one rank they are."""
+    times = ranks * efficiency(way, work, network, ranks)
+    rounded = f"{times:.0f}" if times >= 10 else f"{times:.2g}"
+    return f"{rows_per_second(way, work, network, ranks):,.0f} ({rounded}x)"
+
+
 def table(work: Work, network: Network, ranks: Sequence[int]) -> str:
-    """Return transitions per second and efficiency as Markdown, and where the time of the fastest goes."""
+    """Return transitions per second as Markdown, and where the time of the fastest way goes."""
     lines = [f"| ranks | {' | '.join(WAYS)} | fastest | {' | '.join(parts_of(Parts()))} |", "|" + "---|" * 11]
     for count in ranks:
         cells = [str(count)]
         for way in WAYS:
             if way in ways_of(count):
-                speed = rows_per_second(way, work, network, count)
-                cells.append(f"{speed:,.0f} ({efficiency(way, work, network, count):.0%})")
+                cells.append(speed_of(way, work, network, count))
             else:
                 cells.append("")
         best = fastest(work, network, count)
@@ -161,8 +167,8 @@ def draw(out: Path, works: dict[str, Work], network: Network, ranks: Sequence[in
     draw_panels(out, panels, Look(x_title="ranks", log_x=True, log_y=True))
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or some words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
@@ -182,7 +188,26 @@ def parse() -> argparse.Namespace:
             if each.name in HELP:
                 flag, number = "--" + each.name.replace("_", "-"), int if each.type == "int" else float
                 parser.add_argument(flag, type=number, metavar="N", help=HELP[each.name])
-    return parser.parse_args()
+    return parser.parse_args(words)
+
+
+def inputs(given: argparse.Namespace) -> tuple[dict[str, Work], Network]:
+    """Return works by name, and the network, with the numbers that are given.
+
+    Raises:
+        ConfigError: one of them cannot be.
+    """
+    own = {name: value for name in HELP if (value := getattr(given, name)) is not None}
+    of_network = {
+        name: own[name] for name in ("latency", "bandwidth", "spread", "step_spread", "host_ranks") if name in own
+    }
+    network = replace(NETWORK, tree=given.tree, **of_network)
+    of_work = {name: value for name, value in own.items() if name not in of_network}
+    works = {given.run: work_of_run(given.run)} if given.run else {name: WORKLOADS[name] for name in given.workload}
+    works = {name: replace(work, **of_work) for name, work in works.items()}
+    for work in works.values():
+        require_sensible(work, network, given.ranks)
+    return works, network
 
 
 def main() -> None:
@@ -192,21 +217,13 @@ def main() -> None:
         ConfigError: a flag cannot be.
     """
     given = parse()
-    own = {name: value for name in HELP if (value := getattr(given, name)) is not None}
-    of_network = {
-        name: own[name] for name in ("latency", "bandwidth", "spread", "step_spread", "host_ranks") if name in own
-    }
-    network = replace(NETWORK, tree=given.tree, **of_network)
-    of_work = {name: value for name, value in own.items() if name not in of_network}
-    works = {given.run: work_of_run(given.run)} if given.run else {name: WORKLOADS[name] for name in given.workload}
-    works = {name: replace(work, **of_work) for name, work in works.items()}
+    works, network = inputs(given)
     ranks = sorted(set(given.ranks))
     if given.out:
         from fabric_ppo.tools.plot import require_kind
 
         require_kind(given.out)  # before anything is printed
     for name, work in works.items():
-        require_sensible(work, network, ranks)
         print(f"{name}: {work.rows} transitions and {work.gradient_steps} gradient steps of a rank in an update")
         print(f"\n{table(work, network, ranks)}\n")
     if given.out:

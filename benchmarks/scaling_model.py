@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -30,6 +30,8 @@ _EVALUATED = 1 / 3
 """Time of a row's forward pass, as a part of the time of forward and backward."""
 _SHUFFLE_SECONDS = 2.5e-8
 """Seconds to permute one of the shared rows in an epoch."""
+_LOOPBACK = (85e-6, 7e9)
+"""Latency in seconds and bandwidth in bits per second between gloo's ranks on one host."""
 _SHARED_SECONDS, _SHARED_BYTE_SECONDS = 30e-6, 1.6e-10
 """Seconds of a sum in shared memory, and those for each byte of each rank."""
 _COPY_SECONDS = 1e-9
@@ -88,8 +90,8 @@ class Network:
         spread: standard deviation of the time of a rank's rollout, as a part of its mean.
         step_spread: the same of a rank's gradient step.
         tree: true for an all-reduce up and down a binary tree, false for gloo's ring.
-        host_ranks: number of ranks up to which all are on one host, where they average gradients
-            through shared memory.
+        host_ranks: number of ranks up to which all are on one host: they average gradients through
+            shared memory, and exchange the rest over its loopback interface.
     """
 
     latency: float
@@ -98,6 +100,14 @@ class Network:
     step_spread: float = 0.0
     tree: bool = False
     host_ranks: int = 1
+
+    def of(self, ranks: int) -> Network:
+        """Return the links of a run of so many ranks: those of a host, where one has them all."""
+        return replace(self, latency=_LOOPBACK[0], bandwidth=_LOOPBACK[1]) if self.is_one_host(ranks) else self
+
+    def is_one_host(self, ranks: int) -> bool:
+        """Return True if so many ranks are on one host; a single rank has no use for a network."""
+        return ranks <= self.host_ranks
 
     def wire(self, size: float) -> float:
         """Return the seconds that so many bytes take on a link, beyond its latency."""
@@ -164,7 +174,7 @@ def all_reduce_seconds(size: float, ranks: int, network: Network) -> float:
 def averaging_seconds(work: Work, network: Network, ranks: int, world: int) -> float:
     """Return the seconds in which some ranks average a gradient, in a run of `world` ranks."""
     size = 4 * work.weights
-    if 1 < ranks <= world <= network.host_ranks:
+    if ranks > 1 and network.is_one_host(world):
         return _SHARED_SECONDS + ranks * size * _SHARED_BYTE_SECONDS
     return all_reduce_seconds(size, ranks, network)
 
@@ -184,7 +194,7 @@ def _ring_seconds(steps: int, size: float, network: Network) -> float:
 
 def local_data(work: Work, network: Network, ranks: int) -> Parts:
     """Return the seconds of an update in which each rank trains on its own rows."""
-    return _coupled(work, network, ranks, all_gather_seconds(32, ranks, network))
+    return _coupled(work, network, ranks, all_gather_seconds(32, ranks, network.of(ranks)))
 
 
 def shared_data(work: Work, network: Network, ranks: int) -> Parts:
@@ -193,7 +203,7 @@ def shared_data(work: Work, network: Network, ranks: int) -> Parts:
         return local_data(work, network, 1)
     size = work.rows * work.row_bytes
     everything = ranks * size * _COPY_SECONDS + work.epochs * ranks * work.rows * _SHUFFLE_SECONDS
-    return _coupled(work, network, ranks, all_gather_seconds(size, ranks, network) + everything)
+    return _coupled(work, network, ranks, all_gather_seconds(size, ranks, network.of(ranks)) + everything)
 
 
 def _coupled(work: Work, network: Network, ranks: int, rows: float) -> Parts:
@@ -203,7 +213,7 @@ def _coupled(work: Work, network: Network, ranks: int, rows: float) -> Parts:
         rollout=slowest(work.rows * work.collect_seconds, network.spread, ranks),
         training=steps * slowest(work.step(work.batch_size), network.step_spread, ranks),
         averaging=steps * averaging_seconds(work, network, ranks, ranks),
-        exchange=rows + all_gather_seconds(work.report_bytes, ranks, network),
+        exchange=rows + all_gather_seconds(work.report_bytes, ranks, network.of(ranks)),
         other=work.other_seconds,
     )
 
@@ -217,15 +227,14 @@ def decoupled(work: Work, network: Network, ranks: int) -> Parts:
         ValueError: there is no rank that could train.
     """
     trainers = _trainers(ranks)
-    steps, rows = work.gradient_steps, ranks * work.rows
+    steps, rows, link = work.gradient_steps, ranks * work.rows, network.of(ranks)
     return Parts(
         rollout=rows * work.collect_seconds / work.player_speed,
         training=steps * slowest(work.step(work.batch_size * ranks / trainers), network.step_spread, trainers),
         averaging=steps * averaging_seconds(work, network, trainers, ranks),
-        exchange=2 * network.latency
-        + network.wire(rows * work.row_bytes)
-        + all_gather_seconds(_MERGED_BYTES, trainers, network)
-        + network.wire(_state_bytes(work)),
+        exchange=2 * link.latency
+        + link.wire(rows * work.row_bytes + _state_bytes(work))
+        + all_gather_seconds(_MERGED_BYTES, trainers, link),
         other=work.other_seconds,
     )
 
@@ -236,17 +245,17 @@ def overlapped(work: Work, network: Network, ranks: int) -> Parts:
     Raises:
         ValueError: there is no rank that could train.
     """
-    alone = decoupled(work, network, ranks)
+    alone, link = decoupled(work, network, ranks), network.of(ranks)
     revaluing = ranks * work.rows * work.row_seconds * _EVALUATED
-    answer = network.latency + network.wire(_state_bytes(work))
+    answer = link.latency + link.wire(_state_bytes(work))
     of_trainers = alone.training + alone.averaging + alone.exchange - answer
     # weights are sent when the player has said that it is ready for them
-    of_player = alone.rollout + alone.other + network.latency
+    of_player = alone.rollout + alone.other + link.latency
     return Parts(
         alone.rollout,
         alone.training,
         alone.averaging,
-        alone.exchange + network.latency,
+        alone.exchange + link.latency,
         alone.other + revaluing,
         hidden=min(of_trainers, of_player),
     )

@@ -153,7 +153,7 @@ def require_kind(out: Path) -> None:
 
 
 def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
     for line, (dash, color) in zip(panel.lines, itertools.cycle(_styles()), strict=False):
         marker = "o" if len(line.x) == 1 else ""
@@ -171,7 +171,7 @@ def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
         axes.set_yscale("log")
     if look.log_x:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def _styles() -> list[tuple[str, str]]:
