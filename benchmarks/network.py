@@ -30,7 +30,7 @@ from benchmarks.namespaces import DEVICE, ROOT, Link, address, hosts, measure_li
 from benchmarks.scaling_model import WAYS, Network, Work
 
 LINKS = (Link(0.001, 100e6), Link(0.005, 50e6), Link(0.020, 10e6))
-FEWEST_WARM = 6
+NUM_WARM = 6
 """Updates that are left out: connections open their windows in them."""
 PORT = 29514
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -61,7 +61,7 @@ def flags(num_envs: int, batch_size: int, updates: int, rows: int, run_dir: Path
 
 def read_times(run_dir: Path, rows: int) -> Times:
     """Return the medians of a run whose updates have so many rows on all ranks."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][FEWEST_WARM:]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][NUM_WARM:]
     columns = {
         name: statistics.median(line[f"Time/{name}"] for line in lines)
         for name in ("rollout_seconds", "update_seconds")
@@ -164,9 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=30, help="of each run (30)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way over each link (3)")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    way_of = {way.removeprefix("--"): way for way in WAYS}
+    parser.add_argument("--ways", nargs="+", choices=list(way_of), default=list(way_of), help="some of the four (all)")
     parser.add_argument("--table", type=Path, help="file for the table")
     given = parser.parse_args()
+    if given.updates <= NUM_WARM or given.rounds < 1:
+        parser.error(f"--updates of more than {NUM_WARM}, and --rounds of 1 or more, are expected")
     require_root()
     here, started = machine(), time.strftime("%Y-%m-%d %H:%M")
     work = measured_work(10 * given.updates)
@@ -181,7 +184,7 @@ def main() -> None:
         with hosts(2, asked) as names:
             found = measure_link(names)
             network = Network(found.delay, found.bandwidth)
-            for way in given.ways:
+            for way in map(way_of.__getitem__, given.ways):
                 measured = [run_on_hosts(way, names, given.updates).whole for _ in range(given.rounds)]
                 table.append(line(found, way, WAYS[way](work, network, 2).total, measured))
                 print(table[-1], flush=True)

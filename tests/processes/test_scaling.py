@@ -74,7 +74,7 @@ def test_two_hosts_take_as_long_as_predicted(tmp_path):
     """Only the table is looked at: how far off it is depends on what else the machine does."""
     if os.environ.get("FABRIC_PPO_TEST_HOSTS") != "1" or os.geteuid() != 0:
         pytest.skip("makes network namespaces: set FABRIC_PPO_TEST_HOSTS=1, as root")
-    words = ("--updates", "8", "--rounds", "1", "--ways", "--overlap", "--table", str(tmp_path / "table.md"))
+    words = ("--updates", "8", "--rounds", "1", "--ways", "overlap", "--table", str(tmp_path / "table.md"))
     done = run([sys.executable, "-m", "benchmarks.network", *words], ROOT)
     assert done.returncode == 0, done.stderr
     rows = [row for row in cells((tmp_path / "table.md").read_text()) if re.match(r"[\d.]+$", row[0])]
