@@ -105,6 +105,7 @@ def _accessors() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (anomalies, lambda both: torch.autograd.set_detect_anomaly(*both)),
         (torch.get_rng_state, torch.set_rng_state),

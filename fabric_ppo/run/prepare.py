@@ -34,6 +34,8 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     if config.torch_deterministic:
         # the same as use_deterministic_algorithms(True, warn_only=True), which loads the compiler
         torch.set_deterministic_debug_mode("warn")
+        # each new tensor would be filled before it is written: nothing here reads what nothing wrote
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     require_same_config(config, ranks)
     if ranks.size > 1:
         # a signal that reaches one process of this host is passed on to its other ranks

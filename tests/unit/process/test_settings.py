@@ -21,6 +21,7 @@ def settings():
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),
         "deterministic": torch.get_deterministic_debug_mode(),
+        "filling": torch.utils.deterministic.fill_uninitialized_memory,
         "precision": torch.get_float32_matmul_precision(),
         "anomalies": torch.is_anomaly_enabled(),
         "cudnn": torch.backends.cudnn.benchmark,

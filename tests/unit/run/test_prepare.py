@@ -70,6 +70,18 @@ def test_threads_are_set():
         torch.use_deterministic_algorithms(False)
 
 
+def test_memory_is_not_filled_before_it_is_written():
+    """With deterministic algorithms PyTorch fills each new tensor, also a minibatch of images."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        prepare_process(Config(), ALONE)
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(False)
+
+
 def test_where_only_some_hosts_have_the_folder_of_a_resumed_run_the_line_says_so():
     """There `--resume` alone knows the run's flags on these hosts only."""
     alone = Config(run_dir="run", resume=True)
