@@ -28,14 +28,13 @@ def require_repeatable(network: nn.Module, compute: Callable[[Any], Tensor], who
         whose: beginning of the error's text, such as `--encoder mine:Net: its`.
 
     Raises:
-        ConfigError: it has a layer that depends on chance, on other observations or on the mode, or
-            its outputs do.
+        ConfigError: it has a layer that depends on chance, on other observations, on earlier calls or
+            on the mode, or its outputs do.
     """
     for each in network.modules():
         if _depends(each):
-            raise ConfigError(
-                f"{whose} {type(each).__name__} makes of an observation what depends on others or on chance; {_INSTEAD}"
-            )
+            depends = "makes of an observation what depends on others, on chance, or on earlier calls"
+            raise ConfigError(f"{whose} {type(each).__name__} {depends}; {_INSTEAD}")
     with contextlib.suppress(TypeError, RuntimeError):  # a network that cannot be copied
         twin = copy.deepcopy(network)
         with torch.random.fork_rng(devices=[]):
@@ -57,7 +56,7 @@ def _outputs(network: nn.Module, compute: Callable[[Any], Tensor], has_grad: boo
 
 
 def _depends(layer: nn.Module) -> bool:
-    """Return True for a layer whose outputs depend on chance, on other observations or on the mode."""
+    """Return True for a layer whose outputs depend on chance, other observations, earlier calls or the mode."""
     if isinstance(layer, nn.modules.dropout._DropoutNd):
         return layer.p > 0
     if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):

@@ -13,6 +13,7 @@ from fabric_ppo.fast.compiled_loss import LossWithGradient
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
+from fabric_ppo.ppo.returned import checked_optimizer
 
 
 class _Minibatch:
@@ -60,8 +61,13 @@ class PPOModule(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer."""
-        return make_optimizer(self, self.config)
+        """Make the optimizer.
+
+        Raises:
+            ConfigError: `make_optimizer` has returned something else, which Fabric could not wrap, or
+                an optimizer whose step needs a closure.
+        """
+        return checked_optimizer(make_optimizer(self, self.config))
 
 
 def loss_through(wrapped: nn.Module) -> LossFn:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fabric_ppo.ppo.returned import checked_optimizer
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.launch import read_launch
 
@@ -224,7 +225,13 @@ def split_weights(module: nn.Module, prefix: str) -> tuple[list[WeightView], lis
 
 
 def require_all_held(optimizer: torch.optim.Optimizer, agent: nn.Module) -> None:
-    """Raise a ConfigError unless an optimizer holds all weights of an agent that train."""
+    """Check what `make_optimizer` has returned.
+
+    Raises:
+        ConfigError: it is no optimizer, its step needs a closure, or it does not hold all weights of
+            the agent that train.
+    """
+    checked_optimizer(optimizer)
     held = {id(each) for group in optimizer.param_groups for each in group["params"]}
     weights = {name: each for name, each in agent.named_parameters() if isinstance(each, WeightView)}
     left_out = [name for name, each in weights.items() if not each.is_in(held)]

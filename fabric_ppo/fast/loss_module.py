@@ -30,7 +30,7 @@ from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print
 from fabric_ppo.process.launch import read_launch
 
 _PRICE = (
-    "with autograd: for small networks 2 to 5 times as slow as fast/compiled_loss.py; "
+    "with autograd: for small networks 2 to 6 times as slow as fast/compiled_loss.py; "
     "--compile gets a part of that back"
 )
 

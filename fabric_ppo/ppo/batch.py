@@ -214,6 +214,10 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         ranks: those with rollouts.
         update: number of the update, which determines the order of the rows.
         device: of the rows.
+
+    Raises:
+        ConfigError: `gae` has returned something else than advantages and returns.
+        TrainingError: these are not finite, though rewards and values are.
     """
     estimated = estimator.gae(
         rollout.rewards.to(rollout.values.dtype),
@@ -224,7 +228,7 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
         config.gamma,
         config.gae_lambda,
     )
-    advantages, returns = checked_advantages(estimated, rollout.values)
+    advantages, returns = checked_advantages(estimated, rollout, update)
     weights, length = rollout.valid.to(rollout.values.dtype), config.effective_sequence_length
     computed = {"advantages": advantages, "returns": returns, "weights": weights}
     # other columns of Rows are those of the rollout with their names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -9,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, TrainingError
+from fabric_ppo.rollouts.buffer import Rollout
 
 T = TypeVar("T", bound=NamedTuple)
 
@@ -56,20 +59,72 @@ def checked_minibatch_loss(found: Any, expected: type[T], num_parts: int) -> T:
     return found
 
 
-def checked_advantages(found: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `gae` has returned, if it is advantages and returns of the shape of `like`, `[T, N]`.
+def checked_advantages(found: Any, rollout: Rollout, update: int) -> tuple[Tensor, Tensor]:
+    """Return what `gae` has returned, if it is advantages and returns of a rollout, each `[T, N]`.
+
+    Args:
+        found: what it has returned.
+        rollout: what it was computed from.
+        update: updates before this one, for the text.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is something else.
+        TrainingError: it is not finite, though rewards and values are.
     """
-    shape = list(like.shape)
+    shape = list(rollout.values.shape)
     expected = f"advantages and returns, tensors of shape {shape}, are expected"
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise ConfigError(f"gae returned {_described(found)}: {expected}")
     for each in found:
-        if not isinstance(each, Tensor) or each.shape != like.shape:
+        if not isinstance(each, Tensor) or each.shape != rollout.values.shape:
             raise ConfigError(f"gae returned {_described(each)} among its two: {expected}")
+    # a sum takes a few microseconds: where it is finite, and that is nearly always, so are its terms
+    if not all(math.isfinite(each.sum().item()) for each in found):
+        _require_finite(dict(zip(("advantages", "returns"), found, strict=True)), rollout, update)
     return found[0], found[1]
+
+
+def _require_finite(estimated: dict[str, Tensor], rollout: Rollout, update: int) -> None:
+    """Raise a TrainingError for advantages or returns that are not finite, unless rewards or values are not either."""
+    if not all(bool(each.isfinite().all()) for each in (rollout.rewards, rollout.values, rollout.next_values)):
+        return  # not the estimator's fault: the guard of the run reports it
+    for name, each in estimated.items():
+        if not bool(each.isfinite().all()):
+            what = "NaN" if bool(each.isnan().any()) else "inf"
+            raise TrainingError(
+                f"update {update + 1}: gae returned {what} among its {name}, though rewards and values are finite; "
+                "mend what is edited or replaced in ppo/advantages.py, or normalize large rewards?"
+            )
+
+
+def checked_optimizer(found: Any) -> torch.optim.Optimizer:
+    """Return what `make_optimizer` has returned, if it is an optimizer that the scripts can step.
+
+    Its step needs no closure, and its groups have learning rates.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(found, torch.optim.Optimizer):
+        what = f"the class {found.__name__}" if isinstance(found, type) else _described(found)
+        raise ConfigError(f"make_optimizer returned {what}: a torch.optim.Optimizer is expected")
+    name_of_type = type(found).__name__
+    if not all("lr" in group for group in found.param_groups):
+        raise ConfigError(
+            f"make_optimizer returned {name_of_type} with a parameter group that has no lr: one in each is expected, "
+            "for --learning-rate to change"
+        )
+    needed = [
+        name
+        for name, each in inspect.signature(found.step).parameters.items()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigError(
+            f"make_optimizer returned {name_of_type}, whose step() needs a {needed[0]}: one whose step() needs "
+            "no arguments is expected, such as torch.optim.Adam"
+        )
+    return found
 
 
 def checked_norm(found: Any, step: Callable[..., Any]) -> Tensor:

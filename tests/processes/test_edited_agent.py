@@ -67,6 +67,6 @@ def test_dropout_is_refused(tmp_path, script):
     done = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == (1 if size else 2)
     assert (
-        done.stderr.count("error: the agent's Dropout makes of an observation what depends on others or on chance") == 1
+        done.stderr.count("error: the agent's Dropout makes of an observation what depends on others, on chance, ") == 1
     )
     assert not (copy / "run").exists()

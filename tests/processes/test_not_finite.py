@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fabric_ppo.agents.normalize import RunningMoments
+from fabric_ppo.ppo import advantages
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.run.checkpoint import newest_first
 from fabric_ppo.seeding import evaluation_seed
@@ -82,6 +83,28 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, script
     for path in newest_first(tmp_path / "run/checkpoints"):
         tensors = Checkpoint.from_bytes(path.read_bytes()).tensors
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    finish(script, size, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected"), resumes=1)
+
+
+@pytest.mark.parametrize(("script", "size", "rank"), [("torch", 1, 0), ("fabric", 2, 1), ("decoupled", 3, 0)])
+def test_an_estimator_that_returns_nan_stops_the_run(tmp_path, monkeypatch, script, size, rank):
+    """In its fourth call, in one rank: it is named, before the others wait for its gradients."""
+    usual, calls = advantages.gae, []
+
+    def gae(*given):
+        found = usual(*given)
+        calls.append(None)
+        if len(calls) == 4 and int(os.environ.get("RANK", "0")) == rank:
+            found[0][0] = math.nan
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(advantages, "gae", gae)
+        said = train(script, size, tmp_path / "run")
+    assert "TrainingError: update 4: gae returned NaN among its advantages, though rewards and values" in said[rank]
+    assert all(said)
+    assert intact(tmp_path / "run")[0] == 3
     finish(script, size, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", finish(script, size, tmp_path / "expected"), resumes=1)
 

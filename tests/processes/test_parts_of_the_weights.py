@@ -114,3 +114,21 @@ def test_an_optimizer_that_leaves_weights_out_is_refused(tmp_path, monkeypatch, 
     for each in said:
         assert "ConfigError: the optimizer does not hold value.0.weight and 5 more of the agent's 12 weights" in each
     assert not (tmp_path / "run").exists()
+
+
+REFUSED = {
+    "None: a torch.optim.Optimizer is expected": lambda module, config: None,
+    "LBFGS, whose step() needs a closure: ": lambda module, config: torch.optim.LBFGS(module.parameters()),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_cannot_take_a_step_is_refused(tmp_path, monkeypatch, script, said):
+    """In one line of every rank, before Fabric looks at it and before anything is written."""
+    use(monkeypatch, REFUSED[said])
+    printed = train(script, RANKS[script], tmp_path / "run")
+    assert len(printed) == RANKS[script]
+    for each in printed:
+        assert f"ConfigError: make_optimizer returned {said}" in each
+    assert not (tmp_path / "run").exists()

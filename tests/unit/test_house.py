@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric_ppo.fast.written_for import FINGERPRINTS
 from tests.fixtures.launching import ROOT
 
 PACKAGE = ROOT / "fabric_ppo"
@@ -267,6 +268,19 @@ def test_what_a_page_says_to_be_in_a_file_is_there(page):
         if not found.endswith(".py") and not found.startswith("train_"):
             where = PACKAGE / file.removeprefix("fabric_ppo/")
             assert found in defined_in(where), f"{page}: {found} in {file}"
+
+
+def test_the_map_counts_the_lines_of_the_script_to_begin_with():
+    (count,) = re.findall(r"`train_torch.py`: (\d+) lines", (ROOT / "docs/architecture.md").read_text())
+    assert int(count) == len((ROOT / "train_torch.py").read_text().splitlines())
+
+
+def test_the_map_names_the_files_after_whose_edit_plain_code_runs():
+    """Those that `fast/written_for.py` knows; "`a.py` or `b.py` of `agents/`" is two of them."""
+    (said,) = re.findall(r"after an edit of (.*?), but for comments", (ROOT / "docs/architecture.md").read_text())
+    names, room = re.findall(r"`([\w/]+\.py)`", said), re.search(r" of `(\w+/)`$", said)
+    assert room
+    assert {name if "/" in name else room[1] + name for name in names} == set(FINGERPRINTS)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])

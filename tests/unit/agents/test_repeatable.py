@@ -95,7 +95,10 @@ def with_layer(monkeypatch, make):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_named(monkeypatch, name):
-    with pytest.raises(ConfigError, match=f"^the agent's {name} makes of an observation what depends on") as caught:
+    with pytest.raises(
+        ConfigError,
+        match=rf"^the agent's {name} makes of an observation what depends on others, on chance, or on earlier calls; ",
+    ) as caught:
         with_layer(monkeypatch, LAYERS[name])
     assert "\n" not in str(caught.value)
 

@@ -212,6 +212,8 @@ def test_an_optimizer_that_leaves_something_out_is_refused(linked):
     with pytest.raises(ConfigError, match="does not hold scale and 6 more"):
         require_all_held(make(free.parameters()), module)
     require_all_held(make(free.parameters()), free)
+    with pytest.raises(ConfigError, match=r"^make_optimizer returned None: "):
+        require_all_held(None, module)
 
 
 def test_weights_by_the_beginning_of_their_names(linked):

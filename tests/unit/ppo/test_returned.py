@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -11,9 +12,9 @@ from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo import advantages, loss, update
 from fabric_ppo.ppo.batch import Batch, make_batch
 from fabric_ppo.ppo.loss import Losses, MinibatchLoss, minibatch_loss, ppo_loss
-from fabric_ppo.ppo.returned import checked_norm
+from fabric_ppo.ppo.returned import checked_norm, checked_optimizer
 from fabric_ppo.ppo.update import ppo_update
-from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.process.errors import ConfigError, TrainingError
 from fabric_ppo.process.group import ALONE
 from tests.fixtures.agents import build_agent
 from tests.fixtures.rollouts import make_rollout
@@ -152,6 +153,100 @@ def test_an_estimator_that_returns_no_advantages_is_named(value, said, monkeypat
     shape = re.escape(str(list(rollout.values.shape)))
     with pytest.raises(ConfigError, match=rf"^gae returned {said}: advantages and returns, tensors of shape {shape},"):
         make_batch(rollout, CONFIG, ALONE, 0, torch.device("cpu"))
+
+
+def broken(place, value):
+    """A `gae` one of whose two results has a value in one place."""
+
+    def gae(*given):
+        found = usual_gae(*given)
+        found[place][2, 1] = value
+        return found
+
+    return gae
+
+
+usual_gae = advantages.gae
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "inf")])
+@pytest.mark.parametrize(("place", "name"), enumerate(("advantages", "returns")))
+def test_an_estimator_that_returns_what_is_not_finite_is_named(place, name, value, said, monkeypatch):
+    monkeypatch.setattr(advantages, "gae", broken(place, value))
+    text = f"^update 4: gae returned {said} among its {name}, though rewards and values are finite; mend .*$"
+    with pytest.raises(TrainingError, match=text) as caught:
+        make_batch(make_rollout(4, 2), CONFIG, ALONE, 3, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_infinities_that_cancel_are_found(monkeypatch):
+    monkeypatch.setattr(advantages, "gae", lambda *given: (usual_gae(*given)[0], opposite(given[1])))
+    with pytest.raises(TrainingError, match=r"gae returned inf among its returns"):
+        make_batch(make_rollout(4, 2), CONFIG, ALONE, 0, torch.device("cpu"))
+
+
+def opposite(values):
+    """As many positive infinities as negative ones."""
+    return torch.full_like(values, math.inf) * torch.tensor([1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ["values", "next_values", "rewards"])
+def test_an_estimator_is_not_blamed_for_what_it_got(name):
+    """The run's guard says what is not finite."""
+    rollout = make_rollout(4, 2)
+    getattr(rollout, name)[1, 1] = math.nan
+    rollout.terminated[:] = False
+    batch = make_batch(rollout, CONFIG, ALONE, 0, torch.device("cpu"))
+    assert bool(batch.rows.advantages.isnan().any())
+
+
+def test_large_advantages_are_fine(monkeypatch):
+    """Their sum is not finite, they are."""
+    large = torch.full((4, 2), 3e38)
+    monkeypatch.setattr(advantages, "gae", lambda *_: (large, large))
+    rollout = make_rollout(4, 2, dtype=torch.float32)
+    assert bool(make_batch(rollout, CONFIG, ALONE, 0, torch.device("cpu")).rows.returns.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *[each for name, each in OTHERS.items() if name != "two"],
+        (torch.optim.Adam, "the class Adam"),
+        ({"optimizer": 1}, "a dict"),
+        ((), "a tuple of 0"),
+    ],
+)
+def test_what_is_no_optimizer_is_named(value, said):
+    with pytest.raises(ConfigError, match=rf"^make_optimizer returned {said}: a torch.optim.Optimizer is expected$"):
+        checked_optimizer(value)
+
+
+def optimizers():
+    """PyTorch's own whose step can be called without arguments, by its signature."""
+    classes = [each for each in vars(torch.optim).values() if isinstance(each, type)]
+    return [each for each in classes if issubclass(each, torch.optim.Optimizer) and each is not torch.optim.Optimizer]
+
+
+@pytest.mark.parametrize("kind", optimizers(), ids=lambda kind: kind.__name__)
+def test_an_optimizer_that_needs_a_closure_is_named(kind):
+    """LBFGS alone evaluates the loss more than once in a step."""
+    optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))])
+    if kind is not torch.optim.LBFGS:
+        assert checked_optimizer(optimizer) is optimizer
+        return
+    with pytest.raises(
+        ConfigError, match=r"^make_optimizer returned LBFGS, whose step\(\) needs a closure: one whose "
+    ):
+        checked_optimizer(optimizer)
+
+
+def test_an_optimizer_without_a_learning_rate_is_named():
+    optimizer = torch.optim.Optimizer([torch.nn.Parameter(torch.zeros(2))], {"rate": 0.1})
+    with pytest.raises(
+        ConfigError, match=r"^make_optimizer returned Optimizer with a parameter group that has no lr: "
+    ):
+        checked_optimizer(optimizer)
 
 
 @pytest.mark.parametrize(
