@@ -136,12 +136,12 @@ class Agent(Normalizing):
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of weights and outputs."""
-        return self.policy.linear_layers[0].weight.dtype
+        return next(self.policy.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.policy.linear_layers[0].weight.device
+        return next(self.policy.parameters()).device
 
     @property
     def memory_size(self) -> int:

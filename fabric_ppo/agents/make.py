@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.encoders import orthogonal_init
 from fabric_ppo.agents.memory import orthogonal_memory
+from fabric_ppo.agents.mlp import linear_layers
 from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
@@ -61,7 +62,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
     elif spec.action.kind == "box":
         # the second half of the head's outputs are the log standard deviations
         with torch.no_grad():
-            agent.policy.linear_layers[-1].bias[spec.action.size :] += config.log_std_init
+            linear_layers(agent.policy)[-1].bias[spec.action.size :] += config.log_std_init
     _require_repeatable(agent)
     _require_same_layers(built, agent)
     return agent
@@ -79,9 +80,9 @@ def _orthogonal_init(agent: Agent) -> None:
         orthogonal_memory(agent.memory)
     # a small gain of the policy's head makes all actions about equally probable at the start
     for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
-        head = network.linear_layers[-1]
-        for layer in network.linear_layers:
-            nn.init.orthogonal_(layer.weight, head_gain if layer is head else math.sqrt(2))
+        layers = linear_layers(network)
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, head_gain if layer is layers[-1] else math.sqrt(2))
             nn.init.zeros_(layer.bias)
 
 

@@ -37,6 +37,11 @@ def has_exact_exp(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """Return the linear layers of a network, in the order in which it registered them."""
+    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+
+
 class MLP(nn.Sequential):
     """Linear layers with activations between them, optionally with a layer norm before each."""
 
@@ -65,13 +70,11 @@ class MLP(nn.Sequential):
         super().__init__(*layers, *([nn.Linear(widths[-1], outputs)] if outputs else []))
         self.activation = activation
         self.num_hidden = len(hidden_sizes)
-        # a tuple is not registered as a module, so names in `state_dict` stay those of Sequential
-        self._linears = tuple(layer for layer in self if isinstance(layer, nn.Linear))
 
     @property
-    def linear_layers(self) -> tuple[nn.Linear, ...]:
+    def linear_layers(self) -> list[nn.Linear]:
         """Linear layers from the inputs to the outputs."""
-        return self._linears
+        return linear_layers(self)
 
     @property
     def fast_forms(self) -> frozenset[str]:

@@ -311,8 +311,9 @@ def _build(spec: EnvSpec, architecture: Architecture, weights: dict[str, torch.T
         with torch.device("cpu" if ":" in architecture.encoder else "meta"):
             require_weights(weights, Agent(spec, architecture).state_dict())
         agent = Agent(spec, architecture)
+    first, _ = next(agent.policy.named_parameters())
     for parameter in agent.parameters():  # running statistics keep their own precision
-        parameter.data = parameter.data.to(weights["policy.0.weight"].dtype)
+        parameter.data = parameter.data.to(weights[f"policy.{first}"].dtype)
     agent.load_state_dict(weights)
     return agent
 

@@ -16,7 +16,7 @@ from fabric_ppo.architectures.parcel import Parcel, Transmit, blank_bytes
 from fabric_ppo.architectures.placement import FIRST_TRAINER, PLAYER
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec
-from fabric_ppo.fast.flat_weights import frozen_weights, require_all_held
+from fabric_ppo.fast.flat_weights import require_all_held, untrained_state
 from fabric_ppo.ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
 from fabric_ppo.ppo.schedules import put_learning_rate
 from fabric_ppo.ppo.update import UpdateStats
@@ -30,8 +30,8 @@ from fabric_ppo.seeding import Stream, minibatch_order
 
 _END, _TRAIN, _STOP = 0, 1, 2
 """Orders of the player: the run is over, train on these rows, a signal asked to stop."""
-_FROZEN = "frozen:"
-"""Beginning of the names under which weights that do not train are sent."""
+_UNTRAINED = "untrained:"
+"""Beginning of the names under which frozen weights and buffers are sent."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class Exchange:
 
     def start(self, first_update: int) -> None:
         """Send the first update's number, weights and optimizer from the player to the trainers."""
-        # frozen weights too: they may be those of a checkpoint, or of `--init-from`
+        # what does not train, too: it may be that of a checkpoint, or of `--init-from`
         values = [first_update, float(self._optimizer.param_groups[0]["lr"])]
-        self._send_state(values, self._broadcast, frozen_weights(self._agent))
+        self._send_state(values, self._broadcast, untrained_state(self._agent))
 
     def receive_start(self) -> int:
         """Receive on a trainer what `start` sent; return the number of the first update."""
@@ -234,10 +234,10 @@ class Exchange:
         signals.note(own.stop > 0)
         return replace(UpdateStats.of(of_update), own=added), own
 
-    def _send_state(self, values: Any, transmit: Transmit, frozen: Mapping[str, Tensor]) -> None:
-        """Send weights and optimizer, with JSON values and the weights that are `frozen`."""
+    def _send_state(self, values: Any, transmit: Transmit, untrained: Mapping[str, Tensor]) -> None:
+        """Send weights and optimizer, with JSON values and what of the agent does not train."""
         optimizer = read_optimizer(self._optimizer)
-        of_agent = {f"{_FROZEN}{name}": each.detach() for name, each in frozen.items()}
+        of_agent = {f"{_UNTRAINED}{name}": each.detach() for name, each in untrained.items()}
         tensors = {"weights": self._weights, **of_agent, **optimizer.tensors}
         self._state.send([values, optimizer.values], tensors, transmit)
 
@@ -247,9 +247,9 @@ class Exchange:
         (values, of_optimizer), tensors = self._state.receive(transmit)
         # in place: the agent's parameters are views of this memory
         self._weights.copy_(tensors.pop("weights"))
-        for name, weight in frozen_weights(self._agent).items():
-            if f"{_FROZEN}{name}" in tensors:
-                weight.copy_(tensors.pop(f"{_FROZEN}{name}"))
+        for name, each in untrained_state(self._agent).items():
+            if f"{_UNTRAINED}{name}" in tensors:
+                each.copy_(tensors.pop(f"{_UNTRAINED}{name}"))
         load_optimizer(self._optimizer, OptimizerState(tensors, of_optimizer))
         return values
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.agents.mlp import MLP
+from fabric_ppo.agents.mlp import MLP, linear_layers
 from fabric_ppo.agents.normalize import BOUND
 from fabric_ppo.fast.kernels import AgentStruct, Encoding, Layer, Network
 
@@ -28,7 +28,7 @@ _LARGEST = 2**16
 def has_small_layers(agent: Agent) -> bool:
     """Return True if starting PyTorch's products takes long beside computing them."""
     networks = [network for network in (agent.trunk, agent.policy, agent.value) if network is not None]
-    layers = [layer for network in networks for layer in network.linear_layers]
+    layers = [layer for network in networks for layer in linear_layers(network)]
     return agent.device.type == "cpu" and all(layer.weight.numel() <= _LARGEST for layer in layers)
 
 
@@ -96,7 +96,7 @@ def _layers(name: str, network: MLP | None, places: dict[str, int]) -> Any:
     kinds = [_ACTIVATIONS[network.activation]] * network.num_hidden + [_NO_ACTIVATION]
     layers = [
         Layer(layer.in_features, layer.out_features, places[each], kind)
-        for each, layer, kind in zip(names, network.linear_layers, kinds, strict=False)
+        for each, layer, kind in zip(names, linear_layers(network), kinds, strict=False)
     ]
     return (Layer * len(layers))(*layers)
 

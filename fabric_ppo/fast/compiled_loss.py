@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 from fabric_ppo.agents.agent import Agent, declared_forms
+from fabric_ppo.agents.mlp import linear_layers
 from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
 from fabric_ppo.fast.flat_weights import FlatWeights, frozen_weights
 from fabric_ppo.fast.kernels import CoefficientsStruct, Minibatch, kernels
@@ -56,7 +57,7 @@ class CompiledLoss:
         is_gaussian, real = agent.log_std is not None, agent.dtype
         types = (self._compiled.obs_dtype or real, real if is_gaussian else torch.int64, *[real] * 5)
         size = math.prod(agent.distribution.action_shape)
-        widths = ((agent.trunk or agent.policy).linear_layers[0].in_features, size, *[1] * 5)
+        widths = (linear_layers(agent.trunk or agent.policy)[0].in_features, size, *[1] * 5)
         self._columns = list(zip(types, widths, strict=True))
         self._coefs, self._struct = Coefficients(0, 0, 0, False), CoefficientsStruct()
         library = kernels(agent.dtype)

@@ -205,6 +205,12 @@ def frozen_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in module.named_parameters() if not is_trained(each)}
 
 
+def untrained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return name -> tensor of what a module's state has beside the weights that train: frozen ones and buffers."""
+    trained = {name for name, each in module.named_parameters() if is_trained(each)}
+    return {name: each for name, each in module.state_dict().items() if name not in trained}
+
+
 def split_weights(module: nn.Module, prefix: str) -> tuple[list[WeightView], list[WeightView]]:
     """Return the weights that train and whose names begin with `prefix`, and the others.
 

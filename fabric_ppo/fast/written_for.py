@@ -19,10 +19,10 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "7397bb74515b09df",
+    "agents/agent.py": "f7c6d06bc0ebaddb",
     "agents/distributions.py": "7209cae875122960",
     "agents/encoders.py": "01a944046c3b3d5a",
-    "agents/mlp.py": "c510102562dc4ba9",
+    "agents/mlp.py": "c7a2d524f5164c8c",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
     "rollouts/actor.py": "536e76db6941ca8c",

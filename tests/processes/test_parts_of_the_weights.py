@@ -11,6 +11,8 @@ from fabric_ppo.architectures import lightning_module
 from fabric_ppo.fast import loss_module
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.flat_weights import split_weights
+from fabric_ppo.ppo import loss as loss_file
+from fabric_ppo.ppo.loss import minibatch_loss
 from fabric_ppo.run.run import Run
 from tests.fixtures.launching import SCRIPTS
 from tests.fixtures.resuming import assert_same_run, die, finish, on_call, train
@@ -132,3 +134,34 @@ def test_what_cannot_take_a_step_is_refused(tmp_path, monkeypatch, script, said)
     for each in printed:
         assert f"ConfigError: make_optimizer returned {said}" in each
     assert not (tmp_path / "run").exists()
+
+
+def adapt(monkeypatch):
+    """Have all scripts train with a coefficient of the loss that changes in each update, a buffer of the agent."""
+    made = []
+
+    def agent_with_coefficient(spec, config):
+        agent = make_agent(spec, config)
+        agent.register_buffer("beta", torch.ones(()))
+        made[:] = [agent]
+        return agent
+
+    def with_penalty(agent, rows, coefs):
+        loss = minibatch_loss(agent, rows, coefs)
+        return loss._replace(loss=loss.loss + agent.beta * (rows.weights @ agent.values(rows.obs).square()))
+
+    use(monkeypatch, agent=agent_with_coefficient)
+    monkeypatch.setattr(loss_file, "minibatch_loss", with_penalty)
+    for module in SCRIPTS.values():  # what each rank calls after an update, the player too
+        monkeypatch.setattr(module, "adapt_learning_rate", lambda *_: made[0].beta.mul_(0.5))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_buffer_of_the_agents_own_goes_on_in_a_killed_run(tmp_path, monkeypatch, script):
+    adapt(monkeypatch)
+    expected = finish(script, RANKS[script], tmp_path / "expected")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "merge", on_call(4, 0, die, Run.merge))
+        assert train(script, RANKS[script], tmp_path / "run")[0] == "exit code 9"
+    finish(script, RANKS[script], tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", expected, resumes=1)

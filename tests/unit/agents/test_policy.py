@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
+from fabric_ppo.agents import policy as policy_module
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.agents.policy_file import save_policy, start_from
@@ -53,6 +55,38 @@ def test_a_loaded_policy_acts_and_values_as_the_agent_did(tmp_path, observation,
     for count in (1, 7, 8):
         np.testing.assert_array_equal(loaded.act(obs[:count]), actions[:count])
         np.testing.assert_array_equal(loaded.value(obs[:count]), values[:count])
+
+
+class Residual(nn.Module):
+    """A network of one's own: no Sequential, with layers of other names."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.into, self.hidden, self.out = nn.Linear(inputs, 9), nn.Linear(9, 9), nn.Linear(9, outputs)
+
+    def forward(self, features):
+        first = self.into(features)
+        return self.out(first + nn.functional.silu(self.hidden(first)))
+
+
+class OwnNetworks(Agent):
+    """As an edit of `Agent` makes them."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        width = self.encoder.num_features
+        self.policy, self.value = Residual(width, self.distribution.num_params), Residual(width, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_policy_of_ones_own_networks_can_be_loaded(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(policy_module, "Agent", OwnNetworks)
+    usual = agent_for(toy_env(action="discrete"))
+    agent = OwnNetworks(usual.spec, usual.architecture).to(dtype)
+    obs = sample_many(OBSERVATIONS["float32"], 13)
+    loaded = save_and_load(agent, tmp_path)
+    expected = agent.value(agent.encoder(torch.from_numpy(obs), dtype)).squeeze(-1)
+    np.testing.assert_allclose(loaded.value(obs), expected.detach(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("with_noise", [False, True])
