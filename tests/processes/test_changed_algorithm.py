@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
+import sys
 
 import pytest
 
 from tests.fixtures.copies import copy_of_the_repository, train_all_in
-from tests.fixtures.launching import ROOT, SCRIPTS
+from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment
 from tests.fixtures.processes import PATIENCE
 
 SHORT = ("--total-timesteps", "512", "--num-steps", "64", "--update-epochs", "2", "--test-episodes", "1")
 CHANGES = (
-    *("The advantage estimator", "The loss", "An auxiliary loss", "The optimizer"),
+    *("The advantage estimator", "The loss", "The sampling of actions", "An auxiliary loss", "The optimizer"),
     *("Learning rates of actor and critic", "Networks", "Frozen weights"),
 )
-SLOWER = ("The loss", "An auxiliary loss", "Networks", "Frozen weights")
+SLOWER = ("The loss", "The sampling of actions", "An auxiliary loss", "Networks", "Frozen weights")
 METRICS = ("Game/value_mean", "Info/largest_advantage", "Info/mean_ratio")
 
 
@@ -72,6 +74,38 @@ def test_a_change_takes_effect(train, script, heading):
     assert policy != usual
     line = "training follows"
     assert (line in said_before, line in said) == (False, heading in SLOWER)
+
+
+DRAWS = 40_000
+DRAW = f"""
+import torch
+from fabric_ppo.agents.distributions import Categorical
+
+torch.manual_seed(0)
+params, found = torch.tensor([[2.0, 0.0, -1.0]]), Categorical(3)
+actions = found.sample(params.expand({DRAWS}, -1), found.noise(torch.rand({DRAWS}, 3, dtype=torch.float64)))
+print(*(torch.bincount(actions, minlength=3) / {DRAWS}).tolist())
+given = params.expand(3, -1), torch.arange(3)
+print(*found.log_prob(*given).exp().tolist())
+print(*found.log_prob_and_entropy(*given)[0].exp().tolist())
+"""
+
+
+def test_actions_are_drawn_with_the_probabilities_that_train(tmp_path):
+    """With a temperature of 2: softmax(logits / 2), in the draws, in what is stored and in the loss."""
+    copy = copy_of_the_repository(tmp_path / "copy")
+    (text,) = (text for name, text in DIFFS if name == "The sampling of actions")
+    subprocess.run(["git", "apply", "-"], cwd=copy, input=text, text=True, check=True, timeout=PATIENCE)
+    env = clean_environment(PYTHONPATH=str(copy))
+    words = [sys.executable, "-c", DRAW]
+    done = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    weights = [math.exp(logit / 2) for logit in (2.0, 0.0, -1.0)]
+    expected = [weight / sum(weights) for weight in weights]
+    frequencies, *probabilities = ([float(word) for word in line.split()] for line in done.stdout.splitlines())
+    assert frequencies == pytest.approx(expected, abs=0.01)
+    assert len(probabilities) == 2
+    for each in probabilities:
+        assert each == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

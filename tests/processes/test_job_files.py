@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -100,6 +101,30 @@ def test_a_job_that_gets_on_goes_on_however_often(title, tmp_path, job):
         assert asked(tmp_path) == [AGAIN[title]] * (count + 1)
 
 
+@pytest.mark.parametrize("title", JOBS)
+def test_a_run_whose_folder_is_changed_goes_on(title, tmp_path, job):
+    """Its path stands once: what is saved is looked for where the run saves it."""
+    text, count = re.subn(r"^export RUN=.*$", 'export RUN="old runs/mine"', JOBS[title], flags=re.MULTILINE)
+    assert count == 1
+    saves = 'while [ "$1" != --run-dir ]; do shift; done; mkdir -p "$2/checkpoints"; touch "$2/checkpoints/$RANDOM$$"'
+    for restarts in range(3):
+        process = job(text, f"{saves}; exit 75", SLURM_RESTART_COUNT=str(restarts))
+        assert process.wait(PATIENCE) == 75
+        assert asked(tmp_path) == [AGAIN[title]] * (restarts + 1)
+    assert (tmp_path / "old runs/mine/checkpoints").is_dir()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("title", JOBS)
+def test_a_job_without_its_virtual_environment_fails(title, tmp_path, job, capfd):
+    """With a line that names it, before another Python starts the run."""
+    text = re.sub(r"^VENV=.*$", 'VENV="$PWD/elsewhere"', JOBS[title], flags=re.MULTILINE)
+    assert job(text, "touch started").wait(PATIENCE) == 1
+    assert f"{tmp_path}/elsewhere/bin/activate: No such file" in capfd.readouterr().err
+    assert not (tmp_path / "started").exists()
+    assert asked(tmp_path) == []
+
+
 def test_a_job_on_two_hosts_ends_with_the_status_of_the_one_that_failed(job):
     assert job(JOBS["two hosts"], "exit $((2 * SLURM_NODEID))").wait(PATIENCE) == 2
 
@@ -159,7 +184,7 @@ def test_a_run_goes_on_after_its_time_was_over(title, script, ranks, tmp_path, j
     """The program itself: the signal comes to launchers, ranks and shells at the same time."""
     (tmp_path / "own_env.py").write_text(ENV)
     text = JOBS[title].replace("train torch", f"train {script}")
-    text = text.replace("--config lunarlander", FLAGS)
+    text = re.sub(r"--config lunarlander --num-envs \d+ --per-rank-batch-size \d+", FLAGS, text)
     number = str(free_job())
     given = {"SLURM_JOB_ID": number, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
     given["SLURM_CPUS_PER_TASK"] = str(ranks // (2 if title == "two hosts" else 1))

@@ -30,6 +30,7 @@ from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.run.setup import RunSetup
 from fabric_ppo.tools import cli, suite
+from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.suite import SUITES
 from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment
 from tests.fixtures.pages import (
@@ -246,7 +247,7 @@ JOBS = fences("slurm")
 JOB_OPTIONS = {
     **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node"), r"[1-9]\d*"),
     **{"job-name": r"[\w-]+", "time": r"\d\d:\d\d:\d\d", "array": r"\d+-\d+", "open-mode": "append"},
-    **{"output": r"slurm-(%j|%A_%a)\.out", "signal": r"USR1@\d+", "requeue": ""},
+    **{"mem-per-cpu": r"\d+G", "output": r"slurm-(%j|%A_%a)\.out", "signal": r"USR1@\d+", "requeue": ""},
 }
 """Options of sbatch that the job files have, as its manual has them, and what their values look like."""
 START = 'train torch --devices "$SLURM_CPUS_PER_TASK"'
@@ -265,13 +266,20 @@ def job_command(text: str) -> list[str]:
     given |= {"SLURM_GPUS_ON_NODE": options.get("gpus-per-node", "0")}
     given |= {"SLURM_NODEID": "1", "MAIN_ADDRESS": "10.0.0.1", "MAIN_PORT": "10007", "SLURM_JOB_ID": "7"}
     given |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"} if "array" in options else {}
+    (run_dir,) = re.findall(r'^export RUN="(.*)"$', text, re.MULTILINE)
+    given["RUN"] = with_variables(run_dir, given)
     (line,) = (line for line in text.splitlines() if "-m fabric_ppo train" in line)
     words = shlex.split(line)
     assert words[:2] == ["srun", "--cpus-per-task=$SLURM_CPUS_PER_TASK"], "srun does not take it from the head"
     words = shlex.split(words[-1]) if "bash" in words else words
     words = words[words.index("python") :]
     assert set(re.findall(r"\$(\w+)", " ".join(words))) <= set(given)
-    return [re.sub(r"\$(\w+)", lambda name: given[name[1]], word) for word in words]
+    return [with_variables(word, given) for word in words]
+
+
+def with_variables(word: str, given: dict[str, str]) -> str:
+    """A word of a shell with the values of its variables."""
+    return re.sub(r"\$(\w+)", lambda name: given[name[1]], word)
 
 
 @pytest.mark.parametrize("text", JOBS, ids=JOB_TITLES)
@@ -285,12 +293,17 @@ def test_a_job_file_is_one_that_works(text):
     for name, value in options.items():
         assert re.fullmatch(JOB_OPTIONS[name], value), name
     assert {"output", "open-mode", "time", "signal", "requeue"} <= options.keys(), "each goes on after its time"
-    got = parsed(job_command(text))
+    words = job_command(text)
+    got = parsed(words)
     assert got.config.resume
     assert got.config.run_dir.startswith(f"{os.getcwd()}/runs/7")
     gpus = int(options.get("gpus-per-node", 0))
     assert got.ranks == int(options.get("nodes", 1)) * (gpus or int(options["cpus-per-task"]))
     assert got.cuda == (gpus > 0)
+    # a preset is tuned with one rank: the ranks divide its environments and minibatches
+    preset = parse_flags(SCRIPT_CONFIGS["torch"], ["--config", words[words.index("--config") + 1]])
+    assert got.ranks * got.config.num_envs == preset.num_envs
+    assert got.ranks * got.config.per_rank_batch_size == preset.per_rank_batch_size
     assert gpus == 0 or got.config.num_cuda_devices(got.ranks, gpus) == gpus
     assert options.get("ntasks", options.get("ntasks-per-node")) == "1"
     if "array" in options:
