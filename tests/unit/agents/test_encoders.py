@@ -186,7 +186,7 @@ def test_the_layout_in_memory_changes_neither_features_nor_gradients(dtype):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        assert torch.equal(encoder(images, dtype), expected)
+        torch.testing.assert_close(encoder(images, dtype), expected)  # rows are padded: other last bits
 
 
 @pytest.mark.parametrize(("shape", "has_weights"), [((84, 84, 4), True), ((7, 7, 3), False), ((35, 84, 3), False)])
