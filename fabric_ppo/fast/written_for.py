@@ -21,7 +21,7 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 FINGERPRINTS = {
     "agents/agent.py": "f7c6d06bc0ebaddb",
     "agents/distributions.py": "7209cae875122960",
-    "agents/encoders.py": "01a944046c3b3d5a",
+    "agents/encoders.py": "496c27ceeef94688",
     "agents/mlp.py": "c7a2d524f5164c8c",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",

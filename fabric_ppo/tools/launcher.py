@@ -97,6 +97,8 @@ def _status_of(error: Exception, words: Sequence[str]) -> int:
     for rank, each in sorted(error.failures.items()):
         if each.exitcode < 0:  # it could print nothing
             print_line(f"error: rank {rank} was ended by {signal.Signals(-each.exitcode).name}", sys.stderr)
+    if any(each.exitcode == BAD_INPUT for each in error.failures.values()):
+        return BAD_INPUT  # the others have lost contact with that rank, maybe before it ended
     status: int = error.get_first_failure()[1].exitcode
     return status if status > 0 else FAILED
 

@@ -135,7 +135,10 @@ def test_running_statistics_that_overflow_are_not_saved(tmp_path, monkeypatch, s
 
     monkeypatch.setattr(RunningMoments, "update", overflow)
     said = train(script, size, tmp_path / "run", normalize_observations=True)
-    assert "TrainingError: update 1: running statistics not finite; mend the edit of agents/normalize.py" in said[0]
+    assert (
+        "TrainingError: update 1: running statistics not finite; mend what is replaced in agents/normalize.py"
+        in said[0]
+    )
     assert not list((tmp_path / "run").rglob("*.ckpt"))
     assert metrics(tmp_path / "run") == []
 
