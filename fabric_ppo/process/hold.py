@@ -1,7 +1,7 @@
 """Signals that come before a process can handle them, in its first second: held back until it can.
 
 Without that, Python's and the system's own handling ends the process: a SIGUSR1 with status 138, which
-no job goes on after. It imports nothing, so that a program can begin with it. What is held back is
+no job goes on after. It imports nothing that takes time, so that a program can begin with it. What is held back is
 passed on where the process becomes another program, and to the processes that it starts.
 """
 
