@@ -18,7 +18,7 @@ from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.kernels import kernels
 from fabric_ppo.fast.reasons import reasons_for_plain
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
-from fabric_ppo.fast.written_for import ACTING
+from fabric_ppo.fast.written_for import ACTING, edited
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.rollouts import actor
 from fabric_ppo.rollouts.actor import Actor
@@ -37,6 +37,7 @@ class ActorChoice:
     def __init__(self, agent: Agent) -> None:
         """Choose for an agent, without a comparison yet; compile what is missing."""
         self._can_compile = has_compiled_actor(agent)
+        edited(ACTING)  # reads these files, once, before training is timed
         compile_convolutions(agent)
         self._is_equal: bool | None = None
         self._compiled: CompiledAgent | None = None
@@ -151,8 +152,6 @@ class CompiledActor(Actor):
         self._drawn = np.empty(shape, np.int64 if self._is_choice else self._outputs.dtype)
         self._compiled = compiled or _with_own_weights(agent)
         _flatten(agent, self._compiled.weights)
-        is_raw = self._compiled.obs_dtype is not None
-        self._obs_dtype = np.dtype(agent.spec.observation.dtype) if is_raw else self._outputs.dtype
         library = kernels(agent.dtype)
         assert library is not None
         self._library = library
@@ -160,6 +159,7 @@ class CompiledActor(Actor):
         # where a step begins in them: an address is asked for once, which takes as long as a layer
         arrays = (self._scaled_noise, self._outputs, self._drawn)
         self._places = [(_address(each), each[0].nbytes) for each in arrays]
+        self._obs_at = _address(self._obs)
 
     def act(self, obs: Array) -> Array:
         """See `Actor.act`."""
@@ -168,11 +168,13 @@ class CompiledActor(Actor):
             raise IndexError(f"step {step} of {len(self._outputs)}, {len(obs)} of {num_envs} observations")
         if self._compiled.obs_dtype is None:
             with torch.no_grad():
-                obs = self._encode(obs).numpy()
-        obs = np.ascontiguousarray(obs, self._obs_dtype)
+                encoded = np.ascontiguousarray(self._encode(obs), self._outputs.dtype)
+            obs_at = _address(encoded)
+        else:
+            self._obs[:], obs_at = obs, self._obs_at
         noise_at, outputs_at, drawn_at = [address + step * size for address, size in self._places]
         drawn = (drawn_at, None) if self._is_choice else (None, drawn_at)
-        self._library.act(self._compiled.pointer, _address(obs), num_envs, noise_at, outputs_at, *drawn)
+        self._library.act(self._compiled.pointer, obs_at, num_envs, noise_at, outputs_at, *drawn)
         self._step += 1
         return self._as_stored(self._drawn[step])
 

@@ -10,6 +10,7 @@ from torch import nn
 from fabric_ppo.fast.written_for import ACTING, LOSS, edited, replaced
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
+from fabric_ppo.run.snapshot import copies
 
 _FINITE = ("policy_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
 _COMPUTING = tuple(dict.fromkeys((*LOSS, *ACTING)))
@@ -20,7 +21,7 @@ class Guard:
     """Copy of the weights and running statistics that an update starts from.
 
     Attributes:
-        kept: the copy, name -> tensor.
+        kept: the copy, name -> tensor on the CPU; it does not change, each update has another.
     """
 
     def __init__(self, agent: nn.Module) -> None:
@@ -28,12 +29,11 @@ class Guard:
         self._agent = agent
         # the tensors themselves, which stay where they are while a run trains
         self._weights = agent.state_dict()
-        self.kept = {name: tensor.clone() for name, tensor in self._weights.items()}
+        self.kept = copies(self._weights)
 
-    @torch.no_grad()
     def keep(self) -> None:
-        """Copy the weights at the end of an update, into the same memory."""
-        torch._foreach_copy_(list(self.kept.values()), list(self._weights.values()))
+        """Copy the weights at the end of an update."""
+        self.kept = copies(self._weights)
 
     @torch.no_grad()
     def check(self, stats: UpdateStats, update: int) -> None:

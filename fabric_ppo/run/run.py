@@ -201,7 +201,7 @@ class Run:
         if len(result.moments):  # sums of observations can overflow
             self._guard.check(result.update, self._counts.updates)
         # the rollout in progress was collected with the weights from before this update
-        in_flight = copies(self._guard.kept) if self._config.overlaps else {}
+        in_flight = self._guard.kept if self._config.overlaps else {}
         self._guard.keep()
         before, self._counts = self._counts, self._counts.after(result)
         counts = self._counts
@@ -251,7 +251,7 @@ class Run:
     def _snapshot(self, result: UpdateResult, in_flight: dict[str, Tensor]) -> Snapshot:
         """Return a snapshot of the run after an update."""
         state = read_optimizer(self._optimizer)
-        weights, optimizer = copies(self._guard.kept), OptimizerState(copies(state.tensors), state.values)
+        weights, optimizer = self._guard.kept, OptimizerState(copies(state.tensors), state.values)
         mean = self._eval_return if self._config.eval_every else self._counts.return_mean
         values = self._constants | self._counts.to_values() | {"attributes": self._attributes.to_values()}
         values |= {"learning_rate": float(self._optimizer.param_groups[0]["lr"]), "return_mean": mean}
