@@ -76,6 +76,10 @@ SERIAL = Setting("serial", flags=("--serial_mode=True", "--async_rl=False"))
 SERIAL_ONE_THREAD = Setting("serial, one thread", ONE_THREAD.variables, SERIAL.flags)
 
 
+FEW = 3
+"""Rounds of programs that take many times as long as the first row."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A row of the table. Of several settings, the one that is quickest on a part of the work is taken.
@@ -121,11 +125,11 @@ def one_process() -> Workload:
     contenders = (
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
-        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
-        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
+        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
         Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
-        Contender("SBX", "sbx", work, (AS_IT_COMES, ONE_XLA_THREAD)),
-        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("SBX", "sbx", work, (AS_IT_COMES, ONE_XLA_THREAD), most_rounds=FEW),
+        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
     )
     note = (
         "Networks of 64 x 64 with tanh. Ours log, save and test as always; Stable-Baselines3, SBX and CleanRL log to "
@@ -142,7 +146,7 @@ def two_ranks() -> Workload:
     contenders = (
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
-        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("SheepRL", "sheeprl", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
     )
     note = "As P1, on two ranks with gradients averaged. Stable-Baselines3 and SBX have no ranks."
     return Workload("p1-2", "CartPole, two ranks", work, contenders, note)
@@ -154,7 +158,7 @@ def headline() -> Workload:
     contenders = (
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
-        Contender("Lightning's example, raw PyTorch", "lightning-example", work),
+        Contender("Lightning's example, raw PyTorch", "lightning-example", work, most_rounds=2),
     )
     note = "Half a million in whole rollouts. The example gives every environment a render mode."
     return Workload("p2", "LunarLander, two ranks", work, contenders, note)
@@ -166,8 +170,8 @@ def decoupled() -> Workload:
     contenders = (
         Contender("train_fabric_decoupled.py", "decoupled", work),
         Contender("train_fabric_decoupled.py --overlap", "decoupled-overlap", work),
-        Contender("SheepRL 0.6", "sheeprl-decoupled", work, (AS_IT_COMES, ONE_THREAD)),
-        Contender("Lightning's example, decoupled", "lightning-example-decoupled", work),
+        Contender("SheepRL 0.6", "sheeprl-decoupled", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
+        Contender("Lightning's example, decoupled", "lightning-example-decoupled", work, most_rounds=2),
     )
     note = "A player with four environments and two trainers. SheepRL dropped its decoupled PPO after 0.6.1."
     return Workload("p3", "CartPole, decoupled, three processes", work, contenders, note)
@@ -217,10 +221,10 @@ def throughput() -> Workload:
         Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool-trunk", work),
         Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool-trunk", ahead),
         Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
-        Contender("Sample Factory", "sample-factory", work),
-        Contender("Sample Factory, serial", "sample-factory", work, (SERIAL, SERIAL_ONE_THREAD)),
-        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
-        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("Sample Factory", "sample-factory", work, most_rounds=FEW),
+        Contender("Sample Factory, serial", "sample-factory", work, (SERIAL, SERIAL_ONE_THREAD), most_rounds=FEW),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
+        Contender("CleanRL", "cleanrl", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
     )
     note = (
         "32 environments, updates of 1024 transitions, four epochs of one minibatch. Sample Factory has two workers "
@@ -267,10 +271,16 @@ def pong() -> Workload:
         Contender("train_torch.py --env-backend envpool", "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
         Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
         Contender("train_fabric_decoupled.py --overlap --env-backend envpool", "decoupled-overlap-envpool", ahead),
-        Contender("CleanRL, EnvPool", "cleanrl", work, (AS_IT_COMES, ONE_THREAD)),
-        Contender("Sample Factory, EnvPool", "sample-factory-envpool", work),
-        Contender("Sample Factory, EnvPool, serial", "sample-factory-envpool", work, (SERIAL, SERIAL_ONE_THREAD)),
-        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD)),
+        Contender("CleanRL, EnvPool", "cleanrl", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
+        Contender("Sample Factory, EnvPool", "sample-factory-envpool", work, most_rounds=FEW),
+        Contender(
+            "Sample Factory, EnvPool, serial",
+            "sample-factory-envpool",
+            work,
+            (SERIAL, SERIAL_ONE_THREAD),
+            most_rounds=FEW,
+        ),
+        Contender("Stable-Baselines3", "stable-baselines3", work, (AS_IT_COMES, ONE_THREAD), most_rounds=FEW),
     )
     note = (
         "8 environments, updates of 1,024 transitions, four epochs of four minibatches, on two cores: what CleanRL, "
@@ -298,12 +308,12 @@ def cheetah() -> Workload:
     contenders = (
         Contender("train_torch.py", "torch", work),
         Contender("train_fabric.py", "fabric", work),
-        Contender("CleanRL", "cleanrl", work, both),
-        Contender("LeanRL", "leanrl", work, both),
-        Contender("Stable-Baselines3", "stable-baselines3", work, both),
-        Contender("skrl", "skrl", work, both),
-        Contender("Tianshou", "tianshou", work, both),
-        Contender("TorchRL", "torchrl", work, both),
+        Contender("CleanRL", "cleanrl", work, both, most_rounds=FEW),
+        Contender("LeanRL", "leanrl", work, both, most_rounds=FEW),
+        Contender("Stable-Baselines3", "stable-baselines3", work, both, most_rounds=FEW),
+        Contender("skrl", "skrl", work, both, most_rounds=FEW),
+        Contender("Tianshou", "tianshou", work, both, most_rounds=FEW),
+        Contender("TorchRL", "torchrl", work, both, most_rounds=FEW),
     )
     note = (
         "LeanRL's work: one environment, updates of 2,048 transitions, ten epochs of 32 minibatches, observations and "
