@@ -49,7 +49,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
     ranks = Ranks(fabric.global_rank, fabric.world_size, fabric.all_gather)
 
     with RunSetup(config, ranks, run_dir, parts) as setup:
-        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
+        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir, str(fabric.device)))
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         wrapped, optimizer = fabric.setup(module, module.configure_optimizers())

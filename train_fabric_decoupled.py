@@ -99,7 +99,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
     fabric = Fabric(accelerator=placement.accelerator, devices=devices)
 
     with RunSetup(config, ALONE, run_dir) as setup:
-        envs = setup.closing(make_envs(config, 0, 1, setup.video_dir))
+        envs = setup.closing(make_envs(config, 0, 1, setup.video_dir, str(fabric.device)))
         send_spec(world, envs.spec, placement.packets_on)
         agent = make_agent(envs.spec, config)
         weights = fabric.setup_module(FlatWeights(agent))

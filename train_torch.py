@@ -60,7 +60,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
     ranks = Ranks(launch.rank, launch.world_size, all_gather)
 
     with RunSetup(config, ranks, run_dir, parts) as setup:
-        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir))
+        envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir, str(device)))
         agent = make_agent(envs.spec, config)
         ppo = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)

@@ -181,9 +181,9 @@ class NetworkFlags:
 class ProcessFlags:
     """Processes and devices."""
 
-    env_backend: Literal["sync", "async", "envpool"] = "sync"
+    env_backend: Literal["sync", "async", "envpool", "vector"] = "sync"
     """Backend of the environments: this process (sync), a worker process each (async), EnvPool's
-    threads."""
+    threads, or environments that step as a batch (vector), which ids that have no others imply."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
     env_start_method: Literal["fork", "forkserver", "spawn"] | None = None

@@ -253,6 +253,10 @@ def _check_names(config: Any) -> None:
                 raise ConfigError(f"{flag(name)} {part or value}".rstrip() + f": {accepted} is expected")
 
 
+_BATCHES = {"envpool": "EnvPool", "vector": "a batch"}
+"""Backends whose environments cannot be had one by one, as texts name them."""
+
+
 def _check_combinations(config: Any) -> None:
     """Check flags that need or exclude each other."""
     if config.resume and config.run_dir is None:
@@ -261,10 +265,11 @@ def _check_combinations(config: Any) -> None:
         raise ConfigError("--restart-envs: --env-backend async is needed too, whose workers can be replaced")
     if config.env_start_method and config.env_backend != "async":
         raise ConfigError(f"--env-start-method {config.env_start_method}: --env-backend async is needed too")
-    if config.env_backend == "envpool":
-        _require(config, "num_steps", config.num_steps >= 2, "with EnvPool a whole number from 2 up")
+    if config.env_backend in _BATCHES:
+        backend = _BATCHES[config.env_backend]
+        _require(config, "num_steps", config.num_steps >= 2, f"with {backend} a whole number from 2 up")
         if config.env_wrapper is not None:
-            raise ConfigError("--env-wrapper: --env-backend sync or async is needed, EnvPool cannot be wrapped")
+            raise ConfigError(f"--env-wrapper: --env-backend sync or async is needed, {backend} cannot be wrapped")
     if config.env_preset and config.env_wrapper:
         raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
     if config.compile and (config.anneal_clip_coef or config.anneal_ent_coef):
@@ -279,7 +284,9 @@ def _check_environment(config: Any) -> None:
     if config.env_preset and (own := [name for name in ATARI_ARGUMENTS if name in arguments]):
         given = f"--env-preset {config.env_preset} gives it itself"
         raise ConfigError(f"--env-kwargs {own[0]}: {given}; other arguments are expected")
-    if config.frame_stack > 1 and config.env_backend == "envpool":
+    if config.env_preset and config.env_backend == "vector":
+        raise ConfigError(f"--env-preset {config.env_preset}: --env-backend sync, async or envpool is needed")
+    if config.frame_stack > 1 and config.env_backend in _BATCHES:
         needed = "--env-backend sync or async is needed, whose environments can be stacked"
         raise ConfigError(f"--frame-stack {config.frame_stack}: {needed}")
     if config.frame_stack > 1 and config.env_preset:

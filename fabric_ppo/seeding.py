@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORDS_PER_BLOCK = 4  # Philox turns one counter into four words of 64 bits
-_SEED_BITS = 30  # of an episode's seed
-_SEED_MASK = (1 << _SEED_BITS) - 1
-_TEST_BIT = 1 << _SEED_BITS  # set in the seeds of test episodes only
+SEED_BITS = 30
+"""Bits of an episode's seed."""
+_SEED_MASK = (1 << SEED_BITS) - 1
+TEST_BIT = 1 << SEED_BITS
+"""Set in the seeds of test episodes only."""
 
 
 class Stream(IntEnum):
@@ -144,7 +146,7 @@ def episode_seed(seed: int, env: int, episode: int, num_envs: int) -> int:
 
 def evaluation_seed(seed: int, episode: int) -> int:
     """Return the seed of a test's `episode`-th episode: from 2**30 up, out of training's reach."""
-    return _TEST_BIT | _permute(seed, Stream.TEST_ENV, episode)
+    return TEST_BIT | _permute(seed, Stream.TEST_ENV, episode)
 
 
 def _permute(seed: int, stream: Stream, index: int) -> int:
@@ -155,5 +157,5 @@ def _permute(seed: int, stream: Stream, index: int) -> int:
     for word in raw_words(seed, stream, (0, 0), 0, 4).tolist():
         value ^= word & _SEED_MASK
         value = value * (word >> 32 | 1) & _SEED_MASK
-        value ^= value >> (_SEED_BITS // 2)
+        value ^= value >> (SEED_BITS // 2)
     return value

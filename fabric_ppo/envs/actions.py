@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, SpaceSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ActionConverter:
@@ -56,6 +59,35 @@ class ActionConverter:
         if self.stretch is not None:
             actions = actions * self.stretch[0] + self.stretch[1]
         return actions if self.bounds is None else np.clip(actions, *self.bounds)
+
+
+class TensorActionConverter:
+    """The same conversion as an ActionConverter's, of tensors on any device."""
+
+    def __init__(self, space: SpaceSpec, device: str = "cpu") -> None:
+        """Read the action space; its numbers are put on `device`."""
+        import torch  # here, as environments' processes convert arrays and load no PyTorch
+
+        arrays = ActionConverter(space)
+
+        def tensor(array: NDArray[Any] | None) -> Any:
+            return None if array is None else torch.from_numpy(np.asarray(array)).to(device)
+
+        self._dtype = torch.from_numpy(np.zeros((), arrays.dtype)).dtype
+        self._start, self._squashes = tensor(arrays.start), tensor(arrays.squashes)
+        self._stretch = [tensor(each) for each in arrays.stretch or ()]
+        self._bounds = [tensor(each) for each in arrays.bounds or ()]
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        """Convert `[B, *shape]`; the result has the environment's dtype."""
+        if self._start is not None:
+            actions = actions + self._start
+        actions = actions.to(self._dtype)
+        if self._squashes is not None:
+            actions = actions.tanh().where(self._squashes, actions)
+        if self._stretch:
+            actions = actions * self._stretch[0] + self._stretch[1]
+        return actions.clamp(*self._bounds) if self._bounds else actions
 
 
 class MaskCheck:

@@ -16,11 +16,11 @@ from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.attributes import AttributeLog
 from fabric_ppo.envs.contract import (
     Array,
+    ArrayEnvs,
     EnvSettings,
     FinalObs,
     PastEpisode,
     UnwrittenVideoError,
-    VectorEnvs,
 )
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.shared_arrays import array_fields, map_arrays, open_shared_file
@@ -42,7 +42,7 @@ class _LostWorkerError(EnvironmentFault):
     """A worker that died or hangs."""
 
 
-class AsyncEnvs(VectorEnvs):
+class AsyncEnvs(ArrayEnvs):
     """Environments that step at the same time, each in a process of its own.
 
     A worker waits on its pipe for one byte that names a command and answers with one byte; actions,
@@ -105,7 +105,7 @@ class AsyncEnvs(VectorEnvs):
         self._collect_answers(SHARE)
 
     def reset(self, obs: Array) -> None:
-        """See `VectorEnvs.reset`."""
+        """See `ArrayEnvs.reset`."""
         self._command(RESET)
         self._attributes.begin()
         obs[:] = self._arrays["obs"]
@@ -114,7 +114,7 @@ class AsyncEnvs(VectorEnvs):
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
-        """See `VectorEnvs.step`."""
+        """See `ArrayEnvs.step`."""
         arrays = self._arrays
         arrays["actions"][:] = actions
         self._command(STEP)
@@ -149,7 +149,7 @@ class AsyncEnvs(VectorEnvs):
         return answer.decode(errors="surrogatepass")
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
-        """See `VectorEnvs.rebuild`."""
+        """See `ArrayEnvs.rebuild`."""
         self._is_waiting = True
         for worker, episode in zip(self._workers, past, strict=True):
             worker.send(REBUILD + pickle.dumps((episode, seconds)))

@@ -1,4 +1,7 @@
-"""Contract of the backends: N environments step together, and start their own next episodes."""
+"""Contract of the backends: N environments step together, and start their own next episodes.
+
+`ArrayEnvs` write into NumPy's arrays; for tensors see `tensor_contract.TensorEnvs`.
+"""
 
 from __future__ import annotations
 
@@ -120,6 +123,7 @@ class VectorEnvs(ABC):
         spec: their spaces.
         num_envs: N.
         first_env: global id of the first of them; the others follow it.
+        device: name of PyTorch's device where a rollout's data are collected.
         restarts: worker processes that had to be replaced so far.
         lost_life: `[N]`, where the last step cost a life, though the game may go on; None if that
             is not of interest.
@@ -131,10 +135,55 @@ class VectorEnvs(ABC):
     spec: EnvSpec
     num_envs: int
     first_env: int
+    device: str = "cpu"
     restarts: int = 0
     lost_life: Array | None = None
     info_keys: tuple[InfoKey, ...] = ONLY_SUCCESS
     endings: Sequence[Ending] = ()
+
+    def check_attributes(self, names: Sequence[str]) -> None:
+        """Check that the environments have attributes of these names that can be set.
+
+        Raises:
+            ConfigError: they have not, or the backend sets none; names what is wrong.
+        """
+        needed = "--env-backend sync or async is needed, whose environments have attributes to set"
+        raise ConfigError(f"envs.set({', '.join(names)}): {needed}")
+
+    def set_attributes(self, attributes: str) -> None:
+        """Set attributes, as JSON, in each environment before its next reset, and each later one.
+
+        Args:
+            attributes: all that are to be set, in order, after `check_attributes` of their names.
+        """
+        raise AssertionError("a backend that sets attributes checks them first")
+
+    def try_repeating(self, seconds: float) -> str:
+        """Try in one environment whether the same seed and actions bring the same episode.
+
+        Only `rebuild` may follow, or `reset`. It takes no longer than `seconds` and a step.
+
+        Returns:
+            Why an episode cannot be repeated exactly; empty if it can, as far as a trial shows.
+        """
+        return ""
+
+    def states(self) -> list[bytes]:
+        """Return for each environment what `rebuild` takes in `PastEpisode.state`; empty for none."""
+        return []
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; a second call does nothing.
+
+        Raises:
+            OSError: a video could not be written (its text: "a video in FOLDER (REASON)");
+                everything is closed all the same.
+        """
+
+
+class ArrayEnvs(VectorEnvs):
+    """N environments that write into NumPy's arrays, whose memory tensors on the CPU share."""
 
     @abstractmethod
     def reset(self, obs: Array) -> None:
@@ -164,33 +213,6 @@ class VectorEnvs(ABC):
             EnvironmentFault: an environment failed.
         """
 
-    def check_attributes(self, names: Sequence[str]) -> None:
-        """Check that the environments have attributes of these names that can be set.
-
-        Raises:
-            ConfigError: they have not, or the backend sets none; names what is wrong.
-        """
-        needed = "--env-backend sync or async is needed, whose environments have attributes to set"
-        raise ConfigError(f"envs.set({', '.join(names)}): {needed}")
-
-    def set_attributes(self, attributes: str) -> None:
-        """Set attributes, as JSON, in each environment before its next reset, and each later one.
-
-        Args:
-            attributes: all that are to be set, in order, after `check_attributes` of their names.
-        """
-        raise AssertionError("a backend that sets attributes checks them first")
-
-    def try_repeating(self, seconds: float) -> str:
-        """Try in one environment whether the same seed and actions bring the same episode.
-
-        Only `rebuild` may follow, or `reset`. It takes no longer than `seconds` and a step.
-
-        Returns:
-            Why an episode cannot be repeated exactly; empty if it can, as far as a trial shows.
-        """
-        return ""
-
     @abstractmethod
     def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
         """Bring every environment's episode back to where it was, instead of `reset`.
@@ -207,17 +229,4 @@ class VectorEnvs(ABC):
 
         Raises:
             EnvironmentFault: an environment failed in its next episode too.
-        """
-
-    def states(self) -> list[bytes]:
-        """Return for each environment what `rebuild` takes in `PastEpisode.state`; empty for none."""
-        return []
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release everything; a second call does nothing.
-
-        Raises:
-            OSError: a video could not be written (its text: "a video in FOLDER (REASON)");
-                everything is closed all the same.
         """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fabric_ppo.envs.atari import envpool_options
-from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.contract import Array, ArrayEnvs, EnvSettings, FinalObs, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import envpool_id
@@ -24,10 +24,10 @@ _OUTSIDE_INFO = ("obs", "reward", "done", "trunc", "discount", "step_type")
 """Arrays that EnvPool does not have in `info`."""
 
 
-class EnvPoolEnvs(VectorEnvs):
+class EnvPoolEnvs(ArrayEnvs):
     """Environments that EnvPool steps, all in one call.
 
-    The call that follows the end of an episode starts the next one: see `VectorEnvs.step` about
+    The call that follows the end of an episode starts the next one: see `ArrayEnvs.step` about
     such rows. An environment is seeded once, when it is made, and its later episodes go on from
     there. Where an episode ends by itself in the very step of its time limit, EnvPool reports
     truncated only.
@@ -60,7 +60,7 @@ class EnvPoolEnvs(VectorEnvs):
             self.lost_life, self._lives = self._ended.copy(), np.zeros(settings.num_envs, np.int32)
 
     def reset(self, obs: Array) -> None:
-        """See `VectorEnvs.reset`."""
+        """See `ArrayEnvs.reset`."""
         obs[:], info = self._pool.reset()
         if self._checks_obs and not all_finite(obs):
             raise self._fault("observation", obs)
@@ -71,7 +71,7 @@ class EnvPoolEnvs(VectorEnvs):
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
-        """See `VectorEnvs.step`."""
+        """See `ArrayEnvs.step`."""
         # an environment whose episode ended in the last step ignores its action and resets
         np.logical_not(self._ended, out=valid)
         obs[:], rewards[:], terminated[:], truncated[:], *columns = self._step(actions)
@@ -95,7 +95,7 @@ class EnvPoolEnvs(VectorEnvs):
         self.endings = self._info.endings(columns, self._ended) if self._ended.any() else ()
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
-        """Start new episodes, with seeds of their own; see `VectorEnvs.rebuild`."""
+        """Start new episodes, with seeds of their own; see `ArrayEnvs.rebuild`."""
         self._pool, _ = _make_pool(self._settings, [episode.number + 1 for episode in past], self._options)
         self._step = _step_of(self._pool, self._names)
         self._info.clear()

@@ -14,7 +14,7 @@ from gymnasium.envs import registration
 from fabric_ppo.config_arguments import OWN_ARGUMENTS
 from fabric_ppo.config_values import ATARI
 from fabric_ppo.envs import atari
-from fabric_ppo.envs.ids import named_function, register_atari
+from fabric_ppo.envs.ids import find_batch, named_function, register_atari
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, DoesNotRenderError, describe_error, first_line
 from fabric_ppo.process.signals import pass_on_stop
 
@@ -45,6 +45,8 @@ def make_gymnasium_env(
         register_atari(env_id)
     if wrapper == ATARI:
         options = options | atari.MAKE_OPTIONS
+    if find_batch(env_id) is not None:
+        raise ConfigError(f"--env-id {env_id}: it exists as a batch only; --env-backend vector is expected")
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
     except BaseException as error:

@@ -142,6 +142,36 @@ def _resolve_atari_id(env_id: str) -> str:
     return resolved
 
 
+TENSOR_ENVS = {
+    "tensor/Acrobot-v1": "fabric_ppo.envs.tensor.acrobot:Acrobot",
+    "tensor/CartPole-v1": "fabric_ppo.envs.tensor.cartpole:CartPole",
+    "tensor/Pendulum-v1": "fabric_ppo.envs.tensor.pendulum:Pendulum",
+}
+"""Environments of ours that are written as tensor code: id -> module and class."""
+
+
+def find_batch(env_id: str) -> Callable[..., Any] | str | None:
+    """Return what makes environments that exist as a batch only; None for all others.
+
+    That is a function or class, or an id for `gymnasium.make_vec`.
+    """
+    import gymnasium
+
+    if env_id in TENSOR_ENVS:
+        return named_function(TENSOR_ENVS[env_id], "env_id")
+    module, _, name = env_id.rpartition(":")
+    _look_in_working_directory()
+    try:
+        imported = importlib.import_module(module) if module else None
+    except USER_ERRORS:  # `resolve_env_id` says what is wrong
+        return None
+    spec = gymnasium.registry.get(name)
+    if spec is not None:
+        return env_id if spec.entry_point is None and spec.vector_entry_point is not None else None
+    found = getattr(imported, name, None)
+    return found if callable(found) else None
+
+
 @lru_cache
 def resolve_env_id(env_id: str, preset: str = "") -> str:
     """Return the id that runs: `env_id`, or its successor where Gymnasium has retired it.
@@ -156,6 +186,8 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
 
     if preset == ATARI:
         return _resolve_atari_id(env_id)
+    if find_batch(env_id) is not None:
+        return env_id
     if env_id.startswith("ALE/"):
         register_atari(env_id)
     _look_in_working_directory()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import json_text
 from fabric_ppo.config_info_keys import info_keys_of
-from fabric_ppo.envs.contract import EnvSettings, VectorEnvs
+from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.tensor_contract import Envs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.launch import cores_per_rank
 
 
-def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") -> VectorEnvs:
+def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "", device: str = "cpu") -> Envs:
     """Make this rank's environments, whose global ids start at `rank * num_envs`.
 
     Args:
@@ -18,6 +19,7 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         rank: place among the ranks that have environments.
         num_ranks: how many have.
         video_dir: where global environment 0 is recorded; empty for no video.
+        device: name of the device where functional environments compute.
 
     Raises:
         ConfigError: the environment cannot be made, or has a space that is not supported.
@@ -41,15 +43,19 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "") ->
         info_keys=info_keys_of(config.info_keys),
     )
     with torch_settings_kept():
-        return _make_backend(config, settings)
+        return _make_backend(config, settings, device)
 
 
-def _make_backend(config: Config, settings: EnvSettings) -> VectorEnvs:
+def _make_backend(config: Config, settings: EnvSettings, device: str) -> Envs:
     # each backend imports what it needs: EnvPool, for instance, may be missing
     if config.env_backend == "envpool":
         from fabric_ppo.envs.envpool_envs import EnvPoolEnvs
 
         return EnvPoolEnvs(settings)
+    if config.env_backend == "vector":
+        from fabric_ppo.envs.batched import make_tensor_envs
+
+        return make_tensor_envs(settings, device)
     if config.env_backend == "async":
         from fabric_ppo.envs.async_envs import AsyncEnvs
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fabric_ppo.envs.contract import Array, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError, VectorEnvs
+from fabric_ppo.envs.contract import Array, ArrayEnvs, EnvSettings, FinalObs, PastEpisode, UnwrittenVideoError
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.process.console import print_line
@@ -18,7 +18,7 @@ from fabric_ppo.process.errors import ConfigError, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 
 
-class SyncEnvs(VectorEnvs):
+class SyncEnvs(ArrayEnvs):
     """Environments that step in turn, in this process."""
 
     def __init__(self, settings: EnvSettings) -> None:
@@ -40,14 +40,14 @@ class SyncEnvs(VectorEnvs):
         self.lost_life = np.zeros(self.num_envs, np.bool_) if self.spec.is_atari else None
 
     def reset(self, obs: Array) -> None:
-        """See `VectorEnvs.reset`."""
+        """See `ArrayEnvs.reset`."""
         for index, env in enumerate(self._envs):
             obs[index] = env.begin_first()
 
     def step(
         self, actions: Array, obs: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array
     ) -> list[FinalObs]:
-        """See `VectorEnvs.step`."""
+        """See `ArrayEnvs.step`."""
         finals: list[FinalObs] = []
         endings: list[Ending] = []
         # as Python numbers, scalar actions pass the environments' own checks faster
@@ -82,7 +82,7 @@ class SyncEnvs(VectorEnvs):
         return self._envs[0].try_repeating(seconds)
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Array, seconds: float = math.inf) -> list[str]:
-        """See `VectorEnvs.rebuild`."""
+        """See `ArrayEnvs.rebuild`."""
         failed, deadline = [], time.monotonic() + seconds
         for index, (env, episode) in enumerate(zip(self._envs, past, strict=True)):
             obs[index], why = env.rebuild(episode, deadline - time.monotonic())

@@ -159,7 +159,7 @@ class CompiledActor(Actor):
         # where a step begins in them: an address is asked for once, which takes as long as a layer
         arrays = (self._scaled_noise, self._outputs, self._drawn)
         self._places = [(_address(each), each[0].nbytes) for each in arrays]
-        self._obs_at = _address(self._obs)
+        self._seen, self._obs_at = self._obs.numpy(), self._obs.data_ptr()
 
     def act(self, obs: Array) -> Array:
         """See `Actor.act`."""
@@ -168,15 +168,19 @@ class CompiledActor(Actor):
             raise IndexError(f"step {step} of {len(self._outputs)}, {len(obs)} of {num_envs} observations")
         if self._compiled.obs_dtype is None:
             with torch.no_grad():
-                encoded = np.ascontiguousarray(self._encode(obs), self._outputs.dtype)
-            obs_at = _address(encoded)
+                encoded = self._encode(torch.from_numpy(obs)).to(self._agent.dtype).contiguous()
+            obs_at = encoded.data_ptr()
         else:
-            self._obs[:], obs_at = obs, self._obs_at
+            self._seen[:], obs_at = obs, self._obs_at
         noise_at, outputs_at, drawn_at = [address + step * size for address, size in self._places]
         drawn = (drawn_at, None) if self._is_choice else (None, drawn_at)
         self._library.act(self._compiled.pointer, obs_at, num_envs, noise_at, outputs_at, *drawn)
         self._step += 1
         return self._as_stored(self._drawn[step])
+
+    def choose(self, obs: Tensor) -> Tensor:
+        """See `Actor.choose`."""
+        return torch.from_numpy(self.act(obs.cpu().numpy()))
 
     def draw(self, outputs: Array, scaled_noise: Array) -> Array:
         """Draw actions `[B, *action_shape]` from the policy network's outputs, `[B, n]`."""
@@ -195,7 +199,7 @@ class CompiledActor(Actor):
         dtype = self._compiled.obs_dtype
         if dtype is None:  # what acting made of the observations is there already
             return None
-        obs, values = obs.to(dtype).contiguous(), torch.empty(len(obs), dtype=self._agent.dtype)
+        obs, values = obs.to("cpu", dtype).contiguous(), torch.empty(len(obs), dtype=self._agent.dtype)
         self._library.values(self._compiled.pointer, obs.data_ptr(), len(obs), values.data_ptr())
         return values
 

@@ -25,7 +25,7 @@ FINGERPRINTS = {
     "agents/mlp.py": "c7a2d524f5164c8c",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
-    "rollouts/actor.py": "536e76db6941ca8c",
+    "rollouts/actor.py": "289e0e3e9173804e",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 

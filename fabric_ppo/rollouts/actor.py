@@ -36,14 +36,19 @@ class Actor:
         padding = -self._num_envs % self.row_multiple
         rows = self._num_envs + padding
         self._noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
-        self._obs = np.zeros((rows, *agent.spec.observation.shape), agent.spec.observation.dtype)
+        blank = np.zeros((rows, *agent.spec.observation.shape), agent.spec.observation.dtype)
+        self._obs = torch.from_numpy(blank).to(agent.device)
         self._params: list[Tensor] = []
         self._inputs: list[Tensor] | None = [] if agent.encoder.has_weights else None
         self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
-    @torch.no_grad()
     def act(self, obs: Array) -> Array:
         """Choose the next step's actions `[N, *action_shape]` for `obs [N, ...]`."""
+        return self.choose(torch.from_numpy(obs)).cpu().numpy()
+
+    @torch.no_grad()
+    def choose(self, obs: Tensor) -> Tensor:
+        """Do as `act`, from a tensor on any device to one on the agent's."""
         agent = self._agent
         self._obs[: self._num_envs] = obs
         features = agent.shared(self._encode(self._obs))
@@ -51,11 +56,11 @@ class Actor:
         params = agent.policy_params(features)
         actions = agent.distribution.sample(params, self._noise[len(self._params)])
         self._params.append(params)
-        return actions[: self._num_envs].cpu().numpy()
+        return actions[: self._num_envs]
 
-    def _encode(self, obs: Array) -> Tensor:
+    def _encode(self, obs: Tensor) -> Tensor:
         """Return `Agent.inputs` of `obs [B, ...]`, which are kept where a network computes them."""
-        inputs = self._agent.inputs(torch.from_numpy(obs).to(self._agent.device))
+        inputs = self._agent.inputs(obs)
         if self._inputs is not None:
             self._inputs.append(inputs[: self._num_envs])
         return inputs
@@ -69,8 +74,8 @@ class Actor:
         return None
 
     def params(self) -> Tensor:
-        """Return the distributions' parameters of all steps, `[T, N, num_params]`, on the CPU."""
-        return torch.stack(self._params)[:, : self._num_envs].cpu()
+        """Return the distributions' parameters of all steps, `[T, N, num_params]`, on the agent's device."""
+        return torch.stack(self._params)[:, : self._num_envs]
 
 
 MakeActor = Callable[[Agent, Tensor, Array], Actor]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.envs.contract import Array, FinalObs, PastEpisode, VectorEnvs
+from fabric_ppo.envs.contract import Array, FinalObs, PastEpisode
 from fabric_ppo.envs.episode_info import Ending
+from fabric_ppo.envs.tensor_contract import Envs, StepOutputs, TensorEnvs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
@@ -129,17 +130,38 @@ class Rollout:
     info: InfoTotals = field(default_factory=InfoTotals)
 
 
-class RolloutBuffer:
-    """Arrays that `collect` writes a rollout into, and the episodes in progress.
+class RolloutTensors(NamedTuple):
+    """The data of a rollout, on the device of the environments.
 
-    A Rollout refers to these arrays: it is valid until the next `collect`.
+    Attributes:
+        obs, memory, begins: `[T + 1, N, ...]`, also after the last step.
+        actions, rewards, terminated, truncated, valid, lost_life: `[T, N, ...]`.
+    """
+
+    obs: Tensor
+    memory: Tensor
+    begins: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    lost_life: Tensor
+
+
+class RolloutBuffer:
+    """The data that `collect` writes a rollout into, and the episodes in progress.
+
+    A Rollout refers to these data: it is valid until the next `collect`.
 
     Attributes:
         envs, make_actor, num_steps, num_envs, first_env: what a rollout is collected with; global
             environment ids begin with `first_env`.
-        obs, memory, begins: `[T + 1, N, ...]`, also after the last step.
-        actions, rewards, terminated, truncated, valid, lost_life: `[T, N, ...]`.
-        finals: final observations of the episodes that ended, each with its step.
+        tensors: the data, on the device of the environments.
+        obs, memory, begins, actions, rewards, terminated, truncated, valid, lost_life: the same as
+            arrays: on the CPU the same memory, else what `bring` has brought.
+        final_obs: `[T, N, ...]`, where TensorEnvs give final observations; else None.
+        finals: final observations that ArrayEnvs gave of the episodes that ended, each with its step.
         endings: numbers of `info` of the episodes that ended, each with its step.
         returns, lengths, discounted: `[N]`, of the episodes in progress.
         log_dtype: smallest dtype that holds an action.
@@ -147,7 +169,7 @@ class RolloutBuffer:
 
     def __init__(
         self,
-        envs: VectorEnvs,
+        envs: Envs,
         agent: Agent,
         num_steps: int,
         make_actor: MakeActor = make_plain_actor,
@@ -172,6 +194,11 @@ class RolloutBuffer:
         self.memory = np.zeros((t + 1, n, agent.memory_size), agent.memory_dtype)
         self.begins = np.zeros((t + 1, n), np.bool_)
         self.lost_life = np.zeros((t, n), np.bool_)
+        arrays = {name: getattr(self, name) for name in RolloutTensors._fields}
+        tensors = {name: torch.from_numpy(array).to(envs.device) for name, array in arrays.items()}
+        self.tensors = RolloutTensors(**tensors)
+        gives_finals = isinstance(envs, TensorEnvs) and envs.finals == "given"
+        self.final_obs = torch.zeros_like(self.tensors.obs[1:]) if gives_finals else None
         self.finals: list[tuple[int, FinalObs]] = []
         self.endings: list[tuple[int, Ending]] = []
         self.returns = np.zeros(n, np.float64)
@@ -186,7 +213,10 @@ class RolloutBuffer:
         if not self._has_started:
             self._has_started = True
             with torch_settings_kept():
-                self.envs.reset(self.obs[-1])
+                if isinstance(self.envs, TensorEnvs):
+                    self.envs.reset(self.tensors.obs[-1])
+                else:
+                    self.envs.reset(self.obs[-1])
 
     def restart(self) -> None:
         """Start the environments' first episodes again, before anything is collected."""
@@ -206,16 +236,36 @@ class RolloutBuffer:
         """
         self._has_started = True
         with torch_settings_kept():
-            failed = self.envs.rebuild(past, self.obs[-1], seconds)
+            if isinstance(self.envs, TensorEnvs):
+                failed = self.envs.rebuild(past, self.tensors.obs[-1], seconds)
+            else:
+                failed = self.envs.rebuild(past, self.obs[-1], seconds)
         for env, (episode, why) in enumerate(zip(past, failed, strict=True)):
             if not why:
                 self.returns[env], self.lengths[env] = episode.ret, episode.length
                 self.discounted[env], self.memory[-1, env] = episode.discounted, episode.memory
+        self.tensors.memory[-1] = torch.from_numpy(self.memory[-1])
         return failed
+
+    def steps(self) -> list[StepOutputs]:
+        """Return the rows that each step of TensorEnvs is written into."""
+        tensors, last = self.tensors, self.final_obs
+        columns = (tensors.obs[1:], tensors.rewards, tensors.terminated, tensors.truncated, tensors.valid)
+        rows = zip(*columns, [None] * self.num_steps if last is None else last, strict=True)
+        return [StepOutputs(*row) for row in rows]
+
+    def bring(self) -> None:
+        """Bring to the arrays, in one transfer, what bookkeeping needs of a rollout on another device."""
+        if self.tensors.obs.is_cpu:
+            return
+        names = ("actions", "rewards", "terminated", "truncated", "valid")
+        pairs = [(getattr(self.tensors, name), getattr(self, name)) for name in names]
+        last = [(self.tensors.obs[-1], self.obs[-1]), (self.tensors.memory[-1], self.memory[-1])]
+        copy_to_arrays([*pairs, *last])
 
     def rewards_to_learn(self) -> Tensor:
         """Return the rewards for the loss, before any scaling, `[T, N]`."""
-        rewards = torch.from_numpy(self.rewards)
+        rewards = self.tensors.rewards
         # scores of Atari games differ by orders of magnitude (Mnih et al., Nature 518, Methods)
         return rewards.sign() if self.envs.spec.is_atari else rewards
 
@@ -232,3 +282,13 @@ class RolloutBuffer:
             memory=self.memory[-1].copy(),
             states=self.envs.states(),
         )
+
+
+def copy_to_arrays(pairs: Sequence[tuple[Tensor, Array]]) -> None:
+    """Copy tensors of one device into arrays of the same shapes and types, in one transfer."""
+    packet = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor, _ in pairs]).cpu().numpy()
+    start = 0
+    for _, array in pairs:
+        stop = start + array.nbytes
+        array[...] = packet[start:stop].view(array.dtype).reshape(array.shape)
+        start = stop

@@ -20,12 +20,14 @@ from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.contract import UnwrittenVideoError
 from fabric_ppo.envs.episode_info import Reading, number_names, numbers_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.ids import find_batch
 from fabric_ppo.envs.known import is_gymnasium_class
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, describe_error
 from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.rollouts.evaluate_batch import evaluate_batch
 from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
@@ -121,6 +123,12 @@ def evaluate(
     keys = info_keys_of(info_keys)
     # an environment may change the working directory
     video_dir = os.path.abspath(video_dir) if video_dir else ""
+    if find_batch(policy.spec.env_id) is not None:
+        options: dict[str, Any] = {"video_dir": video_dir, "render_mode": render_mode, "stochastic": stochastic}
+        with torch_settings_kept():
+            played = evaluate_batch(policy, episodes, seed, keys, step_limit=step_limit, report=report, **options)
+        ended = _Scores(played.returns, played.lengths, played.readings, cut_off=played.cut_off)
+        return ended.result(keys, played.unwritten)
     scores = _Scores([0.0] * episodes, [0] * episodes, [None] * episodes)
     waiting = iter(range(episodes))
     with torch_settings_kept(), contextlib.ExitStack() as stack:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
+from fabric_ppo.envs.tensor_contract import TensorEnvs
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.actor import Actor
 from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer
@@ -31,7 +32,7 @@ def value_rollout(agent: Agent, buffer: RolloutBuffer, actor: Actor) -> tuple[Te
         buffer: holds the observations.
         actor: what acted; its `inputs` are not computed again.
     """
-    obs, memory = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.memory)
+    obs, memory = buffer.tensors.obs, buffer.tensors.memory
     values, inputs = actor.values(obs.flatten(0, 1)), actor.inputs()
     if values is None and inputs is not None:  # but for the last observations, on which nothing acted
         encoded = torch.cat([inputs, agent.inputs(obs[-1].to(agent.device)).unsqueeze(0)])
@@ -39,8 +40,8 @@ def value_rollout(agent: Agent, buffer: RolloutBuffer, actor: Actor) -> tuple[Te
     elif values is None:
         values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
     # the value of row t + 1 is that of the successor of row t, so that each is computed once
-    values = values.view(buffer.num_steps + 1, -1)
-    return values[:-1], _next_values(agent, buffer, memory, values[1:].clone())
+    values = values.to(obs.device).view(buffer.num_steps + 1, -1)
+    return values[:-1], _next_values(agent, buffer, memory, values)
 
 
 @timed("values")
@@ -57,10 +58,10 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         buffer: still holding the rollout.
         rollout: as collected.
     """
-    memory, actions = _remembered(agent, buffer), torch.from_numpy(buffer.actions)
+    memory, actions = _remembered(agent, buffer), buffer.tensors.actions
     # the last observations need a value only, but rows of one pass all have an action
     actions = torch.cat([actions, actions[-1:]])
-    rows = (each.flatten(0, 1) for each in (torch.from_numpy(buffer.obs), actions, memory))
+    rows = (each.flatten(0, 1) for each in (buffer.tensors.obs, actions, memory))
     both = _in_passes(agent, lambda *rows: torch.stack(agent.log_probs_and_values(*rows), -1), *rows)
     log_probs, values = both.view(buffer.num_steps + 1, buffer.num_envs, 2).unbind(-1)
     log_probs = log_probs[:-1]
@@ -70,53 +71,72 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
         log_probs=log_probs,
         importance=(log_probs - rollout.log_probs).exp(),
         values=values[:-1],
-        next_values=_next_values(agent, buffer, memory, values[1:].clone()),
+        next_values=_next_values(agent, buffer, memory, values),
     )
 
 
 def _remembered(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     """Return the agent's memory before each step and after the last, `[T + 1, N, memory_size]`."""
-    memory = torch.from_numpy(buffer.memory)
+    memory = buffer.tensors.memory
     if agent.memory is None:
         return memory
     # recomputed with the agent's present weights, from the memory with which the rollout began
     before, device = [memory[0].to(agent.device)], agent.device
-    all_obs, begins = torch.from_numpy(buffer.obs), torch.from_numpy(buffer.begins[1:])
+    all_obs, begins = buffer.tensors.obs, buffer.tensors.begins[1:]
     for obs, begin in zip(all_obs.to(device), begins.to(device), strict=False):
         _, after = agent.remember(agent.features(obs), before[-1])
         before.append(after.masked_fill(begin.unsqueeze(-1), 0))
-    return torch.stack(before).cpu()
+    return torch.stack(before).to(memory.device)
 
 
 def _next_values(agent: Agent, buffer: RolloutBuffer, memory: Tensor, values: Tensor) -> Tensor:
-    """Return the values of the true successors.
+    """Return the values of the true successors, `[T, N]`.
 
     Args:
         agent: computes values.
         buffer: holds the final observations.
         memory: a recurrent agent's, `[T + 1, N, memory_size]`.
-        values: those of the next rows, `[T, N]`; changed in place.
+        values: those of all observations, `[T + 1, N]`.
     """
-    # a truncated episode would have gone on from its final observation: the next row is the first
-    # of another episode. After termination the value does not count
-    cut = [(t, final) for t, final in buffer.finals if buffer.truncated[t, final.env]]
-    if cut:
-        stacked = np.stack([final.obs for _, final in cut])
-        final_obs = torch.from_numpy(stacked.astype(buffer.obs.dtype, copy=False))
-        at = torch.tensor([(t, final.env) for t, final in cut]).unbind(1)
+    # the successor of a row is the next row, but where a truncated episode would have gone on from
+    # its final observation: there the next row is the first of another episode. After termination
+    # the value does not count
+    next_values = values[1:].clone()
+    at, final_obs = _cut_off(buffer)
+    if final_obs is None:
+        # unknown observations: the values of those before them are the closest that is known
+        next_values[at] = values[:-1][at]
+    elif len(final_obs):
         after = memory[at]
         if agent.memory is not None:
-            obs = torch.from_numpy(buffer.obs)[at].to(agent.device)
+            obs = buffer.tensors.obs[at].to(agent.device)
             after = agent.remember(agent.features(obs), after.to(agent.device))[1]
-        values[at] = _in_passes(agent, agent.values, final_obs, after)
-    return values
+        next_values[at] = _in_passes(agent, agent.values, final_obs, after)
+    return next_values
+
+
+def _cut_off(buffer: RolloutBuffer) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return the places `(t, env)` of truncated episodes and their final observations; None for hidden ones.
+
+    Those whose final observation is the next row of the rollout are left out.
+    """
+    envs, tensors = buffer.envs, buffer.tensors
+    if not isinstance(envs, TensorEnvs):
+        cut = [(t, final) for t, final in buffer.finals if buffer.truncated[t, final.env]]
+        at = torch.tensor([(t, final.env) for t, final in cut], dtype=torch.int64).view(-1, 2).unbind(1)
+        stacked = np.stack([final.obs for _, final in cut]) if cut else buffer.obs[:0]
+        return at, torch.from_numpy(stacked.astype(buffer.obs.dtype, copy=False))
+    if envs.finals == "next row":
+        return (), tensors.obs[:0]
+    at = (tensors.truncated & ~tensors.terminated).nonzero(as_tuple=True)
+    return at, None if buffer.final_obs is None or envs.finals == "hidden" else buffer.final_obs[at]
 
 
 def _in_passes(agent: Agent, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return `function(*inputs)` for `inputs [B, ...]`, computed in passes of some rows.
 
-    It is called on the agent's device; the result `[B, ...]` is on the CPU.
+    It is called on the agent's device; the result `[B, ...]` is on that of the inputs.
     """
     parts = zip(*(each.split(_ROWS_PER_PASS) for each in inputs), strict=True)
-    outputs = [function(*(each.to(agent.device) for each in part)).cpu() for part in parts]
+    outputs = [function(*(each.to(agent.device) for each in part)).to(inputs[0].device) for part in parts]
     return torch.cat(outputs)

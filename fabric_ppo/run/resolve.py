@@ -18,7 +18,7 @@ from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import json_text
 from fabric_ppo.config_values import DROPPED_BY_NONE, NO_TRACKER, TRACKERS
-from fabric_ppo.envs.ids import as_module, named_function, resolve_env_id, resolve_envpool_id, where_missing
+from fabric_ppo.envs.ids import as_module, find_batch, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path
 from fabric_ppo.run.trackers.make import require_packages
@@ -56,6 +56,8 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     if num_devices := config.num_cuda_devices(world_size, ranks_on_host):
         require_cuda(num_devices)
     values = config.to_dict() | {"env_id": env_id, "hidden_sizes": tuple(config.hidden_sizes)}
+    if config.env_backend == "sync" and not config.env_preset and find_batch(env_id) is not None:
+        values["env_backend"] = "vector"  # there is no single one that this process could step
     values |= {name: None for name in DROPPED_BY_NONE if values[name] == NO_TRACKER}
     values["env_kwargs"] = json_text(config.env_kwargs) or None
     return replace(config, **values | paths)

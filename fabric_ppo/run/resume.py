@@ -269,8 +269,8 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
         )
     per_rank = _per_rank_flags(script, values["world_size"], world_size)
     may_differ = set(MAY_DIFFER)
-    if "envpool" in (before.get("env_backend"), current["env_backend"]):
-        # sync and async play the same episodes, EnvPool plays others
+    if not {before.get("env_backend"), current["env_backend"]} <= {"sync", "async"}:
+        # these two play the same episodes, EnvPool and batches play others
         may_differ.remove("env_backend")
     differing = []
     for name in current:

@@ -60,7 +60,7 @@ class RunSetup(contextlib.ExitStack):
 
     Attributes:
         dir: the run's folder; it does not exist yet, and a run that cannot start leaves none.
-        video_dir: folder of training videos; empty for none (EnvPool cannot record any).
+        video_dir: folder of training videos; empty for none (batches are not recorded).
     """
 
     def __init__(self, config: Config, ranks: Ranks, run_dir: Path, parts: Parts = NO_PARTS) -> None:
@@ -82,7 +82,7 @@ class RunSetup(contextlib.ExitStack):
         # a folder's default name has the time in it, which other ranks read later
         named_by_rank_zero = Path(os.fsdecode(from_rank_zero(os.fsencode(run_dir), ranks)))
         self.dir = named_by_rank_zero if config.run_dir is None else run_dir
-        records = config.capture_video and config.env_backend != "envpool"
+        records = config.capture_video and config.env_backend in ("sync", "async")
         self.video_dir = str(self.dir / "train_videos") if records else ""
         folder = Path(self.video_dir or self.dir)
         self._is_new = not (os.path.isdir(self.dir) and os.listdir(self.dir))

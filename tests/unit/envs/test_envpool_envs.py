@@ -423,8 +423,9 @@ def test_a_retired_id_runs_its_successor():
     assert resolve(Config(env_backend="envpool", env_id="LunarLander-v2")).env_id == "LunarLander-v3"
 
 
-def test_an_environment_that_gymnasium_or_the_agent_cannot_take_is_refused(open_envs):
+def test_an_environment_that_gymnasium_or_the_agent_cannot_take_is_refused(open_envs, monkeypatch):
     """The test at the end is played in Gymnasium's environment."""
+    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"^--env-id phys2d/CartPole-v1: cannot be made .*jax.*$"):
         open_envs("phys2d/CartPole-v1", 2)
     with pytest.raises(ConfigError, match=r"^--env-id Blackjack-v1: nested .* need --env-backend sync or async$"):

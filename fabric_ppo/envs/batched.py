@@ -1,0 +1,114 @@
+"""Environments that step as batches: their lookup by id, and their making."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.ids import find_batch
+from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.envs.tensor_contract import TensorEnvs
+from fabric_ppo.process.errors import ConfigError, DoesNotRenderError, first_line
+from fabric_ppo.process.signals import pass_on_stop
+
+_GAMES = "possible_agents"
+_BATCHES = ("num_envs", "single_observation_space", "single_action_space", "reset", "step")
+
+
+def make_tensor_envs(
+    settings: EnvSettings, device: str = "cpu", spec: EnvSpec | None = None, render_mode: str | None = None
+) -> TensorEnvs:
+    """Make environments that step as a batch.
+
+    Args:
+        settings: of this rank's environments. The id is one of `tensor/...`, `module:function` that
+            returns a `gymnasium.vector.VectorEnv`, a `FunctionalEnv` or a `pettingzoo.ParallelEnv`,
+            or an id for which Gymnasium's registry has a vector entry point.
+        device: where functional environments compute; others decide for themselves.
+        spec: their spaces, where a trained agent gives them.
+        render_mode: as Gymnasium has it.
+
+    Raises:
+        ConfigError: they cannot be made, are of another kind, or have spaces that are not supported.
+    """
+    env_id, arguments = settings.env_id, json.loads(settings.env_kwargs or "{}")
+    create = _creator(env_id, settings.num_envs)
+    if render_mode is not None and _takes(create, "render_mode"):
+        arguments["render_mode"] = render_mode
+    elif render_mode == "human":  # pictures are drawn when they are asked for, a window from the beginning
+        raise DoesNotRenderError(env_id, render_mode)
+    made = _made(env_id, create, arguments)
+    return _as_tensor_envs(made, functools.partial(_made, env_id, create, arguments), settings, device, spec)
+
+
+def agents_per_game(env_id: str, env_kwargs: str = "") -> int:
+    """Return the number of agents that play a game together; 1 for environments of one agent.
+
+    Raises:
+        ConfigError: the environment cannot be made.
+    """
+    create = _creator(env_id, 1)
+    made = _made(env_id, create, json.loads(env_kwargs or "{}"))
+    if not hasattr(made, _GAMES):
+        return 1
+    made.close()
+    return len(made.possible_agents)
+
+
+def _creator(env_id: str, num_envs: int) -> Callable[..., Any]:
+    """Return a function that makes an id's environments, from keyword arguments."""
+    found = find_batch(env_id) or env_id
+    if isinstance(found, str):
+        return functools.partial(gymnasium.make_vec, found, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    return functools.partial(found, num_envs=num_envs) if _takes(found, "num_envs") else found
+
+
+def _takes(create: Callable[..., Any], name: str) -> bool:
+    """Return True if a function has a keyword argument of that name, or takes any."""
+    try:
+        parameters = inspect.signature(create).parameters
+    except (TypeError, ValueError):
+        return False
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return name in parameters or (takes_any and name != "num_envs")
+
+
+def _made(env_id: str, create: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Make environments; raise a ConfigError if that fails, a DoesNotRenderError if they do not render."""
+    try:
+        return create(**arguments)
+    except BaseException as error:
+        pass_on_stop(error)
+        if "render_mode" in arguments and "render_mode" in first_line(error):
+            raise DoesNotRenderError(env_id, arguments["render_mode"]) from error
+        own = {name: value for name, value in arguments.items() if name != "render_mode"}
+        with_what = f" --env-kwargs {json.dumps(own)}" if own else ""
+        raise ConfigError(f"--env-id {env_id}{with_what}: cannot be made ({first_line(error)})") from error
+
+
+def _as_tensor_envs(
+    made: Any, again: Callable[[], Any], settings: EnvSettings, device: str, spec: EnvSpec | None
+) -> TensorEnvs:
+    """Return what was made as TensorEnvs; each kind imports what it needs."""
+    from fabric_ppo.envs.functional import FunctionalEnv, FunctionalEnvs
+
+    if isinstance(made, FunctionalEnv):
+        return FunctionalEnvs(made, settings, device, spec)
+    if hasattr(made, _GAMES):
+        from fabric_ppo.envs.parallel_games import ParallelGames
+
+        return ParallelGames(made, again, settings, spec)
+    if all(hasattr(made, name) for name in _BATCHES):
+        from fabric_ppo.envs.gym_vector_envs import GymVectorEnvs
+
+        return GymVectorEnvs(made, settings, spec)
+    raise ConfigError(
+        f"--env-id {settings.env_id}: it made a {type(made).__name__}; a gymnasium.vector.VectorEnv, "
+        "a FunctionalEnv or a pettingzoo.ParallelEnv is expected"
+    )

@@ -1,0 +1,192 @@
+"""Functional environments: N copies as pure functions of tensors, and the driver that steps them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fabric_ppo.envs.contract import EnvSettings, PastEpisode
+from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
+from fabric_ppo.envs.tensor_seeds import episode_seeds
+
+State = Any
+"""Tensors `[B, ...]`: one, or a tuple, list or dictionary of them."""
+
+
+class FunctionalEnv(ABC):
+    """Copies of an environment that step together, as pure functions of tensors.
+
+    Nothing is kept between calls: all that a copy is lies in its state, its seed and the number of
+    its steps. Therefore a checkpoint can hold an episode, and a resumed run goes on exactly.
+
+    Attributes:
+        observation_space, action_space: Gymnasium's, of one copy.
+        max_episode_steps: steps after which an episode is truncated; None for no limit.
+    """
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    max_episode_steps: int | None = None
+
+    @abstractmethod
+    def initial(self, seeds: Tensor) -> tuple[State, Tensor]:
+        """Return the states in which episodes begin, and their observations `[B, ...]`.
+
+        Args:
+            seeds: `[B]` int64; `tensor_seeds.seeded_uniforms` makes random numbers of them. Results
+                are on their device.
+        """
+
+    @abstractmethod
+    def transition(
+        self, state: State, actions: Tensor, seeds: Tensor, step: Tensor
+    ) -> tuple[State, Tensor, Tensor, Tensor]:
+        """Return next states, observations `[B, ...]`, rewards `[B]` and `terminated [B]` bool.
+
+        Args:
+            state: of each copy; not to be changed in place.
+            actions: `[B, ...]`, as the action space has them.
+            seeds: `[B]` int64, those of the episodes.
+            step: `[B]` int64, steps of each episode before this one.
+        """
+
+    def render(self, state: State) -> NDArray[np.uint8]:
+        """Return a picture of one copy, `[height, width, 3]`, from its `state [1, ...]`.
+
+        Raises:
+            NotImplementedError: it has none.
+        """
+        raise NotImplementedError
+
+
+class FunctionalEnvs(TensorEnvs):
+    """N copies of a functional environment, which start their own next episodes in the same step."""
+
+    finals = "given"
+
+    def __init__(
+        self, env: FunctionalEnv, settings: EnvSettings, device: str = "cpu", spec: EnvSpec | None = None
+    ) -> None:
+        """Describe N copies on a device; without `spec`, the spaces are those of `env`.
+
+        Raises:
+            ConfigError: a space that no agent here can take.
+        """
+        self.spec = spec or settings.spec_of(env)
+        self.num_envs, self.first_env = settings.num_envs, settings.first_env
+        self.device, self.info_keys = device, settings.info_keys
+        self._env, self._settings = env, settings
+        self._limit = env.max_episode_steps
+        self._ids = torch.arange(self.num_envs, device=device) + self.first_env
+        self._steps = torch.zeros_like(self._ids)
+        # as if every environment had ended an episode before its first one
+        self._numbers = torch.full_like(self._ids, -1)
+        self._seeds = torch.zeros_like(self._ids)
+        self._state: State = None
+
+    def reset(self, obs: Tensor) -> None:
+        """See `TensorEnvs.reset`."""
+        self._start(self._seeds_of(self._ids, torch.zeros_like(self._ids)), obs)
+
+    def begin(self, seeds: Sequence[int], obs: Tensor) -> None:
+        """See `TensorEnvs.begin`."""
+        self._start(torch.tensor(seeds, device=self.device), obs)
+
+    def _start(self, seeds: Tensor, obs: Tensor) -> None:
+        self._numbers, self._steps, self._seeds = torch.zeros_like(seeds), torch.zeros_like(seeds), seeds
+        self._state, first = self._env.initial(seeds)
+        obs.copy_(first)
+
+    def render(self) -> NDArray[np.uint8]:
+        """See `TensorEnvs.render`."""
+        return self._env.render(tree_map(lambda leaf: leaf[:1].cpu(), self._state))
+
+    def _seeds_of(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        return episode_seeds(self._settings.seed, ids, numbers, self._settings.total_envs)
+
+    def step(self, actions: Tensor, outputs: StepOutputs) -> None:
+        """See `TensorEnvs.step`."""
+        state, obs, rewards, terminated = self._env.transition(self._state, actions, self._seeds, self._steps)
+        self._steps = self._steps + 1
+        outputs.obs.copy_(obs)
+        outputs.rewards.copy_(rewards)
+        outputs.terminated.copy_(terminated)
+        outputs.truncated.copy_(self._steps >= (self._limit or math.inf))
+        outputs.valid.fill_(True)
+        ended = outputs.terminated | outputs.truncated
+        if outputs.obs.is_cpu:
+            # there the answer is there already, and most copies go on
+            self._state = self._begin_some(state, outputs, ended.nonzero().squeeze(-1))
+        else:
+            self._state = self._begin_where(state, outputs, ended)
+
+    def _begin_some(self, state: State, outputs: StepOutputs, ended: Tensor) -> State:
+        """Start the next episodes of the copies `ended [K]`; return the states of all."""
+        if len(ended) == 0:
+            return state
+        numbers = self._numbers[ended] + 1
+        seeds = self._seeds_of(self._ids[ended], numbers)
+        begun, first = self._env.initial(seeds)
+        outputs.final_obs[ended] = outputs.obs[ended]  # type: ignore[index]
+        outputs.obs[ended] = first.to(outputs.obs.dtype)
+        self._numbers[ended], self._steps[ended] = numbers, 0
+        self._seeds = self._seeds.index_copy(0, ended, seeds)
+        return tree_map(lambda old, new: old.index_copy(0, ended, new), state, begun)
+
+    def _begin_where(self, state: State, outputs: StepOutputs, ended: Tensor) -> State:
+        """Do as `_begin_some` for `ended [N]` bool, without waiting for the device: all begin, and some count."""
+        numbers = self._numbers + ended
+        seeds = self._seeds_of(self._ids, numbers)
+        begun, first = self._env.initial(seeds)
+        outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
+        outputs.obs.copy_(_where(ended, first, outputs.obs))
+        self._numbers, self._seeds = numbers, seeds
+        self._steps = self._steps.masked_fill(ended, 0)
+        return tree_map(lambda old, new: _where(ended, new, old), state, begun)
+
+    def states(self) -> list[bytes]:
+        """See `VectorEnvs.states`."""
+        leaves, _ = tree_flatten(self._state)
+        rows = [leaf.reshape(self.num_envs, -1).contiguous().view(torch.uint8) for leaf in leaves]
+        return [row.tobytes() for row in torch.cat(rows, 1).cpu().numpy()] if rows else []
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
+        """See `TensorEnvs.rebuild`."""
+        state, _ = self._env.initial(self._ids)
+        leaves, shape = tree_flatten(state)
+        sizes = [leaf[0].numel() * leaf.element_size() for leaf in leaves]
+        fits = [len(episode.state) == sum(sizes) for episode in past]
+        numbers = [episode.number + (not fit) for episode, fit in zip(past, fits, strict=True)]
+        self._numbers = torch.tensor(numbers, device=self.device)
+        self._seeds = self._seeds_of(self._ids, self._numbers)
+        lengths = [episode.length if fit else 0 for episode, fit in zip(past, fits, strict=True)]
+        self._steps = torch.tensor(lengths, device=self.device)
+        begun, first = self._env.initial(self._seeds)
+        kept = [episode.state if fit else bytes(sum(sizes)) for episode, fit in zip(past, fits, strict=True)]
+        packed = torch.frombuffer(bytearray(b"".join(kept)), dtype=torch.uint8).view(self.num_envs, -1)
+        parts = packed.to(self.device).split(sizes, 1)
+        restored = [
+            part.contiguous().view(leaf.dtype).view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
+        ]
+        fit, seen = torch.tensor(fits, device=self.device), torch.from_numpy(np.stack([each.obs for each in past]))
+        self._state = tree_map(lambda new, old: _where(fit, old, new), begun, tree_unflatten(restored, shape))
+        obs.copy_(_where(fit, seen.to(obs), first.to(obs)))
+        return ["" if each else "its state is not that of this environment" for each in fits]
+
+    def close(self) -> None:
+        """See `VectorEnvs.close`."""
+
+
+def _where(condition: Tensor, ones: Tensor, others: Tensor) -> Tensor:
+    """Return rows of `ones` where `condition [N]` is true, else of `others`, `[N, ...]`."""
+    return ones.where(condition.view(-1, *[1] * (ones.ndim - 1)), others)

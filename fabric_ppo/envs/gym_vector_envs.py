@@ -1,0 +1,283 @@
+"""Environments of a `gymnasium.vector.VectorEnv`, whose arrays are NumPy's, PyTorch's or JAX's."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fabric_ppo.envs.contract import EnvSettings, PastEpisode
+from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
+from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec, part_at, path_name
+from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs
+from fabric_ppo.process.console import print_from_rank_zero
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error
+from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.seeding import episode_seed
+
+_FINALS: dict[AutoresetMode, FinalPlace] = {
+    AutoresetMode.NEXT_STEP: "next row",
+    AutoresetMode.SAME_STEP: "given",
+    AutoresetMode.DISABLED: "given",
+}
+_FINAL_OBS = ("final_obs", "final_observation")
+"""Keys of `info` for final observations: today's, and that of Gymnasium before 1.0."""
+
+
+class GymVectorEnvs(TensorEnvs):
+    """The environments of a VectorEnv, on the device of its arrays.
+
+    All are seeded by one number when they start, as `VectorEnv.reset` takes it. They start their next
+    episodes by themselves, in the way that `metadata["autoreset_mode"]` says.
+    """
+
+    def __init__(self, env: Any, settings: EnvSettings, spec: EnvSpec | None = None) -> None:
+        """Take N environments, and reset them once to see what their arrays are.
+
+        Args:
+            env: a VectorEnv, or what has its methods and attributes.
+            settings: how many are expected, and their seed.
+            spec: their spaces; None: as `env` has them.
+
+        Raises:
+            ConfigError: a space that no agent here can take, another number of environments, or an
+                autoreset mode that is not told.
+        """
+        self._env, self._settings, self._name = env, settings, settings.env_id
+        if env.num_envs != settings.num_envs:
+            raise ConfigError(f"--env-id {self._name}: it made {env.num_envs} environments of {settings.num_envs}")
+        spaces = {"observation_space": env.single_observation_space, "action_space": env.single_action_space}
+        self.spec = spec or settings.spec_of(SimpleNamespace(**spaces))
+        self.num_envs, self.first_env, self.info_keys = settings.num_envs, settings.first_env, settings.info_keys
+        self._mode = _autoreset_mode(env, self._name)
+        self.finals = _FINALS[self._mode]
+        self._info = PoolInfo(self.info_keys, self.num_envs)
+        self._rows = _RowMaker(self.spec.observation, self.num_envs)
+        self._pack = Packer(self.spec.observation)
+        try:
+            self._first, _ = self._reset(self._seed_of(0))
+        except EnvironmentFault as fault:
+            raise ConfigError(f"--env-id {fault}") from fault
+        self.device, self._kind = str(self._first.device), self._rows.kind
+        self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+
+    def _seed_of(self, episode: int) -> int:
+        settings = self._settings
+        return episode_seed(settings.seed, self.first_env, episode, settings.total_envs)
+
+    def reset(self, obs: Tensor) -> None:
+        """See `TensorEnvs.reset`."""
+        self._start(self._seed_of(0), obs)
+
+    def begin(self, seeds: Sequence[int], obs: Tensor) -> None:
+        """See `TensorEnvs.begin`; the first seed is that of all."""
+        self._start(seeds[0], obs)
+
+    def _start(self, seed: int, obs: Tensor) -> None:
+        obs.copy_(self._reset(seed)[0])
+        self._ended.zero_()
+        self._info.clear()
+
+    def _reset(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Tensor, Any]:
+        """Reset all, or those that `options` say; return the rows of observations, and `info`."""
+        answer = self._call("reset", seed=seed, options=options)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise self._fault("reset returned something else than (observation, info)")
+        return self._read(answer[0], "reset"), answer[1]
+
+    def step(self, actions: Tensor, outputs: StepOutputs) -> None:
+        """See `TensorEnvs.step`."""
+        answer = self._call("step", self._as_theirs(actions))
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise self._fault("step returned something else than (observation, reward, terminated, truncated, info)")
+        obs, *columns, info = answer
+        outputs.obs.copy_(self._read(obs, "step"))
+        names = ("rewards", "terminated", "truncated")
+        for name, column in zip(names, columns, strict=True):
+            getattr(outputs, name).copy_(self._column(column, name))
+        torch.logical_not(self._ended, out=outputs.valid)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # the rows of a reset end no episode
+            outputs.terminated.logical_and_(outputs.valid)
+            outputs.truncated.logical_and_(outputs.valid)
+        ended = outputs.terminated | outputs.truncated
+        self._read_info(info, outputs, ended)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self._ended = ended
+        elif self._mode is AutoresetMode.SAME_STEP:
+            self._keep_finals(info, outputs, ended)
+        elif bool(ended.any()):
+            outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
+            outputs.obs.copy_(self._reset(None, {"reset_mask": self._as_theirs(ended)})[0])
+
+    def _keep_finals(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
+        """Keep the final observations of episodes, where the environments were reset in the same step."""
+        if self.finals == "hidden" or outputs.final_obs is None:
+            return
+        found = next((info[key] for key in _FINAL_OBS if isinstance(info, Mapping) and key in info), None)
+        if found is None and bool(outputs.truncated.any()):
+            self.finals = "hidden"
+            print_from_rank_zero(
+                f"{self._name}: final observations of truncated episodes are hidden; "
+                "the value of the observation before each stands for its value"
+            )
+        elif isinstance(found, np.ndarray) and found.dtype == object:
+            for env in ended.nonzero().squeeze(-1).tolist():
+                if found[env] is not None:
+                    outputs.final_obs[env] = torch.as_tensor(self._pack(found[env]))
+        elif found is not None:
+            outputs.final_obs.copy_(self._read(found, "step", "final observations"))
+
+    def _read_info(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
+        """Read the numbers of `info`, where there are any."""
+        source = info.get("final_info", info) if isinstance(info, Mapping) else {}
+        columns = [find_in(source if not key.is_sum else info, key.key) for key in self.info_keys]
+        self.endings = ()
+        if all(column is ABSENT for column in columns):
+            return
+        arrays = [None if column is ABSENT else np.asarray(_tensor(column).cpu()) for column in columns]
+        self._info.add(arrays, outputs.valid.cpu().numpy())
+        if bool(ended.any()):
+            self.endings = self._info.endings(arrays, ended.cpu().numpy())
+
+    def _read(self, obs: Any, by: str, what: str = "observations") -> Tensor:
+        """Return the rows of observations.
+
+        Raises:
+            EnvironmentFault: they are not those of the space, or on another device.
+        """
+        try:
+            rows = self._rows(obs)
+        except ValueError as error:
+            raise self._fault(f"{by} returned {what} {error}") from None
+        self._require_device(rows, f"{by} returned {what}")
+        return rows
+
+    def _column(self, values: Any, name: str) -> Tensor:
+        """Return rewards or flags, `[N]`; raises as `_read`."""
+        column = _tensor(values)
+        if column.shape != (self.num_envs,):
+            raise self._fault(f"step returned {name} of shape {tuple(column.shape)}; ({self.num_envs},) is expected")
+        self._require_device(column, f"step returned {name}")
+        return column
+
+    def _require_device(self, tensor: Tensor, what: str) -> None:
+        # before the first observations are known, no device is
+        if hasattr(self, "_kind") and str(tensor.device) != self.device:
+            raise self._fault(f"{what} on {tensor.device}; {self.device} is expected, where the first ones were")
+
+    def _as_theirs(self, tensor: Tensor) -> Any:
+        """Return a tensor as an array of the kind that the environments return."""
+        if self._kind == "torch":
+            return tensor
+        if self._kind == "numpy":
+            return tensor.cpu().numpy()
+        import jax
+
+        # without x64 JAX has no integers of 64 bits
+        return jax.dlpack.from_dlpack((tensor.int() if tensor.dtype == torch.int64 else tensor).contiguous())
+
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the environments; raise an EnvironmentFault if it fails."""
+        try:
+            return getattr(self._env, method)(*args, **options)
+        except BaseException as error:
+            pass_on_stop(error)
+            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
+            raise self._fault(f"{method} raised {describe_error(error)}{trace}") from error
+
+    def _fault(self, what: str) -> EnvironmentFault:
+        last = self.first_env + self.num_envs - 1
+        return EnvironmentFault(f"{self._name}: environments {self.first_env} to {last}: {what}")
+
+    def render(self) -> NDArray[Any]:
+        """See `TensorEnvs.render`."""
+        frames = self._env.render()
+        if frames is None or len(frames) == 0:
+            raise NotImplementedError
+        first = frames if np.ndim(frames) == 3 else frames[0]
+        return np.asarray(_tensor(first).cpu(), np.uint8)
+
+    def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
+        """Start new episodes, with a seed of their own; see `TensorEnvs.rebuild`."""
+        self._start(self._seed_of(max(episode.number for episode in past) + 1), obs)
+        return ["a VectorEnv cannot bring an episode back"] * self.num_envs
+
+    def close(self) -> None:
+        """See `VectorEnvs.close`."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+
+def _autoreset_mode(env: Any, name: str) -> AutoresetMode:
+    """Return when environments are reset; raise a ConfigError if they do not tell."""
+    metadata = getattr(env, "metadata", None)
+    told = metadata.get("autoreset_mode") if isinstance(metadata, Mapping) else None
+    try:
+        return told if isinstance(told, AutoresetMode) else AutoresetMode(told)
+    except ValueError:
+        modes = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
+        raise ConfigError(
+            f'--env-id {name}: metadata["autoreset_mode"] is {told}; one of {modes} is expected'
+        ) from None
+
+
+class _RowMaker:
+    """A converter of a batch of observations to rows, `[N, ...]`; of a nested space they are bytes.
+
+    Attributes:
+        kind: of the arrays: `numpy`, `torch` or `jax`; empty before the first ones.
+    """
+
+    def __init__(self, space: SpaceSpec, num_envs: int) -> None:
+        self._num_envs = num_envs
+        leaves = space.parts or (((), space),)
+        self._leaves = [(path, leaf.shape, _dtype(leaf.dtype)) for path, leaf in leaves]
+        self._is_nested = bool(space.parts)
+        self.kind = ""
+
+    def __call__(self, obs: Any) -> Tensor:
+        """Return the rows; raise a ValueError for what is not of the space."""
+        columns = []
+        for path, shape, dtype in self._leaves:
+            try:
+                part = part_at(obs, path)
+                column = _tensor(part)
+            except USER_ERRORS as error:
+                raise ValueError(f"whose {path_name(path)} cannot be read ({describe_error(error)})") from None
+            self.kind = self.kind or _kind(part)
+            if column.shape != (self._num_envs, *shape):
+                of = f" of {path_name(path)}" if path else ""
+                expected = (self._num_envs, *shape)
+                raise ValueError(f"of shape {tuple(column.shape)}{of}; {expected} is expected")
+            columns.append(column.to(dtype))
+        if not self._is_nested:
+            return columns[0]
+        return torch.cat([each.reshape(self._num_envs, -1).contiguous().view(torch.uint8) for each in columns], 1)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.from_numpy(np.zeros(0, name)).dtype
+
+
+def _kind(array: Any) -> str:
+    module = type(array).__module__.partition(".")[0]
+    return {"torch": "torch", "jax": "jax", "jaxlib": "jax"}.get(module, "numpy")
+
+
+def _tensor(array: Any) -> Tensor:
+    """Return an array of any of the three kinds as a tensor, without a copy if that is possible."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    if _kind(array) == "jax":
+        return torch.from_dlpack(array)
+    return torch.as_tensor(np.asarray(array))

@@ -1,0 +1,163 @@
+"""Functional environments: their own episodes, seeds and states, and nothing else."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from fabric_ppo.config import Config
+from fabric_ppo.envs.contract import EnvSettings, PastEpisode
+from fabric_ppo.envs.functional import FunctionalEnv, FunctionalEnvs
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.tensor_contract import StepOutputs
+from fabric_ppo.envs.tensor_seeds import seeded_uniforms
+from fabric_ppo.seeding import episode_seed, evaluation_seed
+from tests.fixtures.envs import SEED
+
+
+class Walk(FunctionalEnv):
+    """A walk with a random part, which ends beyond 3; its state is a dictionary with numbers of two types."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
+    action_space = gymnasium.spaces.Discrete(3)
+    max_episode_steps = 7
+
+    def initial(self, seeds):
+        state = {"place": seeded_uniforms(seeds, 1)[:, 0].float(), "visits": torch.zeros_like(seeds)}
+        return state, self.observed(state, seeds)
+
+    def transition(self, state, actions, seeds, step):
+        noise = seeded_uniforms(seeds, 1, step + 1)[:, 0].float()
+        state = {"place": state["place"] + actions - 1 + noise / 2, "visits": state["visits"] + 1}
+        return state, self.observed(state, seeds), state["place"], state["place"].abs() > 3
+
+    def observed(self, state, seeds):
+        return torch.stack([state["place"], state["visits"].float(), (seeds % 4096).float()], -1)
+
+
+def make(num_envs=4, rank=0, num_ranks=1):
+    settings = EnvSettings("walk", SEED, num_envs, rank * num_envs, num_ranks * num_envs)
+    return FunctionalEnvs(Walk(), settings)
+
+
+def outputs_of(n):
+    """Outputs that hold nonsense."""
+    flags = [torch.ones(n, dtype=torch.bool) for _ in range(3)]
+    return StepOutputs(torch.full((n, 3), 77.0), torch.full((n,), 77.0), *flags, torch.full((n, 3), 77.0))
+
+
+def play(envs, num_steps, first=0):
+    """Outputs of some steps with actions that depend on step and environment."""
+    played = []
+    for step in range(first, first + num_steps):
+        out = outputs_of(envs.num_envs)
+        actions = (torch.arange(envs.num_envs) + envs.first_env + step) % 3
+        envs.step(actions, out)
+        played.append(out)
+    return played
+
+
+def start(envs):
+    obs = torch.full((envs.num_envs, 3), 77.0)
+    envs.reset(obs)
+    return obs
+
+
+def test_each_environment_plays_as_if_it_were_alone():
+    """Against the functions themselves, called for one copy: seeds by `seeding`, limits and ends by definition."""
+    envs, walk = make(), Walk()
+    first, played = start(envs), play(envs, 25)
+    num_ended = 0
+    for env in range(envs.num_envs):
+        number, steps = 0, 0
+        seed = torch.tensor([episode_seed(SEED, env, 0, envs.num_envs)])
+        state, obs = walk.initial(seed)
+        assert torch.equal(first[env], obs[0])
+        for step, out in enumerate(played):
+            state, obs, reward, ended = walk.transition(
+                state, torch.tensor([(env + step) % 3]), seed, torch.tensor([steps])
+            )
+            steps += 1
+            assert out.rewards[env] == reward
+            assert out.terminated[env] == ended
+            assert out.truncated[env] == (steps == 7)
+            assert out.valid[env]
+            if ended or steps == 7:
+                assert torch.equal(out.final_obs[env], obs[0])
+                number, steps, num_ended = number + 1, 0, num_ended + 1
+                seed = torch.tensor([episode_seed(SEED, env, number, envs.num_envs)])
+                state, obs = walk.initial(seed)
+            assert torch.equal(out.obs[env], obs[0])
+    assert num_ended > 8
+
+
+def test_two_ranks_play_what_one_does():
+    """H2: an environment is where its global id says, not on which rank."""
+    whole, parts = make(6), [make(3, rank, 2) for rank in range(2)]
+    assert torch.equal(start(whole), torch.cat([start(part) for part in parts]))
+    for out, *own in zip(play(whole, 12), *(play(part, 12) for part in parts), strict=True):
+        for name in ("obs", "rewards", "terminated", "truncated"):
+            assert torch.equal(getattr(out, name), torch.cat([getattr(each, name) for each in own]))
+
+
+def test_the_way_that_waits_for_no_device_gives_the_same():
+    """On a GPU all copies begin in each step, and those that ended take it: the same bits as the short way."""
+    some, every = make(), make()
+    every._begin_some = lambda state, out, ended: every._begin_where(  # type: ignore[method-assign]
+        state, out, torch.zeros(every.num_envs, dtype=torch.bool).index_fill(0, ended, True)
+    )
+    assert torch.equal(start(some), start(every))
+    for one, other in zip(play(some, 20), play(every, 20), strict=True):
+        ended = one.terminated | one.truncated
+        assert torch.equal(one.final_obs[ended], other.final_obs[ended])
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+
+
+@pytest.mark.parametrize("until", [1, 5, 9])
+def test_a_state_brings_an_episode_back(until):
+    """Environments rebuilt from states go on as those do that were never away."""
+    envs, again = make(), make()
+    start(envs)
+    played = play(envs, until)
+    ended = torch.stack([out.terminated | out.truncated for out in played])
+    numbers, last = ended.sum(0), [int(column.nonzero().max() + 1) if column.any() else 0 for column in ended.T]
+    past = [
+        PastEpisode(int(numbers[env]), None, played[-1].obs[env].numpy(), 0.0, until - last[env], state=state)
+        for env, state in enumerate(envs.states())
+    ]
+    obs = torch.full((4, 3), 77.0)
+    assert again.rebuild(past, obs) == [""] * 4
+    assert torch.equal(obs, played[-1].obs)
+    for one, other in zip(play(envs, 15, until), play(again, 15, until), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+
+
+def test_a_state_of_another_size_starts_the_next_episode():
+    envs = make(2)
+    start(envs)
+    good, _ = envs.states()
+    past = [PastEpisode(4, None, np.zeros(3, np.float32), 0.0, 3, state=state) for state in (good, good[:-1])]
+    obs = torch.full((2, 3), 77.0)
+    assert make(2).rebuild(past, obs) == ["", "its state is not that of this environment"]
+    assert obs[0].tolist() == [0, 0, 0]
+    _, first = Walk().initial(torch.tensor([episode_seed(SEED, 1, 5, 2)]))
+    assert torch.equal(obs[1], first[0])
+
+
+def test_a_test_begins_with_the_seeds_that_it_is_given():
+    envs, seeds = make(3), [evaluation_seed(5, episode) for episode in range(3)]
+    obs = torch.full((3, 3), 77.0)
+    envs.begin(seeds, obs)
+    assert torch.equal(obs, Walk().initial(torch.tensor(seeds))[1])
+
+
+def test_the_id_alone_chooses_the_backend():
+    from fabric_ppo.run.resolve import resolve
+
+    config = resolve(Config(env_id="tensor/CartPole-v1", num_envs=3))
+    assert config.env_backend == "vector"
+    envs = make_envs(config, 0, 1)
+    assert isinstance(envs, FunctionalEnvs)
+    assert envs.num_envs == 3

@@ -1,0 +1,228 @@
+"""VectorEnvs: what they are given and what is read of them; those that are wrong are named in one line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from fabric_ppo.config_info_keys import info_keys_of
+from fabric_ppo.envs.batched import make_tensor_envs
+from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.gym_vector_envs import GymVectorEnvs
+from fabric_ppo.envs.spaces import Packer
+from fabric_ppo.envs.tensor_contract import StepOutputs
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
+from tests.fixtures.agents import random_agent
+from tests.fixtures.batches import KINDS, Counting
+from tests.fixtures.envs import SEED
+from tests.fixtures.rollouts import rollouts
+
+DEVICES = {"numpy": np.ndarray, "torch": torch.Tensor}
+
+
+def settings_of(num_envs=2, **more):
+    return EnvSettings("batch", SEED, num_envs, 4, 8, **more)
+
+
+def outputs_of(envs):
+    n, space = envs.num_envs, envs.spec.observation
+    flags = [torch.ones(n, dtype=torch.bool) for _ in range(3)]
+    obs = torch.from_numpy(np.zeros((n, *space.shape), space.dtype))
+    return StepOutputs(obs, torch.full((n,), 77.0), *flags, torch.zeros_like(obs))
+
+
+def start(envs):
+    out = outputs_of(envs)
+    envs.reset(out.obs)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_come_as_the_arrays_that_observations_are(kind):
+    env = Counting(2, kind=kind)
+    envs = GymVectorEnvs(env, settings_of())
+    envs.step(torch.tensor([1, 0]), start(envs))
+    (taken,) = env.taken
+    assert type(taken).__module__.partition(".")[0].removesuffix("lib") in kind
+    assert np.asarray(taken).tolist() == [1, 0]
+
+
+def test_all_start_from_one_seed_of_this_rank():
+    from fabric_ppo.seeding import episode_seed
+
+    class Seeded(Counting):
+        seeds = ()
+
+        def reset(self, *, seed=None, options=None):
+            self.seeds = (*self.seeds, seed)
+            return super().reset(options=options)
+
+    env = Seeded(2)
+    envs = GymVectorEnvs(env, settings_of())
+    start(envs)
+    envs.begin([123, 456], outputs_of(envs).obs)
+    first = episode_seed(SEED, 4, 0, 8)
+    assert env.seeds == (first, first, 123)
+
+
+class Nested(Counting):
+    """Counting, with a Dict whose parts are of two types."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs)
+        self.single_observation_space = gymnasium.spaces.Dict(
+            place=self.single_observation_space, kind=gymnasium.spaces.MultiDiscrete([9, 9])
+        )
+
+    def _obs(self):
+        return {"place": super()._obs(), "kind": np.stack([self._at, self._at + 1], -1)}
+
+
+def test_nested_observations_become_the_rows_that_packing_one_gives():
+    envs = GymVectorEnvs(Nested(3), settings_of(3))
+    out, pack = start(envs), Packer(envs.spec.observation)
+    envs.step(torch.zeros(3, dtype=torch.int64), out)
+    one = {"place": np.array([0, 1], np.float32), "kind": np.array([1, 2])}
+    assert out.obs.numpy().tolist() == [pack(one).tolist()] * 3
+
+
+def test_numbers_of_info_are_read_where_episodes_end():
+    class Told(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            return *columns, info | {"height": np.arange(self.num_envs) + 10.0 * self._at}
+
+    keys = info_keys_of("height,sum:height")
+    envs = GymVectorEnvs(Told(2, length=2), settings_of(info_keys=keys))
+    out, found = start(envs), {}
+    for _ in range(3):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+        found |= {ending.env: [number for number, _ in ending.readings] for ending in envs.endings}
+    asked = [key.key for key in keys if key.is_asked]
+    assert asked == ["height", "height"]
+    assert found == {0: [*found[0][:-2], 20, 30], 1: [*found[1][:-2], 31, 63]}
+
+
+@pytest.mark.parametrize("told", [None, "sometimes", 3])
+def test_an_autoreset_mode_that_is_not_told_is_refused(told):
+    env = Counting(2)
+    env.metadata = {} if told is None else {"autoreset_mode": told}
+    with pytest.raises(ConfigError, match=rf'metadata\["autoreset_mode"\] is {told}; one of AutoresetMode.NEXT_STEP'):
+        GymVectorEnvs(env, settings_of())
+
+
+def test_a_mode_may_be_told_by_its_value():
+    env = Counting(2, mode="SAME_STEP")
+    env.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP.value}
+    assert GymVectorEnvs(env, settings_of()).finals == "given"
+
+
+class Wrong(Counting):
+    """Counting, of whose second step one part is replaced."""
+
+    changes: ClassVar = {}
+
+    def step(self, actions):
+        answer = list(super().step(actions))
+        for index, change in self.changes.items():
+            answer[index] = change(answer[index])
+        return tuple(answer) if -1 not in self.changes else answer[:4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({0: lambda obs: obs[:, :1]}, r"step returned observations of shape \(2, 1\); \(2, 2\) is expected"),
+        ({0: lambda obs: obs[:1]}, r"step returned observations of shape \(1, 2\); \(2, 2\) is expected"),
+        ({0: lambda obs: {"a": obs}}, "step returned observations whose "),
+        ({1: lambda rewards: rewards[:, None]}, r"step returned rewards of shape \(2, 1\); \(2,\) is expected"),
+        ({2: lambda flags: flags[:1]}, r"step returned terminated of shape \(1,\); \(2,\) is expected"),
+        ({0: lambda obs: torch.zeros(2, 2, device="meta")}, "observations on meta; cpu is expected, where the first"),
+        ({3: lambda flags: torch.zeros(2, device="meta")}, "truncated on meta; cpu is expected"),
+        ({-1: None}, r"step returned something else than \(observation, reward, terminated, truncated, info\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(changes, said):
+    env = Wrong(2)
+    env.changes = changes
+    envs = GymVectorEnvs(env, settings_of())
+    out = start(envs)
+    with pytest.raises(EnvironmentFault, match=rf"^batch: environments 4 to 5: {said}"):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+
+
+@pytest.mark.parametrize(("index", "what"), [(0, r"observation nan at \[1\]"), (1, "reward inf")])
+def test_a_number_that_is_not_finite_is_named_by_its_environment(index, what, monkeypatch):
+    def spoil(values):
+        values[(1, 1) if index == 0 else 1] = np.nan if index == 0 else np.inf
+        return values
+
+    env = Wrong(2)
+    env.changes = {index: spoil}
+    envs = GymVectorEnvs(env, settings_of())
+    with pytest.raises(EnvironmentFault, match=rf"^batch environment 5: step 1 of 4 gave {what}, not finite$"):
+        list(rollouts(envs, random_agent(envs.spec), 4, 1))
+
+
+def test_an_error_of_the_environments_is_a_fault():
+    class Breaking(Counting):
+        def step(self, actions):
+            raise RuntimeError("out of fuel")
+
+    envs = GymVectorEnvs(Breaking(2), settings_of())
+    out = start(envs)
+    with pytest.raises(EnvironmentFault, match=r"^batch: environments 4 to 5: step raised RuntimeError: out of fuel"):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+
+
+def make_nothing():
+    return object()
+
+
+def make_fewer():
+    return Counting(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("make_nothing", "it made a object; a gymnasium.vector.VectorEnv, a FunctionalEnv or a pettingzoo.ParallelEnv"),
+        ("make_fewer", "it made 1 environments of 2"),
+    ],
+)
+def test_other_things_are_refused(function, said):
+    settings = EnvSettings(f"{__name__}:{function}", SEED, 2, 0, 2)
+    with pytest.raises(ConfigError, match=f"^--env-id {__name__}:{function}: {said}"):
+        make_tensor_envs(settings)
+
+
+def test_an_id_without_a_vector_entry_point_is_refused():
+    with pytest.raises(ConfigError, match=r"^--env-id LunarLander-v3: cannot be made \(.*vector.*\)$"):
+        make_tensor_envs(EnvSettings("LunarLander-v3", SEED, 2, 0, 2))
+
+
+def test_arguments_reach_the_function():
+    settings = EnvSettings("tests.fixtures.batches:Counting", SEED, 2, 0, 2, env_kwargs='{"mode": "DISABLED"}')
+    assert make_tensor_envs(settings).finals == "given"
+    with pytest.raises(ConfigError, match=r'--env-kwargs {"colour": 3}: cannot be made \(.*colour'):
+        make_tensor_envs(EnvSettings("tests.fixtures.batches:Counting", SEED, 2, 0, 2, env_kwargs='{"colour": 3}'))
+
+
+def test_gymnasiums_own_batch_trains_in_the_mode_that_it_tells():
+    """CartPole's vector entry point: rows as its single environment steps, from the observations before them."""
+    envs = make_tensor_envs(EnvSettings("CartPole-v1", SEED, 4, 0, 4))
+    twin = gymnasium.make("CartPole-v1").unwrapped
+    twin.reset(seed=0)
+    (rollout,) = rollouts(envs, random_agent(envs.spec), 40, 1)
+    assert rollout.episodes
+    for t in range(39):
+        for env in range(4):
+            if rollout.valid[t, env] and not (rollout.terminated[t, env] or rollout.truncated[t, env]):
+                twin.state = rollout.obs[t, env].double().numpy()
+                expected, *_ = twin.step(rollout.actions[t, env].item())
+                np.testing.assert_allclose(rollout.obs[t + 1, env].numpy(), expected, atol=1e-5)
