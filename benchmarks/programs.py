@@ -120,6 +120,16 @@ def torch_envpool(work: Work, seed: int, folder: Path) -> list[str]:
     return [*torch(work, seed, folder), "--env-backend", "envpool"]
 
 
+def torch_tensor(work: Work, seed: int, folder: Path) -> list[str]:
+    """`train_torch.py` with the environment as tensor code."""
+    return [*torch(work, seed, folder), "--env-id", f"tensor/{work.env_id}"]
+
+
+def torch_tensor_share(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same with shared data."""
+    return [*torch_tensor(work, seed, folder), "--share-data"]
+
+
 def torch_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
     """The same with hidden layers that policy and value share."""
     return [*torch_envpool(work, seed, folder), "--shared-trunk"]
@@ -150,6 +160,11 @@ def decoupled_overlap(work: Work, seed: int, folder: Path) -> list[str]:
 def decoupled_overlap_envpool(work: Work, seed: int, folder: Path) -> list[str]:
     """`train_fabric_decoupled.py --overlap` with EnvPool's environments."""
     return [*decoupled_overlap(work, seed, folder), "--env-backend", "envpool"]
+
+
+def decoupled_overlap_tensor(work: Work, seed: int, folder: Path) -> list[str]:
+    """The same with the environment as tensor code."""
+    return [*decoupled_overlap(work, seed, folder), "--env-id", f"tensor/{work.env_id}"]
 
 
 def decoupled_overlap_envpool_trunk(work: Work, seed: int, folder: Path) -> list[str]:
@@ -370,6 +385,9 @@ def sample_factory_envpool(work: Work, seed: int, folder: Path) -> list[str]:
 
 PROGRAMS = {
     "torch": Program(torch),
+    "torch-tensor": Program(torch_tensor),
+    "torch-tensor-share": Program(torch_tensor_share),
+    "decoupled-overlap-tensor": Program(decoupled_overlap_tensor),
     "torch-envpool": Program(torch_envpool, packages=(*OURS, "envpool"), needs="envpool"),
     "torch-envpool-share": Program(torch_envpool_share, packages=(*OURS, "envpool"), needs="envpool"),
     "torch-envpool-trunk": Program(torch_envpool_trunk, packages=(*OURS, "envpool"), needs="envpool"),

@@ -218,6 +218,8 @@ def throughput() -> Workload:
         Contender("train_torch.py, two ranks", "torch", two),
         Contender("train_torch.py --env-backend envpool, two ranks", "torch-envpool", two),
         Contender(overlapped, "decoupled-overlap-envpool", ahead),
+        Contender("train_torch.py --env-id tensor/CartPole-v1", "torch-tensor", work),
+        Contender("train_fabric_decoupled.py --overlap --env-id tensor/CartPole-v1", "decoupled-overlap-tensor", ahead),
         Contender("train_torch.py --env-backend envpool --shared-trunk", "torch-envpool-trunk", work),
         Contender(f"{overlapped} --shared-trunk", "decoupled-overlap-envpool-trunk", ahead),
         Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
@@ -243,6 +245,8 @@ def wide() -> Workload:
     contenders = (
         Contender(envpool, "torch-envpool", work, (AS_IT_COMES, OUR_ONE_THREAD)),
         Contender(f"{envpool} --share-data, two ranks", "torch-envpool-share", two),
+        Contender("train_torch.py --env-id tensor/CartPole-v1", "torch-tensor", work, (AS_IT_COMES, OUR_ONE_THREAD)),
+        Contender("train_torch.py --env-id tensor/CartPole-v1 --share-data, two ranks", "torch-tensor-share", two),
         Contender("rejax", "rejax", work, (AS_IT_COMES, ONE_XLA_THREAD)),
     )
     note = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_seeds import episode_seeds
+from fabric_ppo.process.errors import EnvironmentFault, describe_error
+from fabric_ppo.process.signals import pass_on_stop
 
 State = Any
 """Tensors `[B, ...]`: one, or a tuple, list or dictionary of them."""
@@ -84,7 +87,7 @@ class FunctionalEnvs(TensorEnvs):
         """
         self.spec = spec or settings.spec_of(env)
         self.num_envs, self.first_env = settings.num_envs, settings.first_env
-        self.device, self.info_keys = device, settings.info_keys
+        self.device, self.info_keys = str(torch.zeros(0, device=device).device), settings.info_keys
         self._env, self._settings = env, settings
         self._limit = env.max_episode_steps
         self._ids = torch.arange(self.num_envs, device=device) + self.first_env
@@ -104,8 +107,37 @@ class FunctionalEnvs(TensorEnvs):
 
     def _start(self, seeds: Tensor, obs: Tensor) -> None:
         self._numbers, self._steps, self._seeds = torch.zeros_like(seeds), torch.zeros_like(seeds), seeds
-        self._state, first = self._env.initial(seeds)
+        self._state, first = self._initial(seeds)
         obs.copy_(first)
+
+    def _initial(self, seeds: Tensor) -> tuple[State, Tensor]:
+        """Return `FunctionalEnv.initial`, checked; raise an EnvironmentFault if it fails."""
+        state, obs = self._call("initial", 2, seeds)
+        self._require_shapes("initial", len(seeds), obs)
+        return state, obs
+
+    def _call(self, name: str, size: int, *args: Any) -> Any:
+        try:
+            answer = getattr(self._env, name)(*args)
+        except BaseException as error:
+            pass_on_stop(error)
+            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
+            raise self._fault(f"{name} raised {describe_error(error)}{trace}") from error
+        if not isinstance(answer, tuple) or len(answer) != size:
+            raise self._fault(f"{name} returned no tuple of {size}")
+        return answer
+
+    def _require_shapes(self, by: str, count: int, obs: Any, **numbers: Any) -> None:
+        """Raise an EnvironmentFault unless these are tensors of as many rows on the environments' device."""
+        expected = {"observations": (obs, (count, *self.spec.observation.shape))}
+        expected |= {what: (each, (count,)) for what, each in numbers.items()}
+        for what, (each, shape) in expected.items():
+            if not isinstance(each, Tensor) or each.shape != shape or str(each.device) != self.device:
+                given = f"of shape {tuple(each.shape)} on {each.device}" if isinstance(each, Tensor) else repr(each)
+                raise self._fault(f"{by} returned {what} {given}; {shape} on {self.device} is expected")
+
+    def _fault(self, what: str) -> EnvironmentFault:
+        return EnvironmentFault(f"{self.spec.env_id}: {what}")
 
     def render(self) -> NDArray[np.uint8]:
         """See `TensorEnvs.render`."""
@@ -116,7 +148,9 @@ class FunctionalEnvs(TensorEnvs):
 
     def step(self, actions: Tensor, outputs: StepOutputs) -> None:
         """See `TensorEnvs.step`."""
-        state, obs, rewards, terminated = self._env.transition(self._state, actions, self._seeds, self._steps)
+        answer = self._call("transition", 4, self._state, actions, self._seeds, self._steps)
+        state, obs, rewards, terminated = answer
+        self._require_shapes("transition", self.num_envs, obs, rewards=rewards, terminated=terminated)
         self._steps = self._steps + 1
         outputs.obs.copy_(obs)
         outputs.rewards.copy_(rewards)
@@ -136,7 +170,7 @@ class FunctionalEnvs(TensorEnvs):
             return state
         numbers = self._numbers[ended] + 1
         seeds = self._seeds_of(self._ids[ended], numbers)
-        begun, first = self._env.initial(seeds)
+        begun, first = self._initial(seeds)
         outputs.final_obs[ended] = outputs.obs[ended]  # type: ignore[index]
         outputs.obs[ended] = first.to(outputs.obs.dtype)
         self._numbers[ended], self._steps[ended] = numbers, 0
@@ -147,7 +181,7 @@ class FunctionalEnvs(TensorEnvs):
         """Do as `_begin_some` for `ended [N]` bool, without waiting for the device: all begin, and some count."""
         numbers = self._numbers + ended
         seeds = self._seeds_of(self._ids, numbers)
-        begun, first = self._env.initial(seeds)
+        begun, first = self._initial(seeds)
         outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
         outputs.obs.copy_(_where(ended, first, outputs.obs))
         self._numbers, self._seeds = numbers, seeds
@@ -162,7 +196,7 @@ class FunctionalEnvs(TensorEnvs):
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
         """See `TensorEnvs.rebuild`."""
-        state, _ = self._env.initial(self._ids)
+        state, _ = self._initial(self._ids)
         leaves, shape = tree_flatten(state)
         sizes = [leaf[0].numel() * leaf.element_size() for leaf in leaves]
         fits = [len(episode.state) == sum(sizes) for episode in past]
@@ -171,7 +205,7 @@ class FunctionalEnvs(TensorEnvs):
         self._seeds = self._seeds_of(self._ids, self._numbers)
         lengths = [episode.length if fit else 0 for episode, fit in zip(past, fits, strict=True)]
         self._steps = torch.tensor(lengths, device=self.device)
-        begun, first = self._env.initial(self._seeds)
+        begun, first = self._initial(self._seeds)
         kept = [episode.state if fit else bytes(sum(sizes)) for episode, fit in zip(past, fits, strict=True)]
         packed = torch.frombuffer(bytearray(b"".join(kept)), dtype=torch.uint8).view(self.num_envs, -1)
         parts = packed.to(self.device).split(sizes, 1)

@@ -62,6 +62,7 @@ class GymVectorEnvs(TensorEnvs):
         self._info = PoolInfo(self.info_keys, self.num_envs)
         self._rows = _RowMaker(self.spec.observation, self.num_envs)
         self._pack = Packer(self.spec.observation)
+        self.device = ""  # that of the first observations
         try:
             self._first, _ = self._reset(self._seed_of(0))
         except EnvironmentFault as fault:
@@ -149,7 +150,7 @@ class GymVectorEnvs(TensorEnvs):
             self.endings = self._info.endings(arrays, ended.cpu().numpy())
 
     def _read(self, obs: Any, by: str, what: str = "observations") -> Tensor:
-        """Return the rows of observations.
+        """Return the rows of observations, on the device of the first ones.
 
         Raises:
             EnvironmentFault: they are not those of the space, or on another device.
@@ -170,8 +171,7 @@ class GymVectorEnvs(TensorEnvs):
         return column
 
     def _require_device(self, tensor: Tensor, what: str) -> None:
-        # before the first observations are known, no device is
-        if hasattr(self, "_kind") and str(tensor.device) != self.device:
+        if self.device and str(tensor.device) != self.device:
             raise self._fault(f"{what} on {tensor.device}; {self.device} is expected, where the first ones were")
 
     def _as_theirs(self, tensor: Tensor) -> Any:
@@ -279,5 +279,5 @@ def _tensor(array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
     if _kind(array) == "jax":
-        return torch.from_dlpack(array)
+        return torch.utils.dlpack.from_dlpack(array)
     return torch.as_tensor(np.asarray(array))

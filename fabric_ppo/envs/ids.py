@@ -253,6 +253,8 @@ def _nearest_ids(prefix: str, plain_id: str) -> str:
     for space, name, _ in map(registration.parse_env_id, gymnasium.registry):
         newest_id = registration.get_env_id(space, name, registration.find_highest_version(space, name))
         newest[newest_id.rpartition("-v")[0].lower() or newest_id.lower()] = newest_id
+    if not prefix:
+        newest |= {each.rpartition("-v")[0].lower(): each for each in TENSOR_ENVS}
     name = plain_id.rpartition("-v")[0] or plain_id
     near = difflib.get_close_matches(name.lower(), newest, n=3, cutoff=_CLOSE)
     ids = [prefix + newest[each] for each in near]

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -92,11 +92,11 @@ class ParallelGames(TensorEnvs):
 
     def step(self, actions: Tensor, outputs: StepOutputs) -> None:
         """See `TensorEnvs.step`."""
-        columns = StepOutputs(*(each.numpy() for each in outputs))  # type: ignore[arg-type, union-attr]
+        columns = [each.numpy() for each in outputs if each is not None]
         chosen, endings = actions.numpy(), []
         for index, game in enumerate(self._games):
             rows = self._rows(index)
-            own = StepOutputs(*(column[rows] for column in columns))  # type: ignore[index]
+            own = _Rows(*(column[rows] for column in columns))
             endings += [Ending(rows.start + agent, readings) for agent, readings in game.step(chosen[rows], own)]
             self._over[rows] = game.is_over
             if game.is_over:
@@ -154,6 +154,17 @@ class _AgentReader:
         return row
 
 
+class _Rows(NamedTuple):
+    """Rows of one game in StepOutputs, as arrays."""
+
+    obs: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    final_obs: Array
+
+
 class _Game:
     """One game.
 
@@ -177,7 +188,7 @@ class _Game:
         for index, agent in enumerate(self._agents):
             obs[index] = self._row(seen, infos, agent, "reset") if agent in seen else self._read.blank
 
-    def step(self, actions: Array, out: StepOutputs) -> list[tuple[int, Any]]:
+    def step(self, actions: Array, out: _Rows) -> list[tuple[int, Any]]:
         """Take a step; return the readings of the agents whose part has ended."""
         self._steps += 1
         acting = {agent: index for index, agent in enumerate(self._agents) if agent in self.env.agents}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,18 @@ def evaluation_seeds(seed: int, episodes: Tensor) -> Tensor:
 def _permuted(seed: int, stream: Stream, index: Tensor) -> Tensor:
     """Map indices as `seeding` does, by a keyed permutation of the numbers below 2**30."""
     values = index & _MASK
-    for word in raw_words(seed, stream, (0, 0), 0, 4).tolist():
+    for word in _key(seed, stream):
         values = values ^ (word & _MASK)
         values = values * (word >> 32 | 1) & _MASK
         values = values ^ (values >> (SEED_BITS // 2))
     return values
+
+
+@functools.lru_cache
+def _key(seed: int, stream: Stream) -> list[int]:
+    """Return the words that permute the indices of a stream."""
+    words: list[int] = raw_words(seed, stream, (0, 0), 0, 4).tolist()
+    return words
 
 
 def seeded_uniforms(seeds: Tensor, count: int, step: Tensor | int = 0) -> Tensor:

@@ -96,9 +96,9 @@ class _Play:
         self._stochastic, self.steps = stochastic, 0
         n, space, device = envs.num_envs, envs.spec.observation, envs.device
         obs = torch.from_numpy(np.zeros((n, *space.shape), space.dtype)).to(device)
-        flags = [torch.zeros(n, dtype=torch.bool, device=device) for _ in range(3)]
+        rewards, flag = torch.zeros(n, device=device), torch.zeros(n, dtype=torch.bool, device=device)
         final_obs = torch.zeros_like(obs) if envs.finals == "given" else None
-        self._outputs = StepOutputs(obs, torch.zeros(n, device=device), *flags, final_obs)
+        self._outputs = StepOutputs(obs, rewards, flag, flag.clone(), flag.clone(), final_obs)
         self._memory = policy.new_memory(n)
         self.is_playing = np.ones(n, np.bool_)
         self._returns, self._lengths = np.zeros(n), np.zeros(n, np.int64)

@@ -93,9 +93,8 @@ def _require_finite(buffer: RolloutBuffer, envs: TensorEnvs) -> None:
         for t, env, *entry in (~column.isfinite()).nonzero().tolist()[:1]:
             value = f"{float(column[(t, env, *entry)])}{in_entry(tuple(entry))}"
             place = f"{envs.spec.env_id} environment {envs.first_env + env}"
-            raise EnvironmentFault(
-                f"{place}: step {t + 1} of {buffer.num_steps} gave {what} {value}; it must be finite"
-            )
+            which = f"step {t + 1} of {buffer.num_steps} gave {what} {value}"
+            raise EnvironmentFault(f"{place}: {which}, which is not finite")
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, begins: Tensor) -> None:

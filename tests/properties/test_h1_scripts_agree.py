@@ -22,6 +22,8 @@ pytestmark = pytest.mark.processes
         (2, "Pendulum-v1", False),
         (3, "CartPole-v1", False),
         (3, "Pendulum-v1", True),
+        (1, "tensor/Acrobot-v1", False),
+        (2, "tensor/CartPole-v1", True),
     ],
 )
 def test_torch_and_fabric_end_with_the_same_bits(tmp_path, world_size, env_id, share_data):

@@ -19,7 +19,12 @@ def weights(script, world_size, run_dir, **flags):
 
 @pytest.mark.parametrize(
     ("env_id", "more"),
-    [("CartPole-v1", {}), ("Pendulum-v1", {}), ("Pendulum-v1", {"log_std_min": 0.0, "log_std_max": 0.0})],
+    [
+        ("CartPole-v1", {}),
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"log_std_min": 0.0, "log_std_max": 0.0}),
+        ("tensor/CartPole-v1", {}),
+    ],
 )
 def test_spreading_environments_over_ranks_changes_nothing(tmp_path, env_id, more):
     flags = {"env_id": env_id, "share_data": True, "precision": "64-true"} | more

@@ -35,6 +35,9 @@ pytestmark = pytest.mark.processes
 PENDULUM = {"env_id": "Pendulum-v1"}
 
 
+TENSORS = {"env_id": "tensor/CartPole-v1"}
+
+
 ASYNC = {"env_backend": "async"}
 
 
@@ -100,6 +103,9 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("fabric", 2, PENDULUM | EARLY_END, "merge", 1),
         ("fabric", 2, PENDULUM | ADAPTED, "merge", 1),
         ("fabric", 2, SHARED | ASYNC, "collect", 0),
+        ("torch", 2, TENSORS | SHARED, "update", 1),
+        ("fabric", 1, TENSORS | {"recurrent": "gru", "per_rank_batch_size": 16}, "merge", 0),
+        ("decoupled", 2, TENSORS | OVERLAP | NORMALIZED, "collect", 0),
         ("decoupled", 2, {}, "update", 1),
         ("decoupled", 2, PENDULUM | OVERLAP | NORMALIZED, "collect", 0),
         ("decoupled", 3, SHARED | OVERLAP | ASYNC, "merge", 0),

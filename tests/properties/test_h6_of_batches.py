@@ -79,6 +79,20 @@ def test_statistics_count_transitions(open_envs, mode):
         assert {(each.ret, each.length) for each in rollout.episodes} == {(3, 3), (4, 4)}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_memory_is_cleared_where_an_episode_begins(open_envs, mode):
+    """Wherever the observation is an episode's first, and nowhere else; and cleared it is zeros."""
+    envs = open_batch(open_envs, 3, mode=mode, length=LENGTH)
+    agent = random_agent(envs.spec, recurrent="gru", recurrent_size=5)
+    first, *later = rollouts(envs, agent, 8, 3)
+    for rollout in (first, *later):
+        is_first = rollout.obs[..., 1] == 0
+        is_first[0] = rollout.begins[0]
+        assert torch.equal(rollout.begins, is_first)
+        assert not rollout.memory[rollout.begins].any()
+        assert rollout.memory[1:][~rollout.begins[1:]].any(-1).all()
+
+
 def learned_value(envs):
     """V(0) after training on what looks the same in each step, by the scripts' loop."""
     config = Config(

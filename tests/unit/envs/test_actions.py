@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
-from fabric_ppo.envs.actions import ActionConverter, MaskCheck
+from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter
 from fabric_ppo.envs.spaces import Packer, env_spec
 from tests.fixtures.spaces import ACTION_SPACES, VECTOR
 
@@ -132,3 +133,14 @@ def test_only_masks_are_looked_at():
 
 def masks(spec):
     return MaskCheck(spec).has_mask
+
+
+@pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
+@pytest.mark.parametrize("space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_tensors_are_converted_as_arrays_are(space, fit):
+    spec = env_spec("Test-v0", VECTOR, space, fit).action
+    actions = stored(space, 200)
+    expected = ActionConverter(spec)(actions)
+    converted = TensorActionConverter(spec)(torch.from_numpy(actions))
+    assert converted.dtype == torch.from_numpy(expected).dtype
+    np.testing.assert_allclose(converted.numpy(), expected, rtol=1e-6, atol=1e-6)

@@ -13,6 +13,7 @@ from fabric_ppo.envs.functional import FunctionalEnv, FunctionalEnvs
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.tensor_contract import StepOutputs
 from fabric_ppo.envs.tensor_seeds import seeded_uniforms
+from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.fixtures.envs import SEED
 
@@ -161,3 +162,35 @@ def test_the_id_alone_chooses_the_backend():
     envs = make_envs(config, 0, 1)
     assert isinstance(envs, FunctionalEnvs)
     assert envs.num_envs == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "said"),
+    [
+        ("transition", lambda *args: 1 / 0, "transition raised ZeroDivisionError: division by zero"),
+        ("transition", lambda *args: None, "transition returned no tuple of 4"),
+        ("initial", lambda *args: (1, 2, 3), "initial returned no tuple of 2"),
+        ("initial", lambda *args: ({}, [1]), r"initial returned observations \[1\]; \(4, 3\) on cpu is expected"),
+        (
+            "transition",
+            lambda *args: ({}, torch.zeros(4, 2), torch.zeros(4), torch.zeros(4)),
+            r"transition returned observations of shape \(4, 2\) on cpu; \(4, 3\) on cpu is expected",
+        ),
+        (
+            "transition",
+            lambda *args: ({}, torch.zeros(4, 3), torch.tensor(1.0), torch.zeros(4)),
+            r"transition returned rewards of shape \(\) on cpu; \(4,\) on cpu is expected",
+        ),
+        (
+            "transition",
+            lambda *args: ({}, torch.zeros(4, 3), torch.zeros(4), torch.zeros(4, device="meta")),
+            r"transition returned terminated of shape \(4,\) on meta; \(4,\) on cpu is expected",
+        ),
+    ],
+)
+def test_what_a_function_returns_is_checked(monkeypatch, name, result, said):
+    monkeypatch.setattr(Walk, name, result)
+    with pytest.raises(EnvironmentFault, match=f"^walk: {said}"):  # noqa: PT012
+        envs = make()
+        start(envs)
+        play(envs, 1)

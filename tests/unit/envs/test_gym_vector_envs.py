@@ -130,8 +130,10 @@ class Wrong(Counting):
     def step(self, actions):
         answer = list(super().step(actions))
         for index, change in self.changes.items():
+            if change is None:
+                return tuple(answer[:index])
             answer[index] = change(answer[index])
-        return tuple(answer) if -1 not in self.changes else answer[:4]
+        return tuple(answer)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +144,12 @@ class Wrong(Counting):
         ({0: lambda obs: {"a": obs}}, "step returned observations whose "),
         ({1: lambda rewards: rewards[:, None]}, r"step returned rewards of shape \(2, 1\); \(2,\) is expected"),
         ({2: lambda flags: flags[:1]}, r"step returned terminated of shape \(1,\); \(2,\) is expected"),
-        ({0: lambda obs: torch.zeros(2, 2, device="meta")}, "observations on meta; cpu is expected, where the first"),
-        ({3: lambda flags: torch.zeros(2, device="meta")}, "truncated on meta; cpu is expected"),
-        ({-1: None}, r"step returned something else than \(observation, reward, terminated, truncated, info\)"),
+        (
+            {0: lambda obs: torch.zeros(2, 2, device="meta")},
+            "step returned observations on meta; cpu is expected, where the first",
+        ),
+        ({3: lambda flags: torch.zeros(2, device="meta")}, "step returned truncated on meta; cpu is expected"),
+        ({4: None}, r"step returned something else than \(observation, reward, terminated, truncated, info\)"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(changes, said):
@@ -156,7 +161,7 @@ def test_arrays_that_do_not_fit_are_named(changes, said):
         envs.step(torch.zeros(2, dtype=torch.int64), out)
 
 
-@pytest.mark.parametrize(("index", "what"), [(0, r"observation nan at \[1\]"), (1, "reward inf")])
+@pytest.mark.parametrize(("index", "what"), [(0, r"observation nan in entry \[1\]"), (1, "reward inf")])
 def test_a_number_that_is_not_finite_is_named_by_its_environment(index, what, monkeypatch):
     def spoil(values):
         values[(1, 1) if index == 0 else 1] = np.nan if index == 0 else np.inf
@@ -165,7 +170,7 @@ def test_a_number_that_is_not_finite_is_named_by_its_environment(index, what, mo
     env = Wrong(2)
     env.changes = {index: spoil}
     envs = GymVectorEnvs(env, settings_of())
-    with pytest.raises(EnvironmentFault, match=rf"^batch environment 5: step 1 of 4 gave {what}, not finite$"):
+    with pytest.raises(EnvironmentFault, match=rf"^batch environment 5: step 1 of 4 gave {what}, which is not finite$"):
         list(rollouts(envs, random_agent(envs.spec), 4, 1))
 
 
