@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
+from fabric_ppo.envs.tensor_rows import RowMaker
 from fabric_ppo.envs.tensor_seeds import episode_seeds
 from fabric_ppo.process.errors import EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
@@ -33,7 +34,8 @@ class FunctionalEnv(ABC):
     its steps. Therefore a checkpoint can hold an episode, and a resumed run goes on exactly.
 
     Attributes:
-        observation_space, action_space: Gymnasium's, of one copy.
+        observation_space, action_space: Gymnasium's, of one copy; observations of a Dict are a
+            dictionary of tensors.
         max_episode_steps: steps after which an episode is truncated; None for no limit.
     """
 
@@ -42,7 +44,7 @@ class FunctionalEnv(ABC):
     max_episode_steps: int | None = None
 
     @abstractmethod
-    def initial(self, seeds: Tensor) -> tuple[State, Tensor]:
+    def initial(self, seeds: Tensor) -> tuple[State, Any]:
         """Return the states in which episodes begin, and their observations `[B, ...]`.
 
         Args:
@@ -53,7 +55,7 @@ class FunctionalEnv(ABC):
     @abstractmethod
     def transition(
         self, state: State, actions: Tensor, seeds: Tensor, step: Tensor
-    ) -> tuple[State, Tensor, Tensor, Tensor]:
+    ) -> tuple[State, Any, Tensor, Tensor]:
         """Return next states, observations `[B, ...]`, rewards `[B]` and `terminated [B]` bool.
 
         Args:
@@ -89,7 +91,7 @@ class FunctionalEnvs(TensorEnvs):
         self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self.device, self.info_keys = str(torch.zeros(0, device=device).device), settings.info_keys
         self._env, self._settings = env, settings
-        self._limit = env.max_episode_steps
+        self._limit, self._rows = env.max_episode_steps, RowMaker(self.spec.observation)
         self._ids = torch.arange(self.num_envs, device=device) + self.first_env
         self._steps = torch.zeros_like(self._ids)
         # as if every environment had ended an episode before its first one
@@ -113,8 +115,7 @@ class FunctionalEnvs(TensorEnvs):
     def _initial(self, seeds: Tensor) -> tuple[State, Tensor]:
         """Return `FunctionalEnv.initial`, checked; raise an EnvironmentFault if it fails."""
         state, obs = self._call("initial", 2, seeds)
-        self._require_shapes("initial", len(seeds), obs)
-        return state, obs
+        return state, self._read("initial", obs, len(seeds))
 
     def _call(self, name: str, size: int, *args: Any) -> Any:
         try:
@@ -127,14 +128,18 @@ class FunctionalEnvs(TensorEnvs):
             raise self._fault(f"{name} returned no tuple of {size}")
         return answer
 
-    def _require_shapes(self, by: str, count: int, obs: Any, **numbers: Any) -> None:
-        """Raise an EnvironmentFault unless these are tensors of as many rows on the environments' device."""
-        expected = {"observations": (obs, (count, *self.spec.observation.shape))}
-        expected |= {what: (each, (count,)) for what, each in numbers.items()}
-        for what, (each, shape) in expected.items():
+    def _read(self, by: str, obs: Any, count: int, **numbers: Any) -> Tensor:
+        """Return the rows of observations; raise an EnvironmentFault unless these and `numbers [count]` fit."""
+        try:
+            rows = self._rows(obs, count)
+        except ValueError as error:
+            raise self._fault(f"{by} returned observations {error}") from None
+        for what, each in ({"observations": rows} | numbers).items():
+            shape = rows.shape if each is rows else (count,)
             if not isinstance(each, Tensor) or each.shape != shape or str(each.device) != self.device:
                 given = f"of shape {tuple(each.shape)} on {each.device}" if isinstance(each, Tensor) else repr(each)
-                raise self._fault(f"{by} returned {what} {given}; {shape} on {self.device} is expected")
+                raise self._fault(f"{by} returned {what} {given}; {tuple(shape)} on {self.device} is expected")
+        return rows
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self.spec.env_id}: {what}")
@@ -150,9 +155,9 @@ class FunctionalEnvs(TensorEnvs):
         """See `TensorEnvs.step`."""
         answer = self._call("transition", 4, self._state, actions, self._seeds, self._steps)
         state, obs, rewards, terminated = answer
-        self._require_shapes("transition", self.num_envs, obs, rewards=rewards, terminated=terminated)
+        rows = self._read("transition", obs, self.num_envs, rewards=rewards, terminated=terminated)
         self._steps = self._steps + 1
-        outputs.obs.copy_(obs)
+        outputs.obs.copy_(rows)
         outputs.rewards.copy_(rewards)
         outputs.terminated.copy_(terminated)
         outputs.truncated.copy_(self._steps >= (self._limit or math.inf))
@@ -172,7 +177,7 @@ class FunctionalEnvs(TensorEnvs):
         seeds = self._seeds_of(self._ids[ended], numbers)
         begun, first = self._initial(seeds)
         outputs.final_obs[ended] = outputs.obs[ended]  # type: ignore[index]
-        outputs.obs[ended] = first.to(outputs.obs.dtype)
+        outputs.obs[ended] = first
         self._numbers[ended], self._steps[ended] = numbers, 0
         self._seeds = self._seeds.index_copy(0, ended, seeds)
         return tree_map(lambda old, new: old.index_copy(0, ended, new), state, begun)

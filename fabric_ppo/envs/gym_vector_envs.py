@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
-from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec, part_at, path_name
+from fabric_ppo.envs.spaces import EnvSpec, Packer
 from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs
+from fabric_ppo.envs.tensor_rows import RowMaker, as_tensor
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
 
@@ -60,7 +61,7 @@ class GymVectorEnvs(TensorEnvs):
         self._mode = _autoreset_mode(env, self._name)
         self.finals = _FINALS[self._mode]
         self._info = PoolInfo(self.info_keys, self.num_envs)
-        self._rows = _RowMaker(self.spec.observation, self.num_envs)
+        self._rows = RowMaker(self.spec.observation)
         self._pack = Packer(self.spec.observation)
         self.device = ""  # that of the first observations
         try:
@@ -144,7 +145,7 @@ class GymVectorEnvs(TensorEnvs):
         self.endings = ()
         if all(column is ABSENT for column in columns):
             return
-        arrays = [None if column is ABSENT else np.asarray(_tensor(column).cpu()) for column in columns]
+        arrays = [None if column is ABSENT else np.asarray(as_tensor(column).cpu()) for column in columns]
         self._info.add(arrays, outputs.valid.cpu().numpy())
         if bool(ended.any()):
             self.endings = self._info.endings(arrays, ended.cpu().numpy())
@@ -156,7 +157,7 @@ class GymVectorEnvs(TensorEnvs):
             EnvironmentFault: they are not those of the space, or on another device.
         """
         try:
-            rows = self._rows(obs)
+            rows = self._rows(obs, self.num_envs)
         except ValueError as error:
             raise self._fault(f"{by} returned {what} {error}") from None
         self._require_device(rows, f"{by} returned {what}")
@@ -164,7 +165,7 @@ class GymVectorEnvs(TensorEnvs):
 
     def _column(self, values: Any, name: str) -> Tensor:
         """Return rewards or flags, `[N]`; raises as `_read`."""
-        column = _tensor(values)
+        column = as_tensor(values)
         if column.shape != (self.num_envs,):
             raise self._fault(f"step returned {name} of shape {tuple(column.shape)}; ({self.num_envs},) is expected")
         self._require_device(column, f"step returned {name}")
@@ -204,7 +205,7 @@ class GymVectorEnvs(TensorEnvs):
         if frames is None or len(frames) == 0:
             raise NotImplementedError
         first = frames if np.ndim(frames) == 3 else frames[0]
-        return np.asarray(_tensor(first).cpu(), np.uint8)
+        return np.asarray(as_tensor(first).cpu(), np.uint8)
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
         """Start new episodes, with a seed of their own; see `TensorEnvs.rebuild`."""
@@ -229,55 +230,3 @@ def _autoreset_mode(env: Any, name: str) -> AutoresetMode:
         raise ConfigError(
             f'--env-id {name}: metadata["autoreset_mode"] is {told}; one of {modes} is expected'
         ) from None
-
-
-class _RowMaker:
-    """A converter of a batch of observations to rows, `[N, ...]`; of a nested space they are bytes.
-
-    Attributes:
-        kind: of the arrays: `numpy`, `torch` or `jax`; empty before the first ones.
-    """
-
-    def __init__(self, space: SpaceSpec, num_envs: int) -> None:
-        self._num_envs = num_envs
-        leaves = space.parts or (((), space),)
-        self._leaves = [(path, leaf.shape, _dtype(leaf.dtype)) for path, leaf in leaves]
-        self._is_nested = bool(space.parts)
-        self.kind = ""
-
-    def __call__(self, obs: Any) -> Tensor:
-        """Return the rows; raise a ValueError for what is not of the space."""
-        columns = []
-        for path, shape, dtype in self._leaves:
-            try:
-                part = part_at(obs, path)
-                column = _tensor(part)
-            except USER_ERRORS as error:
-                raise ValueError(f"whose {path_name(path)} cannot be read ({describe_error(error)})") from None
-            self.kind = self.kind or _kind(part)
-            if column.shape != (self._num_envs, *shape):
-                of = f" of {path_name(path)}" if path else ""
-                expected = (self._num_envs, *shape)
-                raise ValueError(f"of shape {tuple(column.shape)}{of}; {expected} is expected")
-            columns.append(column.to(dtype))
-        if not self._is_nested:
-            return columns[0]
-        return torch.cat([each.reshape(self._num_envs, -1).contiguous().view(torch.uint8) for each in columns], 1)
-
-
-def _dtype(name: str) -> torch.dtype:
-    return torch.from_numpy(np.zeros(0, name)).dtype
-
-
-def _kind(array: Any) -> str:
-    module = type(array).__module__.partition(".")[0]
-    return {"torch": "torch", "jax": "jax", "jaxlib": "jax"}.get(module, "numpy")
-
-
-def _tensor(array: Any) -> Tensor:
-    """Return an array of any of the three kinds as a tensor, without a copy if that is possible."""
-    if isinstance(array, Tensor):
-        return array.detach()
-    if _kind(array) == "jax":
-        return torch.utils.dlpack.from_dlpack(array)
-    return torch.as_tensor(np.asarray(array))

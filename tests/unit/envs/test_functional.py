@@ -170,11 +170,11 @@ def test_the_id_alone_chooses_the_backend():
         ("transition", lambda *args: 1 / 0, "transition raised ZeroDivisionError: division by zero"),
         ("transition", lambda *args: None, "transition returned no tuple of 4"),
         ("initial", lambda *args: (1, 2, 3), "initial returned no tuple of 2"),
-        ("initial", lambda *args: ({}, [1]), r"initial returned observations \[1\]; \(4, 3\) on cpu is expected"),
+        ("initial", lambda *args: ({}, [1]), r"initial returned observations of shape \(1,\); \(4, 3\) is expected"),
         (
             "transition",
             lambda *args: ({}, torch.zeros(4, 2), torch.zeros(4), torch.zeros(4)),
-            r"transition returned observations of shape \(4, 2\) on cpu; \(4, 3\) on cpu is expected",
+            r"transition returned observations of shape \(4, 2\); \(4, 3\) is expected",
         ),
         (
             "transition",

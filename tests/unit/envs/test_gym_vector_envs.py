@@ -141,7 +141,7 @@ class Wrong(Counting):
     [
         ({0: lambda obs: obs[:, :1]}, r"step returned observations of shape \(2, 1\); \(2, 2\) is expected"),
         ({0: lambda obs: obs[:1]}, r"step returned observations of shape \(1, 2\); \(2, 2\) is expected"),
-        ({0: lambda obs: {"a": obs}}, "step returned observations whose "),
+        ({0: lambda obs: {"a": obs}}, "step returned observations that cannot be read"),
         ({1: lambda rewards: rewards[:, None]}, r"step returned rewards of shape \(2, 1\); \(2,\) is expected"),
         ({2: lambda flags: flags[:1]}, r"step returned terminated of shape \(1,\); \(2,\) is expected"),
         (
