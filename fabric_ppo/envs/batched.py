@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -22,7 +23,11 @@ _BATCHES = ("num_envs", "single_observation_space", "single_action_space", "rese
 
 
 def make_tensor_envs(
-    settings: EnvSettings, device: str = "cpu", spec: EnvSpec | None = None, render_mode: str | None = None
+    settings: EnvSettings,
+    device: str = "cpu",
+    spec: EnvSpec | None = None,
+    render_mode: str | None = None,
+    counts_games: bool = False,
 ) -> TensorEnvs:
     """Make environments that step as a batch.
 
@@ -33,6 +38,7 @@ def make_tensor_envs(
         device: where functional environments compute; others decide for themselves.
         spec: their spaces, where a trained agent gives them.
         render_mode: as Gymnasium has it.
+        counts_games: the settings count games, and not the agents that play them.
 
     Raises:
         ConfigError: they cannot be made, are of another kind, or have spaces that are not supported.
@@ -44,21 +50,11 @@ def make_tensor_envs(
     elif render_mode == "human":  # pictures are drawn when they are asked for, a window from the beginning
         raise DoesNotRenderError(env_id, render_mode)
     made = _made(env_id, create, arguments)
+    if counts_games and hasattr(made, _GAMES):
+        agents = len(made.possible_agents)
+        counts = {name: getattr(settings, name) * agents for name in ("num_envs", "first_env", "total_envs")}
+        settings = dataclasses.replace(settings, **counts)
     return _as_tensor_envs(made, functools.partial(_made, env_id, create, arguments), settings, device, spec)
-
-
-def agents_per_game(env_id: str, env_kwargs: str = "") -> int:
-    """Return the number of agents that play a game together; 1 for environments of one agent.
-
-    Raises:
-        ConfigError: the environment cannot be made.
-    """
-    create = _creator(env_id, 1)
-    made = _made(env_id, create, json.loads(env_kwargs or "{}"))
-    if not hasattr(made, _GAMES):
-        return 1
-    made.close()
-    return len(made.possible_agents)
 
 
 def _creator(env_id: str, num_envs: int) -> Callable[..., Any]:

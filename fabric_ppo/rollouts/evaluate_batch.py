@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config_info_keys import InfoKey
-from fabric_ppo.envs.batched import agents_per_game, make_tensor_envs
+from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.episode_info import Reading
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
@@ -60,12 +60,14 @@ def evaluate_batch(
 ) -> BatchScores:
     """Play test episodes; the arguments are those of `evaluate`, which calls this."""
     spec = policy.spec
-    agents, games = agents_per_game(spec.env_id, spec.make_args), max(1, min(episodes, _MOST_AT_ONCE))
-    rows = games * agents
-    settings = EnvSettings(spec.env_id, seed, rows, 0, rows, env_kwargs=spec.make_args, info_keys=keys)
+    games, scores = min(episodes, _MOST_AT_ONCE), BatchScores()
+    if not games:
+        return scores
+    settings = EnvSettings(spec.env_id, seed, games, 0, games, env_kwargs=spec.make_args, info_keys=keys)
     mode = "rgb_array" if video_dir else render_mode
-    scores = BatchScores()
-    with contextlib.closing(make_tensor_envs(settings, spec=spec, render_mode=mode)) as envs:
+    # made once: there are simulators that a process has one of
+    with contextlib.closing(make_tensor_envs(settings, spec=spec, render_mode=mode, counts_games=True)) as envs:
+        agents = envs.rows_per_game
         video = _Video(video_dir, envs) if video_dir else None
         for first in range(0, episodes, games):
             count = min(games, episodes - first)
