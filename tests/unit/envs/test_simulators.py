@@ -138,7 +138,7 @@ def test_isaac_sim_leaves_signals_to_the_run(sims, stand_in):
 def test_how_often_a_task_of_maniskill_was_solved_can_be_logged(stand_in, tmp_path):
     flags = TINY | {"test_episodes": 0, "info_keys": "episode.success_once"}
     config = Config(env_id=stand_in("maniskill"), log_dir=str(tmp_path), **flags)
-    (solved, *_) = train(config, verbose=False).metrics["Game/success_once"]
+    (solved, *_) = train(config, verbose=False).metrics["Episode/episode.success_once"]
     assert 0 < solved < 1
 
 
