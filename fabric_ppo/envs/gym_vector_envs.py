@@ -140,12 +140,10 @@ class GymVectorEnvs(TensorEnvs):
 
     def _read_info(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
         """Read the numbers of `info`, where there are any."""
-        source = info.get("final_info", info) if isinstance(info, Mapping) else {}
-        columns = [find_in(source if not key.is_sum else info, key.key) for key in self.info_keys]
+        arrays = [_numbers(info, key.key, ended) for key in self.info_keys]
         self.endings = ()
-        if all(column is ABSENT for column in columns):
+        if all(array is None for array in arrays):
             return
-        arrays = [None if column is ABSENT else np.asarray(as_tensor(column).cpu()) for column in columns]
         self._info.add(arrays, outputs.valid.cpu().numpy())
         if bool(ended.any()):
             self.endings = self._info.endings(arrays, ended.cpu().numpy())
@@ -217,6 +215,15 @@ class GymVectorEnvs(TensorEnvs):
         env, self._env = self._env, None
         if env is not None:
             env.close()
+
+
+def _numbers(info: Any, key: str, ended: Tensor) -> NDArray[Any] | None:
+    """Return the array at a key of `info`, with that of `final_info` where an episode ended; None without any."""
+    last = find_in(info["final_info"], key) if isinstance(info, Mapping) and "final_info" in info else ABSENT
+    found = [np.asarray(as_tensor(each).cpu()) for each in (last, find_in(info, key)) if each is not ABSENT]
+    if len(found) == 2 and found[0].shape == found[1].shape == ended.shape:
+        return np.where(ended.cpu().numpy(), *found)
+    return found[0] if found else None
 
 
 def _autoreset_mode(env: Any, name: str) -> AutoresetMode:

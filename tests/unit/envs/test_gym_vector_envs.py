@@ -108,6 +108,29 @@ def test_numbers_of_info_are_read_where_episodes_end():
     assert found == {0: [*found[0][:-2], 20, 30], 1: [*found[1][:-2], 31, 63]}
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_numbers_of_a_last_step_are_in_final_info(keeps):
+    """Where a reset in the same step has put its own `info` in the place of that of the step, for all or for some."""
+
+    class Told(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            ended, at = columns[3], self._at
+            if not ended.any():
+                return *columns, info | {"height": at + 10.0}
+            last = np.where(ended, self._lengths, at) + 10.0
+            after = {"height": np.where(ended, 99.0, last)} if keeps else {}
+            return *columns, info | after | {"final_info": {"height": np.where(ended, last, 0.0) if keeps else last}}
+
+    keys = info_keys_of("height,sum:height")
+    envs = GymVectorEnvs(Told(2, mode="SAME_STEP", length=2), settings_of(info_keys=keys))
+    out, found = start(envs), {}
+    for _ in range(3):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+        found |= {ending.env: [number for number, _ in ending.readings][-2:] for ending in envs.endings}
+    assert found == {0: [12, 23], 1: [13, 36]}
+
+
 @pytest.mark.parametrize("told", [None, "sometimes", 3])
 def test_an_autoreset_mode_that_is_not_told_is_refused(told):
     env = Counting(2)
