@@ -98,6 +98,7 @@ class FunctionalEnvs(TensorEnvs):
         self._numbers = torch.full_like(self._ids, -1)
         self._seeds = torch.zeros_like(self._ids)
         self._state: State = None
+        self._is_checked = False  # in the first step
 
     def reset(self, obs: Tensor) -> None:
         """See `TensorEnvs.reset`."""
@@ -141,6 +142,14 @@ class FunctionalEnvs(TensorEnvs):
                 raise self._fault(f"{by} returned {what} {given}; {tuple(shape)} on {self.device} is expected")
         return rows
 
+    def _require_like(self, state: State) -> None:
+        """Raise an EnvironmentFault unless a state has the tensors of the one before, of the same types."""
+        known, new = (tree_flatten(each) for each in (self._state, state))
+        told = [[(each.dtype, tuple(each.shape)) for each in leaves] for leaves, _ in (known, new)]
+        if known[1] != new[1] or told[0] != told[1]:
+            raise self._fault(f"transition returned a state of {told[1]}; {told[0]} is expected, as before")
+        self._is_checked = True
+
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self.spec.env_id}: {what}")
 
@@ -156,6 +165,8 @@ class FunctionalEnvs(TensorEnvs):
         answer = self._call("transition", 4, self._state, actions, self._seeds, self._steps)
         state, obs, rewards, terminated = answer
         rows = self._read("transition", obs, self.num_envs, rewards=rewards, terminated=terminated)
+        if not self._is_checked:
+            self._require_like(state)
         self._steps = self._steps + 1
         outputs.obs.copy_(rows)
         outputs.rewards.copy_(rewards)
@@ -212,8 +223,8 @@ class FunctionalEnvs(TensorEnvs):
         self._steps = torch.tensor(lengths, device=self.device)
         begun, first = self._initial(self._seeds)
         kept = [episode.state if fit else bytes(sum(sizes)) for episode, fit in zip(past, fits, strict=True)]
-        packed = torch.frombuffer(bytearray(b"".join(kept)), dtype=torch.uint8).view(self.num_envs, -1)
-        parts = packed.to(self.device).split(sizes, 1)
+        packed = np.frombuffer(bytearray(b"".join(kept)), np.uint8).reshape(self.num_envs, sum(sizes))
+        parts = torch.from_numpy(packed).to(self.device).split(sizes, 1)
         restored = [
             part.contiguous().view(leaf.dtype).view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
         ]

@@ -194,3 +194,53 @@ def test_what_a_function_returns_is_checked(monkeypatch, name, result, said):
         envs = make()
         start(envs)
         play(envs, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state | {"place": state["place"].double()},
+        lambda state: {"place": state["place"]},
+        lambda state: state | {"visits": state["visits"][:, None]},
+        lambda state: tuple(state.values()),
+    ],
+)
+def test_a_state_that_is_not_like_the_one_before_is_refused(monkeypatch, change):
+    transition = Walk.transition
+
+    def changed(self, *args):
+        state, *rest = transition(self, *args)
+        return change(state), *rest
+
+    monkeypatch.setattr(Walk, "transition", changed)
+    envs = make()
+    start(envs)
+    with pytest.raises(EnvironmentFault, match=r"^walk: transition returned a state of "):
+        play(envs, 1)
+
+
+class Bandit(FunctionalEnv):
+    """Two arms, one step, and no state."""
+
+    observation_space = gymnasium.spaces.Discrete(1)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def initial(self, seeds):
+        return (), torch.zeros_like(seeds)
+
+    def transition(self, state, actions, seeds, step):
+        return (), torch.zeros_like(seeds), actions.float(), torch.ones_like(seeds, dtype=torch.bool)
+
+
+def test_an_environment_may_have_no_state():
+    envs = FunctionalEnvs(Bandit(), EnvSettings("bandit", SEED, 3, 0, 3))
+    obs = torch.full((3,), 77)
+    envs.reset(obs)
+    assert obs.tolist() == [0, 0, 0]
+    past = [PastEpisode(5, None, np.zeros((), np.int64), 0.0, 0)] * 3
+    assert envs.rebuild(past, obs) == [""] * 3
+    flags = [torch.zeros(3, dtype=torch.bool) for _ in range(3)]
+    out = StepOutputs(obs, torch.zeros(3), *flags, torch.zeros_like(obs))
+    envs.step(torch.tensor([0, 1, 1]), out)
+    assert out.rewards.tolist() == [0, 1, 1]
+    assert out.terminated.all()
