@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fabric_ppo.seeding import SEED_BITS, TEST_BIT, Stream, raw_words
 
 _MASK = (1 << SEED_BITS) - 1
-_GOLDEN, _FIRST, _SECOND = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-"""Constants of SplitMix64, as int64 has them."""
+_WORDS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+"""Constants of SplitMix64."""
+_GOLDEN, _FIRST, _SECOND = (word - 2**64 for word in _WORDS)  # as int64 has them
+_, _FIRST_WORD, _SECOND_WORD = map(np.uint64, _WORDS)
+_30, _27, _31 = map(np.uint64, (30, 27, 31))
 
 
 def episode_seeds(seed: int, envs: Tensor, episodes: Tensor, num_envs: int) -> Tensor:
@@ -33,12 +40,15 @@ def evaluation_seeds(seed: int, episodes: Tensor) -> Tensor:
 
 def _permuted(seed: int, stream: Stream, index: Tensor) -> Tensor:
     """Map indices as `seeding` does, by a keyed permutation of the numbers below 2**30."""
-    values = index & _MASK
+    # for few numbers NumPy takes half the time of PyTorch
+    values: Any = index.numpy() if index.is_cpu else index
+    values = values & _MASK
     for word in _key(seed, stream):
         values = values ^ (word & _MASK)
         values = values * (word >> 32 | 1) & _MASK
         values = values ^ (values >> (SEED_BITS // 2))
-    return values
+    mapped: Tensor = torch.from_numpy(values) if index.is_cpu else values
+    return mapped
 
 
 @functools.lru_cache
@@ -59,19 +69,30 @@ def seeded_uniforms(seeds: Tensor, count: int, step: Tensor | int = 0) -> Tensor
         count: numbers for each seed.
         step: of an episode, `[B]` or one for all; another one gives other numbers.
     """
-    start = _mixed(_mixed(seeds) + step)
-    places = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
-    words = _mixed(start.unsqueeze(-1) + places)
-    return (_shifted(words, 12).double() + 0.5) * 2.0**-52
+    if seeds.is_cpu:  # there, for few numbers, NumPy takes half the time of PyTorch
+        at = step.numpy() if isinstance(step, Tensor) else step
+        words = torch.from_numpy(_words(_arrays, seeds.numpy(), at, np.arange(1, count + 1)))
+    else:
+        words = _words(_tensors, seeds, step, torch.arange(1, count + 1, device=seeds.device))
+    return (words.double() + 0.5) * 2.0**-52
 
 
-def _mixed(words: Tensor) -> Tensor:
+def _words(mixed: Callable[[Any], Any], seeds: Any, step: Any, places: Any) -> Any:
+    """Return 52 random bits for each seed and place, of tensors or arrays, whose bits `mixed` mixes."""
+    words = mixed((mixed(seeds) + step)[..., None] + places * _GOLDEN)
+    return words >> 12 & (1 << 52) - 1  # `>>` has copies of the sign in front
+
+
+def _tensors(words: Tensor) -> Tensor:
     """Mix the bits of 64-bit words; products wrap around, as those of int64 do."""
-    words = (words ^ _shifted(words, 30)) * _FIRST
-    words = (words ^ _shifted(words, 27)) * _SECOND
-    return words ^ _shifted(words, 31)
+    words = (words ^ words >> 30 & (1 << 34) - 1) * _FIRST
+    words = (words ^ words >> 27 & (1 << 37) - 1) * _SECOND
+    return words ^ words >> 31 & (1 << 33) - 1
 
 
-def _shifted(words: Tensor, bits: int) -> Tensor:
-    """Shift to the right; zeros come from the left, where `>>` has copies of the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+def _arrays(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Do as `_tensors`; NumPy has words without a sign, whose `>>` brings zeros."""
+    bits = words.view(np.uint64)
+    bits = (bits ^ bits >> _30) * _FIRST_WORD
+    bits = (bits ^ bits >> _27) * _SECOND_WORD
+    return (bits ^ bits >> _31).view(np.int64)

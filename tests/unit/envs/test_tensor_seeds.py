@@ -18,12 +18,21 @@ def test_seeds_are_those_of_one_environment_after_the_other():
 
 def test_splitmix64_gives_its_published_numbers():
     """The reference implementation (prng.di.unimi.it/splitmix64.c) gives these from 0 and from 1234567."""
-    from fabric_ppo.envs.tensor_seeds import _GOLDEN, _mixed
+    from fabric_ppo.envs.tensor_seeds import _GOLDEN, _arrays, _tensors
 
-    words = _mixed(torch.tensor([0]) + _GOLDEN)
-    assert words.item() % 2**64 == 0xE220A8397B1DCDAF
-    words = _mixed(torch.tensor([1234567]) + torch.arange(1, 4) * _GOLDEN)
-    assert [word % 2**64 for word in words.tolist()] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    starts = torch.cat([torch.tensor([_GOLDEN]), torch.tensor([1234567]) + torch.arange(1, 4) * _GOLDEN])
+    expected = [0xE220A8397B1DCDAF, 6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [word % 2**64 for word in _tensors(starts).tolist()] == expected
+    assert [word % 2**64 for word in _arrays(starts.numpy()).tolist()] == expected
+
+
+def test_a_gpu_draws_the_same():
+    """Its way, taken on the CPU."""
+    from fabric_ppo.envs.tensor_seeds import _tensors, _words
+
+    seeds, steps = torch.arange(500) * 2**21 + 7, torch.arange(500) % 9
+    expected = (_words(_tensors, seeds, steps, torch.arange(1, 6)).double() + 0.5) * 2.0**-52
+    assert torch.equal(seeded_uniforms(seeds, 5, steps), expected)
 
 
 def test_numbers_are_uniform_and_independent():
