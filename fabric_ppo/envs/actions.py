@@ -91,12 +91,16 @@ class TensorActionConverter:
 
 
 class MaskCheck:
-    """A check of packed observations: does the action mask in them leave an action to choose?"""
+    """A check of packed observations: does the action mask in them leave an action to choose?
+
+    Attributes:
+        place: where the mask's bytes are in a row.
+    """
 
     def __init__(self, spec: EnvSpec) -> None:
         """Find the mask in the observations of an environment; where there is none, all passes."""
         self._dtype = np.dtype(np.uint8)
-        self._place = slice(0)
+        self.place = slice(0)
         # each number of a MultiDiscrete is chosen for itself; a MultiBinary may have no 1 at all
         self._starts = np.cumsum([0, *spec.action.sizes[:-1]])
         end = 0
@@ -104,12 +108,17 @@ class MaskCheck:
             dtype = np.dtype(leaf.dtype)
             start, end = end, end + leaf.size * dtype.itemsize
             if path == ACTION_MASK and leaf.size == sum(spec.action.sizes):
-                self._dtype, self._place = dtype, slice(start, end)
+                self._dtype, self.place = dtype, slice(start, end)
+
+    def allows(self, masks: NDArray[np.uint8]) -> Any:
+        """Return where masks leave something to choose, `[...]` bool, from their bytes `[..., n]`."""
+        is_possible = np.ascontiguousarray(masks).view(self._dtype) != 0
+        return np.logical_or.reduceat(is_possible, self._starts, axis=-1).all(-1)
 
     @property
     def has_mask(self) -> bool:
         """Return True if there is something to check."""
-        return self._place.stop > 0
+        return self.place.stop > 0
 
     def __call__(self, row: NDArray[np.uint8]) -> None:
         """Check one observation, as `spaces.Packer` packs it.
@@ -117,6 +126,5 @@ class MaskCheck:
         Raises:
             ValueError: the mask allows nothing.
         """
-        is_possible = row[self._place].view(self._dtype) != 0
-        if not np.logical_or.reduceat(is_possible, self._starts).all():
+        if not self.allows(row[self.place]):
             raise ValueError("an action_mask that allows no action; at least one is expected where an episode goes on")

@@ -27,7 +27,7 @@ def make_tensor_envs(
     device: str = "cpu",
     spec: EnvSpec | None = None,
     render_mode: str | None = None,
-    counts_games: bool = False,
+    for_test: bool = False,
 ) -> TensorEnvs:
     """Make environments that step as a batch.
 
@@ -38,7 +38,8 @@ def make_tensor_envs(
         device: where functional environments compute; others decide for themselves.
         spec: their spaces, where a trained agent gives them.
         render_mode: as Gymnasium has it.
-        counts_games: the settings count games, and not the agents that play them.
+        for_test: the settings count games, and not the agents that play them; a function that does
+            not take `num_envs` may make another number.
 
     Raises:
         ConfigError: they cannot be made, are of another kind, or have spaces that are not supported.
@@ -50,7 +51,9 @@ def make_tensor_envs(
     elif render_mode == "human":  # pictures are drawn when they are asked for, a window from the beginning
         raise DoesNotRenderError(env_id, render_mode)
     made = _made(env_id, create, arguments)
-    if counts_games and hasattr(made, _GAMES):
+    if for_test and not _takes(create, "num_envs") and hasattr(made, "num_envs"):
+        settings = dataclasses.replace(settings, num_envs=made.num_envs, total_envs=made.num_envs)
+    if for_test and hasattr(made, _GAMES):
         agents = len(made.possible_agents)
         counts = {name: getattr(settings, name) * agents for name in ("num_envs", "first_env", "total_envs")}
         settings = dataclasses.replace(settings, **counts)
@@ -96,6 +99,11 @@ def _as_tensor_envs(
 
     if isinstance(made, FunctionalEnv):
         return FunctionalEnvs(made, settings, device, spec)
+    if hasattr(made, _GAMES) and hasattr(made, "agent_iter"):
+        raise ConfigError(
+            f"--env-id {settings.env_id}: its agents act one after the other; all at once is expected, "
+            f"as in {settings.env_id.rpartition(':')[0]}:parallel_env"
+        )
     if hasattr(made, _GAMES):
         from fabric_ppo.envs.parallel_games import ParallelGames
 

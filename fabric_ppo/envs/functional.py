@@ -20,7 +20,7 @@ from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker
 from fabric_ppo.envs.tensor_seeds import episode_seeds
-from fabric_ppo.process.errors import EnvironmentFault, describe_error
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 
 State = Any
@@ -85,13 +85,19 @@ class FunctionalEnvs(TensorEnvs):
         """Describe N copies on a device; without `spec`, the spaces are those of `env`.
 
         Raises:
-            ConfigError: a space that no agent here can take.
+            ConfigError: a space that no agent here can take, or a limit of steps that is none.
         """
+        limit = env.max_episode_steps
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ConfigError(
+                f"--env-id {settings.env_id}: its max_episode_steps is {limit!r}; a whole number from 1 up, or None, "
+                "is expected"
+            )
         self.spec = spec or settings.spec_of(env)
         self.num_envs, self.first_env = settings.num_envs, settings.first_env
         self.device, self.info_keys = str(torch.zeros(0, device=device).device), settings.info_keys
         self._env, self._settings = env, settings
-        self._limit, self._rows = env.max_episode_steps, RowMaker(self.spec.observation)
+        self._limit, self._rows = limit, RowMaker(self.spec.observation)
         self._ids = torch.arange(self.num_envs, device=device) + self.first_env
         self._steps = torch.zeros_like(self._ids)
         # as if every environment had ended an episode before its first one
@@ -116,8 +122,10 @@ class FunctionalEnvs(TensorEnvs):
     def _initial(self, seeds: Tensor) -> tuple[State, Tensor]:
         """Return `FunctionalEnv.initial`, checked; raise an EnvironmentFault if it fails."""
         state, obs = self._call("initial", 2, seeds)
-        return state, self._read("initial", obs, len(seeds))
+        self._require_tensors("initial", state, len(seeds))
+        return _ordered(state), self._read("initial", obs, len(seeds))
 
+    @torch.no_grad()  # or a state would keep all steps before it
     def _call(self, name: str, size: int, *args: Any) -> Any:
         try:
             answer = getattr(self._env, name)(*args)
@@ -142,12 +150,21 @@ class FunctionalEnvs(TensorEnvs):
                 raise self._fault(f"{by} returned {what} {given}; {tuple(shape)} on {self.device} is expected")
         return rows
 
+    def _require_tensors(self, by: str, state: State, count: int) -> None:
+        """Raise an EnvironmentFault unless a state consists of tensors with a row for each copy."""
+        for leaf in tree_flatten(state)[0]:
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,) or str(leaf.device) != self.device:
+                given = f"of shape {tuple(leaf.shape)} on {leaf.device}" if isinstance(leaf, Tensor) else repr(leaf)
+                expected = f"tensors of {count} rows on {self.device} are expected"
+                raise self._fault(f"{by} returned a state with {given}; {expected}")
+
     def _require_like(self, state: State) -> None:
         """Raise an EnvironmentFault unless a state has the tensors of the one before, of the same types."""
+        self._require_tensors("transition", state, self.num_envs)
         known, new = (tree_flatten(each) for each in (self._state, state))
         told = [[(each.dtype, tuple(each.shape)) for each in leaves] for leaves, _ in (known, new)]
         if known[1] != new[1] or told[0] != told[1]:
-            raise self._fault(f"transition returned a state of {told[1]}; {told[0]} is expected, as before")
+            raise self._fault(f"transition returned a state of {told[1]}; {told[0]} is expected, as of initial")
         self._is_checked = True
 
     def _fault(self, what: str) -> EnvironmentFault:
@@ -155,7 +172,7 @@ class FunctionalEnvs(TensorEnvs):
 
     def render(self) -> NDArray[np.uint8]:
         """See `TensorEnvs.render`."""
-        return self._env.render(tree_map(lambda leaf: leaf[:1].cpu(), self._state))
+        return np.asarray(self._env.render(tree_map(lambda leaf: leaf[:1].cpu(), self._state)))
 
     def _seeds_of(self, ids: Tensor, numbers: Tensor) -> Tensor:
         return episode_seeds(self._settings.seed, ids, numbers, self._settings.total_envs)
@@ -164,6 +181,7 @@ class FunctionalEnvs(TensorEnvs):
         """See `TensorEnvs.step`."""
         answer = self._call("transition", 4, self._state, actions, self._seeds, self._steps)
         state, obs, rewards, terminated = answer
+        state = _ordered(state)
         rows = self._read("transition", obs, self.num_envs, rewards=rewards, terminated=terminated)
         if not self._is_checked:
             self._require_like(state)
@@ -233,8 +251,24 @@ class FunctionalEnvs(TensorEnvs):
         obs.copy_(_where(fit, seen.to(obs), first.to(obs)))
         return ["" if each else "its state is not that of this environment" for each in fits]
 
+    @property
+    def can_render(self) -> bool:
+        """See `TensorEnvs.can_render`."""
+        return type(self._env).render is not FunctionalEnv.render
+
     def close(self) -> None:
         """See `VectorEnvs.close`."""
+
+
+def _ordered(state: State) -> State:
+    """Return a state whose dictionaries have their keys in order, whatever order a function gives them."""
+    if isinstance(state, dict):
+        return {key: _ordered(state[key]) for key in sorted(state)}
+    return (
+        [*map(_ordered, state)]
+        if type(state) is list
+        else (tuple(map(_ordered, state)) if type(state) is tuple else state)
+    )
 
 
 def _where(condition: Tensor, ones: Tensor, others: Tensor) -> Tensor:

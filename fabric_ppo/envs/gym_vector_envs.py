@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,10 @@ from torch import Tensor
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
 from fabric_ppo.envs.spaces import EnvSpec, Packer
-from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs
+from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs, close_quietly
 from fabric_ppo.envs.tensor_rows import RowMaker, as_tensor
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error, first_line
 from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
 
@@ -54,7 +55,10 @@ class GymVectorEnvs(TensorEnvs):
         """
         self._env, self._settings, self._name = env, settings, settings.env_id
         if env.num_envs != settings.num_envs:
-            raise ConfigError(f"--env-id {self._name}: it made {env.num_envs} environments of {settings.num_envs}")
+            expected = f"--num-envs {env.num_envs} is expected, or a function that takes num_envs"
+            raise ConfigError(
+                f"--num-envs {settings.num_envs}: {self._name} made {env.num_envs} environments; {expected}"
+            )
         spaces = {"observation_space": env.single_observation_space, "action_space": env.single_action_space}
         self.spec = spec or settings.spec_of(SimpleNamespace(**spaces))
         self.num_envs, self.first_env, self.info_keys = settings.num_envs, settings.first_env, settings.info_keys
@@ -67,7 +71,7 @@ class GymVectorEnvs(TensorEnvs):
         try:
             self._first, _ = self._reset(self._seed_of(0))
         except EnvironmentFault as fault:
-            raise ConfigError(f"--env-id {fault}") from fault
+            raise ConfigError(f"--env-id {first_line(fault)}") from fault
         self.device, self._kind = str(self._first.device), self._rows.kind
         self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
@@ -85,6 +89,7 @@ class GymVectorEnvs(TensorEnvs):
 
     def _start(self, seed: int, obs: Tensor) -> None:
         obs.copy_(self._reset(seed)[0])
+        self._before = obs
         self._ended.zero_()
         self._info.clear()
 
@@ -107,9 +112,10 @@ class GymVectorEnvs(TensorEnvs):
             getattr(outputs, name).copy_(self._column(column, name))
         torch.logical_not(self._ended, out=outputs.valid)
         if self._mode is AutoresetMode.NEXT_STEP:
-            # the rows of a reset end no episode
+            # the rows of a reset end no episode, and give nothing
             outputs.terminated.logical_and_(outputs.valid)
             outputs.truncated.logical_and_(outputs.valid)
+            outputs.rewards.masked_fill_(~outputs.valid, 0)
         ended = outputs.terminated | outputs.truncated
         self._read_info(info, outputs, ended)
         if self._mode is AutoresetMode.NEXT_STEP:
@@ -119,6 +125,7 @@ class GymVectorEnvs(TensorEnvs):
         elif bool(ended.any()):
             outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
             outputs.obs.copy_(self._reset(None, {"reset_mask": self._as_theirs(ended)})[0])
+        self._before = outputs.obs
 
     def _keep_finals(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
         """Keep the final observations of episodes, where the environments were reset in the same step."""
@@ -127,16 +134,23 @@ class GymVectorEnvs(TensorEnvs):
         found = next((info[key] for key in _FINAL_OBS if isinstance(info, Mapping) and key in info), None)
         if found is None and bool(outputs.truncated.any()):
             self.finals = "hidden"
-            print_from_rank_zero(
-                f"{self._name}: final observations of truncated episodes are hidden; "
-                "the value of the observation before each stands for its value"
-            )
+            _say_hidden(self._name)
         elif isinstance(found, np.ndarray) and found.dtype == object:
             for env in ended.nonzero().squeeze(-1).tolist():
-                if found[env] is not None:
-                    outputs.final_obs[env] = torch.as_tensor(self._pack(found[env]))
+                outputs.final_obs[env] = self._final(found[env], env, bool(outputs.truncated[env]))
         elif found is not None:
-            outputs.final_obs.copy_(self._read(found, "step", "final observations"))
+            outputs.final_obs.copy_(self._read(found, "step", "final observations", ended))
+
+    def _final(self, obs: Any, env: int, is_truncated: bool) -> Tensor:
+        """Return one final observation as its row; the one before it where there is none."""
+        if obs is None:
+            if is_truncated:
+                _say_hidden(self._name)
+            return self._before[env]
+        try:
+            return torch.as_tensor(self._pack(obs))
+        except ValueError as error:
+            raise self._fault(f"step returned a final observation, in row {env}: {error}") from None
 
     def _read_info(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
         """Read the numbers of `info`, where there are any."""
@@ -148,14 +162,14 @@ class GymVectorEnvs(TensorEnvs):
         if bool(ended.any()):
             self.endings = self._info.endings(arrays, ended.cpu().numpy())
 
-    def _read(self, obs: Any, by: str, what: str = "observations") -> Tensor:
-        """Return the rows of observations, on the device of the first ones.
+    def _read(self, obs: Any, by: str, what: str = "observations", where: Tensor | None = None) -> Tensor:
+        """Return the rows of observations, on the device of the first ones; those `where` true count.
 
         Raises:
             EnvironmentFault: they are not those of the space, or on another device.
         """
         try:
-            rows = self._rows(obs, self.num_envs)
+            rows = self._rows(obs, self.num_envs, where)
         except ValueError as error:
             raise self._fault(f"{by} returned {what} {error}") from None
         self._require_device(rows, f"{by} returned {what}")
@@ -163,7 +177,10 @@ class GymVectorEnvs(TensorEnvs):
 
     def _column(self, values: Any, name: str) -> Tensor:
         """Return rewards or flags, `[N]`; raises as `_read`."""
-        column = as_tensor(values)
+        try:
+            column = as_tensor(values)
+        except USER_ERRORS:
+            raise self._fault(f"step returned {name} that are no numbers ({values!r:.60})") from None
         if column.shape != (self.num_envs,):
             raise self._fault(f"step returned {name} of shape {tuple(column.shape)}; ({self.num_envs},) is expected")
         self._require_device(column, f"step returned {name}")
@@ -203,7 +220,7 @@ class GymVectorEnvs(TensorEnvs):
         if frames is None or len(frames) == 0:
             raise NotImplementedError
         first = frames if np.ndim(frames) == 3 else frames[0]
-        return np.asarray(as_tensor(first).cpu(), np.uint8)
+        return np.asarray(as_tensor(first).cpu())
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
         """Start new episodes, with a seed of their own; see `TensorEnvs.rebuild`."""
@@ -214,16 +231,35 @@ class GymVectorEnvs(TensorEnvs):
         """See `VectorEnvs.close`."""
         env, self._env = self._env, None
         if env is not None:
-            env.close()
+            close_quietly(env, self._name)
 
 
 def _numbers(info: Any, key: str, ended: Tensor) -> NDArray[Any] | None:
     """Return the array at a key of `info`, with that of `final_info` where an episode ended; None without any."""
     last = find_in(info["final_info"], key) if isinstance(info, Mapping) and "final_info" in info else ABSENT
-    found = [np.asarray(as_tensor(each).cpu()) for each in (last, find_in(info, key)) if each is not ABSENT]
+    found = [_array(each) for each in (last, find_in(info, key)) if each is not ABSENT]
     if len(found) == 2 and found[0].shape == found[1].shape == ended.shape:
         return np.where(ended.cpu().numpy(), *found)
     return found[0] if found else None
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Return numbers as an array; Gymnasium has objects where a number is missing somewhere."""
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if array.dtype != object:
+        return array
+    is_number = [isinstance(each, (bool, int, float, np.number, np.bool_)) for each in array.ravel()]
+    numbers = [float(each) if known else math.nan for each, known in zip(array.ravel(), is_number, strict=True)]
+    return np.array(numbers).reshape(array.shape) if any(is_number) else array
+
+
+@functools.lru_cache
+def _say_hidden(name: str) -> None:
+    """Print, once in a process, that final observations are missing."""
+    print_from_rank_zero(
+        f"{name}: final observations of truncated episodes are hidden; "
+        "the value of the observation before each stands for its value"
+    )
 
 
 def _autoreset_mode(env: Any, name: str) -> AutoresetMode:

@@ -184,9 +184,12 @@ def resolve_env_id(env_id: str, preset: str = "") -> str:
     import gymnasium
     from gymnasium.envs import registration
 
+    is_batch = find_batch(env_id) is not None
+    if preset and is_batch:
+        raise ConfigError(f"--env-preset {preset}: {env_id} steps as a batch; an Atari game is expected")
     if preset == ATARI:
         return _resolve_atari_id(env_id)
-    if find_batch(env_id) is not None:
+    if is_batch:
         return env_id
     if env_id.startswith("ALE/"):
         register_atari(env_id)

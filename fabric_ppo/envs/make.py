@@ -8,6 +8,7 @@ from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.tensor_contract import Envs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
+from fabric_ppo.process.errors import ConfigError, DoesNotRenderError
 from fabric_ppo.process.launch import cores_per_rank
 
 
@@ -55,7 +56,11 @@ def _make_backend(config: Config, settings: EnvSettings, device: str) -> Envs:
     if config.env_backend == "vector":
         from fabric_ppo.envs.batched import make_tensor_envs
 
-        return make_tensor_envs(settings, device)
+        made = make_tensor_envs(settings, device)
+        if config.capture_video and not made.can_render:
+            made.close()
+            raise ConfigError(f"--capture-video: {DoesNotRenderError(config.env_id, 'rgb_array')}")
+        return made
     if config.env_backend == "async":
         from fabric_ppo.envs.async_envs import AsyncEnvs
 

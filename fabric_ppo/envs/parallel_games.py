@@ -18,7 +18,7 @@ from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import Ending, EpisodeInfo
 from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.spaces import EnvSpec, Packer
-from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
+from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs, close_quietly
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
@@ -51,6 +51,8 @@ class ParallelGames(TensorEnvs):
                 number of environments that is no multiple of the agents of a game.
         """
         name, agents = settings.env_id, list(first.possible_agents)
+        if not agents:
+            raise ConfigError(f"--env-id {name}: it has no possible_agents; at least one is expected")
         if settings.num_envs % len(agents):
             raise ConfigError(
                 f"--num-envs {settings.num_envs}: a multiple of {len(agents)} is expected, the agents of {name}"
@@ -60,9 +62,8 @@ class ParallelGames(TensorEnvs):
         self._adds_mask = False
         games = [first, *(create() for _ in range(settings.num_envs // len(agents) - 1))]
         spaces = _shared_spaces(first, agents, name)
-        _, infos = first.reset(seed=0)
         # some games have their masks in `info`
-        if isinstance(spaces.action_space, gymnasium.spaces.Discrete) and _MASK in infos.get(agents[0], {}):
+        if isinstance(spaces.action_space, gymnasium.spaces.Discrete) and _has_masks(first, name):
             self._adds_mask = True
             mask = gymnasium.spaces.Box(0, 1, (int(spaces.action_space.n),), np.int8)
             spaces.observation_space = gymnasium.spaces.Dict(observation=spaces.observation_space, action_mask=mask)
@@ -113,7 +114,7 @@ class ParallelGames(TensorEnvs):
         picture = self._games[0].env.render()
         if picture is None:
             raise NotImplementedError
-        return np.asarray(picture, np.uint8)
+        return np.asarray(picture)
 
     def rebuild(self, past: Sequence[PastEpisode], obs: Tensor, seconds: float = math.inf) -> list[str]:
         """Start the next games; see `TensorEnvs.rebuild`."""
@@ -127,14 +128,14 @@ class ParallelGames(TensorEnvs):
         """See `VectorEnvs.close`."""
         games, self._games = self._games, []
         for game in games:
-            game.env.close()
+            close_quietly(game.env, self.spec.env_id)
 
 
 class _AgentReader:
     """A reader of one agent's observations, as rows; of an agent that is not there it has blank ones."""
 
     def __init__(self, spec: EnvSpec, adds_mask: bool) -> None:
-        self.spec, self._adds_mask = spec, adds_mask
+        self.spec, self._adds_mask, self._num_choices = spec, adds_mask, sum(spec.action.sizes)
         self._pack = Packer(spec.observation)
         space = spec.observation
         self.blank = np.zeros(space.shape, space.dtype)
@@ -146,10 +147,13 @@ class _AgentReader:
                 self.blank[start : start + size] = np.ones(leaf.shape, leaf.dtype).view(np.uint8).reshape(-1)
             start += size
 
-    def __call__(self, obs: Any, info: Any) -> Array:
-        """Return an observation as its row; raise a ValueError if it is not one."""
+    def __call__(self, obs: Any, info: Any, goes_on: bool) -> Array:
+        """Return an observation as its row; raise a ValueError if it is not one.
+
+        A mask may be missing where an agent does not go on.
+        """
         if self._adds_mask:
-            obs = {"observation": obs, _MASK: info[_MASK]}
+            obs = {"observation": obs, _MASK: info[_MASK] if _MASK in info or goes_on else np.ones(self._num_choices)}
         row: Array = self._pack(obs)
         return row
 
@@ -187,6 +191,7 @@ class _Game:
             each.clear()
         for index, agent in enumerate(self._agents):
             obs[index] = self._row(seen, infos, agent, "reset") if agent in seen else self._read.blank
+        self._last = obs.copy()
 
     def step(self, actions: Array, out: _Rows) -> list[tuple[int, Any]]:
         """Take a step; return the readings of the agents whose part has ended."""
@@ -200,7 +205,8 @@ class _Game:
         readings = []
         for index, agent in enumerate(self._agents):
             is_there = agent in self.env.agents and agent in seen
-            row = self._row(seen, infos, agent, "step") if agent in seen else self._read.blank
+            # without a final observation, the one before stands for it
+            row = self._row(seen, infos, agent, "step", is_there) if agent in seen else self._last[index]
             out.obs[index] = row if is_there else self._read.blank
             if agent not in acting:
                 continue
@@ -209,7 +215,7 @@ class _Game:
                 out.rewards[index] = read_reward(rewards[agent])
                 out.terminated[index] = read_flag(terminated[agent], "terminated")
                 out.truncated[index] = read_flag(truncated[agent], "truncated")
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise self._fault(f"step returned for {agent} {describe_error(error)}") from None
             info = infos.get(agent, {}) if isinstance(infos, Mapping) else {}
             self._infos[index].add(info)
@@ -221,11 +227,12 @@ class _Game:
                     readings.append((index, found))
             elif out.terminated[index] or out.truncated[index]:
                 raise self._fault(f"step ended the part of {agent}, which is still among `agents`")
+        self._last = out.obs.copy()
         return readings
 
-    def _row(self, seen: Any, infos: Any, agent: Any, by: str) -> Array:
+    def _row(self, seen: Any, infos: Any, agent: Any, by: str, goes_on: bool = True) -> Array:
         try:
-            return self._read(seen[agent], infos.get(agent, {}) if isinstance(infos, Mapping) else {})
+            return self._read(seen[agent], infos.get(agent, {}) if isinstance(infos, Mapping) else {}, goes_on)
         except (ValueError, KeyError) as error:
             raise self._fault(f"{by} returned for {agent} {describe_error(error)}") from None
 
@@ -242,6 +249,17 @@ class _Game:
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self._name}: game of seed {self._seed}, step {self._steps}: {what}")
+
+
+def _has_masks(env: Any, name: str) -> bool:
+    """Return True if a game gives action masks in `info`; raise a ConfigError if it cannot be reset."""
+    try:
+        _, infos = env.reset(seed=0)
+        return any(_MASK in info for info in infos.values())
+    except BaseException as error:
+        pass_on_stop(error)
+        expected = "reset(seed=...) has to return observations and infos, dictionaries by agent"
+        raise ConfigError(f"--env-id {name}: {describe_error(error)}; {expected}".replace("\n", " ")) from error
 
 
 def _shared_spaces(env: Any, agents: list[Any], name: str) -> SimpleNamespace:

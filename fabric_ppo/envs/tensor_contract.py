@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fabric_ppo.envs.contract import ArrayEnvs, PastEpisode, VectorEnvs
+from fabric_ppo.process.console import print_line
+from fabric_ppo.process.errors import describe_error
+from fabric_ppo.process.signals import pass_on_stop
 
 FinalPlace = Literal["next row", "given", "hidden"]
 """Where the final observation of an episode is: in the row after it, which is no transition; in the
@@ -76,6 +80,11 @@ class TensorEnvs(VectorEnvs):
         """Return where the last step ended an episode, or a whole game, `[N]` bool."""
         return outputs.terminated | outputs.truncated
 
+    @property
+    def can_render(self) -> bool:
+        """False if it is known that there are no pictures."""
+        return True
+
     def render(self) -> NDArray[Any]:
         """Return a picture of the first environment, `[height, width, 3]` uint8.
 
@@ -91,3 +100,13 @@ class TensorEnvs(VectorEnvs):
 
 Envs = ArrayEnvs | TensorEnvs
 """Environments of any backend."""
+
+
+def close_quietly(env: Any, name: str) -> None:
+    """Close environments of somebody else's; an error there costs a warning."""
+    try:
+        if hasattr(env, "close"):
+            env.close()
+    except BaseException as error:
+        pass_on_stop(error)
+        print_line(f"warning: {name}: close raised {describe_error(error)}".splitlines()[0], sys.stderr)

@@ -26,8 +26,8 @@ class RowMaker:
         self._is_nested = bool(space.parts)
         self.kind = ""
 
-    def __call__(self, obs: Any, count: int) -> Tensor:
-        """Return the rows of `count` observations.
+    def __call__(self, obs: Any, count: int, where: Tensor | None = None) -> Tensor:
+        """Return the rows of `count` observations, of which those `where` true count, `[count]` bool.
 
         Raises:
             ValueError: they are not of the space; the text goes on after "returned observations".
@@ -41,7 +41,7 @@ class RowMaker:
                 which = f"whose {leaf.name} cannot" if leaf.name else "that cannot"
                 raise ValueError(f"{which} be read ({describe_error(error)})") from None
             self.kind = self.kind or kind_of(part)
-            columns.append(leaf.read(column, count))
+            columns.append(leaf.read(column, count, where))
         if not self._is_nested:
             return columns[0]
         return torch.cat([each.reshape(count, -1).contiguous().view(torch.uint8) for each in columns], 1)
@@ -61,7 +61,7 @@ class _Leaf:
         elif space.kind == "multi_binary":
             self._choices = torch.zeros(space.shape), torch.ones(space.shape)
 
-    def read(self, column: Tensor, count: int) -> Tensor:
+    def read(self, column: Tensor, count: int, where: Tensor | None) -> Tensor:
         """Return `column [count, *shape]` in the space's type; raise a ValueError for what it cannot hold."""
         if column.shape != (count, *self._shape):
             expected = (count, *self._shape)
@@ -69,13 +69,14 @@ class _Leaf:
         converted = column.to(self._dtype)
         # numbers of floats are looked at once a rollout; whole numbers would wrap around, unseen
         is_whole = converted.dtype != column.dtype and not converted.is_floating_point()
-        if is_whole and not torch.equal(converted.double(), column.double()):
+        counts = slice(None) if where is None else where
+        if is_whole and not torch.equal(converted[counts].double(), column[counts].double()):
             raise ValueError(f"of numbers that {self._dtype} cannot hold{self._of}")
         if self._choices is not None:
             least, most = (each.to(column.device) for each in self._choices)
             chosen = converted.to(torch.int64)  # PyTorch does not compare all kinds of whole numbers
             outside = (chosen < least) | (chosen > most)
-            if bool(outside.any()):
+            if bool(outside[counts].any()):
                 env, *_ = outside.nonzero()[0].tolist()
                 raise ValueError(f"with a choice that the space{self._of} does not have, in row {env}")
         return converted
@@ -94,5 +95,8 @@ def as_tensor(array: Any) -> Tensor:
     if kind_of(array) == "jax":
         return torch.utils.dlpack.from_dlpack(array)
     numbers = np.asarray(array)
-    # PyTorch has no numbers of the other byte order
-    return torch.as_tensor(numbers if numbers.dtype.isnative else numbers.astype(numbers.dtype.newbyteorder("=")))
+    if numbers.dtype.kind not in "biuf":
+        raise TypeError(f"{numbers.dtype} is no type of numbers here")
+    # PyTorch has no numbers of the other byte order, and warns of arrays that cannot be written to
+    is_plain = numbers.dtype.isnative and numbers.flags.writeable
+    return torch.as_tensor(numbers if is_plain else numbers.astype(numbers.dtype.newbyteorder("=")))

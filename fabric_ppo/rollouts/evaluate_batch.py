@@ -66,8 +66,9 @@ def evaluate_batch(
     settings = EnvSettings(spec.env_id, seed, games, 0, games, env_kwargs=spec.make_args, info_keys=keys)
     mode = "rgb_array" if video_dir else render_mode
     # made once: there are simulators that a process has one of
-    with contextlib.closing(make_tensor_envs(settings, spec=spec, render_mode=mode, counts_games=True)) as envs:
+    with contextlib.closing(make_tensor_envs(settings, spec=spec, render_mode=mode, for_test=True)) as envs:
         agents = envs.rows_per_game
+        games = envs.num_envs // agents
         video = _Video(video_dir, envs) if video_dir else None
         for first in range(0, episodes, games):
             count = min(games, episodes - first)
@@ -162,7 +163,11 @@ class _Video:
         if self._reason:
             return
         try:
-            self._frames.append(self._envs.render())
+            picture = self._envs.render()
+            if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+                given = f"an array of shape {picture.shape} and type {picture.dtype}"
+                raise ValueError(f"render returned {given}; [height, width, 3] of uint8 is expected")
+            self._frames.append(picture)
         except NotImplementedError:
             raise DoesNotRenderError(self._envs.spec.env_id, "rgb_array") from None
         except USER_ERRORS as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.envs.actions import ActionConverter, TensorActionConverter
+from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter
 from fabric_ppo.envs.contract import ArrayEnvs
 from fabric_ppo.envs.reading import in_entry
 from fabric_ppo.envs.tensor_contract import TensorEnvs
@@ -31,11 +32,13 @@ def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Act
     with torch_settings_kept():
         if isinstance(envs, TensorEnvs):
             _step_tensors(agent, buffer, envs, actor)
+            buffer.bring()
             _require_finite(buffer, envs)
+            if (check := MaskCheck(envs.spec)).has_mask:
+                _require_choices(buffer, envs, check)
         else:
             with _one_thread():
                 _step_arrays(agent, buffer, envs, actor)
-    buffer.bring()
     return actor
 
 
@@ -67,8 +70,9 @@ def _step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: 
     to_env_actions = TensorActionConverter(envs.spec.action, envs.device)
     choose, step = timed("policy")(actor.choose), timed("environment")(envs.step)
     for t, outputs in enumerate(buffer.steps()):
-        tensors.actions[t] = choose(obs)
-        step(to_env_actions(tensors.actions[t]), outputs)
+        # environments may change the actions that they are given, but not those of the rollout
+        tensors.actions[t] = actions = choose(obs)
+        step(to_env_actions(actions), outputs)
         if envs.endings:
             buffer.endings += [(t, ending) for ending in envs.endings]
         obs = outputs.obs
@@ -85,6 +89,10 @@ def _require_finite(buffer: RolloutBuffer, envs: TensorEnvs) -> None:
     """
     tensors = buffer.tensors
     columns = {"reward": tensors.rewards, "observation": tensors.obs[1:]}
+    if buffer.final_obs is not None and envs.finals == "given":
+        cut = tensors.truncated & ~tensors.terminated
+        kept = cut.view(*cut.shape, *[1] * (buffer.final_obs.ndim - 2))
+        columns["final observation"] = buffer.final_obs.masked_fill(~kept, 0)
     floats = {what: column for what, column in columns.items() if column.is_floating_point()}
     # one answer from the device for all of them
     if bool(torch.stack([column.isfinite().all() for column in floats.values()]).all()):
@@ -95,6 +103,19 @@ def _require_finite(buffer: RolloutBuffer, envs: TensorEnvs) -> None:
             place = f"{envs.spec.env_id} environment {envs.first_env + env}"
             which = f"step {t + 1} of {buffer.num_steps} gave {what} {value}"
             raise EnvironmentFault(f"{place}: {which}, which is not finite")
+
+
+def _require_choices(buffer: RolloutBuffer, envs: TensorEnvs, check: MaskCheck) -> None:
+    """Raise an EnvironmentFault if an action mask left nothing to choose where an agent has acted."""
+    masks = buffer.tensors.obs[:-1, :, check.place].cpu().numpy()
+    allowed = check.allows(masks) | ~buffer.valid
+    if not allowed.all():
+        t, env = np.argwhere(~allowed)[0].tolist()
+        place = f"{envs.spec.env_id} environment {envs.first_env + env}"
+        raise EnvironmentFault(
+            f"{place}: step {t + 1} of {buffer.num_steps} began with an action_mask that allows no action; "
+            "at least one is expected where an episode goes on"
+        )
 
 
 def _remember(buffer: RolloutBuffer, actor: Actor, t: int, begins: Tensor) -> None:

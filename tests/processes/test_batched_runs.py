@@ -101,6 +101,8 @@ def test_a_resumed_run_says_what_it_cannot_bring_back(tmp_path, env_id, why):
         (["--env-id", "tensor/CartPole-v1", "--frame-stack", "2"], "--frame-stack 2"),
         (["--env-id", "tests.fixtures.games:Relay", "--num-envs", "4"], "--num-envs 4: a multiple of 3 is expected"),
         (["--env-id", "tests.fixtures.batches:Nothing"], "tests.fixtures.batches"),
+        (["--env-id", "tensor/CartPole-v1", "--env-preset", "atari"], "--env-preset atari: tensor/CartPole-v1 steps"),
+        (["--env-id", "tests.fixtures.functional:Blind", "--capture-video"], "does not render rgb_array"),
         (["--env-id", "tensor/Cartpole-v1"], "tensor/CartPole-v1"),
         (["--env-id", "LunarLander-v3", "--env-backend", "vector"], "LunarLander-v3: cannot be made"),
         (["--env-id", "tests.fixtures.batches:Counting", "--env-kwargs", '{"mode": "NEVER"}'], "cannot be made"),

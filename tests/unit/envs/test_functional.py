@@ -13,7 +13,7 @@ from fabric_ppo.envs.functional import FunctionalEnv, FunctionalEnvs
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.tensor_contract import StepOutputs
 from fabric_ppo.envs.tensor_seeds import seeded_uniforms
-from fabric_ppo.process.errors import EnvironmentFault
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.fixtures.envs import SEED
 
@@ -244,3 +244,59 @@ def test_an_environment_may_have_no_state():
     envs.step(torch.tensor([0, 1, 1]), out)
     assert out.rewards.tolist() == [0, 1, 1]
     assert out.terminated.all()
+
+
+def test_the_order_of_a_dictionary_does_not_matter(monkeypatch):
+    """Neither for the steps nor for the states in checkpoints: a function may build its dictionary in another order."""
+    expected, again = make(), make()
+    start(expected)
+    in_order = play(expected, 9)
+    transition = Walk.transition
+
+    def turned(self, *args):
+        state, *rest = transition(self, *args)
+        return dict(reversed(state.items())), *rest
+
+    monkeypatch.setattr(Walk, "transition", turned)
+    envs = make()
+    start(envs)
+    for one, other in zip(in_order, play(envs, 9), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+    assert envs.states() == expected.states()
+    steps = [2] * 4
+    past = [
+        PastEpisode(1, None, in_order[-1].obs[k].numpy(), 0.0, steps[k], state=state)
+        for k, state in enumerate(envs.states())
+    ]
+    assert again.rebuild(past, torch.zeros(4, 3)) == [""] * 4
+    assert again.states() == expected.states()
+
+
+@pytest.mark.parametrize("odd", [3, np.zeros(4), torch.zeros(()), torch.zeros(3)])
+def test_a_state_without_a_row_for_each_copy_is_refused(monkeypatch, odd):
+    monkeypatch.setattr(Walk, "initial", lambda self, seeds: ({"place": odd}, torch.zeros(len(seeds), 3)))
+    with pytest.raises(EnvironmentFault, match=r"^walk: initial returned a state with .*; tensors of 4 rows on cpu"):
+        start(make())
+
+
+@pytest.mark.parametrize("limit", [0, -4, 2.5, "7", True])
+def test_a_limit_that_is_none_is_refused(monkeypatch, limit):
+    monkeypatch.setattr(Walk, "max_episode_steps", limit)
+    with pytest.raises(ConfigError, match=r"^--env-id walk: its max_episode_steps is .*; a whole number from 1 up, or"):
+        make()
+
+
+def test_a_state_keeps_no_graph():
+    """An environment with parameters that learn elsewhere would else keep every step since the beginning."""
+    weight = torch.ones((), requires_grad=True)
+
+    class Weighed(Walk):
+        def transition(self, state, actions, seeds, step):
+            state, obs, rewards, ended = super().transition(state, actions, seeds, step)
+            return state | {"place": state["place"] * weight}, obs * weight, rewards * weight, ended
+
+    envs = FunctionalEnvs(Weighed(), EnvSettings("walk", SEED, 4, 0, 4))
+    start(envs)
+    for out, _ in zip(play(envs, 9), range(9), strict=True):
+        assert not out.obs.requires_grad
+    assert not envs._state["place"].requires_grad

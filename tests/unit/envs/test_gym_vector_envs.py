@@ -220,12 +220,18 @@ def make_fewer():
     ("function", "said"),
     [
         ("make_nothing", "it made a object; a gymnasium.vector.VectorEnv, a FunctionalEnv or a pettingzoo.ParallelEnv"),
-        ("make_fewer", "it made 1 environments of 2"),
     ],
 )
 def test_other_things_are_refused(function, said):
     settings = EnvSettings(f"{__name__}:{function}", SEED, 2, 0, 2)
     with pytest.raises(ConfigError, match=f"^--env-id {__name__}:{function}: {said}"):
+        make_tensor_envs(settings)
+
+
+def test_another_number_of_environments_is_refused():
+    settings = EnvSettings(f"{__name__}:make_fewer", SEED, 2, 0, 2)
+    expected = "--num-envs 1 is expected, or a function that takes num_envs"
+    with pytest.raises(ConfigError, match=f"^--num-envs 2: {__name__}:make_fewer made 1 environments; {expected}$"):
         make_tensor_envs(settings)
 
 
@@ -254,3 +260,138 @@ def test_gymnasiums_own_batch_trains_in_the_mode_that_it_tells():
                 twin.state = rollout.obs[t, env].double().numpy()
                 expected, *_ = twin.step(rollout.actions[t, env].item())
                 np.testing.assert_allclose(rollout.obs[t + 1, env].numpy(), expected, atol=1e-5)
+
+
+def test_the_row_of_a_reset_gives_nothing():
+    """Whatever the environments pay there: it would else be in the statistics of discounted returns."""
+
+    class Paying(Counting):
+        def step(self, actions):
+            obs, rewards, *rest = super().step(actions)
+            return obs, np.where(rewards == 0, 77.0, rewards), *rest
+
+    envs = GymVectorEnvs(Paying(2, length=2), settings_of())
+    out = start(envs)
+    for _ in range(12):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+        assert out.rewards.tolist() == out.valid.float().tolist()
+
+
+def test_where_some_final_observations_are_missing_the_one_before_stands_for_them(capsys):
+    class Partly(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            if "final_obs" in info:
+                info["final_obs"][0] = None
+            return *columns, info
+
+    envs = GymVectorEnvs(Partly(2, mode="SAME_STEP", length=2, final="objects"), settings_of())
+    out, finals = start(envs), {}
+    for _ in range(3):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+        finals |= {env: out.final_obs[env].tolist() for env in (0, 1) if out.truncated[env]}
+        out = out._replace(obs=out.obs.clone())
+    assert finals == {0: [0, 1], 1: [0, 3]}
+    assert capsys.readouterr().err.count("hidden") == 1
+
+
+def test_environments_may_change_their_actions():
+    """What the agent drew stays in the rollout."""
+
+    class Changing(Counting):
+        def step(self, actions):
+            actions[...] = 1
+            return super().step(actions)
+
+    for kind in ("numpy", "torch"):
+        envs = GymVectorEnvs(Changing(3, kind=kind), settings_of(3))
+        (rollout,) = rollouts(envs, random_agent(envs.spec), 32, 1)
+        assert set(rollout.actions.unique().tolist()) == {0, 1}
+
+
+def test_gymnasiums_objects_are_read_as_numbers():
+    """Its SyncVectorEnv has an array of objects where an environment gives NumPy's bool, or nothing."""
+
+    class Told(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            told = np.full(self.num_envs, None)
+            told[0] = np.bool_(True)
+            return *columns, info | {"is_success": told}
+
+    envs = GymVectorEnvs(Told(2, length=2), settings_of())
+    out, found = start(envs), {}
+    for _ in range(4):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+        found |= {ending.env: ending.readings[0][0] for ending in envs.endings}
+    assert found == {0: 1.0, 1: 0.0}
+
+
+def test_an_error_in_close_costs_a_warning(capsys):
+    class Closing(Counting):
+        def close(self):
+            raise RuntimeError("stuck")
+
+    envs = GymVectorEnvs(Closing(2), settings_of())
+    envs.close()
+    envs.close()
+    assert capsys.readouterr().err == "warning: batch: close raised RuntimeError: stuck\n"
+
+
+def test_final_observations_of_others_are_not_looked_at():
+    class Zeros(Counting):
+        def __init__(self, num_envs):
+            super().__init__(num_envs, mode="SAME_STEP", length=2)
+            self.single_observation_space = gymnasium.spaces.MultiDiscrete([99, 99], start=[1, 1])
+
+        def _obs(self):
+            return np.stack([self._episodes, self._at], -1) + 1
+
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            ended = columns[2] | columns[3]
+            return *columns, {"final_obs": np.where(ended[:, None], info["final_obs"], 0)} if ended.any() else {}
+
+    envs = GymVectorEnvs(Zeros(2), settings_of())
+    out = start(envs)
+    for _ in range(2):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+    assert out.truncated.tolist() == [True, False]
+    assert out.final_obs[0].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("final", ["final_obs", "objects"])
+def test_a_final_observation_that_is_not_finite_is_named(final):
+    class Broken(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            if "final_obs" in info and columns[3][1]:
+                info["final_obs"][1] = np.full(2, np.nan, np.float32)
+            return *columns, info
+
+    envs = GymVectorEnvs(Broken(2, mode="SAME_STEP", final=final), settings_of())
+    with pytest.raises(EnvironmentFault, match=r"^batch.* final observation"):
+        list(rollouts(envs, random_agent(envs.spec), 8, 1))
+
+
+def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(recwarn):
+    class Fixed(Counting):
+        def step(self, actions):
+            *columns, info = super().step(actions)
+            for column in columns:
+                column.flags.writeable = False
+            return *columns, info
+
+    envs = GymVectorEnvs(Fixed(2), settings_of())
+    envs.step(torch.zeros(2, dtype=torch.int64), start(envs))
+    assert not recwarn.list
+
+
+def test_a_reset_that_fails_at_once_is_one_line():
+    class Breaking(Counting):
+        def reset(self, *, seed=None, options=None):
+            raise RuntimeError("no fuel")
+
+    with pytest.raises(ConfigError) as caught:
+        GymVectorEnvs(Breaking(2), settings_of())
+    assert str(caught.value) == "--env-id batch: environments 4 to 5: reset raised RuntimeError: no fuel"

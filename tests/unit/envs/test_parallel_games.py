@@ -175,3 +175,63 @@ def test_a_game_is_found_by_its_function():
     envs = make_tensor_envs(settings)
     assert isinstance(envs, ParallelGames)
     assert [out.terminated[0].item() for out, _ in play(envs, 6)[1]] == [False] * 4 + [True, False]
+
+
+def test_an_agent_without_a_final_observation_is_valued_by_the_one_before():
+    class Silent(Relay):
+        def step(self, actions):
+            seen, *rest = super().step(actions)
+            return {agent: obs for agent, obs in seen.items() if agent in self.agents}, *rest
+
+    envs, _ = make(3, kind=Silent)
+    _, played = play(envs, 4)
+    assert played[3][0].final_obs[2].tolist() == [2, 3]
+
+
+def test_a_mask_that_allows_nothing_is_named():
+    class Stuck(Relay):
+        def mask_of(self, agent):
+            return np.array([0, 0, 0] if agent == "a" and self._step == 2 else [1, 1, 1], np.int8)
+
+    for masks in ("observation", "info"):
+        envs, _ = make(kind=Stuck, masks=masks)
+        with pytest.raises(EnvironmentFault, match=r"^relay environment 0: step 3 of 8 began with an action_mask that"):
+            list(rollouts(envs, random_agent(envs.spec), 8, 1))
+
+
+def test_masks_are_found_whichever_agent_begins():
+    class Late(Relay):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.possible_agents = ["c", "a", "b"]
+
+    envs, _ = make(kind=Late, masks="info")
+    (rollout,) = rollouts(envs, random_agent(envs.spec), 16, 1)
+    of_a = torch.arange(6).expand(16, 6) % 3 == 1
+    assert (rollout.actions[rollout.valid & of_a] == 1).all()
+
+
+def test_an_agent_that_goes_needs_no_mask():
+    class Leaving(Relay):
+        def step(self, actions):
+            *columns, infos = super().step(actions)
+            return *columns, {agent: info if agent in self.agents else {} for agent, info in infos.items()}
+
+    envs, _ = make(3, kind=Leaving, masks="info")
+    play(envs, 5)
+
+
+def test_a_game_whose_agents_act_in_turn_is_refused():
+    settings = EnvSettings("mpe2.simple_spread_v3:env", SEED, 3, 0, 3)
+    with pytest.raises(ConfigError, match=r"act one after the other; .* as in mpe2.simple_spread_v3:parallel_env$"):
+        make_tensor_envs(settings)
+
+
+@pytest.mark.parametrize("answer", [{}, ({}, None), None])
+def test_a_game_that_cannot_be_reset_is_refused(answer):
+    class Odd(Relay):
+        def reset(self, seed=None, options=None):
+            return answer
+
+    with pytest.raises(ConfigError, match=r"^--env-id relay: .*; reset\(seed=...\) has to return"):
+        make(3, kind=Odd)

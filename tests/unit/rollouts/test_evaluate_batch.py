@@ -15,6 +15,7 @@ from fabric_ppo.rollouts import evaluate_batch
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
 from tests.fixtures.agents import random_agent
+from tests.fixtures.batches import Counting
 from tests.fixtures.envs import SEED
 from tests.fixtures.videos import brightness
 
@@ -102,3 +103,20 @@ def test_what_does_not_render_says_so(tmp_path):
         evaluate(policy, 1, SEED, video_dir=str(tmp_path / "videos"))
     with pytest.raises(ConfigError, match="human"):
         evaluate(policy_of("tensor/CartPole-v1"), 1, SEED, render_mode="human")
+
+
+def make_four():
+    return Counting(4)
+
+
+def test_a_function_that_makes_a_fixed_number_plays_in_several_batches():
+    result = evaluate(policy_of(f"{__name__}:make_four", 4), 10, SEED)
+    assert (result.returns, result.lengths) == ([3, 4] * 5, [3, 4] * 5)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])
+def test_a_picture_of_another_kind_costs_the_video(tmp_path, monkeypatch, picture):
+    monkeypatch.setattr(CartPole, "render", lambda self, state: picture)
+    result = evaluate(policy_of("tensor/CartPole-v1"), 1, SEED, video_dir=str(tmp_path / "videos"))
+    assert "render returned an array of shape" in result.unwritten
+    assert len(result.returns) == 1
