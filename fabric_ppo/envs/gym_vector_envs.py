@@ -184,6 +184,8 @@ class GymVectorEnvs(TensorEnvs):
         if column.shape != (self.num_envs,):
             raise self._fault(f"step returned {name} of shape {tuple(column.shape)}; ({self.num_envs},) is expected")
         self._require_device(column, f"step returned {name}")
+        if name != "rewards" and column.is_floating_point() and not bool(((column == 0) | (column == 1)).all()):
+            raise self._fault(f"step returned {name} with other numbers than 0 and 1")
         return column
 
     def _require_device(self, tensor: Tensor, what: str) -> None:

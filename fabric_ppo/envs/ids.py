@@ -237,9 +237,19 @@ def _id_elsewhere(plain_id: str) -> str:
                 module = "" if each.startswith("ALE/") else f"{package}:"
                 preset = ", mostly with --env-preset atari" if package == "ale_py" else ""
                 return f"{module}{each} is expected{preset}"
+    if _has_games(plain_id):
+        return f"did you mean {plain_id}:parallel_env?"
     if plain_id.startswith(("MiniGrid-", "BabyAI-")):
         return f"minigrid:{plain_id} is expected, after {install('minigrid')}"
     return ""
+
+
+def _has_games(name: str) -> bool:
+    """Return True if a name is that of a module with a game of PettingZoo's."""
+    try:
+        return "." in name and hasattr(importlib.import_module(name), "parallel_env")
+    except USER_ERRORS:  # there is no such module, for one
+        return False
 
 
 def _nearest_ids(prefix: str, plain_id: str) -> str:

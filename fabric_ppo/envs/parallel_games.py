@@ -199,6 +199,8 @@ class _Game:
         acting = {agent: index for index, agent in enumerate(self._agents) if agent in self.env.agents}
         chosen = {agent: actions[index] if actions.ndim > 1 else int(actions[index]) for agent, index in acting.items()}
         seen, rewards, terminated, truncated, infos = self._call("step", 5, chosen)
+        if unknown := [agent for agent in self.env.agents if agent not in self._agents]:
+            raise self._fault(f"step added the agent {unknown[0]}, which is not among `possible_agents`")
         self.is_over = not self.env.agents
         for column in (out.rewards, out.terminated, out.truncated, out.valid):
             column[...] = 0

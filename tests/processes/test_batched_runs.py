@@ -104,6 +104,7 @@ def test_a_resumed_run_says_what_it_cannot_bring_back(tmp_path, env_id, why):
         (["--env-id", "tensor/CartPole-v1", "--env-preset", "atari"], "--env-preset atari: tensor/CartPole-v1 steps"),
         (["--env-id", "tests.fixtures.functional:Blind", "--capture-video"], "does not render rgb_array"),
         (["--env-id", "tensor/Cartpole-v1"], "tensor/CartPole-v1"),
+        (["--env-id", "mpe2.simple_spread_v3"], "did you mean mpe2.simple_spread_v3:parallel_env?"),
         (["--env-id", "LunarLander-v3", "--env-backend", "vector"], "LunarLander-v3: cannot be made"),
         (["--env-id", "tests.fixtures.batches:Counting", "--env-kwargs", '{"mode": "NEVER"}'], "cannot be made"),
     ],

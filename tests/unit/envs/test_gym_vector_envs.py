@@ -172,6 +172,8 @@ class Wrong(Counting):
             "step returned observations on meta; cpu is expected, where the first",
         ),
         ({3: lambda flags: torch.zeros(2, device="meta")}, "step returned truncated on meta; cpu is expected"),
+        ({3: lambda flags: np.where(flags, np.nan, 0.5)}, "step returned truncated with other numbers than 0 and 1"),
+        ({1: lambda rewards: None}, "step returned rewards that are no numbers"),
         ({4: None}, r"step returned something else than \(observation, reward, terminated, truncated, info\)"),
     ],
 )

@@ -235,3 +235,15 @@ def test_a_game_that_cannot_be_reset_is_refused(answer):
 
     with pytest.raises(ConfigError, match=r"^--env-id relay: .*; reset\(seed=...\) has to return"):
         make(3, kind=Odd)
+
+
+def test_an_agent_that_nobody_knew_of_is_named():
+    class Crowded(Relay):
+        def step(self, actions):
+            answer = super().step({agent: action for agent, action in actions.items() if agent != "d"})
+            self.agents = [*self.agents, "d"] if self.agents else []
+            return answer
+
+    envs, _ = make(3, kind=Crowded)
+    with pytest.raises(EnvironmentFault, match=r"step 1: step added the agent d, which is not among `possible_agents`"):
+        play(envs, 1)
