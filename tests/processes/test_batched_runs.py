@@ -23,7 +23,7 @@ TINY = (
     "--num-steps",
     "16",
     "--num-envs",
-    "6",
+    "12",
     "--total-timesteps",
     "192",
     "--update-epochs",
