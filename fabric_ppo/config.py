@@ -48,7 +48,7 @@ class EnvironmentFlags:
     '{"enable_wind": true}'; in YAML and from Python a mapping."""
     env_wrapper: str | None = None
     """Function `module:name` from environment to environment that each one goes through (not with
-    envpool); several, the innermost first, with commas between them."""
+    envpool or vector); several, the innermost first, with commas between them."""
     env_preset: str | None = None
     """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and
     for what is learnt rewards by their sign and a lost life as an end. Tests and logged returns are
@@ -57,8 +57,8 @@ class EnvironmentFlags:
     """Parts of a Dict observation that the agent takes, such as image,direction; a part of a nested
     Dict as outer.inner. None: all. An action_mask is used in any case."""
     frame_stack: int = 1
-    """Last observations that the agent takes for one, oldest first (not with envpool); those of an
-    image are further channels. Where an episode begins, its first one stands for all."""
+    """Last observations that the agent takes for one, oldest first (not with envpool or vector);
+    those of an image are further channels. Where an episode begins, its first one stands for all."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
     """Mapping of continuous actions into their bounds: cut off there (clip), with -1 .. 1 stretched
     over the bounds first (rescale), or by way of tanh (squash)."""
@@ -234,8 +234,8 @@ class RecordFlags:
     test_step_limit: int = TEST_STEP_LIMIT
     """Steps after which an episode of a test or an evaluation is cut off and counted as such."""
     capture_video: bool = False
-    """Record environment 0 of rank 0 into train_videos/ (not with envpool), one test episode into
-    test_videos/."""
+    """Record environment 0 of rank 0 into train_videos/ (not with envpool or vector), one test
+    episode into test_videos/."""
     track: str = "tensorboard,jsonl"
     """Where metrics go, several names with spaces or commas between them: tensorboard, jsonl
     (metrics.jsonl), wandb, mlflow, trackio, or a tracker of your own, module:Class; none alone for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from fabric_ppo.envs.calls import call
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker
 from fabric_ppo.envs.tensor_seeds import episode_seeds
-from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
-from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 
 State = Any
 """Tensors `[B, ...]`: one, or a tuple, list or dictionary of them."""
@@ -127,12 +126,7 @@ class FunctionalEnvs(TensorEnvs):
 
     @torch.no_grad()  # or a state would keep all steps before it
     def _call(self, name: str, size: int, *args: Any) -> Any:
-        try:
-            answer = getattr(self._env, name)(*args)
-        except BaseException as error:
-            pass_on_stop(error)
-            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
-            raise self._fault(f"{name} raised {describe_error(error)}{trace}") from error
+        answer = call(self.spec.env_id, self._env, name, *args)
         if not isinstance(answer, tuple) or len(answer) != size:
             raise self._fault(f"{name} returned no tuple of {size}")
         return answer

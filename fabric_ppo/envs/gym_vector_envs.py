@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import traceback
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +14,14 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fabric_ppo.envs.calls import call, close
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
 from fabric_ppo.envs.spaces import EnvSpec, Packer
-from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs, close_quietly
+from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker, as_tensor
 from fabric_ppo.process.console import print_from_rank_zero
-from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, describe_error, first_line
-from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, EnvironmentFault, first_line
 from fabric_ppo.seeding import episode_seed
 
 _FINALS: dict[AutoresetMode, FinalPlace] = {
@@ -205,16 +204,14 @@ class GymVectorEnvs(TensorEnvs):
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of the environments; raise an EnvironmentFault if it fails."""
-        try:
-            return getattr(self._env, method)(*args, **options)
-        except BaseException as error:
-            pass_on_stop(error)
-            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
-            raise self._fault(f"{method} raised {describe_error(error)}{trace}") from error
+        return call(self._place, self._env, method, *args, **options)
+
+    @property
+    def _place(self) -> str:
+        return f"{self._name}: environments {self.first_env} to {self.first_env + self.num_envs - 1}"
 
     def _fault(self, what: str) -> EnvironmentFault:
-        last = self.first_env + self.num_envs - 1
-        return EnvironmentFault(f"{self._name}: environments {self.first_env} to {last}: {what}")
+        return EnvironmentFault(f"{self._place}: {what}")
 
     def render(self) -> NDArray[Any]:
         """See `TensorEnvs.render`."""
@@ -233,7 +230,7 @@ class GymVectorEnvs(TensorEnvs):
         """See `VectorEnvs.close`."""
         env, self._env = self._env, None
         if env is not None:
-            close_quietly(env, self._name)
+            close(env, self._name)
 
 
 def _numbers(info: Any, key: str, ended: Tensor) -> NDArray[Any] | None:

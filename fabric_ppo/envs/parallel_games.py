@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fabric_ppo.envs.calls import call, close
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import Ending, EpisodeInfo
 from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.spaces import EnvSpec, Packer
-from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs, close_quietly
+from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
 from fabric_ppo.seeding import episode_seed
@@ -128,7 +128,7 @@ class ParallelGames(TensorEnvs):
         """See `VectorEnvs.close`."""
         games, self._games = self._games, []
         for game in games:
-            close_quietly(game.env, self.spec.env_id)
+            close(game.env, self.spec.env_id)
 
 
 class _AgentReader:
@@ -239,18 +239,17 @@ class _Game:
             raise self._fault(f"{by} returned for {agent} {describe_error(error)}") from None
 
     def _call(self, method: str, size: int, *args: Any, **options: Any) -> Any:
-        try:
-            answer = getattr(self.env, method)(*args, **options)
-        except BaseException as error:
-            pass_on_stop(error)
-            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
-            raise self._fault(f"{method} raised {describe_error(error)}{trace}") from error
+        answer = call(self._place, self.env, method, *args, **options)
         if not isinstance(answer, tuple) or len(answer) != size:
             raise self._fault(f"{method} returned no tuple of {size} dictionaries by agent")
         return answer
 
     def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{self._name}: game of seed {self._seed}, step {self._steps}: {what}")
+        return EnvironmentFault(f"{self._place}: {what}")
+
+    @property
+    def _place(self) -> str:
+        return f"{self._name}: game of seed {self._seed}, step {self._steps}"
 
 
 def _has_masks(env: Any, name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,9 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fabric_ppo.envs.contract import ArrayEnvs, PastEpisode, VectorEnvs
-from fabric_ppo.process.console import print_line
-from fabric_ppo.process.errors import describe_error
-from fabric_ppo.process.signals import pass_on_stop
 
 FinalPlace = Literal["next row", "given", "hidden"]
 """Where the final observation of an episode is: in the row after it, which is no transition; in the
@@ -100,13 +96,3 @@ class TensorEnvs(VectorEnvs):
 
 Envs = ArrayEnvs | TensorEnvs
 """Environments of any backend."""
-
-
-def close_quietly(env: Any, name: str) -> None:
-    """Close environments of somebody else's; an error there costs a warning."""
-    try:
-        if hasattr(env, "close"):
-            env.close()
-    except BaseException as error:
-        pass_on_stop(error)
-        print_line(f"warning: {name}: close raised {describe_error(error)}".splitlines()[0], sys.stderr)

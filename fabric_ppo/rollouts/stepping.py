@@ -33,7 +33,7 @@ def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Act
         if isinstance(envs, TensorEnvs):
             _step_tensors(agent, buffer, envs, actor)
             buffer.bring()
-            _require_finite(buffer, envs)
+            _require_finite(agent, buffer, envs)
             if (check := MaskCheck(envs.spec)).has_mask:
                 _require_choices(buffer, envs, check)
         else:
@@ -77,11 +77,15 @@ def _step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: 
             buffer.endings += [(t, ending) for ending in envs.endings]
         obs = outputs.obs
         if agent.memory is not None:
-            has_begun = ~outputs.valid if envs.finals == "next row" else outputs.terminated | outputs.truncated
-            _remember(buffer, actor, t, has_begun)
+            # an episode begins after a row that is no transition, and, but where that is still to
+            # come, after the end of another one
+            begins = ~outputs.valid
+            if envs.finals != "next row":
+                begins = begins | outputs.terminated | outputs.truncated
+            _remember(buffer, actor, t, begins)
 
 
-def _require_finite(buffer: RolloutBuffer, envs: TensorEnvs) -> None:
+def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> None:
     """Check, once for all steps, that rewards and observations are finite.
 
     Raises:
@@ -93,6 +97,10 @@ def _require_finite(buffer: RolloutBuffer, envs: TensorEnvs) -> None:
         cut = tensors.truncated & ~tensors.terminated
         kept = cut.view(*cut.shape, *[1] * (buffer.final_obs.ndim - 2))
         columns["final observation"] = buffer.final_obs.masked_fill(~kept, 0)
+    if envs.spec.observation.parts:  # rows of bytes: the numbers of all Boxes in them, as networks see them
+        for what in columns.keys() - {"reward"}:
+            numbers = agent.encoder.boxes(columns[what].flatten(0, 1), torch.float32)
+            columns[what] = numbers.view(buffer.num_steps, buffer.num_envs, -1)
     floats = {what: column for what, column in columns.items() if column.is_floating_point()}
     # one answer from the device for all of them
     if bool(torch.stack([column.isfinite().all() for column in floats.values()]).all()):

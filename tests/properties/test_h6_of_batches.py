@@ -131,3 +131,13 @@ def test_an_end_lowers_the_value(open_envs, mode):
     expected = np.mean([np.mean([(1 - 0.9**k) / 0.1 for k in range(1, length + 1)]) for length in (20, 21)])
     envs = open_batch(open_envs, 4, "endless", mode=mode, kind="torch", ends="terminated")
     assert learned_value(envs) == pytest.approx(expected, rel=0.15)
+
+
+def test_an_agents_memory_is_empty_when_a_game_begins(open_envs):
+    """Also of one that died in the game before, or joins later: what it did meanwhile is none of its episodes."""
+    envs = open_envs("tests.fixtures.games:Relay", 6, backend="vector")
+    agent = random_agent(envs.spec, recurrent="gru", recurrent_size=5)
+    for rollout in rollouts(envs, agent, 16, 3):
+        is_first = rollout.valid & (rollout.obs[..., 1] == torch.tensor([0, 0, 1] * 2))
+        assert is_first[1:].any(0).all()
+        assert not rollout.memory[1:][is_first[1:]].any()

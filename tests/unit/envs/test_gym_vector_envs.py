@@ -397,3 +397,15 @@ def test_a_reset_that_fails_at_once_is_one_line():
     with pytest.raises(ConfigError) as caught:
         GymVectorEnvs(Breaking(2), settings_of())
     assert str(caught.value) == "--env-id batch: environments 4 to 5: reset raised RuntimeError: no fuel"
+
+
+def test_a_part_of_a_dictionary_that_is_not_finite_is_named():
+    class Broken(Nested):
+        def step(self, actions):
+            obs, *rest = super().step(actions)
+            obs["place"][2, 1] = np.inf
+            return obs, *rest
+
+    envs = GymVectorEnvs(Broken(3), settings_of(3))
+    with pytest.raises(EnvironmentFault, match=r"^batch environment 6: step 1 of 4 gave observation inf"):
+        list(rollouts(envs, random_agent(envs.spec), 4, 1))
