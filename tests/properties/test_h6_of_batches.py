@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.agents.make import make_agent
-from fabric_ppo.config import Config
-from fabric_ppo.fast.compiled_actor import ActorChoice
-from fabric_ppo.fast.loss_module import PPOLoss
-from fabric_ppo.ppo.batch import make_batch
-from fabric_ppo.ppo.update import ppo_update
-from fabric_ppo.process.group import ALONE
-from fabric_ppo.rollouts.buffer import RolloutBuffer
-from fabric_ppo.rollouts.collect import collect
 from tests.fixtures.agents import random_agent
 from tests.fixtures.batches import KINDS, MODES
-from tests.fixtures.envs import SEED
+from tests.fixtures.learning import learned_value
 from tests.fixtures.rollouts import rollouts
-from tests.fixtures.updates import coefs_of, make_step
 
 LENGTH = 3
 FINALS = ["final_obs", "final_observation", "objects", ""]
@@ -91,31 +81,6 @@ def test_a_memory_is_cleared_where_an_episode_begins(open_envs, mode):
         assert torch.equal(rollout.begins, is_first)
         assert not rollout.memory[rollout.begins].any()
         assert rollout.memory[1:][~rollout.begins[1:]].any(-1).all()
-
-
-def learned_value(envs):
-    """V(0) after training on what looks the same in each step, by the scripts' loop."""
-    config = Config(
-        env_id=envs.spec.env_id,
-        gamma=0.9,
-        num_envs=4,
-        num_steps=50,
-        learning_rate=1e-2,
-        anneal_lr=False,
-        update_epochs=10,
-        per_rank_batch_size=50,
-        max_grad_norm=10.0,
-        hidden_sizes=(16,),
-        seed=SEED,
-    )
-    agent = make_agent(envs.spec, config)
-    loss_fn = PPOLoss(agent, config)
-    step = make_step(agent, loss_fn, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
-    for update in range(15):
-        batch = make_batch(collect(agent, buffer, config.seed, update), config, ALONE, update, agent.device)
-        ppo_update(loss_fn, batch, step, coefs_of(config), config)
-    return agent.values(torch.zeros(1, 2)).item()
 
 
 @pytest.mark.parametrize(("mode", "final"), [(mode, "final_obs") for mode in MODES] + [("SAME_STEP", "")])

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fabric_ppo.agents.make import make_agent
-from fabric_ppo.config import Config
-from fabric_ppo.fast.compiled_actor import ActorChoice
-from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.advantages import gae
-from fabric_ppo.ppo.batch import make_batch
-from fabric_ppo.ppo.update import ppo_update
-from fabric_ppo.process.group import ALONE
-from fabric_ppo.rollouts.buffer import RolloutBuffer
-from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.seeding import episode_seed
 from tests.fixtures.agents import known_agent, random_agent
 from tests.fixtures.envs import SEED
+from tests.fixtures.learning import learned_value
 from tests.fixtures.rollouts import rollouts
 from tests.fixtures.toy_envs import decode, toy_env, toy_reward
-from tests.fixtures.updates import coefs_of, make_step
 
 
 @pytest.mark.parametrize("ends", ["terminated", "truncated", "both"])
@@ -98,43 +89,18 @@ def test_environments_end_at_different_times(open_envs, backend):
                 obs, _ = twin.reset(seed=episode_seed(SEED, env, episode, num_envs))
 
 
-def learned_value(envs, treat_truncation_as_termination):
-    """V(0) after training on `Endless-v0` by the scripts' loop, without Fabric."""
-    config = Config(
-        env_id="Endless-v0",
-        gamma=0.9,
-        num_envs=4,
-        num_steps=50,
-        learning_rate=1e-2,
-        anneal_lr=False,
-        update_epochs=10,
-        per_rank_batch_size=50,
-        max_grad_norm=10.0,
-        hidden_sizes=(16,),
-        seed=SEED,
-    )
-    agent = make_agent(envs.spec, config)
-    loss_fn = PPOLoss(agent, config)
-    step = make_step(agent, loss_fn, config)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
-    for update in range(15):
-        rollout = collect(agent, buffer, config.seed, update)
-        if treat_truncation_as_termination:
-            rollout = dataclasses.replace(rollout, terminated=rollout.terminated | rollout.truncated)
-        batch = make_batch(rollout, config, ALONE, update, agent.device)
-        ppo_update(loss_fn, batch, step, coefs_of(config), config)
-    return agent.values(torch.zeros(1, 2)).item()
+def ending(rollout):
+    """A rollout whose truncated episodes are taken for ended ones."""
+    return dataclasses.replace(rollout, terminated=rollout.terminated | rollout.truncated)
 
 
 def test_a_time_limit_does_not_lower_the_value(open_envs):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 10, though each episode is cut after 20 steps."""
-    assert learned_value(open_envs("Endless-v0", 4), treat_truncation_as_termination=False) == pytest.approx(
-        10, rel=0.05
-    )
+    assert learned_value(open_envs("Endless-v0", 4)) == pytest.approx(10, rel=0.05)
 
 
 def test_a_time_limit_taken_for_an_end_would_lower_the_value(open_envs):
     """The control of the test above: by then the mean over 20 steps of (1 - 0.9^k) / 0.1 = 6.0 would be learned."""
     expected = np.mean([(1 - 0.9**k) / 0.1 for k in range(1, 21)])
-    value = learned_value(open_envs("Endless-v0", 4), treat_truncation_as_termination=True)
+    value = learned_value(open_envs("Endless-v0", 4), ending)
     assert value == pytest.approx(expected, rel=0.15)
