@@ -18,6 +18,10 @@ are. With AVX2 8 rows are enough, with AVX-512 they are not.
 """
 
 
+_NARROW = 16
+"""Outputs of a layer up to which a row's bits can depend on where it lies."""
+
+
 class Tanh(nn.Tanh):
     """Tanh, on the CPU without gradients computed from `exp`.
 
@@ -30,6 +34,26 @@ class Tanh(nn.Tanh):
             return super().forward(features)
         # tanh x = 2 sigmoid 2x - 1
         return (features * 2).sigmoid_().mul_(2).sub_(1)
+
+
+class Linear(nn.Linear):
+    """A linear layer that gives a row the same bits in any batch that acts.
+
+    With few outputs, and inputs that are no multiple of 16 bytes, the rounding of PyTorch's products
+    depends on where in memory a row lies (MKL on AMD's Zen 5); that of the transposed ones does not.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the outputs for `features [B, n]`, `[B, m]`."""
+        is_right = self.out_features > _NARROW or self.in_features * features.element_size() % 16 == 0
+        # what is recorded keeps the layer as it is
+        if is_right or torch.is_grad_enabled() or features.ndim != 2 or _is_recorded():
+            return super().forward(features)
+        return torch.addmm(self.bias.unsqueeze(-1), self.weight, features.t()).t()
+
+
+def _is_recorded() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 
 def has_exact_exp(values: Tensor) -> bool:
@@ -66,8 +90,10 @@ class MLP(nn.Sequential):
         widths = [inputs, *hidden_sizes]
         layers: list[nn.Module] = []
         for n, m in pairwise(widths):
-            layers += [nn.Linear(n, m), *([nn.LayerNorm(m)] if layer_norm else []), module()]
-        super().__init__(*layers, *([nn.Linear(widths[-1], outputs)] if outputs else []))
+            layers += [Linear(n, m), *([nn.LayerNorm(m)] if layer_norm else []), module()]
+        if outputs:
+            layers.append(Linear(widths[-1], outputs))
+        super().__init__(*layers)
         self.activation = activation
         self.num_hidden = len(hidden_sizes)
 
@@ -80,5 +106,5 @@ class MLP(nn.Sequential):
     def fast_forms(self) -> frozenset[str]:
         """Fast forms that it has; see `Agent.parts`."""
         # they are written for these layers only: not for a layer norm, nor for a subclass
-        is_known = all(type(layer) in (nn.Linear, nn.ReLU, Tanh) for layer in self)
+        is_known = all(type(layer) in (nn.Linear, Linear, nn.ReLU, Tanh) for layer in self)
         return frozenset({"acting", "loss"} if is_known else ())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from fabric_ppo.agents.agent import Agent, declared_forms, is_altered
-from fabric_ppo.agents.mlp import MLP, Tanh
+from fabric_ppo.agents.mlp import MLP, Linear, Tanh
 from fabric_ppo.fast.flat_weights import frozen_weights
 from fabric_ppo.fast.written_for import edited, replaced
 
-_LAYERS = (nn.Linear, nn.ReLU, Tanh, nn.LayerNorm)
+_LAYERS = (nn.Linear, Linear, nn.ReLU, Tanh, nn.LayerNorm)
 """Layers of the perceptrons that flags can name."""
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fabric_ppo.agents.mlp import MLP
+from fabric_ppo.agents.mlp import MLP, ROW_MULTIPLE
 from tests.fixtures.networks import ACTIVATIONS, SHAPES, in_sequential, make_mlp
 from tests.fixtures.spaces import BOX, observe
 
@@ -49,3 +49,15 @@ def test_layer_norm_lies_between_product_and_activation():
         values = (values - values.mean(1, keepdim=True)) / (values.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
         values = values.tanh()
     torch.testing.assert_close(network(observe(BOX, 6, seed=0).double()), values @ last.weight.T + last.bias)
+
+
+@pytest.mark.parametrize("inputs", [3, 5, 7, 9, 17, 30])
+@pytest.mark.parametrize("outputs", [1, 2, 4, 6, 8])
+@torch.no_grad()
+def test_a_row_has_the_same_bits_wherever_it_lies_in_a_batch_that_acts(inputs, outputs):
+    """With inputs of all widths, so that rows begin at any multiple of four bytes."""
+    torch.manual_seed(inputs)
+    network, rows = MLP(inputs, (8,), outputs, "tanh"), torch.randn(64, inputs)
+    together = network(rows)
+    for first in (0, 1, 2, 3, 13, 40):
+        assert torch.equal(network(rows[first : first + ROW_MULTIPLE].clone()), together[first : first + ROW_MULTIPLE])
