@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -148,6 +149,16 @@ TENSOR_ENVS = {
     "tensor/Pendulum-v1": "fabric_ppo.envs.tensor.pendulum:Pendulum",
 }
 """Environments of ours that are written as tensor code: id -> module and class."""
+
+
+def single_id(env_id: str) -> str:
+    """Return the id of the single environment that a batch consists of; empty where a function makes the batch.
+
+    Ours as tensor code equal those of Gymnasium with the same name; all others are what they are.
+    """
+    name = env_id.removeprefix("tensor/") if env_id in TENSOR_ENVS else env_id
+    is_function = ":" in name and re.search(r"-v\d+$", name) is None
+    return "" if is_function else name
 
 
 def find_batch(env_id: str) -> Callable[..., Any] | str | None:

@@ -18,7 +18,7 @@ from fabric_ppo.agents.policy import Policy, load_agent, require_own_modules
 from fabric_ppo.agents.policy_file import policy_path
 from fabric_ppo.config_call import answering, path_argument
 from fabric_ppo.config_values import ATARI
-from fabric_ppo.envs.ids import resolve_env_id
+from fabric_ppo.envs.ids import resolve_env_id, single_id
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.run.result import RunResult
@@ -214,7 +214,8 @@ def _verified(
     with contextlib.closing(of_episodes(policy)) as moments:
         try:
             require_own_modules(policy.spec, run_dir, own_code)
-            resolve_env_id(policy.spec.env_id, ATARI if policy.spec.is_atari else "")  # registers it
+            if env_id := single_id(policy.spec.env_id):
+                resolve_env_id(env_id, ATARI if policy.spec.is_atari else "")  # registers it
             first = next(moments)
         except ConfigError as error:
             raise ConfigError(f"{error}; --verify space does without the environment") from None

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.ids import single_id
 from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
 from fabric_ppo.envs.torch_settings import torch_settings_kept
+from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SEED = 0
@@ -47,8 +49,10 @@ def of_episodes(policy: Policy) -> Generator[Moment, None, None]:
         EnvironmentFault: it failed.
     """
     spec = policy.spec
+    if not (env_id := single_id(spec.env_id)):
+        raise ConfigError(f"{spec.env_id} makes a batch, of which no single environment can be had")
     with torch_settings_kept():
-        env = CheckedEnv(make_gymnasium_env(spec.env_id, spec.wrapper, env_kwargs=spec.make_args), spec)
+        env = CheckedEnv(make_gymnasium_env(env_id, spec.wrapper, env_kwargs=spec.make_args), spec)
         try:
             for episode in itertools.count():
                 env.place = f"test episode {episode},"

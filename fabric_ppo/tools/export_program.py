@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from fabric_ppo.envs.frame_stack import num_frames
+from fabric_ppo.envs.ids import single_id
 from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec
 from fabric_ppo.tools.export_interface import MEMORY, NEXT_MEMORY, NOISE, Interface, Port
 
@@ -29,12 +30,30 @@ for seed in map(int, sys.argv[1:] or ["0"]):
     print(f"seed {{seed}}: return {{total}}")
 '''
 
+_BATCH_TEMPLATE = '''\
+"""Act once with {file}, on zeros; needs {needs}.
+
+{env_id} makes a batch of environments: give the inputs a row for each.
+"""
+
+{imports}
+
+{load}
+{begin}# noise of zeros: the most probable actions; {noise} samples
+inputs = {{
+{inputs}
+}}
+{run}
+print(action)
+'''
+
 
 def program_of(spec: EnvSpec, interface: Interface, to: str, file: str, program: str) -> str:
     """Return the text of a program that plays episodes with an exported policy.
 
     It prints a line `seed S: return R` for each seed on its command line. Noise is zero, so that
-    it takes the most probable actions.
+    it takes the most probable actions. Where only a batch of environments can be made, it acts on an
+    observation of zeros.
 
     Args:
         spec: the environment.
@@ -43,24 +62,27 @@ def program_of(spec: EnvSpec, interface: Interface, to: str, file: str, program:
         file: name of the policy's file, beside the program.
         program: name of the program's file.
     """
-    is_onnx = to == "onnx"
+    is_onnx, is_single = to == "onnx", bool(single_id(spec.env_id))
     package = "onnxruntime" if is_onnx else "torch"
     memory = interface.inputs[interface.num_parts + 1 :]
-    make, needed = _environment(spec)
-    imports = sorted({*needed, "import gymnasium", "import numpy as np", f"import {package}"}, key=_order)
+    make, needed = _environment(spec) if is_single else ([], [])
+    packages = {*needed, "import numpy as np", f"import {package}", *["import gymnasium"] * is_single}
+    modules = ["import pathlib", *["import sys"] * is_single]
     draw = {"normal": "standard_normal"}.get(interface.noise, interface.noise)
-    return _TEMPLATE.format(
+    # the lines of an episode are those of a loop within a loop
+    template, outer, inner = (_TEMPLATE, " " * 4, " " * 8) if is_single else (_BATCH_TEMPLATE, "", "")
+    return template.format(
         env_id=_text(spec.env_id),
         file=_text(file),
         program=_text(program),
-        needs=f"{package} and gymnasium",
-        imports="\n".join(["import pathlib", "import sys", "", *imports]),
+        needs=f"{package} and {'gymnasium' if is_single else 'numpy'}",
+        imports="\n".join([*modules, "", *sorted(packages, key=_order)]),
         load=_load(is_onnx, file),
-        make="\n".join(f"    {line}" for line in make),
-        begin="".join(f"    {MEMORY} = {_zeros(port, is_onnx)}\n" for port in memory),
+        make="\n".join(f"{outer}{line}" for line in make),
+        begin="".join(f"{outer}{MEMORY} = {_zeros(port, is_onnx)}\n" for port in memory),
         noise=f"np.random.{draw}(size={(1, *interface.noise_shape)})",
-        inputs="\n".join(f"            {line}," for line in _inputs(spec, interface, is_onnx)),
-        run="\n".join(f"        {line}" for line in _run(is_onnx, bool(memory))),
+        inputs="\n".join(f"{inner}    {line}," for line in _inputs(spec, interface, is_onnx, is_single)),
+        run="\n".join(f"{inner}{line}" for line in _run(is_onnx, bool(memory))),
         action="int(action[0])" if spec.action.kind == "discrete" else "action[0]",
     )
 
@@ -88,7 +110,7 @@ def _environment(spec: EnvSpec) -> tuple[list[str], list[str]]:
         imports.append("import ale_py")
     if spec.is_atari:
         options += ["frameskip=1", 'obs_type="grayscale"']
-    lines = [f"env = gymnasium.make({', '.join([_quoted(spec.env_id), *options])})"]
+    lines = [f"env = gymnasium.make({', '.join([_quoted(single_id(spec.env_id)), *options])})"]
     if spec.is_atari:
         lines.append("env = gymnasium.wrappers.FrameStackObservation(gymnasium.wrappers.AtariPreprocessing(env), 4)")
     for wrapper in _wrappers(spec):
@@ -116,10 +138,10 @@ def _load(is_onnx: bool, file: str) -> str:
     return f"session = onnxruntime.InferenceSession({path})" if is_onnx else f"policy = torch.jit.load({path}).eval()"
 
 
-def _inputs(spec: EnvSpec, interface: Interface, is_onnx: bool) -> list[str]:
-    """Return the entries of the dict of inputs, as Python."""
-    lines = []
-    for port in interface.obs:
+def _inputs(spec: EnvSpec, interface: Interface, is_onnx: bool, is_single: bool) -> list[str]:
+    """Return the entries of the dict of inputs, as Python: of the observation `obs`, or of one of zeros."""
+    lines = [] if is_single else [f"{_quoted(port.name)}: {_zeros(port, is_onnx)}" for port in interface.obs]
+    for port in interface.obs if is_single else ():
         array = f'np.asarray({_part(spec, port)}, "{port.dtype}").reshape({", ".join(map(str, (1, *port.shape)))})'
         lines.append(f"{_quoted(port.name)}: {array if is_onnx else f'torch.from_numpy({array})'}")
     noise = interface.inputs[interface.num_parts]
