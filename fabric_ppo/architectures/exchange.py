@@ -20,8 +20,9 @@ from fabric_ppo.fast.flat_weights import require_all_held, untrained_state
 from fabric_ppo.ppo.batch import Batch, Rows, blank_rows, cut, size_of, take
 from fabric_ppo.ppo.schedules import put_learning_rate
 from fabric_ppo.ppo.update import UpdateStats
-from fabric_ppo.process.group import ALIGNMENT, Ranks
+from fabric_ppo.process.group import Ranks
 from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.packets import ALIGNMENT
 from fabric_ppo.process.profile import timed
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.metrics import merge_stats

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fabric_ppo.process.group import ALIGNMENT
+from fabric_ppo.process.packets import ALIGNMENT
 
 Transmit = Callable[[Tensor], object]
 """Function that sends a tensor of bytes, or receives one in place, over some collective."""

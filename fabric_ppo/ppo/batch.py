@@ -15,6 +15,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.ppo import advantages as estimator
 from fabric_ppo.ppo.returned import checked_advantages
 from fabric_ppo.process.group import Ranks
+from fabric_ppo.process.packets import move_together
 from fabric_ppo.process.profile import timed
 from fabric_ppo.rollouts.buffer import Rollout
 from fabric_ppo.seeding import minibatch_order
@@ -119,11 +120,12 @@ class Batch:
             # all ranks draw the same permutation, and each takes its own parts of it
             if self.num_shares > 1:
                 orders = [order[part] for order in orders for part in parts]
-            index, large = torch.from_numpy(np.concatenate(orders)).to(self.rows.obs.device), self._large_obs
+            (index,) = move_together([torch.from_numpy(np.concatenate(orders))], self.rows.obs.device)
+            large = self._large_obs
             # images are permuted minibatch by minibatch: all of them at once would not stay in the cache
             rows = take(self.rows if large is None else self.rows._replace(obs=large.flatten(1)[:, :0]), index, length)
-        scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights)
-        rows = rows._replace(weights=rows.weights * scale)
+        scale = torch.from_numpy(np.tile(np.repeat(scales, sizes), len(epochs))).to(rows.weights.dtype)
+        rows = rows._replace(weights=rows.weights * move_together([scale], rows.weights.device)[0])
         minibatches = _split(rows, sizes * len(epochs), length)
         return minibatches if large is None else _with_obs(minibatches, large, index.split(sizes * len(epochs)))
 
@@ -236,21 +238,22 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
     sequences = [_sequences(rollout, length)] if rollout.memory.shape[-1] else []
     shared = config.share_data and ranks.size > 1
     if shared:
-        gathered = ranks.gather_all([each.to(device) for each in (*columns, *sequences)])
+        gathered = ranks.gather_all(move_together([*columns, *sequences], device))
         # [W, T, N, ...] -> [T, W * N, ...]: by t, then by global environment id
         of_all = [each.swapaxes(0, 1).flatten(1, 2) for each in gathered]
         columns, sequences = of_all[: len(columns)], of_all[len(columns) :]
-    rows = Rows(*(_flat(each, length).to(device) for each in columns))
-    if sequences:
-        rows = rows._replace(sequences=sequences[0].flatten(0, 1).to(device))
+    # the decoupled objective multiplies the surrogate by the importance (arXiv 2110.00641,
+    # equation 5). It is 1 unless rollouts overlap updates, where one player has all rows and
+    # nothing is gathered
+    importance = [] if shared else [_flat(rollout.importance, length)]
+    flat = [*(_flat(each, length) for each in columns), *(each.flatten(0, 1) for each in sequences)]
+    moved = move_together([*flat, *importance], device)
+    rows = Rows(*moved[: len(flat)])
     # gathered rows are those of all ranks already
     rows = _normalize(rows, config.normalize_advantages, None if shared else ranks)
     if not shared:
-        # the decoupled objective multiplies the surrogate by the importance (arXiv 2110.00641,
-        # equation 5). That is positive, so multiplying the advantage is the same. It is 1 unless
-        # rollouts overlap updates, where one player has all rows and nothing is gathered
-        importance = _flat(rollout.importance, length).to(device)
-        rows = rows._replace(advantages=rows.advantages * importance)
+        # it is positive, so multiplying the advantage is the same
+        rows = rows._replace(advantages=rows.advantages * moved[-1])
     share, num_shares = (ranks.rank, ranks.size) if shared else (0, 1)
     return Batch(rows, share, num_shares, config.seed, update, length)
 

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.launch import read_launch
-
-ALIGNMENT = 8
-"""Bytes: where tensors of several types share a buffer, each starts at a multiple of this."""
+from fabric_ppo.process.packets import pack, unpack
 
 _RENDEZVOUS_SECONDS = 60.0
 
@@ -44,14 +42,7 @@ class Ranks:
         """Return `gather` of each of several tensors, of any types, in one collective."""
         if self.size == 1:
             return [tensor.unsqueeze(0) for tensor in tensors]
-        # as bytes, one after the other: a collective costs its latency, not these few bytes
-        parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-        padded = [torch.nn.functional.pad(part, (0, -part.numel() % ALIGNMENT)) for part in parts]
-        gathered = self.gather(torch.cat(padded)).split([part.numel() for part in padded], dim=1)
-        return [
-            got[:, : part.numel()].contiguous().view(tensor.dtype).view(self.size, *tensor.shape)
-            for got, part, tensor in zip(gathered, parts, tensors, strict=True)
-        ]
+        return unpack(self.gather(pack(tensors)), tensors)
 
 
 ALONE = Ranks(rank=0, size=1, all_gather=lambda tensor: tensor.unsqueeze(0))
@@ -109,7 +100,8 @@ def one_process_unless_launched() -> None:
 
     By itself it knows those of `fabric run` alone: to it the ranks of `torchrun` and `mpirun` are
     runs of their own, and a process without a launcher is to take every GPU. Nor is it to look for
-    its rank in the variables of a SLURM job, unless a launcher set one.
+    its rank in the variables of a SLURM job, unless a launcher set one. Without `fabric run` it
+    trains on the CPU, as `train_torch.py` does unless it is told otherwise.
     """
     launch = read_launch()
     if "LT_CLI_USED" not in os.environ and launch.world_size > 1:
@@ -119,6 +111,7 @@ def one_process_unless_launched() -> None:
             "LT_DEVICES": launch.local_world_size,
             "LT_NUM_NODES": hosts,
             "LT_STRATEGY": "ddp",
+            "LT_ACCELERATOR": os.environ.get("LT_ACCELERATOR", "cpu"),
         }
         os.environ |= {name: str(value) for name, value in launched.items()}
         # it takes these for the ranks if the last one is there
@@ -127,5 +120,6 @@ def one_process_unless_launched() -> None:
         os.environ.setdefault("TORCHELASTIC_RUN_ID", "none")
     if "LT_CLI_USED" not in os.environ:
         os.environ.setdefault("LT_DEVICES", "1")
+        os.environ.setdefault("LT_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
         os.environ.pop("SLURM_NTASKS", None)

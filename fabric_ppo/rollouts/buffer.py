@@ -17,6 +17,7 @@ from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.tensor_contract import Envs, StepOutputs, TensorEnvs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.metrics import Metrics, metric
+from fabric_ppo.process.packets import copy_together
 from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
 from fabric_ppo.rollouts.info_totals import InfoTotals
 
@@ -91,7 +92,8 @@ class Rollout:
     """T steps of N environments.
 
     Attributes:
-        obs: `[T, N, ...]`, raw, in the environment's dtype.
+        obs: `[T, N, ...]`, raw, in the environment's dtype; on the agent's device, if it has acted
+            there, else on that of the environments, as all others.
         actions: `[T, N, ...]`, as drawn, before `actions.ActionConverter`.
         log_probs, values: `[T, N]`, of the agent that acted, or after `revalue` of a later one.
         importance: `[T, N]`, probability of the action under the agent of `log_probs`, divided by
@@ -194,6 +196,9 @@ class RolloutBuffer:
         self.memory = np.zeros((t + 1, n, agent.memory_size), agent.memory_dtype)
         self.begins = np.zeros((t + 1, n), np.bool_)
         self.lost_life = np.zeros((t, n), np.bool_)
+        if agent.device.type == "cuda" and envs.device == "cpu":
+            # memory that a GPU copies from without being waited for
+            self.obs = torch.from_numpy(self.obs).pin_memory().numpy()
         arrays = {name: getattr(self, name) for name in RolloutTensors._fields}
         tensors = {name: torch.from_numpy(array).to(envs.device) for name, array in arrays.items()}
         self.tensors = RolloutTensors(**tensors)
@@ -261,7 +266,8 @@ class RolloutBuffer:
         names = ("actions", "rewards", "terminated", "truncated", "valid")
         pairs = [(getattr(self.tensors, name), getattr(self, name)) for name in names]
         last = [(self.tensors.obs[-1], self.obs[-1]), (self.tensors.memory[-1], self.memory[-1])]
-        copy_to_arrays([*pairs, *last])
+        sources, arrays = zip(*pairs, *last, strict=True)
+        copy_together(sources, [torch.from_numpy(each) for each in arrays])
 
     def rewards_to_learn(self) -> Tensor:
         """Return the rewards for the loss, before any scaling, `[T, N]`."""
@@ -282,13 +288,3 @@ class RolloutBuffer:
             memory=self.memory[-1].copy(),
             states=self.envs.states(),
         )
-
-
-def copy_to_arrays(pairs: Sequence[tuple[Tensor, Array]]) -> None:
-    """Copy tensors of one device into arrays of the same shapes and types, in one transfer."""
-    packet = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor, _ in pairs]).cpu().numpy()
-    start = 0
-    for _, array in pairs:
-        stop = start + array.nbytes
-        array[...] = packet[start:stop].view(array.dtype).reshape(array.shape)
-        start = stop

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.envs.action_log import LogView
 from fabric_ppo.process.files import Checkpoint
+from fabric_ppo.process.packets import move_together
 from fabric_ppo.rollouts.buffer import EnvSnapshot
 from fabric_ppo.run.optimizer_state import OptimizerState
 
@@ -60,6 +61,9 @@ class Snapshot:
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copy of each tensor, on the CPU."""
-    detached = {name: tensor.detach() for name, tensor in tensors.items()}
-    return {name: each.clone() if each.is_cpu else each.cpu() for name, each in detached.items()}
+    """Return a copy of each tensor, on the CPU; of a GPU's they come in one transfer."""
+    detached = [tensor.detach() for tensor in tensors.values()]
+    brought = move_together(detached, torch.device("cpu"))
+    return {
+        name: each.clone() if each is own else each for name, own, each in zip(tensors, detached, brought, strict=True)
+    }
