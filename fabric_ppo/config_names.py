@@ -243,8 +243,8 @@ out: output output_file path file filename out_file save_path
 """
 """Arguments of functions: other names of the same thing, where a function has the first one."""
 _ARGUMENT_NOTES = """
-device map_location cuda gpu
-    an agent acts on the CPU; its module is a PyTorch module, as in agent.module.to(DEVICE)
+map_location cuda gpu
+    load_agent(..., device="cuda") puts its networks there
 env custom_objects print_system_info force_reset policy_class
     it needs none: an agent has its spaces and networks in its file
 stochastic sample explore

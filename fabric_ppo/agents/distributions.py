@@ -68,6 +68,15 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
+def _chosen(log_p: Tensor, actions: Tensor) -> Tensor:
+    """Return `log_p [B, n]` of the actions `[B]`, `[B]`."""
+    if log_p.is_cpu:
+        return log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    # a GPU sorts the gradients of gather, to add them up in one order
+    is_chosen = torch.arange(log_p.shape[-1], device=log_p.device) == actions.unsqueeze(-1)
+    return log_p.where(is_chosen, 0).sum(-1)
+
+
 class Categorical(Distribution):
     """One choice among `n`, by the Gumbel-max trick."""
 
@@ -92,14 +101,14 @@ class Categorical(Distribution):
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """Return `log softmax(logits)[action]`."""
-        return torch.log_softmax(params, dim=-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return _chosen(torch.log_softmax(params, dim=-1), actions)
 
     def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log p[action]` and `-sum p log p`."""
         # log p once for both; a masked action has p = 0 and a finite log p, so it adds 0, not NaN
         log_p = torch.log_softmax(params, dim=-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
-        return log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+        return _chosen(log_p, actions), entropy
 
 
 class MultiCategorical(Distribution):

@@ -256,7 +256,7 @@ class Policy:
 
 
 @answering(_RUN_DIR)
-def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Policy:
+def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False, device: str | torch.device = "cpu") -> Policy:
     """Load the policy of a run, of a checkpoint or of the Hub; opens no environment.
 
     Args:
@@ -266,26 +266,40 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False) -> Polic
             on the Hugging Face Hub.
         own_code: import the module of the user's own encoder, which the file names. Without this,
             loading a file never imports or runs code that it names.
+        device: where the networks are. Actions are the same on each, but for rounding.
 
     Raises:
-        ConfigError: there is no readable policy, or it needs `own_code`.
+        ConfigError: there is no readable policy, it needs `own_code`, or there is no such device.
         ConnectionError: the network or the Hub failed, and the policy is not in the Hub's cache.
     """
     run_dir = path_argument("load_agent", run_dir, _RUN_DIR)
     own_code = switch_argument("load_agent", "own_code", own_code)
+    device = _device_argument(device)
     path = policy_path(run_dir)
     named = run_dir if is_hub_address(run_dir) else path
     try:
         metadata, weights = read_policy(path)
         spec, architecture = described(metadata)
         if not (lacks := _lacks(path, architecture.encoder, own_code)):
-            policy = Policy(_build(spec, architecture, weights))
+            policy = Policy(_build(spec, architecture, weights).to(device))
             if other := other_code(metadata):
                 print_from_rank_zero(f"{named}: {other}")
             return policy
     except Exception as error:  # a damaged file fails in many ways
         raise ConfigError(f"{named}: {no_policy(error)}") from None
     raise ConfigError(f"{named}: {lacks}")
+
+
+def _device_argument(given: Any) -> torch.device:
+    """Return the device that `load_agent` is asked for; raise a ConfigError if it is not there."""
+    try:
+        device = torch.device(given)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError):  # what PyTorch raises for its absence
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise ConfigError(f"load_agent(device={format_given(given)}): cpu, or cuda where there is a GPU, is expected")
+    return device
 
 
 def _lacks(path: Path, encoder: str, own_code: bool) -> str:

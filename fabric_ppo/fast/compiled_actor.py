@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent, declared_forms
 from fabric_ppo.agents.distributions import Categorical
+from fabric_ppo.agents.host import HostCopy
 from fabric_ppo.envs.contract import Array
-from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers
+from fabric_ppo.fast.compiled_agent import CompiledAgent, has_small_layers, is_small
 from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.kernels import kernels
 from fabric_ppo.fast.reasons import reasons_for_plain
@@ -31,27 +32,35 @@ class ActorChoice:
     """Choice of the actor for each rollout of a run: a CompiledActor where it can act for the agent.
 
     The plain one acts, and a line is printed, where the code that the CompiledActor stands for has been
-    edited, or where both differ by more than rounding on the run's first observations.
+    edited, or where both differ by more than rounding on the run's first observations. For a small
+    agent on a GPU, whose environments are on the CPU, a copy acts there.
     """
 
     def __init__(self, agent: Agent) -> None:
         """Choose for an agent, without a comparison yet; compile what is missing."""
-        self._can_compile = has_compiled_actor(agent)
+        # convolutions take longer on the CPU than observations on the way to a GPU
+        is_copied = agent.device.type == "cuda" and is_small(agent) and not agent.encoder.has_weights
+        self._host = HostCopy(agent) if is_copied else None
+        self._can_compile = has_compiled_actor(agent if self._host is None else self._host.latest())
         edited(ACTING)  # reads these files, once, before training is timed
         compile_convolutions(agent)
         self._is_equal: bool | None = None
         self._compiled: CompiledAgent | None = None
 
-    def __call__(self, agent: Agent, noise: Tensor, obs: Array) -> Actor:
+    def __call__(self, agent: Agent, noise: Tensor, obs: Tensor) -> Actor:
         """Make the actor of a rollout.
 
         Args:
             agent: what acts.
             noise: `[T, N, noise_size]`.
-            obs: `[N, ...]`, the rollout's first observations.
+            obs: `[N, ...]`, the rollout's first observations, on the environments' device.
         """
+        if not obs.is_cpu:  # neither they nor actions leave that device
+            return actor.Actor(agent, noise)
+        if self._host is not None:
+            agent = self._host.latest()
         if self._is_equal is None:
-            self._is_equal = self._can_stand_for(agent, noise[:_STEPS], obs)
+            self._is_equal = self._can_stand_for(agent, noise[:_STEPS], obs.numpy())
         if not self._is_equal:
             return actor.Actor(agent, noise)
         self._compiled = self._compiled or _with_own_weights(agent)

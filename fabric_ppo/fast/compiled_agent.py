@@ -26,10 +26,15 @@ _LARGEST = 2**16
 
 
 def has_small_layers(agent: Agent) -> bool:
-    """Return True if starting PyTorch's products takes long beside computing them."""
+    """Return True if starting PyTorch's products takes long beside computing them, on the CPU."""
+    return agent.device.type == "cpu" and is_small(agent)
+
+
+def is_small(agent: Agent) -> bool:
+    """Return True if the agent's perceptrons have small layers."""
     networks = [network for network in (agent.trunk, agent.policy, agent.value) if network is not None]
     layers = [layer for network in networks for layer in linear_layers(network)]
-    return agent.device.type == "cpu" and all(layer.weight.numel() <= _LARGEST for layer in layers)
+    return all(layer.weight.numel() <= _LARGEST for layer in layers)
 
 
 class CompiledAgent:

@@ -20,12 +20,12 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
     "agents/agent.py": "f7c6d06bc0ebaddb",
-    "agents/distributions.py": "7209cae875122960",
+    "agents/distributions.py": "869a0ecbc6cf6e48",
     "agents/encoders.py": "496c27ceeef94688",
-    "agents/mlp.py": "c7a2d524f5164c8c",
+    "agents/mlp.py": "e06a6ecb2e758369",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
-    "rollouts/actor.py": "289e0e3e9173804e",
+    "rollouts/actor.py": "fdf6965cec531858",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 

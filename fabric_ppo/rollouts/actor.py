@@ -40,6 +40,7 @@ class Actor:
         self._obs = torch.from_numpy(blank).to(agent.device)
         self._params: list[Tensor] = []
         self._inputs: list[Tensor] | None = [] if agent.encoder.has_weights else None
+        self._crossed: list[Tensor] = []
         self.memory = torch.zeros(rows, agent.memory_size, dtype=agent.dtype).to(agent.device)
 
     def act(self, obs: Array) -> Array:
@@ -50,7 +51,10 @@ class Actor:
     def choose(self, obs: Tensor) -> Tensor:
         """Do as `act`, from a tensor on any device to one on the agent's."""
         agent = self._agent
-        self._obs[: self._num_envs] = obs
+        rows = self._obs[: self._num_envs]
+        rows.copy_(obs, non_blocking=True)
+        if obs.device != rows.device:
+            self._crossed.append(rows.clone())
         features = agent.shared(self._encode(self._obs))
         features, self.memory = agent.remember(features, self.memory)
         params = agent.policy_params(features)
@@ -65,6 +69,13 @@ class Actor:
             self._inputs.append(inputs[: self._num_envs])
         return inputs
 
+    def observations(self) -> Tensor | None:
+        """Return the observations of all steps, `[T, N, ...]`, if they have crossed to the agent's device; else None.
+
+        So an update need not bring them there a second time.
+        """
+        return torch.stack(self._crossed) if self._crossed else None
+
     def inputs(self) -> Tensor | None:
         """Return `Agent.inputs` of all steps, `[T, N, n]`, where a network computes them; else None."""
         return None if self._inputs is None else torch.stack(self._inputs)
@@ -78,10 +89,10 @@ class Actor:
         return torch.stack(self._params)[:, : self._num_envs]
 
 
-MakeActor = Callable[[Agent, Tensor, Array], Actor]
+MakeActor = Callable[[Agent, Tensor, Tensor], Actor]
 """Factory of a rollout's actor: from agent, noise `[T, N, noise_size]` and first `obs [N, ...]`."""
 
 
-def make_plain_actor(agent: Agent, noise: Tensor, obs: Array) -> Actor:
+def make_plain_actor(agent: Agent, noise: Tensor, obs: Tensor) -> Actor:
     """Make an Actor, which can act for any agent; a `MakeActor`."""
     return Actor(agent, noise)

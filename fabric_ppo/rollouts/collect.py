@@ -43,12 +43,12 @@ def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_va
     log_probs = agent.distribution.log_prob(params, tensors.actions.flatten(0, 1)).view(tensors.rewards.shape)
     unknown = torch.full_like(log_probs, torch.nan)
     values, next_values = value_rollout(agent, buffer, actor) if with_values else (unknown, unknown)
-    moments = _moments(agent, buffer)
+    moments, crossed = _moments(agent, buffer), actor.observations()
     rewards = buffer.rewards_to_learn()
     episodes = ended_episodes(buffer)
     stats = _stats(buffer, episodes, time.perf_counter() - started)
     return Rollout(
-        obs=tensors.obs[:-1],
+        obs=tensors.obs[:-1] if crossed is None else crossed,
         actions=tensors.actions,
         log_probs=log_probs,
         importance=torch.ones_like(log_probs),

@@ -27,8 +27,8 @@ def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Act
     buffer.finals, buffer.endings = [], []
     # the observation after the last rollout is the first of this one
     tensors.obs[0], tensors.memory[0] = tensors.obs[-1], tensors.memory[-1]
-    actor = buffer.make_actor(agent, noise, tensors.obs[0].cpu().numpy())
-    actor.memory[:n] = tensors.memory[0].to(agent.device)
+    actor = buffer.make_actor(agent, noise, tensors.obs[0])
+    actor.memory[:n] = tensors.memory[0]  # from whatever device
     with torch_settings_kept():
         if isinstance(envs, TensorEnvs):
             _step_tensors(agent, buffer, envs, actor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from fabric_ppo.agents.agent import Agent
+from fabric_ppo.agents.host import HostCopy
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import Config
 from fabric_ppo.process.console import print_line
@@ -36,11 +37,14 @@ def play_test(config: Config, agent: Agent, video_dir: str) -> TestResult:
 
 
 def _play(name: str, config: Config, agent: Agent, episodes: int, seed: int, video_dir: str = "") -> TestResult:
-    """Play episodes; print how far it is, and how many were cut off."""
+    """Play episodes; print how far it is, and how many were cut off.
+
+    On the CPU, where `evaluate` plays the run's policy later: it takes the same actions.
+    """
     limit, progress = config.test_step_limit, TestProgress(name, episodes, not config.quiet)
     try:
         result = evaluate(
-            Policy(agent),
+            Policy(HostCopy(agent).latest()),
             episodes,
             seed,
             video_dir=video_dir,

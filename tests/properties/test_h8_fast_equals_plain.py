@@ -62,7 +62,7 @@ def test_actors_draw_what_the_agent_would(spec, options):
     noise = torch.randn(3, 8, agent.distribution.noise_size)
     with torch.no_grad():
         for make_actor in (ActorChoice(agent), lambda agent, noise, obs: Actor(agent, noise)):
-            actor = make_actor(agent, noise, observe(BOX, 8, seed=0).numpy())
+            actor = make_actor(agent, noise, observe(BOX, 8, seed=0))
             for t in range(3):
                 obs = observe(BOX, 8, seed=0) + t
                 np.testing.assert_allclose(actor.act(obs.numpy()), agent.act(obs, noise[t])[0], rtol=1e-5, atol=1e-6)
@@ -113,7 +113,7 @@ def test_the_compiled_actor_of_every_kind_of_agent_acts_as_the_plain_one(kind, c
     noise = agent.distribution.noise(torch.rand(4, 11, agent.distribution.noise_size, dtype=torch.float64))
     seen = [observe(agent.spec.observation, 11, seed).numpy() for seed in range(4)]
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    plain, fast = Actor(agent, noise), ActorChoice(agent)(agent, noise, seen[0])
+    plain, fast = Actor(agent, noise), ActorChoice(agent)(agent, noise, torch.from_numpy(seen[0]))
     assert type(fast) is CompiledActor
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
     for obs in seen:
@@ -329,7 +329,7 @@ def test_a_subclass_is_what_trains_and_acts(spec, what, monkeypatch, capsys):
     got, fused = train_on_two(agent, free, PPOLoss(agent, CONFIG), monkeypatch, lambda _: None)
     assert (got - fused).norm() > 1e-3 * got.norm()
     noise = torch.zeros(2, 3, agent.distribution.noise_size, dtype=torch.float64)
-    assert type(ActorChoice(agent)(agent, noise, observe(BOX, 3).numpy())) is Actor
+    assert type(ActorChoice(agent)(agent, noise, observe(BOX, 3))) is Actor
     lines = capsys.readouterr().err.splitlines()
     name = type(agent if what == "agent" else agent.distribution).__name__
     assert [line.partition(" follows")[0] for line in lines] == [
@@ -387,7 +387,7 @@ def test_an_edit_that_acts_is_found_in_large_observations(monkeypatch, capsys):
     agent, _ = fresh_agent(CHOICE_SPEC, "relu", (64, 64))
     monkeypatch.setattr(Categorical, "sample", lambda self, params, noise: self.mode(params))
     noise = agent.distribution.noise(torch.rand(32, 1, 3, dtype=torch.float64))
-    assert type(ActorChoice(agent)(agent, noise, 30 * observe(BOX, 1).numpy())) is Actor
+    assert type(ActorChoice(agent)(agent, noise, 30 * observe(BOX, 1))) is Actor
     assert "fast/compiled_actor.py" in capsys.readouterr().err
 
 
@@ -405,7 +405,7 @@ def test_an_edit_is_what_acts(spec, edit, num_envs, monkeypatch, capsys):
         torch.manual_seed(rollout)
         uniform = torch.rand(32, num_envs, agent.distribution.noise_size, dtype=torch.float64)
         noise = agent.distribution.noise(uniform).float()
-        actor = choice(agent, noise, obs.numpy())
+        actor = choice(agent, noise, obs)
         assert type(actor) is Actor
         for drawn in noise:
             np.testing.assert_allclose(actor.act(obs.numpy()), agent.act(obs, drawn)[0], rtol=1e-5, atol=1e-6)

@@ -80,7 +80,7 @@ def test_bounds_hold_whichever_way_the_deviation_is_given(depends):
     assert (grad[-3:] != 0).tolist() == [False, True, False]
     with torch.no_grad():
         drawn = mean + noise[0] * torch.tensor([-2.0, -1.0, 0.5]).exp()
-        for actor in (Actor(agent, noise), ActorChoice(agent)(agent, noise, obs.numpy())):
+        for actor in (Actor(agent, noise), ActorChoice(agent)(agent, noise, obs)):
             np.testing.assert_allclose(actor.act(obs.numpy()), drawn, rtol=1e-5, atol=1e-6)
 
 

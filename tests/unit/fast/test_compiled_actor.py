@@ -63,7 +63,7 @@ def test_what_does_not_fit_the_rollout_is_refused():
 
 def choose(agent, size=5):
     """The actor of a rollout, as the scripts choose it."""
-    obs = observe(agent.spec.observation, ROWS).numpy()
+    obs = observe(agent.spec.observation, ROWS)
     return ActorChoice(agent)(agent, torch.zeros(STEPS, ROWS, size, dtype=agent.dtype), obs)
 
 
