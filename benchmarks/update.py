@@ -21,12 +21,14 @@ from torch import Tensor
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
+from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
 from fabric_ppo.ppo.batch import Batch, Rows
 from fabric_ppo.ppo.loss import minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.group import ALONE
 from fabric_ppo.run.resolve import resolve
 
 SPEC = EnvSpec(
@@ -44,8 +46,8 @@ def make_batch(count: int) -> Batch:
 
 
 def update_of(kind: str, config: Config, batch: Batch) -> Callable[[], object]:
-    """One whole update, with the loss as `kind` says."""
-    module = PPOLoss(make_agent(SPEC, config), config)
+    """One whole update on the device of the rows, with the loss as `kind` says."""
+    module = PPOLoss(make_agent(SPEC, config), config).to(batch.rows.obs.device)
     optimizer, clip_gradient = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
     if kind == "compiled":
         compile_loss(module, config)
@@ -58,7 +60,8 @@ def update_of(kind: str, config: Config, batch: Batch) -> Callable[[], object]:
         return norm
 
     loss_fn = partial(minibatch_loss, module.weights) if kind == "autograd" else module
-    return lambda: ppo_update(loss_fn, batch, step, coefficients(config, 0, 1), config)
+    captured = CapturedStep(loss_fn, step, optimizer, config, ALONE)
+    return lambda: ppo_update(captured.loss, batch, captured.step, coefficients(config, 0, 1), config)
 
 
 def products_of(config: Config, minibatches: int) -> Callable[[], object]:

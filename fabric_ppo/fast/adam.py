@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,6 +72,21 @@ class LeanAdam(torch.optim.Adam):
             part.step()
         return value
 
+    def write_rates(self) -> None:
+        """Write the learning rates of the groups into tensors, from which steps read them from now on.
+
+        A recorded step has no other way to learn of a new rate.
+        """
+        for part in self._initialize():
+            part.rates[:] = part.rates or [torch.zeros((), device=part.params[0].device)]
+            part.rates[0].fill_(part.group["lr"])
+
+    def tensors(self) -> list[Tensor]:
+        """Return everything that a step changes: parameters, and their state."""
+        parts = self._initialize()
+        columns = [column for part in parts for column in (part.params, part.exp_avgs, part.exp_avg_sqs, part.steps)]
+        return [each.detach() for column in columns for each in column]
+
     # PyTorch wraps these three methods to hide them from its compiler, and loads the compiler for
     # that: unwrapped, they save a process seconds at its start
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -120,6 +135,7 @@ class _Part:
     Attributes:
         group: the group, with its learning rate, betas and epsilon.
         params, exp_avgs, exp_avg_sqs, steps: parameters, and the state of each.
+        rates: the learning rate as a tensor, which stands for that of the group; empty for none.
     """
 
     group: dict[str, Any]
@@ -127,6 +143,7 @@ class _Part:
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
+    rates: list[Tensor] = field(default_factory=list)
 
     def step(self) -> None:
         """Take one Adam step with the gradients as they are."""
@@ -134,7 +151,7 @@ class _Part:
         group = self.group
         beta1, beta2 = group["betas"]
         library = kernels_for([*self.params, *self.exp_avgs, *self.exp_avg_sqs])
-        if library is None:
+        if library is None or self.rates:
             self._fused_step()
             return
         for parameter, mean, square, step in zip(self.params, self.exp_avgs, self.exp_avg_sqs, self.steps, strict=True):
@@ -154,7 +171,7 @@ class _Part:
             self.exp_avg_sqs,
             [],
             self.steps,
-            lr=self.group["lr"],
+            lr=self.rates[0] if self.rates else self.group["lr"],
             beta1=beta1,
             beta2=beta2,
             weight_decay=0.0,

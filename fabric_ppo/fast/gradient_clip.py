@@ -50,7 +50,8 @@ class GradientClip:
     def _clip(self, grads: list[Tensor]) -> Tensor:
         if not self._constants:  # not in __init__: a module may be moved to its device after it
             like, numbers = self._params[0], (self._max_grad_norm, 1e-6, 1.0)
-            self._constants = [torch.tensor(each, dtype=like.dtype, device=like.device) for each in numbers]
+            # filled there: what is copied to a GPU from ordinary memory is waited for
+            self._constants = [torch.full((), each, dtype=like.dtype, device=like.device) for each in numbers]
         norm = _norm(grads)
         # the factor of clip_grad_norm_, min(max_norm / (norm + 1e-6), 1), from tensors: each Python
         # number would be converted to one in every step

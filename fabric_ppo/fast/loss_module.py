@@ -28,6 +28,7 @@ from fabric_ppo.ppo.returned import checked_minibatch_loss
 from fabric_ppo.ppo.schedules import coefficients
 from fabric_ppo.process.console import is_rank_zero, print_from_rank_zero, print_line
 from fabric_ppo.process.launch import read_launch
+from fabric_ppo.process.machine import why_no_compiler
 
 _PRICE = (
     "with autograd: for small networks 2 to 6 times as slow as fast/compiled_loss.py; "
@@ -197,6 +198,9 @@ def compile_loss(loss: PPOLoss, config: Config) -> None:
     loss.compile_images()
     if not config.compile:
         loss.load_kernels()
+        return
+    if why := why_no_compiler():  # on a GPU --compile is of use without one, see `captured_step`
+        print_from_rank_zero(f"--compile: {why}; the kernels of the loss are PyTorch's own")
         return
     started = time.perf_counter()
     if config.torch_deterministic:

@@ -1,10 +1,13 @@
-"""Name of the machine's processor."""
+"""The machine: name of its processor, and whether it can compile."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 
 
@@ -18,3 +21,13 @@ def machine() -> str:
     family = f" (family {cpu.get('cpu family')}, model {cpu.get('model')})" if "cpu family" in cpu else ""
     name = cpu.get("model name") or platform.processor() or platform.machine()
     return f"{name}{family}, {os.cpu_count()} cores"
+
+
+def why_no_compiler() -> str:
+    """Return what torch.compile would lack on this machine, a C++ compiler or Python's headers; empty for nothing."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"a C++ compiler is needed, {compiler} is not found; CXX names another one"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are needed (package python3-dev or similar)"
+    return ""
