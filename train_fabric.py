@@ -24,6 +24,7 @@ from torch import Tensor
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import compile_loss
@@ -66,6 +67,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
             agent.clamp_log_std()
             return norm
 
+        captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
         buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
@@ -73,7 +75,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
             coefs = coefficients(config, update, run.num_updates)
             rollout = collect(agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, fabric.device)
-            stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+            stats = ppo_update(captured.loss, batch, captured.step, coefs, config, ranks)
             result = run.merge(rollout, stats)
             agent.update_statistics(result.moments)
             adapt_learning_rate(optimizer, config, result.approx_kl)

@@ -45,9 +45,9 @@ from fabric_ppo.architectures.placement import (
     forget_fabric_run,
     place,
     ranks_of,
-    trainer_devices,
 )
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.gradient_clip import GradientClip
@@ -56,6 +56,7 @@ from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
 from fabric_ppo.ppo.batch import make_batch
 from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
 from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.devices import count_gpus
 from fabric_ppo.process.group import ALONE, join_process_group
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.profile import Profile
@@ -72,7 +73,7 @@ def main(config: DecoupledConfig) -> Summary | None:
     """Join the process groups, and be player or trainer."""
     forget_fabric_run()
     launch = read_launch()
-    placement = place(launch.rank, config.cuda, config.player_on_gpu)
+    placement = place(launch.rank, launch.world_size, config.cuda, config.player_on_gpu, count_gpus())
     if placement.accelerator == "cuda":
         torch.cuda.set_device(placement.device)
     join_process_group(placement.world_backend, config.timeout)
@@ -95,8 +96,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
     The player logs, tests and saves, too.
     """
     run_dir = new_run_dir(config)
-    devices = [placement.device] if config.player_on_gpu else 1
-    fabric = Fabric(accelerator=placement.accelerator, devices=devices)
+    fabric = Fabric(accelerator=placement.accelerator, devices=placement.devices)
 
     with RunSetup(config, ALONE, run_dir) as setup:
         envs = setup.closing(make_envs(config, 0, 1, setup.video_dir, str(fabric.device)))
@@ -140,12 +140,11 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
 
 def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:
     """Optimise on the rows that the player sends; DDP among the trainers averages the gradients."""
-    ranks = ranks_of(trainers, placement.computes_on)
-    devices = trainer_devices(config, ranks.size)
+    ranks = ranks_of(trainers, placement.trainers_gather_on)
     ddp = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
     # a single trainer has nothing to average, and DDP would only take time
     strategy = ddp if ranks.size > 1 else "auto"
-    fabric = Fabric(accelerator=placement.accelerator, devices=devices, strategy=strategy)
+    fabric = Fabric(accelerator=placement.accelerator, devices=placement.devices, strategy=strategy)
     fabric.launch()
 
     agent = make_agent(receive_spec(world, placement.packets_on), config)
@@ -164,6 +163,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
         agent.clamp_log_std()
         return norm
 
+    captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
     exchange = Exchange(world, agent, module, optimizer, config, placement.packets_on)
     waiting, num_updates = Stopwatch(), config.num_updates(1)
     first_update = exchange.receive_start()
@@ -176,7 +176,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
             break
         set_learning_rate(optimizer, config, update, num_updates)
         coefs = coefficients(config, update, num_updates)
-        stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+        stats = ppo_update(captured.loss, batch, captured.step, coefs, config, ranks)
         own = TrainerStats(waiting.lap(), bool(signals.name))
         stats, of_trainers = merge_trainers(stats, own, ranks)
         adapt_learning_rate(optimizer, config, stats.approx_kl)

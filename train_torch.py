@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
@@ -30,6 +31,7 @@ from fabric_ppo.fast.shared_memory import reduce_in_shared_memory
 from fabric_ppo.ppo.batch import make_batch
 from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate
 from fabric_ppo.ppo.update import ppo_update
+from fabric_ppo.process.devices import rank_device
 from fabric_ppo.process.group import Ranks, join_process_group
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.script import run_script
@@ -52,19 +54,19 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
     """Train and test an agent; its files are in the run folder."""
     run_dir = new_run_dir(config)
     launch = read_launch()
-    device = torch.device("cuda", launch.local_rank) if config.cuda else torch.device("cpu")
-    if config.cuda:
-        torch.cuda.set_device(device)
+    device, backend = rank_device(launch, config.cuda)
     if launch.world_size > 1:
-        join_process_group("cpu:gloo,cuda:nccl" if config.cuda else "gloo", config.timeout)
+        join_process_group(backend, config.timeout)
     ranks = Ranks(launch.rank, launch.world_size, all_gather)
 
     with RunSetup(config, ranks, run_dir, parts) as setup:
         envs = setup.closing(make_envs(config, ranks.rank, ranks.size, setup.video_dir, str(device)))
+        if config.cuda:  # after the environments, whose processes are forked from this one
+            torch.cuda.set_device(device)
         agent = make_agent(envs.spec, config)
         ppo = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)
-        devices = [launch.local_rank] if config.cuda else None
+        devices = [device] if config.cuda else None
         ddp = DistributedDataParallel(ppo, device_ids=devices) if launch.world_size > 1 else None
         loss_fn = ddp or ppo
         reduce_in_shared_memory(ddp, ranks, config.timeout)
@@ -79,6 +81,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
             agent.clamp_log_std()
             return norm
 
+        captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
         buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
@@ -86,7 +89,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
             coefs = coefficients(config, update, run.num_updates)
             rollout = collect(agent, buffer, config.seed, update)
             batch = make_batch(rollout, config, ranks, update, device)
-            stats = ppo_update(loss_fn, batch, step, coefs, config, ranks)
+            stats = ppo_update(captured.loss, batch, captured.step, coefs, config, ranks)
             result = run.merge(rollout, stats)
             agent.update_statistics(result.moments)
             adapt_learning_rate(optimizer, config, result.approx_kl)

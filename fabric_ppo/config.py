@@ -335,10 +335,6 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         """
         self.num_updates(world_size)
 
-    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
-        """Return the number of CUDA devices that the script takes on this host with `--cuda`."""
-        return 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return the flags in config.yaml, field name -> value of a type that YAML has.
 
@@ -360,11 +356,7 @@ class TorchConfig(Config):
     script: ClassVar[str] = "torch"
 
     cuda: bool = False
-    """Train on GPUs, one per rank, with nccl."""
-
-    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
-        """See `Config`: one for each rank."""
-        return on_this_host if self.cuda else 0
+    """Train on GPUs, one per rank, with nccl; where there are fewer, ranks share them."""
 
 
 @called_from_python
@@ -375,7 +367,7 @@ class DecoupledConfig(Config):
     script: ClassVar[str] = "fabric_decoupled"
 
     cuda: bool = False
-    """Put the trainers on GPUs."""
+    """Put the trainers on GPUs; where there are fewer, they share them."""
     player_on_gpu: bool = False
     """Put the player on a GPU too; with --cuda."""
     overlap: bool = False
@@ -408,11 +400,6 @@ class DecoupledConfig(Config):
             raise ConfigError(f"--num-steps {self.num_steps} --num-envs {self.num_envs}: {count} {unit}s; {needed}")
         if self.cuda and on_this_host < world_size:
             raise ConfigError(f"--cuda: {script} places its ranks on the GPUs of one host")
-
-    def num_cuda_devices(self, world_size: int, on_this_host: int) -> int:
-        """See `Config`: one for each trainer, and one for the player with `--player-on-gpu`."""
-        num_trainers = world_size - 1
-        return num_trainers + self.player_on_gpu if self.cuda else 0
 
 
 SCRIPT_CONFIGS: dict[str, type[Config]] = {"torch": TorchConfig, "fabric": Config, "decoupled": DecoupledConfig}

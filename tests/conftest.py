@@ -7,6 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+# ranks are forked off tests, and a process that has used a GPU cannot be; `make gpu-check` shows it
+if not os.environ.get("FABRIC_PPO_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

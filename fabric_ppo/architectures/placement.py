@@ -10,7 +10,6 @@ from lightning.fabric.plugins.collectives import TorchCollective
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch import Tensor
 
-from fabric_ppo.config import DecoupledConfig
 from fabric_ppo.process.group import Ranks
 
 PLAYER = 0
@@ -34,31 +33,37 @@ class Placement:
         return torch.device("cuda", self.device) if self.accelerator == "cuda" else torch.device("cpu")
 
     @property
+    def devices(self) -> int | list[int]:
+        """Fabric's argument of this name: the process's GPU, or one process on the CPU."""
+        return [self.device] if self.accelerator == "cuda" else 1
+
+    @property
     def packets_on(self) -> torch.device:
         """Device of its packets: gloo takes tensors on the CPU, nccl those on its GPU."""
         return self.computes_on if self.world_backend == "nccl" else torch.device("cpu")
 
+    @property
+    def trainers_gather_on(self) -> torch.device:
+        """Device of the tensors that trainers gather."""
+        return self.computes_on if self.trainers_backend == "nccl" else torch.device("cpu")
 
-def place(rank: int, cuda: bool, player_on_gpu: bool) -> Placement:
-    """Return the placement of a rank.
+
+def place(rank: int, world_size: int, cuda: bool, player_on_gpu: bool, num_gpus: int) -> Placement:
+    """Return the placement of a rank, of which all are on one host with `num_gpus` if they take some.
 
     Without `cuda` all are on the CPU. With it trainer k is on GPU k-1 and the player on the CPU;
     with `player_on_gpu` the player is on GPU 0, the trainers are on those after it, and packets go
-    over nccl.
+    over nccl. Where there are fewer GPUs than processes that take one, these go round, and all
+    exchange over gloo: nccl refuses two processes on one GPU.
     """
     if not cuda:
         return Placement("cpu", 0, "gloo", "gloo")
-    world_backend = "nccl" if player_on_gpu else "gloo"
-    if rank == PLAYER and not player_on_gpu:
-        return Placement("cpu", 0, world_backend, "nccl")
-    return Placement("cuda", rank if player_on_gpu else rank - FIRST_TRAINER, world_backend, "nccl")
-
-
-def trainer_devices(config: DecoupledConfig, num_trainers: int) -> int | list[int]:
-    """Return Fabric's argument `devices`: a number of CPU processes, or the trainers' GPUs."""
-    if not config.cuda:
-        return num_trainers
-    return [place(FIRST_TRAINER + each, True, config.player_on_gpu).device for each in range(num_trainers)]
+    first = PLAYER if player_on_gpu else FIRST_TRAINER
+    trainers_backend = "nccl" if world_size - first <= num_gpus else "gloo"
+    world_backend = trainers_backend if player_on_gpu else "gloo"
+    if rank < first:
+        return Placement("cpu", 0, world_backend, trainers_backend)
+    return Placement("cuda", (rank - first) % num_gpus, world_backend, trainers_backend)
 
 
 def ranks_of(group: TorchCollective, device: torch.device) -> Ranks:
@@ -123,9 +128,9 @@ class TrainerEnvironment(ClusterEnvironment):
         """Do nothing: the launcher has set it."""
 
     def local_rank(self) -> int:
-        """Return the number of this trainer, which is its index in `trainer_devices`."""
-        return self._rank
+        """Return 0: to Fabric each trainer has a host, and its own device, to itself."""
+        return 0
 
     def node_rank(self) -> int:
-        """Return 0: to Fabric all trainers are on one node."""
-        return 0
+        """Return the number of this trainer; see `local_rank`."""
+        return self._rank

@@ -7,6 +7,7 @@ from pathlib import Path
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config, DecoupledConfig
 from fabric_ppo.envs.space_text import format_space
+from fabric_ppo.process.devices import count_gpus
 from fabric_ppo.process.launch import read_launch
 
 
@@ -37,8 +38,14 @@ def opening_lines(config: Config, run_dir: Path, agent: Agent, num_ranks: int, f
 
 
 def _devices(config: Config, agent: Agent) -> str:
-    """Return the device that trains; with a player and trainers, the devices of both."""
-    if not isinstance(config, DecoupledConfig):
-        return str(agent.device)
-    trainers, kind = read_launch().world_size - 1, "cuda" if config.cuda else "cpu"
-    return f"{agent.device} (player) and {kind} ({trainers} trainer{'s' * (trainers > 1)})"
+    """Return the device that trains; with a player and trainers, the devices of both.
+
+    Where a GPU is not used, it names the flag that would.
+    """
+    devices = {agent.device.type}
+    text = str(agent.device)
+    if isinstance(config, DecoupledConfig):
+        trainers, kind = read_launch().world_size - 1, "cuda" if config.cuda else "cpu"
+        text, devices = f"{text} (player) and {kind} ({trainers} trainer{'s' * (trainers > 1)})", devices | {kind}
+    flag = "fabric run --accelerator=cuda" if type(config) is Config else "--cuda"
+    return f"{text}; {flag} trains on the GPU" if devices == {"cpu"} and count_gpus() else text

@@ -32,6 +32,9 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     set_timeout(config.timeout)
     if config.torch_deterministic:
+        # products on a GPU have one order of sums only with a workspace of their own (cuBLAS,
+        # "Results Reproducibility"); read when the first one is started
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # the same as use_deterministic_algorithms(True, warn_only=True), which loads the compiler
         torch.set_deterministic_debug_mode("warn")
         # each new tensor would be filled before it is written: nothing here reads what nothing wrote

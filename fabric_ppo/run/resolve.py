@@ -7,9 +7,6 @@ written. It loads torch for `--cuda` only, so that a wrong flag is answered at o
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +18,7 @@ from fabric_ppo.config_values import DROPPED_BY_NONE, NO_TRACKER, TRACKERS
 from fabric_ppo.envs.ids import as_module, find_batch, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import require_text_path
+from fabric_ppo.process.machine import why_no_compiler
 from fabric_ppo.run.trackers.make import require_packages
 
 C = TypeVar("C", bound=Config)
@@ -47,14 +45,18 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     paths = {name: _absolute(getattr(config, name)) for name in ("run_dir", "log_dir", "init_from")}
     for name, path in paths.items():
         require_text_path(flag(name), path)
-    if config.compile:
-        require_compiler()
+    takes_gpu = getattr(config, "cuda", False)
+    # on a GPU it brings something without a compiler, too: see `fast.captured_step`
+    trains_on_gpu = takes_gpu or os.environ.get("LT_ACCELERATOR") in ("cuda", "gpu")
+    if config.compile and not trains_on_gpu and (why := why_no_compiler()):
+        raise ConfigError(f"--compile: {why}")
     _require_modules(config)
     _require_importable(config)
     of_backend = resolve_envpool_id if config.env_backend == "envpool" else resolve_env_id
     env_id = of_backend(config.env_id, config.env_preset or "")
-    if num_devices := config.num_cuda_devices(world_size, ranks_on_host):
-        require_cuda(num_devices)
+    if takes_gpu:
+        # on one host processes share its GPUs; of several hosts none knows what the others have
+        require_cuda(1 if ranks_on_host == world_size else ranks_on_host)
     values = config.to_dict() | {"env_id": env_id, "hidden_sizes": tuple(config.hidden_sizes)}
     if config.env_backend == "sync" and not config.env_preset and find_batch(env_id) is not None:
         values["env_backend"] = "vector"  # there is no single one that this process could step
@@ -96,15 +98,6 @@ def _require_importable(config: Config) -> None:
             if name and name not in (*TRACKERS, NO_TRACKER):
                 named_function(name, flag_name)
     require_packages(config.track)
-
-
-def require_compiler() -> None:
-    """Raise a ConfigError if torch.compile would find no C++ compiler or no Python headers."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(f"--compile: a C++ compiler is needed, {compiler} is not found; CXX names another one")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        raise ConfigError("--compile: Python's headers are needed (package python3-dev or similar)")
 
 
 def require_cuda(num_devices: int, of: str = "--cuda") -> None:

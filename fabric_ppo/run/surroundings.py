@@ -14,6 +14,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.fast.compiled_actor import has_compiled_actor
 from fabric_ppo.fast.kernels import kernels, origin
+from fabric_ppo.process.devices import gpu_name
 from fabric_ppo.process.launch import read_launch
 from fabric_ppo.process.machine import machine
 from fabric_ppo.run.code import changed_files, code_of, own_modules
@@ -46,6 +47,7 @@ def surroundings(config: Config, agent: Agent) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "ranks": read_launch().world_size,
         "device": agent.device.type,
+        "gpu": gpu_name() if agent.device.type == "cuda" or getattr(config, "cuda", False) else "none",
         "precision": os.environ.get("LT_PRECISION", "32-true"),
         "kernels": _compiled_functions(agent),
     }
@@ -69,7 +71,7 @@ def changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
         before: the surroundings in the checkpoint, perhaps of an older version of this program.
         current: those of this process.
     """
-    before = _LATER | {"kernels": current["kernels"]} | dict(before)
+    before = _LATER | {name: current[name] for name in ("kernels", "gpu")} | dict(before)
     if "versions" not in before:  # an older version had them side by side, and one digest of all code
         before |= {"code": {}, "versions": {name: before[name] for name in _LIBRARIES if name in before}}
     lines = []
@@ -80,7 +82,7 @@ def changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     if others := [f"{name} {new[name]} (before {old.get(name, 'none')})" for name in new if old.get(name) != new[name]]:
         lines.append(f"resumed with other libraries, {', '.join(others)}: {_LAST_BITS}")
     values = {"processor": "on another processor", "device": "on another device", "precision": "in another precision"}
-    values |= {"kernels": "with other compiled functions"}
+    values |= {"kernels": "with other compiled functions", "gpu": "on another GPU"}
     values |= {"threads": "with another number of threads", "ranks": "with another number of ranks"}
     for name, text in values.items():
         if before.get(name) != current[name]:

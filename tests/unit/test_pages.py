@@ -304,7 +304,6 @@ def test_a_job_file_is_one_that_works(text):
     preset = parse_flags(SCRIPT_CONFIGS["torch"], ["--config", words[words.index("--config") + 1]])
     assert got.ranks * got.config.num_envs == preset.num_envs
     assert got.ranks * got.config.per_rank_batch_size == preset.per_rank_batch_size
-    assert gpus == 0 or got.config.num_cuda_devices(got.ranks, gpus) == gpus
     assert options.get("ntasks", options.get("ntasks-per-node")) == "1"
     if "array" in options:
         assert (got.config.seed, options["output"]) == (2, "slurm-%A_%a.out")
@@ -346,8 +345,8 @@ def test_each_row_of_the_table_makes_a_job_file_that_works(row, text):
     gpus = int(options.get("gpus-per-node", 0))
     assert on_host == (gpus + (got.name == "decoupled") if gpus else int(options["cpus-per-task"]))
     if got.cuda and int(options.get("nodes", 1)) > 1:
-        needed = got.config.num_cuda_devices(got.ranks, on_host)
-        assert (needed <= gpus) == several_hosts.startswith("yes")
+        # beyond the first host there is no player, and each process trains
+        assert (on_host <= gpus) == several_hosts.startswith("yes")
 
 
 def test_every_script_has_a_row():

@@ -14,6 +14,7 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.run import opening
 from fabric_ppo.run.opening import opening_lines
 
 BOX = spaces.Box(-1, 1, (2, 3), np.float32)
@@ -60,3 +61,22 @@ def test_four_lines(monkeypatch, script, ranks, first_update):
         f"updates {12_345 // (256 * ranks)} of {256 * ranks} transitions "
         f"(128 steps x 2 environments{of_ranks}){begins}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "hint"),
+    [
+        ("torch", {}, "cpu; --cuda trains on the GPU"),
+        ("fabric", {}, "cpu; fabric run --accelerator=cuda trains on the GPU"),
+        ("decoupled", {}, "cpu (1 trainer); --cuda trains on the GPU"),
+        ("decoupled", {"cuda": True}, "cuda (1 trainer)"),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_mentioned(script, flags, hint, monkeypatch):
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(opening, "count_gpus", lambda: 1)
+    env = gymnasium.make("CartPole-v1")
+    config = SCRIPT_CONFIGS[script](**flags)
+    agent = make_agent(env_spec("CartPole-v1", env.observation_space, env.action_space), config)
+    assert opening_lines(config, Path("logs/x"), agent, 1, 0).splitlines()[2].endswith(hint)

@@ -22,8 +22,9 @@ def test_cuda_is_never_a_cpu_run(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     config = parse_flags(TorchConfig, ["--cuda"])
     assert resolve(config, 4, ranks_on_host=2).cuda
+    assert resolve(config, 3, ranks_on_host=3).cuda  # on one host they share its GPUs
     with pytest.raises(ConfigError, match="--cuda: 3 CUDA devices are needed here, 2 found"):
-        resolve(config, 3, ranks_on_host=3)
+        resolve(config, 6, ranks_on_host=3)
 
 
 @pytest.mark.parametrize("name", ["run_dir", "log_dir", "init_from"])

@@ -31,6 +31,7 @@ def test_nothing_is_said_where_nothing_has_changed(now):
         ({"threads": 77}, "resumed with another number of threads, {threads} (before 77)"),
         ({"ranks": 77}, "resumed with another number of ranks, {ranks} (before 77)"),
         ({"device": "cuda"}, "resumed on another device, cpu (before cuda)"),
+        ({"gpu": "Voodoo"}, "resumed on another GPU, none (before Voodoo)"),
         ({"kernels": "none"}, "resumed with other compiled functions, {kernels} (before none)"),
         ({"precision": "bf16-mixed"}, "resumed in another precision, 32-true (before bf16-mixed)"),
     ],
