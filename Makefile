@@ -14,8 +14,9 @@ RESULTS := benchmarks/results
 STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 ZOO_FLAGS ?=
+GPU_CHECK_FLAGS ?=
 
-.PHONY: train test test-fast wheel-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install clean
+.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -35,6 +36,11 @@ test-fast: install
 # installs its dependencies anew, too, which takes minutes; without it, those of .venv are used.
 wheel-check: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m pytest tests/processes/test_wheel.py
+
+# What works on a GPU of this machine, and how fast: eight minutes. benchmarks/carry_wheels.sh fetches what a machine
+# without a package registry lacks; there it is `python3 -m benchmarks.gpu_check`.
+gpu-check: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.gpu_check $(GPU_CHECK_FLAGS)
 
 # Kills training some 150 times, resumes it and compares: 5 to 20 minutes.
 stress: install
