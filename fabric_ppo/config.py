@@ -356,7 +356,7 @@ class TorchConfig(Config):
     script: ClassVar[str] = "torch"
 
     cuda: bool = False
-    """Train on GPUs, one per rank, with nccl; where there are fewer, ranks share them."""
+    """Train on GPUs, one per rank, with nccl."""
 
 
 @called_from_python
@@ -367,7 +367,7 @@ class DecoupledConfig(Config):
     script: ClassVar[str] = "fabric_decoupled"
 
     cuda: bool = False
-    """Put the trainers on GPUs; where there are fewer, they share them."""
+    """Put the trainers on GPUs."""
     player_on_gpu: bool = False
     """Put the player on a GPU too; with --cuda."""
     overlap: bool = False

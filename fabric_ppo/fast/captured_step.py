@@ -16,6 +16,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
+from fabric_ppo.ppo.returned import checked_optimizer
 from fabric_ppo.process.console import print_from_rank_zero
 from fabric_ppo.process.errors import ConfigError, first_line
 from fabric_ppo.process.group import Ranks
@@ -60,9 +61,11 @@ class CapturedStep:
             record: what records; None: a CUDA graph, if all that trains is on a GPU.
         """
         self.loss, self.step = loss_fn, step
-        bare = getattr(optimizer, "optimizer", optimizer)
+        if not config.compile or ranks.size > 1:
+            return
+        bare = checked_optimizer(getattr(optimizer, "optimizer", optimizer))
         trained = [each for group in bare.param_groups for each in group["params"]]
-        if not config.compile or ranks.size > 1 or (record is None and not all(each.is_cuda for each in trained)):
+        if record is None and not all(each.is_cuda for each in trained):
             return
         if not isinstance(bare, LeanAdam):
             _say_why(f"an optimizer of your own, {type(bare).__name__}")
