@@ -9,17 +9,20 @@ gpu-check` runs all of them; docs/gpu.md has what they printed.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
+import re
 import shlex
+import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +45,7 @@ from fabric_ppo.process.machine import machine, why_no_compiler
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 
+_STARTED = time.monotonic()
 ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda", 0)
 SMALL = shlex.split("--total-timesteps 32768 --num-envs 8 --per-rank-batch-size 256 --seed 1")
@@ -66,12 +70,12 @@ def the_machine(out: Path) -> None:
 
 def the_tests(out: Path) -> None:
     """Gradients against those of the CPU, waiting, graphs, actors, tensor environments: tests/gpu."""
-    words = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-rA", "-p", "no:cacheprovider", "--tb=line"]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"FABRIC_PPO_GPU": "1"}, capture_output=True, text=True)
-    (out / "tests.log").write_text(done.stdout + done.stderr)
-    told = ("gradient, ", "an update waits", "FAILED", "ERROR")
-    for line in done.stdout.splitlines():
-        if line.startswith(told) or (line.strip().endswith("s") and (" passed" in line or " failed" in line)):
+    words = [sys.executable, "-m", "pytest", "tests/gpu", "-rA", "-p", "no:cacheprovider", "--tb=short"]
+    variables = os.environ | {"FABRIC_PPO_GPU": "1", "COLUMNS": "200", "CI": "1"}
+    run_into(out / "tests.log", words, 105, variables)
+    told = ("gradient, ", "an update waits", "FAILED", "ERROR", "E  ")
+    for line in (out / "tests.log").read_text(errors="replace").splitlines():
+        if line.startswith(told) or " passed" in line or " failed" in line:
             print(line[:170])
 
 
@@ -83,38 +87,50 @@ def launched(script: str, num_processes: int, accelerator: str = "cpu") -> list[
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     if script == TORCH:
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            f"--nproc_per_node={num_processes}",
-            "--standalone",
-            script,
-        ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        return [*torchrun, f"--nproc_per_node={num_processes}", script]
     launcher = [sys.executable, "-m", "lightning.fabric.cli", f"--accelerator={accelerator}"]
     return [*launcher, f"--devices={num_processes}", f"--main-port={port}", script]
 
 
-def command(out: Path, name: str, words: list[str], limit: float = 60) -> dict[str, float]:
-    """Run a training into `out/name`, and print how it ended; return its summary, empty without one."""
-    started, log = time.perf_counter(), out / f"{name}.log"
-    with log.open("w") as into:
+def run_into(log: Path, words: list[str], limit: float, variables: dict[str, str] | None = None) -> int:
+    """Run a command with its output in a file; return its status, 124 if it was killed (ranks end with it)."""
+    with log.open("w") as into, subprocess.Popen(words, cwd=ROOT, stdout=into, stderr=into, env=variables) as process:
         try:
-            code = subprocess.run(
-                [*words, "--run-dir", str(out / name)], cwd=ROOT, stdout=into, stderr=into, timeout=limit
-            ).returncode
+            return process.wait(limit)
         except subprocess.TimeoutExpired:
-            code = 124
-    seconds, path = time.perf_counter() - started, out / name / "summary.json"
+            process.kill()
+            return 124
+
+
+def file_of(name: str) -> str:
+    """Return the name of a file or folder for a command's name."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def command(out: Path, name: str, words: list[str], limit: float = 60) -> dict[str, float]:
+    """Run a training into a folder of that name, and print how it ended; return its summary, empty without one."""
+    started, log, folder = time.perf_counter(), out / f"{file_of(name)}.log", out / file_of(name)
+    code = run_into(log, [*words, "--run-dir", str(folder)], limit)
+    seconds, path = time.perf_counter() - started, folder / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
-    speed = f"{summary['steps_per_second']:,.0f} transitions/s" if summary else log.read_text().strip()[-150:]
-    print(f"{name:34} status {code}, {seconds:5.1f} s, {speed}", flush=True)
+    speed = f"{summary['steps_per_second']:,.0f} transitions/s" if summary else "no summary"
+    text = log.read_text(errors="replace")
+    notes = [line for line in text.splitlines() if "CUDA graph" in line or line.startswith("warning")]
+    failed = [] if code == 0 else text.strip().splitlines()[-25:]
+    print("\n".join([f"{name:34} status {code}, {seconds:5.1f} s, {speed}", *notes[:3], *failed]), flush=True)
     return summary
+
+
+def together(out: Path, commands: dict[str, list[str]], limit: float = 60) -> None:
+    """Run commands four at a time, where their speed does not matter."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: command(out, name, commands[name], limit), commands))
 
 
 def same_bits(out: Path, one: str, other: str) -> str:
     """Return whether two runs have ended with the same policy."""
-    files = [out / name / "policy.safetensors" for name in (one, other)]
+    files = [out / file_of(name) / "policy.safetensors" for name in (one, other)]
     if not all(path.exists() for path in files):
         return "not compared"
     from safetensors.torch import load_file
@@ -127,35 +143,50 @@ def the_scripts(out: Path) -> None:
     """The scripts: twice the same bits, PyTorch's and Fabric's the same, a kill and a resume, --compile."""
     command(out, "cpu", [*launched(TORCH, 0), *SMALL])
     command(out, "cuda", [*launched(TORCH, 0), "--cuda", *SMALL])
-    command(out, "cuda-again", [*launched(TORCH, 0), "--cuda", *SMALL])
-    command(out, "fabric-cuda", [*launched(FABRIC, 1, "cuda"), *SMALL])
-    command(out, "compile", [*launched(TORCH, 0), "--cuda", "--compile", *SMALL], 90)
-    command(out, "compile-fabric", [*launched(FABRIC, 1, "cuda"), "--compile", *SMALL], 90)
-    killed = [*launched(TORCH, 0), "--cuda", *SMALL, "--checkpoint-every", "2", "--run-dir", str(out / "resumed")]
+    kept = [*SMALL, "--checkpoint-every", "2"]
+    killed = [*launched(TORCH, 0), "--cuda", *kept, "--run-dir", str(out / "resumed")]
     with (
         (out / "killed.log").open("w") as into,
         subprocess.Popen(killed, cwd=ROOT, stdout=into, stderr=into) as process,
     ):
         end = time.monotonic() + 60
-        while not list((out / "resumed").glob("checkpoints/*")) and process.poll() is None and time.monotonic() < end:
+        while not list((out / "resumed").glob("checkpoints/update_*.ckpt")) and time.monotonic() < end:
+            if process.poll() is not None:
+                break
             time.sleep(0.05)
         process.kill()
-    command(out, "resumed", [*launched(TORCH, 0), "--cuda", *SMALL, "--checkpoint-every", "2", "--resume"])
-    pairs = [("cuda", "cuda-again"), ("cuda", "fabric-cuda"), ("compile", "compile-fabric"), ("cuda", "resumed")]
-    for one, other in pairs:
-        print(f"{one} and {other}: {same_bits(out, one, other)}")
+    commands = {
+        "cuda-again": [*launched(TORCH, 0), "--cuda", *SMALL],
+        "fabric-cuda": [*launched(FABRIC, 1, "cuda"), *SMALL],
+        "resumed": [*launched(TORCH, 0), "--cuda", *kept, "--resume"],
+    }
+    together(out, commands)
+    for other in commands:
+        print(f"cuda and {other}: {same_bits(out, 'cuda', other)}", flush=True)
+    has_resumed = "resumed after update" in (out / "resumed.log").read_text(errors="replace")
+    print("the killed run was resumed" if has_resumed else "the killed run BEGAN ANEW", flush=True)
+    compiled = {
+        "compile": [*launched(TORCH, 0), "--cuda", "--compile", *SMALL],
+        "compile-fabric": [*launched(FABRIC, 1, "cuda"), "--compile", *SMALL],
+    }
+    together(out, compiled, 90)
+    print(f"compile and compile-fabric: {same_bits(out, *compiled)}", flush=True)
 
 
 def the_architectures(out: Path) -> None:
     """Several processes on what GPUs there are: ranks, player and trainers."""
-    command(out, "two ranks", [*launched(TORCH, 2), "--cuda", *TINY])
-    command(out, "decoupled, 1 trainer", [*launched(DECOUPLED, 2), "--cuda", *TINY])
-    command(out, "decoupled, 2 trainers", [*launched(DECOUPLED, 3), "--cuda", *TINY])
-    command(out, "decoupled, player on GPU", [*launched(DECOUPLED, 2), "--cuda", "--player-on-gpu", *TINY])
-    command(out, "decoupled, all on GPU, 2 trainers", [*launched(DECOUPLED, 3), "--cuda", "--player-on-gpu", *TINY])
-    command(out, "recurrent", [*launched(TORCH, 0), "--cuda", "--recurrent", "lstm", *TINY])
-    command(out, "continuous", [*launched(TORCH, 0), "--cuda", "--env-id", "Pendulum-v1", *TINY])
-    command(out, "tensor environments", [*launched(TORCH, 0), "--cuda", "--env-id", "tensor/CartPole-v1", *TINY])
+    commands = {
+        "two ranks": [*launched(TORCH, 2), "--cuda", *TINY],
+        "decoupled, 1 trainer": [*launched(DECOUPLED, 2), "--cuda", *TINY],
+        "decoupled, 2 trainers": [*launched(DECOUPLED, 3), "--cuda", *TINY],
+        "decoupled, player on GPU": [*launched(DECOUPLED, 2), "--cuda", "--player-on-gpu", *TINY],
+        "decoupled, all on GPU, 2 trainers": [*launched(DECOUPLED, 3), "--cuda", "--player-on-gpu", *TINY],
+        "recurrent": [*launched(TORCH, 0), "--cuda", "--recurrent", "lstm", *TINY],
+        "continuous": [*launched(TORCH, 0), "--cuda", "--env-id", "Pendulum-v1", *TINY],
+        "tensor environments": [*launched(TORCH, 0), "--cuda", "--env-id", "tensor/CartPole-v1", *TINY],
+        "fabric, images, workers": [*launched(FABRIC, 1, "cuda"), *BREAKOUT, "--total-timesteps", "2048"],
+    }
+    together(out, commands)
 
 
 def seconds_of(function: Callable[[], object], rounds: int) -> float:
@@ -244,43 +275,49 @@ def the_works(out: Path) -> None:
 
 PARTS: dict[str, tuple[Callable[[Path], None], float]] = {
     "machine": (the_machine, 30),
-    "tests": (the_tests, 120),
-    "scripts": (the_scripts, 150),
-    "updates": (the_updates, 60),
+    "tests": (the_tests, 110),
+    "scripts": (the_scripts, 120),
+    "architectures": (the_architectures, 90),
+    "updates": (the_updates, 50),
     "tensors": (the_tensors, 60),
-    "architectures": (the_architectures, 120),
-    "works": (the_works, 120),
+    "works": (the_works, 150),
 }
 """Name -> what it does, and the seconds after which it is cut off."""
-BUDGET = 465.0
+BUDGET = 430.0
 """Seconds for all parts together."""
 
 
 def run_all(names: list[str], out: Path) -> None:
-    """Run each part in a process of its own, as long as there is time."""
-    started = time.monotonic()
-    for name in names:
-        part, limit = PARTS[name]
-        left = BUDGET - (time.monotonic() - started)
-        print(f"\n## {name}: {(part.__doc__ or '').splitlines()[0]}", flush=True)
-        if left < 5:
-            print("no time was left for it", flush=True)
-            continue
-        begun = time.monotonic()
-        words = [sys.executable, "-m", "benchmarks.gpu_check", "--here", name, "--out", str(out)]
-        try:
-            code = subprocess.run(words, cwd=ROOT, timeout=min(limit, left)).returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-        ended = "" if code == 0 else f", status {code}"
-        print(f"({time.monotonic() - begun:.0f} s{ended})", flush=True)
+    """Run each part in a process of its own, as long as there is time; logs are in `out/logs.tgz`."""
+    variables = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            part, limit = PARTS[name]
+            left = BUDGET - (time.monotonic() - _STARTED)
+            print(f"\n## {name}: {(part.__doc__ or '').splitlines()[0]}", flush=True)
+            if left < 5:
+                print("no time was left for it", flush=True)
+                continue
+            begun = time.monotonic()
+            words = [sys.executable, "-m", "benchmarks.gpu_check", "--here", name, "--out", folder]
+            with subprocess.Popen(words, cwd=ROOT, env=variables, start_new_session=True) as process:
+                try:
+                    code = process.wait(min(limit, left))
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    code = 124
+            ended = "" if code == 0 else f", status {code}"
+            print(f"({time.monotonic() - begun:.0f} s{ended})", flush=True)
+            with tarfile.open(out / "logs.tgz", "w:gz") as logs:
+                for log in sorted(Path(folder).glob("*.log")):
+                    logs.add(log, log.name)
 
 
 def main() -> None:
     """Run the parts that are named, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--out", type=Path, help="folder for logs and runs; without it one that is deleted")
+    parser.add_argument("--out", type=Path, help="folder for logs.tgz (logs/gpu-check)")
     parser.add_argument("--here", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
@@ -290,13 +327,9 @@ def main() -> None:
         parser.error(f"{odd[0]}: one of {', '.join(PARTS)} is expected")
     if not count_gpus():
         parser.error("no GPU is to be seen here, and there is nothing to check")
-    run = functools.partial(run_all, given.parts or list(PARTS))
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        run(given.out.resolve())
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder))
+    out = given.out or Path("logs/gpu-check")
+    out.mkdir(parents=True, exist_ok=True)
+    run_all(given.parts or list(PARTS), out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import gymnasium
 
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.ids import find_batch
-from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.envs.space_text import format_space
+from fabric_ppo.envs.spaces import EnvSpec, env_spec
 from fabric_ppo.envs.tensor_contract import TensorEnvs
-from fabric_ppo.process.errors import ConfigError, DoesNotRenderError, first_line
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, DoesNotRenderError, first_line
 from fabric_ppo.process.signals import pass_on_stop
 
 _GAMES = "possible_agents"
@@ -64,8 +65,33 @@ def _creator(env_id: str, num_envs: int) -> Callable[..., Any]:
     """Return a function that makes an id's environments, from keyword arguments."""
     found = find_batch(env_id) or env_id
     if isinstance(found, str):
+        _require_equal_spaces(found)
         return functools.partial(gymnasium.make_vec, found, num_envs=num_envs, vectorization_mode="vector_entry_point")
     return functools.partial(found, num_envs=num_envs) if _takes(found, "num_envs") else found
+
+
+def _require_equal_spaces(env_id: str) -> None:
+    """Raise a ConfigError where a single environment, in which tests are played, has other spaces than the batch.
+
+    The batch is made with two environments; what fails with that is reported where it is made.
+    """
+    if gymnasium.spec(env_id).entry_point is None:
+        return
+    try:
+        with gymnasium.make(env_id) as env:
+            single = env_spec(env_id, env.observation_space, env.action_space)
+        made = gymnasium.make_vec(env_id, num_envs=2, vectorization_mode="vector_entry_point")
+        batch = env_spec(env_id, made.single_observation_space, made.single_action_space)
+        made.close()
+    except USER_ERRORS:
+        return
+    for what in ("observation", "action"):
+        one, of_batch = (format_space(getattr(spec, what)) for spec in (single, batch))
+        if one != of_batch:
+            raise ConfigError(
+                f"--env-backend vector: {what}s of {env_id} are {of_batch} in a batch, and {one} in a single "
+                "environment, in which tests are played; --env-backend sync, async or envpool is expected"
+            )
 
 
 def _takes(create: Callable[..., Any], name: str) -> bool:

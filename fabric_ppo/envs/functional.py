@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker
 from fabric_ppo.envs.tensor_seeds import episode_seeds
-from fabric_ppo.process.errors import ConfigError, EnvironmentFault
+from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 
 State = Any
 """Tensors `[B, ...]`: one, or a tuple, list or dictionary of them."""
@@ -104,6 +105,11 @@ class FunctionalEnvs(TensorEnvs):
         self._seeds = torch.zeros_like(self._ids)
         self._state: State = None
         self._is_checked = False  # in the first step
+        self._require_render()
+        try:
+            self._initial(self._seeds_of(self._ids, torch.zeros_like(self._ids)))
+        except EnvironmentFault as fault:
+            raise ConfigError(f"--env-id {first_line(fault)}") from fault
 
     def reset(self, obs: Tensor) -> None:
         """See `TensorEnvs.reset`."""
@@ -128,8 +134,21 @@ class FunctionalEnvs(TensorEnvs):
     def _call(self, name: str, size: int, *args: Any) -> Any:
         answer = call(self.spec.env_id, self._env, name, *args)
         if not isinstance(answer, tuple) or len(answer) != size:
-            raise self._fault(f"{name} returned no tuple of {size}")
+            parts = "(state, observations, rewards, terminated)"
+            raise self._fault(f"{name} returned no tuple {parts if size == 4 else '(state, observations)'}")
         return answer
+
+    def _require_render(self) -> None:
+        """Raise a ConfigError where `render` cannot be called with a state."""
+        try:
+            inspect.signature(self._env.render).bind(None)
+        except TypeError as error:
+            raise ConfigError(
+                f"--env-id {self.spec.env_id}: its render cannot be called with a state ({error}); "
+                "render(self, state) is expected"
+            ) from None
+        except ValueError:  # a function without a signature
+            return
 
     def _read(self, by: str, obs: Any, count: int, **numbers: Any) -> Tensor:
         """Return the rows of observations; raise an EnvironmentFault unless these and `numbers [count]` fit."""
@@ -140,25 +159,24 @@ class FunctionalEnvs(TensorEnvs):
         for what, each in ({"observations": rows} | numbers).items():
             shape = rows.shape if each is rows else (count,)
             if not isinstance(each, Tensor) or each.shape != shape or str(each.device) != self.device:
-                given = f"of shape {tuple(each.shape)} on {each.device}" if isinstance(each, Tensor) else repr(each)
-                raise self._fault(f"{by} returned {what} {given}; {tuple(shape)} on {self.device} is expected")
+                given = f"of shape {tuple(each.shape)} on {each.device}" if isinstance(each, Tensor) else _kind_of(each)
+                raise self._fault(f"{by} returned {what} {given}; a tensor {tuple(shape)} on {self.device} is expected")
         return rows
 
     def _require_tensors(self, by: str, state: State, count: int) -> None:
         """Raise an EnvironmentFault unless a state consists of tensors with a row for each copy."""
         for leaf in tree_flatten(state)[0]:
             if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,) or str(leaf.device) != self.device:
-                given = f"of shape {tuple(leaf.shape)} on {leaf.device}" if isinstance(leaf, Tensor) else repr(leaf)
+                given = f"a tensor {tuple(leaf.shape)} on {leaf.device}" if isinstance(leaf, Tensor) else _kind_of(leaf)
                 expected = f"tensors of {count} rows on {self.device} are expected"
                 raise self._fault(f"{by} returned a state with {given}; {expected}")
 
     def _require_like(self, state: State) -> None:
         """Raise an EnvironmentFault unless a state has the tensors of the one before, of the same types."""
         self._require_tensors("transition", state, self.num_envs)
-        known, new = (tree_flatten(each) for each in (self._state, state))
-        told = [[(each.dtype, tuple(each.shape)) for each in leaves] for leaves, _ in (known, new)]
-        if known[1] != new[1] or told[0] != told[1]:
-            raise self._fault(f"transition returned a state of {told[1]}; {told[0]} is expected, as of initial")
+        known, new = (_told(each) for each in (self._state, state))
+        if known != new:
+            raise self._fault(f"transition returned a state {new}; {known} is expected, as of initial")
         self._is_checked = True
 
     def _fault(self, what: str) -> EnvironmentFault:
@@ -252,6 +270,21 @@ class FunctionalEnvs(TensorEnvs):
 
     def close(self) -> None:
         """See `VectorEnvs.close`."""
+
+
+def _kind_of(value: Any) -> str:
+    """Return what is there instead of a tensor, in a few words."""
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _told(state: State) -> str:
+    """Return a state's structure, with types and shapes."""
+    if isinstance(state, dict):
+        return "{" + ", ".join(f"{key}: {_told(each)}" for key, each in state.items()) + "}"
+    if isinstance(state, (tuple, list)):
+        inside = ", ".join(map(_told, state))
+        return f"[{inside}]" if isinstance(state, list) else f"({inside})"
+    return f"{str(state.dtype).removeprefix('torch.')}{list(state.shape)}"
 
 
 def _ordered(state: State) -> State:

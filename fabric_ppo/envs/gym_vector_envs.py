@@ -72,7 +72,9 @@ class GymVectorEnvs(TensorEnvs):
         except EnvironmentFault as fault:
             raise ConfigError(f"--env-id {first_line(fault)}") from fault
         self.device, self._kind = str(self._first.device), self._rows.kind
+        # in the last step; where environments are reset by request, without their observation being another
         self._ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self._lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
 
     def _seed_of(self, episode: int) -> int:
         settings = self._settings
@@ -90,6 +92,7 @@ class GymVectorEnvs(TensorEnvs):
         obs.copy_(self._reset(seed)[0])
         self._before = obs
         self._ended.zero_()
+        self._lengths.zero_()
         self._info.clear()
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Tensor, Any]:
@@ -109,8 +112,9 @@ class GymVectorEnvs(TensorEnvs):
         names = ("rewards", "terminated", "truncated")
         for name, column in zip(names, columns, strict=True):
             getattr(outputs, name).copy_(self._column(column, name))
-        torch.logical_not(self._ended, out=outputs.valid)
+        outputs.valid.fill_(True)
         if self._mode is AutoresetMode.NEXT_STEP:
+            torch.logical_not(self._ended, out=outputs.valid)
             # the rows of a reset end no episode, and give nothing
             outputs.terminated.logical_and_(outputs.valid)
             outputs.truncated.logical_and_(outputs.valid)
@@ -121,10 +125,31 @@ class GymVectorEnvs(TensorEnvs):
             self._ended = ended
         elif self._mode is AutoresetMode.SAME_STEP:
             self._keep_finals(info, outputs, ended)
-        elif bool(ended.any()):
-            outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
-            outputs.obs.copy_(self._reset(None, {"reset_mask": self._as_theirs(ended)})[0])
+        else:
+            self._lengths += 1
+            if bool(ended.any()):
+                self._reset_some(outputs, ended)
         self._before = outputs.obs
+
+    def _reset_some(self, outputs: StepOutputs, ended: Tensor) -> None:
+        """Start the next episodes where some have `ended`, for environments that do not do it by themselves."""
+        outputs.final_obs.copy_(outputs.obs)  # type: ignore[union-attr]
+        first = self._reset(None, {"reset_mask": self._as_theirs(ended)})[0]
+        is_other = (first != outputs.obs).flatten(1).any(1)
+        if outputs.obs.is_floating_point():  # what is not a number is another one's fault, which is named later
+            is_other &= outputs.obs.flatten(1).isfinite().all(1)
+        if bool((is_other & ~ended).any()):
+            env = int((is_other & ~ended).nonzero()[0])
+            raise self._fault(
+                f"reset with a reset_mask that is false for environment {self.first_env + env} has changed its "
+                "observation; its episode goes on: the environments are expected to leave it as it is"
+            )
+        # an episode that ends in its first step, though the one before did not, and began as that had ended
+        if bool((ended & self._ended & (self._lengths == 1)).any()):
+            _say_not_reset(self._name)
+        self._ended = torch.where(ended, ~is_other & (self._lengths > 1), self._ended)
+        self._lengths.masked_fill_(ended, 0)
+        outputs.obs.copy_(first)
 
     def _keep_finals(self, info: Any, outputs: StepOutputs, ended: Tensor) -> None:
         """Keep the final observations of episodes, where the environments were reset in the same step."""
@@ -135,6 +160,11 @@ class GymVectorEnvs(TensorEnvs):
             self.finals = "hidden"
             _say_hidden(self._name)
         elif isinstance(found, np.ndarray) and found.dtype == object:
+            if found.shape != (self.num_envs,):
+                raise self._fault(
+                    f"step returned final observations of shape {found.shape}; ({self.num_envs},) is expected, "
+                    "an observation or None for each environment"
+                )
             for env in ended.nonzero().squeeze(-1).tolist():
                 outputs.final_obs[env] = self._final(found[env], env, bool(outputs.truncated[env]))
         elif found is not None:
@@ -179,7 +209,7 @@ class GymVectorEnvs(TensorEnvs):
         try:
             column = as_tensor(values)
         except USER_ERRORS:
-            raise self._fault(f"step returned {name} that are no numbers ({values!r:.60})") from None
+            raise self._fault(f"step returned {name} that are no numbers, {_kind_of(values)}") from None
         if column.shape != (self.num_envs,):
             raise self._fault(f"step returned {name} of shape {tuple(column.shape)}; ({self.num_envs},) is expected")
         self._require_device(column, f"step returned {name}")
@@ -261,6 +291,21 @@ def _say_hidden(name: str) -> None:
     )
 
 
+@functools.lru_cache
+def _say_not_reset(name: str) -> None:
+    """Print, once in a process, that environments seem to go on where they were to begin."""
+    print_from_rank_zero(
+        f"warning: {name}: an episode ended, reset with a reset_mask returned the observation that it had, and it "
+        "ended again in its first step: do the environments start those where the mask is true?"
+    )
+
+
+def _kind_of(values: Any) -> str:
+    """Return what values are, in a few words."""
+    of = f" of {values.dtype}" if hasattr(values, "dtype") else ""
+    return f"a {type(values).__name__}{of}"
+
+
 def _autoreset_mode(env: Any, name: str) -> AutoresetMode:
     """Return when environments are reset; raise a ConfigError if they do not tell."""
     metadata = getattr(env, "metadata", None)
@@ -270,5 +315,5 @@ def _autoreset_mode(env: Any, name: str) -> AutoresetMode:
     except ValueError:
         modes = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
         raise ConfigError(
-            f'--env-id {name}: metadata["autoreset_mode"] is {told}; one of {modes} is expected'
+            f'--env-id {name}: metadata["autoreset_mode"] is {told!r}; one of {modes} is expected'
         ) from None

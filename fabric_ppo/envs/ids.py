@@ -282,8 +282,12 @@ def _nearest_ids(prefix: str, plain_id: str) -> str:
     name = plain_id.rpartition("-v")[0] or plain_id
     near = difflib.get_close_matches(name.lower(), newest, n=3, cutoff=_CLOSE)
     ids = [prefix + newest[each] for each in near]
+    if prefix and not ids:
+        return "an id that the module registers, or a function of it that makes a batch, is expected"
     if prefix:
-        return f"did you mean {', '.join(ids)}?" if ids else "an id that the module registers is expected"
+        return f"did you mean {', '.join(ids)}?"
+    if plain_id.startswith("tensor/") and not ids:
+        return f"{', '.join(TENSOR_ENVS)} are there"
     own = "ne of your own is module:" + ("Env-v0" if plain_id.endswith(".py") else plain_id)
     return f"did you mean {', '.join(ids)}? O{own}" if ids else f"an id that gymnasium.make takes is expected; o{own}"
 
@@ -337,7 +341,8 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
         raise
     if envpool_id(resolved, preset) not in known:
         hint = "--env-preset atari, or " if resolved.startswith("ALE/") and not preset else ""
-        hint += "--env-backend sync or async is expected"
+        other = "vector" if find_batch(resolved) is not None else "sync or async"
+        hint += f"--env-backend {other} is expected"
         raise ConfigError(f"--env-id {resolved}: EnvPool does not have it; {hint}")
     return resolved
 

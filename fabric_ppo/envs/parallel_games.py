@@ -190,7 +190,8 @@ class _Game:
         for each in self._infos:
             each.clear()
         for index, agent in enumerate(self._agents):
-            obs[index] = self._row(seen, infos, agent, "reset") if agent in seen else self._read.blank
+            is_there = agent in self.env.agents or agent in seen
+            obs[index] = self._row(seen, infos, agent, "reset") if is_there else self._read.blank
         self._last = obs.copy()
 
     def step(self, actions: Array, out: _Rows) -> list[tuple[int, Any]]:
@@ -206,18 +207,23 @@ class _Game:
             column[...] = 0
         readings = []
         for index, agent in enumerate(self._agents):
-            is_there = agent in self.env.agents and agent in seen
+            is_there = agent in self.env.agents
             # without a final observation, the one before stands for it
-            row = self._row(seen, infos, agent, "step", is_there) if agent in seen else self._last[index]
+            row = self._last[index]
+            if is_there or agent in seen:
+                row = self._row(seen, infos, agent, "step", is_there)
             out.obs[index] = row if is_there else self._read.blank
             if agent not in acting:
                 continue
             out.valid[index] = True
+            columns = {"reward": rewards, "terminated": terminated, "truncated": truncated}
+            if missing := [what for what, column in columns.items() if agent not in column]:
+                raise self._fault(f"step returned no {missing[0]} for {agent}, which has acted")
             try:
                 out.rewards[index] = read_reward(rewards[agent])
                 out.terminated[index] = read_flag(terminated[agent], "terminated")
                 out.truncated[index] = read_flag(truncated[agent], "truncated")
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, TypeError) as error:
                 raise self._fault(f"step returned for {agent} {describe_error(error)}") from None
             info = infos.get(agent, {}) if isinstance(infos, Mapping) else {}
             self._infos[index].add(info)
@@ -233,6 +239,8 @@ class _Game:
         return readings
 
     def _row(self, seen: Any, infos: Any, agent: Any, by: str, goes_on: bool = True) -> Array:
+        if agent not in seen:
+            raise self._fault(f"{by} returned no observation for {agent}, which is among `agents`")
         try:
             return self._read(seen[agent], infos.get(agent, {}) if isinstance(infos, Mapping) else {}, goes_on)
         except (ValueError, KeyError) as error:
@@ -240,7 +248,8 @@ class _Game:
 
     def _call(self, method: str, size: int, *args: Any, **options: Any) -> Any:
         answer = call(self._place, self.env, method, *args, **options)
-        if not isinstance(answer, tuple) or len(answer) != size:
+        # but for infos, which are looked into where they are some
+        if not (isinstance(answer, tuple) and len(answer) == size and all(isinstance(x, Mapping) for x in answer[:-1])):
             raise self._fault(f"{method} returned no tuple of {size} dictionaries by agent")
         return answer
 

@@ -26,6 +26,7 @@ Run = Callable[[], tuple[Tensor, Tensor]]
 Record = Callable[[Run], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
 """Function that records a Run without taking it; returns what replays it, and where it writes its results."""
 
+_COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 _WARM_UP = 3
 """Steps of each size that are taken one by one first, in which libraries allocate and choose kernels."""
 
@@ -106,16 +107,18 @@ class CapturedStep:
             return steps.results[0].clone(), steps.results[1].clone()
         assert self._record is not None
         steps.taken += 1
-        if steps.taken <= _WARM_UP:
-            return self._record.warm_up(run) if isinstance(self._record, _CudaGraphs) else run()
-        return self._record_step(steps, run)
+        return self._one_by_one(run) if steps.taken <= _WARM_UP else self._record_step(steps, run)
+
+    def _one_by_one(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Take a step, on the stream of the recordings where there is one."""
+        return self._record.warm_up(run) if isinstance(self._record, _CudaGraphs) else run()
 
     def _record_step(self, steps: _Steps, run: Run) -> tuple[Tensor, Tensor]:
         """Take a step one by one, and again from a graph that is recorded; keep it if both are equal."""
         assert self._record is not None
         state = self._optimizer.tensors()
         before = [each.detach().clone() for each in state]
-        expected = [each.detach().clone() for each in run()]
+        expected = [each.detach().clone() for each in self._one_by_one(run)]
         after = [each.detach().clone() for each in state]
         try:
             _put_back(state, before)
@@ -153,15 +156,19 @@ class _Steps:
         self.results: tuple[Tensor, Tensor] = (torch.zeros(()), torch.zeros(()))
         by_type: dict[torch.dtype, list[int]] = {}
         for place, each in enumerate(like):
-            if each.numel():
+            # kernels for several columns are there for the usual types
+            if each.numel() and each.dtype in _COMMON:
                 by_type.setdefault(each.dtype, []).append(place)
         self._places = list(by_type.values())
+        self._others = [place for place, each in enumerate(like) if each.numel() and each.dtype not in _COMMON]
 
     @torch.no_grad()
     def put(self, rows: Rows) -> None:
         """Copy a minibatch into place; columns of one type in one kernel."""
         for places in self._places:
             torch._foreach_copy_([self.rows[k] for k in places], [rows[k] for k in places])
+        for place in self._others:
+            self.rows[place].copy_(rows[place])
 
 
 class _CudaGraphs:
@@ -180,10 +187,15 @@ class _CudaGraphs:
 
     def __call__(self, run: Run) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
         """Record a step; a `Record`."""
-        graph = torch.cuda.CUDAGraph()
-        # other threads may use the GPU meanwhile, such as those that pin memory
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            results = run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # other threads may use the GPU meanwhile, such as those that pin memory
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                results = run()
+        except RuntimeError as error:
+            # the end of a broken recording raises another error, and leaves its stream in use
+            torch.cuda.set_stream(stream)
+            raise RuntimeError(first_line(error.__context__ or error)) from error
         return graph.replay, results
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def fingerprint(source: str) -> str:
         left_out[first : last + 1] = b"\1" * (last + 1 - first)
     names = {tokenize.INDENT: "{", tokenize.DEDENT: "}", tokenize.NEWLINE: ";"}
     words, was_left_out = [], False
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in _tokens(source):
         if token.type in (tokenize.COMMENT, tokenize.NL):
             continue
         is_end = was_left_out and token.type == tokenize.NEWLINE
@@ -73,6 +74,25 @@ def fingerprint(source: str) -> str:
         if not (was_left_out or is_end):
             words.append(names.get(token.type, token.string))
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    """Yield the tokens of a file, of which an f-string is one: since Python 3.12 its parts are."""
+    begins, ends = (getattr(tokenize, f"FSTRING_{name}", None) for name in ("START", "END"))
+    lines, depth, first = source.splitlines(keepends=True), 0, (0, 0)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == begins:
+            first = token.start if depth == 0 else first
+            depth += 1
+        elif token.type == ends:
+            depth -= 1
+            if depth == 0:
+                rows = lines[first[0] - 1 : token.end[0]]
+                rows[-1] = rows[-1][: token.end[1]]
+                rows[0] = rows[0][first[1] :]
+                yield token._replace(type=tokenize.STRING, string="".join(rows), start=first)
+        elif depth == 0:
+            yield token
 
 
 def _is_left_out(node: ast.AST) -> bool:

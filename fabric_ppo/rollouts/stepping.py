@@ -92,7 +92,8 @@ def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> No
         EnvironmentFault: one is not; names the first such environment and its number.
     """
     tensors = buffer.tensors
-    columns = {"reward": tensors.rewards, "observation": tensors.obs[1:]}
+    first = "observation at the beginning of a rollout"
+    columns = {"reward": tensors.rewards, first: tensors.obs[:1], "observation": tensors.obs[1:]}
     if buffer.final_obs is not None and envs.finals == "given":
         cut = tensors.truncated & ~tensors.terminated
         kept = cut.view(*cut.shape, *[1] * (buffer.final_obs.ndim - 2))
@@ -100,7 +101,7 @@ def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> No
     if envs.spec.observation.parts:  # rows of bytes: the numbers of all Boxes in them, as networks see them
         for what in columns.keys() - {"reward"}:
             numbers = agent.encoder.boxes(columns[what].flatten(0, 1), torch.float32)
-            columns[what] = numbers.view(buffer.num_steps, buffer.num_envs, -1)
+            columns[what] = numbers.view(-1, buffer.num_envs, numbers.shape[-1])
     floats = {what: column for what, column in columns.items() if column.is_floating_point()}
     # one answer from the device for all of them
     if bool(torch.stack([column.isfinite().all() for column in floats.values()]).all()):
@@ -109,7 +110,9 @@ def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> No
         for t, env, *entry in (~column.isfinite()).nonzero().tolist()[:1]:
             value = f"{float(column[(t, env, *entry)])}{in_entry(tuple(entry))}"
             place = f"{envs.spec.env_id} environment {envs.first_env + env}"
-            which = f"step {t + 1} of {buffer.num_steps} gave {what} {value}"
+            which = f"reset gave observation {value}"
+            if what != first:
+                which = f"step {t + 1} of {buffer.num_steps} gave {what} {value}"
             raise EnvironmentFault(f"{place}: {which}, which is not finite")
 
 

@@ -16,6 +16,7 @@ import torch
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import Config
+from fabric_ppo.envs.ids import TENSOR_ENVS
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.fast.captured_step import CapturedStep
@@ -130,8 +131,8 @@ def test_a_gradient_is_that_of_the_cpu(case, dtype):
     there = copy.deepcopy(agent)
     expected = gradient(agent, rows, Plain)
     found = gradient(there, on_device(rows), lambda each: PPOLoss(each, CONFIG).to(DEVICE))
-    # convolutions in float32 take TF32 on a GPU, whose products have ten bits
-    most = {torch.float64: 1e-12, torch.float32: 1e-3 if case == "images" else 1e-5}[dtype]
+    # convolutions in float32 take TF32 on a GPU, whose products have ten bits, one after the other
+    most = {torch.float64: 1e-12, torch.float32: 5e-3 if case == "images" else 1e-5}[dtype]
     error = (found - expected).norm() / expected.norm()
     print(f"gradient, {case}, {str(dtype).removeprefix('torch.')}: {error:.1e}")
     assert error <= most
@@ -215,9 +216,9 @@ def test_images_cross_the_bus_once():
     assert torch.equal(crossed.cpu(), torch.from_numpy(np.stack(seen)))
 
 
-def tensor_rollouts(device, count=2):
-    """Rollouts in tensor CartPole, and what they were collected with."""
-    config = Config(env_id="tensor/CartPole-v1", env_backend="vector", num_envs=64, num_steps=40, hidden_sizes=(8,))
+def tensor_rollouts(device, count=2, env_id="tensor/CartPole-v1"):
+    """Rollouts in an environment as tensor code, and what they were collected with."""
+    config = Config(env_id=env_id, env_backend="vector", num_envs=64, num_steps=40, hidden_sizes=(8,))
     envs = make_envs(config, 0, 1, "", str(device))
     agent = make_agent(envs.spec, config).to(device)
     buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
@@ -226,16 +227,17 @@ def tensor_rollouts(device, count=2):
 
 def test_environments_of_the_device_play_as_those_of_the_cpu():
     """From the same starts, with the same draws; rounding makes episodes differ later on."""
-    *_, (here, _) = tensor_rollouts(torch.device("cpu"))
-    *_, (there, _) = tensor_rollouts(DEVICE)
+    *_, (here,) = tensor_rollouts(torch.device("cpu"), count=1)  # valid until the next one
+    *_, (there,) = tensor_rollouts(DEVICE, count=1)
     assert there.obs.device.type == there.rewards.device.type == DEVICE.type
     torch.testing.assert_close(there.obs[:3].cpu(), here.obs[:3], rtol=1e-4, atol=1e-5)
     assert [each.length for each in there.episodes][:20] == [each.length for each in here.episodes][:20]
 
 
 @needs_gpu
-def test_no_step_of_a_rollout_on_the_gpu_waits_for_it():
-    config, envs, agent, buffer, _ = tensor_rollouts(DEVICE)
+@pytest.mark.parametrize("env_id", TENSOR_ENVS)
+def test_no_step_of_a_rollout_on_the_gpu_waits_for_it(env_id):
+    config, envs, agent, buffer, _ = tensor_rollouts(DEVICE, env_id=env_id)
     noise = torch.zeros(config.num_steps, config.num_envs, agent.distribution.noise_size)
     with torch.no_grad():
         actor = buffer.make_actor(agent, noise, buffer.tensors.obs[0])

@@ -32,8 +32,8 @@ class Pendulum(FunctionalEnv):
 
     def initial(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """See `FunctionalEnv.initial`: any angle, and a velocity from -1 to 1."""
-        most = torch.tensor([math.pi, 1.0], dtype=torch.float64, device=seeds.device)
-        state = ((seeded_uniforms(seeds, 2) * 2 - 1) * most).float()
+        angle, speed = (seeded_uniforms(seeds, 2) * 2 - 1).unbind(-1)
+        state = torch.stack([angle * math.pi, speed], -1).float()
         return state, _observed(state)
 
     def transition(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from fabric_ppo.envs.tensor_contract import StepOutputs
 from fabric_ppo.envs.tensor_seeds import seeded_uniforms
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 from fabric_ppo.seeding import episode_seed, evaluation_seed
+from tests.fixtures.agents import random_agent
 from tests.fixtures.envs import SEED
+from tests.fixtures.rollouts import rollouts
 
 
 class Walk(FunctionalEnv):
@@ -179,33 +183,35 @@ def test_the_id_alone_chooses_the_backend():
         (
             "transition",
             lambda *args: ({}, torch.zeros(4, 3), torch.tensor(1.0), torch.zeros(4)),
-            r"transition returned rewards of shape \(\) on cpu; \(4,\) on cpu is expected",
+            r"transition returned rewards of shape \(\) on cpu; a tensor \(4,\) on cpu is expected",
         ),
         (
             "transition",
             lambda *args: ({}, torch.zeros(4, 3), torch.zeros(4), torch.zeros(4, device="meta")),
-            r"transition returned terminated of shape \(4,\) on meta; \(4,\) on cpu is expected",
+            r"transition returned terminated of shape \(4,\) on meta; a tensor \(4,\) on cpu is expected",
         ),
     ],
 )
 def test_what_a_function_returns_is_checked(monkeypatch, name, result, said):
     monkeypatch.setattr(Walk, name, result)
-    with pytest.raises(EnvironmentFault, match=f"^walk: {said}"):  # noqa: PT012
+    # what is wrong with a first observation is found before anything starts
+    with pytest.raises((EnvironmentFault, ConfigError), match=f"^(--env-id )?walk: {said}"):  # noqa: PT012
         envs = make()
         start(envs)
         play(envs, 1)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        lambda state: state | {"place": state["place"].double()},
-        lambda state: {"place": state["place"]},
-        lambda state: state | {"visits": state["visits"][:, None]},
-        lambda state: tuple(state.values()),
+        (lambda state: state | {"place": state["place"].double()}, "{place: float64[4], visits: int64[4]}"),
+        (lambda state: {"place": state["place"]}, "{place: float32[4]}"),
+        (lambda state: {"place": state["place"], "seen": state["visits"]}, "{place: float32[4], seen: int64[4]}"),
+        (lambda state: state | {"visits": state["visits"][:, None]}, "{place: float32[4], visits: int64[4, 1]}"),
+        (lambda state: tuple(state.values()), "(float32[4], int64[4])"),
     ],
 )
-def test_a_state_that_is_not_like_the_one_before_is_refused(monkeypatch, change):
+def test_a_state_that_is_not_like_the_one_before_is_refused(monkeypatch, change, told):
     transition = Walk.transition
 
     def changed(self, *args):
@@ -215,7 +221,8 @@ def test_a_state_that_is_not_like_the_one_before_is_refused(monkeypatch, change)
     monkeypatch.setattr(Walk, "transition", changed)
     envs = make()
     start(envs)
-    with pytest.raises(EnvironmentFault, match=r"^walk: transition returned a state of "):
+    expected = f"walk: transition returned a state {told}; {{place: float32[4], visits: int64[4]}} is expected"
+    with pytest.raises(EnvironmentFault, match=f"^{re.escape(expected)}, as of initial$"):
         play(envs, 1)
 
 
@@ -275,8 +282,9 @@ def test_the_order_of_a_dictionary_does_not_matter(monkeypatch):
 @pytest.mark.parametrize("odd", [3, np.zeros(4), torch.zeros(()), torch.zeros(3)])
 def test_a_state_without_a_row_for_each_copy_is_refused(monkeypatch, odd):
     monkeypatch.setattr(Walk, "initial", lambda self, seeds: ({"place": odd}, torch.zeros(len(seeds), 3)))
-    with pytest.raises(EnvironmentFault, match=r"^walk: initial returned a state with .*; tensors of 4 rows on cpu"):
-        start(make())
+    expected = r"^--env-id walk: initial returned a state with (a|an|None) ?.*; tensors of 4 rows on cpu"
+    with pytest.raises(ConfigError, match=expected):
+        make()
 
 
 @pytest.mark.parametrize("limit", [0, -4, 2.5, "7", True])
@@ -300,3 +308,24 @@ def test_a_state_keeps_no_graph():
     for out, _ in zip(play(envs, 9), range(9), strict=True):
         assert not out.obs.requires_grad
     assert not envs._state["place"].requires_grad
+
+
+def test_a_render_that_takes_no_state_is_refused(monkeypatch):
+    monkeypatch.setattr(Walk, "render", lambda self: None)
+    expected = r"^--env-id walk: its render cannot be called with a state \(.*\); render\(self, state\) is expected$"
+    with pytest.raises(ConfigError, match=expected):
+        make()
+
+
+def test_a_first_observation_that_is_not_finite_is_named(monkeypatch):
+    """It is what the agent acts on first: nothing of the update that follows is to blame."""
+    initial = Walk.initial
+
+    def broken(self, seeds):
+        state, obs = initial(self, seeds)
+        return state, obs.index_fill(0, torch.tensor([2]), torch.nan)
+
+    monkeypatch.setattr(Walk, "initial", broken)
+    envs = make()
+    with pytest.raises(EnvironmentFault, match=r"^walk environment 2: reset gave observation nan in entry \[0\]"):
+        list(rollouts(envs, random_agent(envs.spec), 4, 1))

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode
 from fabric_ppo.config_info_keys import info_keys_of
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
-from fabric_ppo.envs.gym_vector_envs import GymVectorEnvs
+from fabric_ppo.envs.gym_vector_envs import GymVectorEnvs, _say_not_reset
+from fabric_ppo.envs.ids import register_atari
 from fabric_ppo.envs.spaces import Packer
 from fabric_ppo.envs.tensor_contract import StepOutputs
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault
@@ -135,7 +136,7 @@ def test_numbers_of_a_last_step_are_in_final_info(keeps):
 def test_an_autoreset_mode_that_is_not_told_is_refused(told):
     env = Counting(2)
     env.metadata = {} if told is None else {"autoreset_mode": told}
-    with pytest.raises(ConfigError, match=rf'metadata\["autoreset_mode"\] is {told}; one of AutoresetMode.NEXT_STEP'):
+    with pytest.raises(ConfigError, match=rf'metadata\["autoreset_mode"\] is {told!r}; one of AutoresetMode.NEXT_STEP'):
         GymVectorEnvs(env, settings_of())
 
 
@@ -409,3 +410,72 @@ def test_a_part_of_a_dictionary_that_is_not_finite_is_named():
     envs = GymVectorEnvs(Broken(3), settings_of(3))
     with pytest.raises(EnvironmentFault, match=r"^batch environment 6: step 1 of 4 gave observation inf"):
         list(rollouts(envs, random_agent(envs.spec), 4, 1))
+
+
+def take_steps(envs, count):
+    out = start(envs)
+    for _ in range(count):
+        envs.step(torch.zeros(2, dtype=torch.int64), out)
+
+
+class Careless(Counting):
+    """Counting that is reset by request, and resets what it likes."""
+
+    def __init__(self, *args, resets="all", **options):
+        super().__init__(*args, mode="DISABLED", **options)
+        self._resets = resets
+
+    def reset(self, *, seed=None, options=None):
+        if options and "reset_mask" in options:
+            mask = np.full(self.num_envs, self._resets == "all")
+            options = {"reset_mask": mask}
+        return super().reset(seed=seed, options=options)
+
+
+def test_episodes_that_go_on_are_not_to_be_reset():
+    envs = GymVectorEnvs(Careless(2), settings_of())  # their episodes have three steps and four
+    with pytest.raises(EnvironmentFault, match=r"reset with a reset_mask that is false for environment 5 has changed"):
+        take_steps(envs, 3)
+
+
+def test_environments_that_reset_nothing_are_asked_about_once(capsys):
+    class Ending(Careless):
+        def step(self, actions):
+            obs, rewards, terminated, truncated, info = super().step(actions)
+            return obs, rewards, terminated, truncated | (self._at >= self._lengths), info
+
+    _say_not_reset.cache_clear()
+    envs = GymVectorEnvs(Ending(2, resets="nothing", blank=True), settings_of())
+    take_steps(envs, 8)
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("do the environments start those where the mask is true?") == 1
+
+
+def test_nothing_is_asked_about_episodes_of_one_step_that_look_the_same(capsys):
+    """Bandits: each episode ends in its first step, and there is one observation only."""
+    _say_not_reset.cache_clear()
+    envs = GymVectorEnvs(Counting(2, mode="DISABLED", length=1, blank=True), settings_of())
+    take_steps(envs, 8)
+    said = capsys.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_final_observations_of_another_number_are_named():
+    class Short(Counting):
+        def step(self, actions):
+            *answer, info = super().step(actions)
+            return *answer, {key: each[:1] for key, each in info.items()}
+
+    envs = GymVectorEnvs(Short(2, mode="SAME_STEP", final="objects"), settings_of())
+    with pytest.raises(EnvironmentFault, match=r"final observations of shape \(1,\); \(2,\) is expected"):
+        take_steps(envs, 4)
+
+
+def test_a_batch_that_is_observed_in_another_way_than_its_single_environment_is_refused():
+    """Tests are played in single environments: a run must not find that out at its end."""
+    expected = (
+        r"^--env-backend vector: observations of ALE/Pong-v5 are Box\(4, 84, 84\) uint8 in a batch, and Box\(210,"
+    )
+    register_atari("ALE/Pong-v5")
+    with pytest.raises(ConfigError, match=expected):
+        make_tensor_envs(EnvSettings("ALE/Pong-v5", SEED, 2, 0, 2))

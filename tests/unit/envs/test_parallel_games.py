@@ -127,7 +127,8 @@ def test_agents_with_different_spaces_are_refused():
     [
         (0, {"a": np.zeros(3, np.float32)}, r"step returned for a .*shape \(3,\)"),
         (1, {"a": np.nan, "b": 0.0}, "step returned for a .*nan"),
-        (1, {"a": 0.0}, "step returned for b KeyError"),
+        (1, {"a": 0.0}, "step returned no reward for b, which has acted"),
+        (0, {"c": None}, "step returned for c "),
         (2, {"a": "no", "b": False}, "step returned for a .*terminated"),
         (2, {"a": True, "b": False, "c": False}, "step ended the part of a, which is still among `agents`"),
     ],
@@ -246,4 +247,29 @@ def test_an_agent_that_nobody_knew_of_is_named():
 
     envs, _ = make(3, kind=Crowded)
     with pytest.raises(EnvironmentFault, match=r"step 1: step added the agent d, which is not among `possible_agents`"):
+        play(envs, 1)
+
+
+def test_an_agent_that_plays_on_has_an_observation():
+    """Else its rewards would be nobody's."""
+
+    class Unseen(Relay):
+        def step(self, actions):
+            seen, *rest = super().step(actions)
+            return {agent: each for agent, each in seen.items() if agent != "a"}, *rest
+
+    envs, _ = make(3, kind=Unseen)
+    expected = r"step 1: step returned no observation for a, which is among `agents`$"
+    with pytest.raises(EnvironmentFault, match=expected):
+        play(envs, 1)
+
+
+def test_what_is_no_dictionary_is_named():
+    class Listed(Relay):
+        def step(self, actions):
+            seen, *rest = super().step(actions)
+            return list(seen.values()), *rest
+
+    envs, _ = make(3, kind=Listed)
+    with pytest.raises(EnvironmentFault, match=r"step 1: step returned no tuple of 5 dictionaries by agent$"):
         play(envs, 1)

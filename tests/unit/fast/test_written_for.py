@@ -1,5 +1,9 @@
 """The code that fast parts were written for, and edits of it that no comparison of numbers would find."""
 
+import json
+import shutil
+import subprocess
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +11,7 @@ from safetensors.torch import load_file
 from fabric_ppo.fast import written_for
 from fabric_ppo.fast.written_for import ACTING, FINGERPRINTS, LOSS, edited, fingerprint
 from tests.fixtures.copies import copy_of_the_repository, train_in
+from tests.fixtures.processes import PATIENCE
 
 CODE = '''"""A module."""
 LIMIT = 3
@@ -158,3 +163,27 @@ def test_an_edit_that_shows_later_trains_and_acts(name, tmp_path, unedited):
     weights, lines = trained_in(copy, part)
     assert (unedited[1], len(lines)) == ([], 2 if part == "fast/" else 1)
     assert not torch.equal(weights, unedited[0])
+
+
+PYTHONS = [path for minor in range(10, 16) if (path := shutil.which(f"python3.{minor}"))]
+TEXT = "a = f'{b:{c}}' f\"{d!r}\\n{'e' + f'{g}'}\"\nh = f'''{i}\n{j}'''\n"
+PROGRAM = """
+import json, runpy, sys, types
+for name in ("fabric_ppo", "fabric_ppo.fast", "fabric_ppo.fast.replaced"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["fabric_ppo.fast.replaced"].replaced_functions = None
+found = runpy.run_path(sys.argv[1])
+texts = {name: (found["_PACKAGE"] / name).read_text("utf-8") for name in found["FINGERPRINTS"]}
+texts["more"] = sys.argv[2]
+print(json.dumps({name: found["fingerprint"](text) for name, text in texts.items()}))
+"""
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_python_gives_the_same_fingerprints(python):
+    """Since Python 3.12 the parts of an f-string are tokens of their own."""
+    words = [python, "-c", PROGRAM, written_for.__file__, TEXT]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    if done.returncode == 127:
+        pytest.skip("it is named in the path, and not there")
+    assert json.loads(done.stdout) == {**FINGERPRINTS, "more": fingerprint(TEXT)}
