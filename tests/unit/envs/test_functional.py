@@ -172,8 +172,12 @@ def test_the_id_alone_chooses_the_backend():
     ("name", "result", "said"),
     [
         ("transition", lambda *args: 1 / 0, "transition raised ZeroDivisionError: division by zero"),
-        ("transition", lambda *args: None, "transition returned no tuple of 4"),
-        ("initial", lambda *args: (1, 2, 3), "initial returned no tuple of 2"),
+        (
+            "transition",
+            lambda *args: None,
+            "transition returned no tuple \\(state, observations, rewards, terminated\\)",
+        ),
+        ("initial", lambda *args: (1, 2, 3), "initial returned no tuple \\(state, observations\\)"),
         ("initial", lambda *args: ({}, [1]), r"initial returned observations of shape \(1,\); \(4, 3\) is expected"),
         (
             "transition",
@@ -323,7 +327,8 @@ def test_a_first_observation_that_is_not_finite_is_named(monkeypatch):
 
     def broken(self, seeds):
         state, obs = initial(self, seeds)
-        return state, obs.index_fill(0, torch.tensor([2]), torch.nan)
+        obs[2:3] = torch.nan
+        return state, obs
 
     monkeypatch.setattr(Walk, "initial", broken)
     envs = make()
