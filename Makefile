@@ -75,9 +75,10 @@ bench-growth: install
 bench-compare: bench-install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.compare $(BENCH_FLAGS)
 
-# The tables' medians as a picture.
+# The tables' medians as pictures.
 bench-chart: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.chart
+	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.chart p1 --out $(RESULTS)/p1.svg
 
 # A part of one workload, with the other programs that are installed soonest: whether everything works, no figures.
 bench-fast: install
