@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_check [PART ...] [--out FOLDER]
 
 Each part is a process of its own, cut off after some time, so that nothing stops at the first failure. `make
-gpu-check` runs all of them; docs/gpu.md has what they printed.
+gpu-check` runs all of them; what they print belongs into docs/gpu.md.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agents.bounds_scale import scale_of
-from fabric_ppo.agents.mlp import ROW_MULTIPLE
+from fabric_ppo.agents.mlp import ROW_MULTIPLE, is_recorded
 from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.envs.ids import named_function
 from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
@@ -211,9 +211,7 @@ class ImageNetwork(nn.Module):
     def forward(self, obs: Tensor, _: torch.dtype) -> Tensor:
         """Encode `obs [B, H, W, C]` or `[B, C, H, W]`; of N frames `[B, N, ...]`, gray too."""
         features = self.convolve(obs) if self.fast_convolve is None else self.fast_convolve(self, obs)
-        # what is recorded is for a batch of any size
-        is_recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-        if torch.is_grad_enabled() or is_recorded:
+        if torch.is_grad_enabled() or is_recorded():
             return torch.relu(self.head(features))
         # an image that is acted on has the same bits with few other images as with many
         padded = nn.functional.pad(features, (0, 0, 0, -len(features) % ROW_MULTIPLE))

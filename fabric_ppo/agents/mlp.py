@@ -47,12 +47,13 @@ class Linear(nn.Linear):
         """Return the outputs for `features [B, n]`, `[B, m]`."""
         is_right = self.out_features > _NARROW or self.in_features * features.element_size() % 16 == 0
         # what is recorded keeps the layer as it is
-        if is_right or torch.is_grad_enabled() or features.ndim != 2 or _is_recorded():
+        if is_right or torch.is_grad_enabled() or features.ndim != 2 or is_recorded():
             return super().forward(features)
         return torch.addmm(self.bias.unsqueeze(-1), self.weight, features.t()).t()
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
+    """Return True while a network is recorded, for a batch of any size, and not computed."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 

@@ -27,6 +27,7 @@ Record = Callable[[Run], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
 """Function that records a Run without taking it; returns what replays it, and where it writes its results."""
 
 _COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+"""Types of which several columns are copied by one kernel."""
 _WARM_UP = 3
 """Steps of each size that are taken one by one first, in which libraries allocate and choose kernels."""
 

@@ -22,8 +22,8 @@ ACTING = ("rollouts/actor.py", *_AGENT)
 FINGERPRINTS = {
     "agents/agent.py": "f7c6d06bc0ebaddb",
     "agents/distributions.py": "869a0ecbc6cf6e48",
-    "agents/encoders.py": "496c27ceeef94688",
-    "agents/mlp.py": "e06a6ecb2e758369",
+    "agents/encoders.py": "afc0c1260fe8c960",
+    "agents/mlp.py": "6d9d3e505f9c174c",
     "agents/normalize.py": "d6021c399eee60e3",
     "ppo/loss.py": "86b81dda1f508a67",
     "rollouts/actor.py": "fdf6965cec531858",
