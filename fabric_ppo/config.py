@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fabric_ppo.config_arguments import Arguments, arguments_of
+from fabric_ppo.config_arguments import ARGUMENT_FIELDS, Arguments, arguments_of
 from fabric_ppo.config_call import called_from_python
+from fabric_ppo.config_schedule import Scheduled, flag_schedule
 from fabric_ppo.config_values import check_values, field_types, plain_value
 from fabric_ppo.process.errors import ConfigError
 
@@ -96,34 +97,43 @@ class AlgorithmFlags:
     """Passes over a rollout's data in each update."""
     share_data: bool = False
     """Gather the data of all ranks; each trains on its part of every minibatch."""
-    learning_rate: float = 1e-3
-    """Adam's step size, which falls to zero over the run unless --no-anneal-lr is given."""
+    optimizer: str = "adam"
+    """Optimizer: adam, adamw (decoupled weight decay), or a class of PyTorch's kind, module:Class."""
+    optimizer_kwargs: Arguments = None
+    """Further arguments of the optimizer's constructor, as JSON, such as '{"weight_decay": 0.01}' of
+    adamw; in YAML and from Python a mapping."""
+    learning_rate: Scheduled = 1e-3
+    """Step size of the optimizer, or a schedule of it. A number falls to zero over the run unless
+    --no-anneal-lr is given. A schedule, such as cosine:1e-3:1e-5 from 1e-3 to 1e-5, is constant,
+    linear or cosine; it ends at zero where no end is given; :warmup=0.1 behind it has it rise
+    linearly over the first tenth of the run."""
     anneal_lr: bool = True
-    """Lower the learning rate linearly to zero over the run."""
+    """Lower a learning rate that is a number linearly to zero over the run."""
     desired_kl: float | None = None
     """Have the learning rate follow the approximate KL divergence, mean over an update and all
     ranks: after one above twice this it is divided by 1.5, after one below half of it multiplied,
     within 1e-5 .. 1e-2. Needs --no-anneal-lr."""
     adam_eps: float = 1e-5
-    """Adam's epsilon."""
+    """Epsilon of adam and adamw."""
     max_grad_norm: float = 0.5
     """Largest norm of the gradient; longer ones are scaled down."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
-    clip_coef: float = 0.2
-    """Clipping range of the surrogate objective, and of the value with --clip-vloss."""
+    clip_coef: Scheduled = 0.2
+    """Clipping range of the surrogate objective, and of the value with --clip-vloss. A number or a
+    schedule, as of --learning-rate."""
     anneal_clip_coef: bool = False
-    """Lower --clip-coef linearly to zero over the run."""
+    """Lower --clip-coef linearly to zero over the run, if it is a number."""
     clip_vloss: bool = False
     """Clip the value loss around the value at collection time."""
     vf_coef: float = 0.5
     """Weight of the value loss, which carries a factor 1/2 of its own."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    ent_coef: Scheduled = 0.0
+    """Weight of the entropy bonus. A number or a schedule, as of --learning-rate."""
     anneal_ent_coef: bool = False
-    """Lower --ent-coef linearly to zero over the run."""
+    """Lower --ent-coef linearly to zero over the run, if it is a number."""
     target_kl: float | None = None
     """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the
     policy from the one that collected, mean over an epoch, exceeds 1.5 times this."""
@@ -289,8 +299,9 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         """Return the call that makes this Config: only what differs from the defaults is in it."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         given = {name: value for name, (value, default) in values.items() if value != default}
-        if isinstance(given.get("env_kwargs"), Mapping):
-            given["env_kwargs"] = arguments_of(given["env_kwargs"])
+        for name in ARGUMENT_FIELDS:
+            if isinstance(given.get(name), Mapping):
+                given[name] = arguments_of(given[name], name)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
@@ -302,6 +313,11 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
     def effective_sequence_length(self) -> int:
         """Rows that minibatches keep together: --sequence-length with --recurrent, else 1."""
         return 1 if self.recurrent == "none" else self.sequence_length
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """The number in --learning-rate; with a schedule, the one that it starts with."""
+        return flag_schedule(self, "learning_rate").start
 
     def num_updates(self, num_ranks: int) -> int:
         """Return the number of updates of a run, rounded down.
@@ -342,7 +358,7 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         """
         kinds = field_types(type(self))
         return {
-            name: plain_value(getattr(self, name), kind)
+            name: plain_value(name, getattr(self, name), kind)
             for name, kind in kinds.items()
             if name not in _NOT_OF_THE_RESULT
         }

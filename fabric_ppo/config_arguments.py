@@ -1,4 +1,4 @@
-"""Keyword arguments for an environment's constructor (`--env-kwargs`): JSON, in one form."""
+"""Keyword arguments for constructors (`--env-kwargs`, `--optimizer-kwargs`): JSON, in one form."""
 
 from __future__ import annotations
 
@@ -7,44 +7,55 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fabric_ppo.config_given import python_scalar
-from fabric_ppo.process.errors import ConfigError, first_line
+from fabric_ppo.process.errors import ConfigError, first_line, flag
 
 Arguments = str | Mapping[str, Any] | None
-"""Value of `--env-kwargs`: JSON as on the command line, or a mapping as in YAML and from Python."""
-ARGUMENTS = 'a JSON object such as {"enable_wind": true}'
-"""Description of such values, for errors."""
+"""Value of such a flag: JSON as on the command line, or a mapping as in YAML and from Python."""
 OWN_ARGUMENTS = ("id", "render_mode", "disable_env_checker")
 """Arguments of `gymnasium.make` that this program gives itself."""
+ARGUMENT_FIELDS = {"env_kwargs": OWN_ARGUMENTS, "optimizer_kwargs": ("params", "lr")}
+"""Fields of a Config that hold keyword arguments, and those that this program gives itself."""
+_EXAMPLES = {"env_kwargs": '{"enable_wind": true}', "optimizer_kwargs": '{"weight_decay": 0.01}'}
 ATARI_ARGUMENTS = ("frameskip", "obs_type")
 """Arguments that `--env-preset atari` gives."""
 _JSON = "texts, finite numbers, true, false, null, and lists and mappings of these are expected"
 _MOST_VALUES = 10_000
 
 
-def arguments_of(given: Arguments) -> dict[str, Any]:
+def expected_arguments(field: str) -> str:
+    """Return a description of what a field of ARGUMENT_FIELDS takes, for errors."""
+    return f"a JSON object such as {_EXAMPLES[field]}"
+
+
+def arguments_of(given: Arguments, field: str = "env_kwargs") -> dict[str, Any]:
     """Return keyword arguments as JSON has them, sorted by name; empty for none.
 
     A tuple becomes a list.
+
+    Args:
+        given: the value of a flag.
+        field: the Config's field, one of ARGUMENT_FIELDS.
 
     Raises:
         ConfigError: they are no JSON object, or not for the user to give; names what is wrong.
     """
     if given is None:
         return {}
-    values = _parsed(given) if isinstance(given, str) else given
+    values = _parsed(given, field) if isinstance(given, str) else given
     if not isinstance(values, Mapping):
-        raise ConfigError(f"--env-kwargs {given}: {ARGUMENTS} is expected")
+        raise ConfigError(f"{flag(field)} {given}: {expected_arguments(field)} is expected")
     arguments = {}
     for name, value in values.items():
         if not isinstance(name, str):
-            raise ConfigError(f"--env-kwargs {name!r}: is a {type(name).__name__}; the name of an argument is expected")
-        if name in OWN_ARGUMENTS:
-            raise ConfigError(f"--env-kwargs {name}: this program gives it itself; other arguments are expected")
-        arguments[name] = json_value(value, f"--env-kwargs {name}")
+            kind = type(name).__name__
+            raise ConfigError(f"{flag(field)} {name!r}: is a {kind}; the name of an argument is expected")
+        if name in ARGUMENT_FIELDS[field]:
+            raise ConfigError(f"{flag(field)} {name}: this program gives it itself; other arguments are expected")
+        arguments[name] = json_value(value, f"{flag(field)} {name}")
     return dict(sorted(arguments.items()))
 
 
-def json_text(given: Arguments) -> str:
+def json_text(given: Arguments, field: str = "env_kwargs") -> str:
     """Return keyword arguments as JSON, the same text for equal ones; empty for none.
 
     >>> json_text({"wind_power": 3, "enable_wind": True})
@@ -53,16 +64,17 @@ def json_text(given: Arguments) -> str:
     Raises:
         ConfigError: see `arguments_of`.
     """
-    arguments = arguments_of(given)
+    arguments = arguments_of(given, field)
     return json.dumps(arguments, sort_keys=True) if arguments else ""
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, field: str) -> Any:
     """Return what a JSON text says."""
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--env-kwargs {text}: no JSON ({first_line(error)}); {ARGUMENTS} is expected") from None
+        reason = f"no JSON ({first_line(error)}); {expected_arguments(field)} is expected"
+        raise ConfigError(f"{flag(field)} {text}: {reason}") from None
 
 
 def _refuse_constant(name: str) -> None:

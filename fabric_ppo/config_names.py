@@ -107,9 +107,10 @@ value_weight
     --vf-coef weighs half of the squared error: take twice the value of a program that weighs all of
     it, as Stable-Baselines3, RLlib, rsl_rl and Sample Factory do
 lr_schedule learning_rate_schedule schedule lr_scheduler scheduler adaptive_lr
-lr_schedule_kl_threshold
+lr_schedule_kl_threshold warmup warmup_steps lr_warmup cosine_lr lr_end lr_min min_lr
     --anneal-lr lowers the learning rate linearly to zero and is on, --no-anneal-lr keeps it
-    constant, and --no-anneal-lr --desired-kl X has it follow the KL divergence
+    constant, --learning-rate cosine:1e-3:1e-5:warmup=0.1 is a schedule of another shape, and
+    --no-anneal-lr --desired-kl X has it follow the KL divergence
 kl_coeff kl_coef kl_target kl_loss_coeff use_kl_loss kl_penalty max_kl kl_threshold
     there is no KL penalty; --target-kl ends an update's epochs early, --desired-kl has the learning
     rate follow the KL divergence; another term of the loss is an edit, see EDIT
@@ -142,10 +143,12 @@ value_learning_rate
     make_optimizer, see EDIT
 eps epsilon
     --clip-coef is the clipping range, --adam-eps Adam's epsilon
-optimizer optim optimizer_class optimizer_type optimizer_kwargs weight_decay adam_beta1 adam_beta2
-adam_betas beta1 beta2 betas momentum nesterov amsgrad adamw sgd rmsprop muon lion opt
-    the optimizer is Adam, with --learning-rate and --adam-eps; another one is an edit of
-    make_optimizer, see EDIT
+optim optimizer_class optimizer_type weight_decay adam_beta1 adam_beta2 adam_betas beta1 beta2 betas
+momentum nesterov amsgrad adamw sgd rmsprop lion opt
+    --optimizer takes adam, adamw, or a class such as torch.optim:RMSprop, and --optimizer-kwargs its
+    settings, such as '{"weight_decay": 0.01}'
+muon
+    an optimizer that looks at the shapes of weights is an edit of make_optimizer, see EDIT
 net_arch hidden_dim hidden_dims hidden_size hidden_layers hidden_layer_sizes hidden_units
 fcnet_hiddens layers units mlp_units actor_hidden_dims critic_hidden_dims encoder_mlp_layers
 decoder_mlp_layers num_hidden

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fabric_ppo.config_arguments import ARGUMENTS, ATARI_ARGUMENTS, Arguments, arguments_of
+from fabric_ppo.config_arguments import ATARI_ARGUMENTS, Arguments, arguments_of, expected_arguments
 from fabric_ppo.config_given import format_given, names_of
 from fabric_ppo.config_info_keys import info_keys_of
+from fabric_ppo.config_schedule import SCHEDULED, SCHEDULES, Scheduled, flag_schedule, require_schedule, schedule_of
 from fabric_ppo.process.errors import ConfigError, flag
 
 LEARNING_RATES = (1e-5, 1e-2)
@@ -21,6 +22,8 @@ LOG_STD = (-20.0, 2.0)
 `--state-dependent-std`."""
 ATARI = "atari"
 """Value of `--env-preset`; an EnvSpec has it in the place of a wrapper."""
+OPTIMIZERS = ("adam", "adamw")
+"""Built-in values of `--optimizer`."""
 ENCODERS = ("auto", "flatten", "nature", "impala", "small")
 """Built-in values of `--encoder`."""
 TRACKERS = ("tensorboard", "jsonl", "wandb", "mlflow", "trackio")
@@ -42,15 +45,17 @@ def field_types(config_type: type) -> dict[str, Any]:
     return {field.name: kinds[field.name] for field in dataclasses.fields(config_type)}
 
 
-def accepted_values(kind: Any) -> str:
-    """Return a description of the values that a field of this type takes, for errors."""
+def accepted_values(name: str, kind: Any) -> str:
+    """Return a description of the values that field `name`, of this type, takes, for errors."""
     if choices := choices_of(kind):
         others = ", or None" if type(None) in get_args(kind) else ""
         return "one of " + ", ".join(choices) + others
     if kind == tuple[int, ...]:
         return "a list of whole numbers, such as 64 64,"
     if kind == Arguments:
-        return ARGUMENTS
+        return expected_arguments(name)
+    if kind == Scheduled:
+        return f"a number, or {SCHEDULES},"
     alternatives = [part for part in get_args(kind) if part is not type(None)] or [kind]
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[alternatives[0]]
 
@@ -95,13 +100,13 @@ def format_value(value: Any) -> str:
     return " ".join(f"({type(part).__name__})" if isinstance(part, nested) else str(part) for part in parts)
 
 
-def plain_value(value: Any, kind: Any) -> Any:
+def plain_value(name: str, value: Any, kind: Any) -> Any:
     """Return a field's value for YAML.
 
     That is a list for a tuple, a float for an int where floats are meant, a mapping for JSON.
     """
     if kind == Arguments:
-        return arguments_of(value) or None
+        return arguments_of(value, name) or None
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, tuple):
@@ -148,6 +153,7 @@ _RULES: dict[str, _Rule] = {
     "run_dir": (lambda path: path != "", "a folder"),
     "exp_name": (lambda name: re.fullmatch(r"[\w.+-]+", name) is not None, "letters, digits and . + - _"),
     "encoder": (lambda name: name in ENCODERS or ":" in name, f"{', '.join(ENCODERS)} or module:Class"),
+    "optimizer": (lambda name: name in OPTIMIZERS or ":" in name, f"{', '.join(OPTIMIZERS)} or module:Class"),
     "env_preset": (lambda name: name == ATARI, ATARI),
     "track_project": (lambda name: re.fullmatch(r"[\w-]+", name) is not None, "letters, digits and - _"),
     "track_group": (lambda name: name.strip() != "", "a name, or None"),
@@ -189,6 +195,7 @@ def check_values(config: Any) -> None:
     _check_ranges(config)
     _check_names(config)
     info_keys_of(config.info_keys)
+    arguments_of(config.optimizer_kwargs, "optimizer_kwargs")
     _check_combinations(config)
     _check_environment(config)
     _check_sequences(config)
@@ -209,10 +216,12 @@ def _check_types(config: Any) -> None:
 
 def type_error_text(name: str, value: Any, kind: Any) -> str:
     """Return the text of the error about a value that field `name`, of type `kind`, does not take."""
-    accepted = f"{accepted_values(kind)} is expected"
+    accepted = f"{accepted_values(name, kind)} is expected"
     if isinstance(value, str) and choices_of(kind):
         return f"{flag(name)} {value}".rstrip() + f": {accepted}"
-    if name in (*NAMES, "encoder", "env_id") and not isinstance(value, (bool, int, float, dict, type(None))):
+    if name in (*NAMES, "encoder", "optimizer", "env_id") and not isinstance(
+        value, (bool, int, float, dict, type(None))
+    ):
         accepted = _named(name, value)
     return f"{flag(name)} {format_given(value)}: {accepted}"
 
@@ -230,11 +239,17 @@ def _named(name: str, value: Any) -> str:
 
 
 def _check_ranges(config: Any) -> None:
+    for name in SCHEDULED:
+        require_schedule(name, getattr(config, name))
     for name, (passes, accepted) in _RULES.items():
         value = getattr(config, name)
-        _require(config, name, value is None or passes(value), accepted)
+        # a value that falls to zero is above that in every update
+        of_start = schedule_of(value).start if name in SCHEDULED else value
+        _require(config, name, value is None or passes(of_start), accepted)
     for name, most in _AT_MOST.items():
         value = getattr(config, name)
+        if name in SCHEDULED:
+            value = schedule_of(value).start, schedule_of(value).end
         largest = max(value) if isinstance(value, (tuple, list)) else value
         _require(config, name, largest <= most, f"at most {most:g}")
 
@@ -272,8 +287,9 @@ def _check_combinations(config: Any) -> None:
             raise ConfigError(f"--env-wrapper: --env-backend sync or async is needed, {backend} cannot be wrapped")
     if config.env_preset and config.env_wrapper:
         raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
-    if config.compile and (config.anneal_clip_coef or config.anneal_ent_coef):
-        raise ConfigError("--compile: cannot be had with --anneal-clip-coef or --anneal-ent-coef")
+    changing = [name for name in ("clip_coef", "ent_coef") if flag_schedule(config, name).changes]
+    if config.compile and changing:
+        raise ConfigError(f"--compile: cannot be had with {flag(changing[0])} that changes; a constant is expected")
 
 
 def _check_environment(config: Any) -> None:
@@ -314,6 +330,8 @@ def _check_learning_rate(config: Any) -> None:
         return
     if config.anneal_lr:
         raise ConfigError(f"--desired-kl {kl:g}: --no-anneal-lr is needed too, the learning rate follows the KL")
+    if isinstance(config.learning_rate, str):
+        raise ConfigError(f"--learning-rate {config.learning_rate}: with --desired-kl a number is expected")
     least, most = LEARNING_RATES
     in_range = least <= config.learning_rate <= most
     _require(config, "learning_rate", in_range, f"with --desired-kl a number from {least:g} to {most:g}")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
-from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.compiled_agent import has_small_layers
 from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, in_graph, mixes_precisions
 from fabric_ppo.fast.flat_weights import FlatWeights
+from fabric_ppo.fast.optimizers import named_optimizer
 from fabric_ppo.fast.reasons import reasons_for_plain
 from fabric_ppo.fast.twin import float64_twin, is_close, move_weights
 from fabric_ppo.fast.written_for import LOSS
@@ -211,5 +211,5 @@ def compile_loss(loss: PPOLoss, config: Config) -> None:
 
 
 def make_optimizer(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Make the optimizer of a module's parameters: Adam; any other of PyTorch's will do."""
-    return LeanAdam(module.parameters(), config.learning_rate, config.adam_eps)
+    """Make the optimizer of a module's parameters, that of `--optimizer`; any of PyTorch's will do."""
+    return named_optimizer(module.parameters(), config)

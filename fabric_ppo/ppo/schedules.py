@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fabric_ppo.config import Config
+from fabric_ppo.config_schedule import flag_schedule
 from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.ppo.loss import Coefficients
 from fabric_ppo.process.errors import ConfigError
@@ -16,9 +19,8 @@ _RATE_STEP = 1.5
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
     """Set the optimizer's learning rate for an update, and return it.
 
-    It is that of the first parameter group (see `put_learning_rate`). With `anneal_lr` it falls
-    linearly to zero at the end of the run. With `desired_kl` it is, after the first update, what
-    `adapt_learning_rate` has set.
+    It is that of the first parameter group (see `put_learning_rate`), and follows `scheduled`. With
+    `desired_kl` it is, after the first update, what `adapt_learning_rate` has set.
 
     Args:
         optimizer: gets the rate.
@@ -27,8 +29,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
         num_updates: updates of the whole run.
     """
     if config.desired_kl is None or update == 0:
-        rate = _annealed(config.learning_rate, config.anneal_lr, update, num_updates)
-        put_learning_rate(optimizer, rate)
+        put_learning_rate(optimizer, scheduled(config, "learning_rate", update, num_updates))
     return float(optimizer.param_groups[0]["lr"])
 
 
@@ -50,21 +51,41 @@ def put_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:
-    """Return the loss's hyperparameters in an update; those to be annealed fall linearly to zero.
+    """Return the loss's hyperparameters in an update; see `scheduled`.
 
     The arguments are those of `set_learning_rate`.
     """
     return Coefficients(
-        clip_coef=_annealed(config.clip_coef, config.anneal_clip_coef, update, num_updates),
+        clip_coef=scheduled(config, "clip_coef", update, num_updates),
         vf_coef=config.vf_coef,
-        ent_coef=_annealed(config.ent_coef, config.anneal_ent_coef, update, num_updates),
+        ent_coef=scheduled(config, "ent_coef", update, num_updates),
         clip_vloss=config.clip_vloss,
     )
 
 
-def _annealed(value: float, anneals: bool, update: int, num_updates: int) -> float:
-    """Return `value`, where it `anneals` times alpha of arXiv 1707.06347, table 5: from 1 to 0."""
-    return value * (1 - update / num_updates) if anneals else value
+def scheduled(config: Config, name: str, update: int, num_updates: int) -> float:
+    """Return the value in an update of a flag that a schedule may change.
+
+    A number falls linearly to zero over the run where its flag says so (alpha of arXiv 1707.06347,
+    table 5), and is constant elsewhere. A cosine is that of arXiv 1608.03983, equation 5. A warm-up
+    rises linearly (arXiv 1706.02677, section 2.2), and the schedule spans the updates after it.
+
+    Args:
+        config: hyperparameters.
+        name: the flag's field: `learning_rate`, `clip_coef` or `ent_coef`.
+        update: updates before this one.
+        num_updates: updates of the whole run.
+    """
+    schedule = flag_schedule(config, name)
+    num_warmup = min(round(schedule.warmup * num_updates), num_updates - 1)
+    if update < num_warmup:
+        # not from 0, with which an update would learn nothing
+        return schedule.start * (update + 1) / (num_warmup + 1)
+    progress = (update - num_warmup) / (num_updates - num_warmup)
+    if schedule.shape == "constant":
+        return schedule.start
+    remaining = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return schedule.end + (schedule.start - schedule.end) * remaining
 
 
 def adapt_learning_rate(optimizer: torch.optim.Optimizer, config: Config, approx_kl: float) -> None:

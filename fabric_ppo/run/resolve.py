@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.config import Config
-from fabric_ppo.config_arguments import json_text
+from fabric_ppo.config_arguments import ARGUMENT_FIELDS, json_text
 from fabric_ppo.config_values import DROPPED_BY_NONE, NO_TRACKER, TRACKERS
 from fabric_ppo.envs.ids import as_module, find_batch, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
@@ -61,7 +61,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     if config.env_backend == "sync" and not config.env_preset and find_batch(env_id) is not None:
         values["env_backend"] = "vector"  # there is no single one that this process could step
     values |= {name: None for name in DROPPED_BY_NONE if values[name] == NO_TRACKER}
-    values["env_kwargs"] = json_text(config.env_kwargs) or None
+    values |= {name: json_text(getattr(config, name), name) or None for name in ARGUMENT_FIELDS}
     return replace(config, **values | paths)
 
 
@@ -78,7 +78,7 @@ def _require_modules(config: Config) -> None:
     It names where the module lies, if that is above the run's folder or the working directory.
     """
     near = Path(config.run_dir or os.getcwd())
-    for name in ("env_id", "encoder", "env_wrapper", "track", "callback"):
+    for name in ("env_id", "encoder", "optimizer", "env_wrapper", "track", "callback"):
         for each in (getattr(config, name) or "").split(","):
             module, colon, attribute = each.rpartition(":") if name == "env_id" else each.partition(":")
             if not module or not colon:
@@ -90,7 +90,7 @@ def _require_modules(config: Config) -> None:
 
 
 def _require_importable(config: Config) -> None:
-    """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported."""
+    """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported or made."""
     if ":" in config.encoder:
         named_function(config.encoder, "encoder")
     for flag_name in ("env_wrapper", "track", "callback"):
@@ -98,6 +98,12 @@ def _require_importable(config: Config) -> None:
             if name and name not in (*TRACKERS, NO_TRACKER):
                 named_function(name, flag_name)
     require_packages(config.track)
+    if config.optimizer != "adam" or config.optimizer_kwargs:
+        import torch
+
+        from fabric_ppo.fast.optimizers import named_optimizer
+
+        named_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
 
 
 def require_cuda(num_devices: int, of: str = "--cuda") -> None:

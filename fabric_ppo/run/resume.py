@@ -19,6 +19,7 @@ import torch
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.policy_file import require_weights
 from fabric_ppo.config import MAY_DIFFER, Config, EnvironmentFlags, NetworkFlags
+from fabric_ppo.config_schedule import SCHEDULED, flag_schedule
 from fabric_ppo.config_values import LEARNING_RATES
 from fabric_ppo.envs.action_log import ActionLog
 from fabric_ppo.envs.contract import PastEpisode
@@ -106,10 +107,13 @@ def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: in
 
 def _scheduled(config: Config, update: int, num_updates: int) -> dict[str, float]:
     """Return the values of flags in an update, as the schedules compute them, as shares of their own."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], config.learning_rate)
+    optimizer = torch.optim.SGD([torch.zeros(1)], config.initial_learning_rate)
     rate = set_learning_rate(optimizer, config, update, num_updates)
     values = {"learning_rate": rate, **coefficients(config, update, num_updates)._asdict()}
-    whole = {name: getattr(config, name, None) for name in values}
+    whole = {
+        name: flag_schedule(config, name).start if name in SCHEDULED else getattr(config, name, None)
+        for name in values  # all, for a schedule of the user's own may change any
+    }
     return {name: values[name] / float(each) for name, each in whole.items() if each}
 
 

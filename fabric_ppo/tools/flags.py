@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
-from fabric_ppo.config_arguments import json_text
+from fabric_ppo.config_arguments import ARGUMENT_FIELDS, json_text
 from fabric_ppo.config_names import EDIT
 from fabric_ppo.config_values import accepted_values, field_types, format_value, has_type, takes_float, takes_int
 from fabric_ppo.process.console import is_rank_zero, open_streams, print_from_rank_zero, print_line
@@ -138,9 +138,9 @@ def _from_yaml(name: str, value: Any, kind: Any) -> Any:
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if not has_type(value, kind):
-        expected = f"{accepted_values(kind)} is expected{_value_hint(name, [value])}"
+        expected = f"{accepted_values(name, kind)} is expected{_value_hint(name, [value])}"
         raise ConfigError(f"{flag(name)} {format_value(value)}".rstrip() + f": {expected}")
-    return (json_text(value) or None) if isinstance(value, dict) else value
+    return (json_text(value, name) or None) if isinstance(value, dict) else value
 
 
 def _whole(value: Any) -> Any:
@@ -228,7 +228,11 @@ def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]
 
     # tyro hides a ConfigError that is raised while it builds the Config: let it build one without
     # checks. Of a mapping it would make a flag for each key
-    fields = {"__doc__": config_type.__doc__, "__post_init__": _accept, "__annotations__": {"env_kwargs": "str | None"}}
+    fields = {
+        "__doc__": config_type.__doc__,
+        "__post_init__": _accept,
+        "__annotations__": dict.fromkeys(ARGUMENT_FIELDS, "str | None"),
+    }
     unchecked = type(config_type.__name__, (config_type,), fields)
     default = unchecked(**from_file)
     output = io.StringIO()
@@ -287,15 +291,10 @@ def _no_room(current: str, name: str, word: str, kinds: Mapping[str, Any]) -> st
 
 
 def _value_hint(name: str, values: Sequence[Any]) -> str:
-    """Return what stands for a value that a flag does not take, such as the schedule `lin_3e-4`; else nothing."""
+    """Return how a value is had that a flag does not take, for the end of the error; nothing where unknown."""
     if name == "activation_function" and values:
         return f"; another one is an edit of fabric_ppo/agents/mlp.py, see {EDIT}"
-    found = re.match(r"(lin|linear)_(.+)", str(values[0])) if values else None
-    anneals = {"learning_rate": "anneal_lr", "clip_coef": "anneal_clip_coef", "ent_coef": "anneal_ent_coef"}.get(name)
-    if found is None or anneals is None:
-        return ""
-    how = ", which is on" if name == "learning_rate" else ""
-    return f"; here it is {flag(name)} {found[2]} with {flag(anneals)}{how}"
+    return ""
 
 
 def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) -> str:
@@ -304,6 +303,8 @@ def _one_line(config_type: type[Config], given: dict[str, list[str]], box: str) 
     for found in re.findall(r"--[\w-]+", box):
         name = found.removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in given:
-            accepted = f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else accepted_values(kinds[name])
+            accepted = (
+                f"no value, {found} or --no-{found[2:]}" if kinds[name] is bool else accepted_values(name, kinds[name])
+            )
             return " ".join([found, *given[name]]) + f": {accepted} is expected{_value_hint(name, given[name])}"
     return " ".join(re.sub(r"[^\x20-\x7e]+", " ", box).split()) or "the command line cannot be read; see --help"

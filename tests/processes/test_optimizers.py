@@ -51,6 +51,38 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, script, na
     assert_same_run(tmp_path / "run", expected, resumes=1)
 
 
+NAMED = {
+    "adamw": {
+        "optimizer": "adamw",
+        "optimizer_kwargs": {"weight_decay": 0.1},
+        "learning_rate": "cosine:1e-3:warmup=0.3",
+    },
+    "a class": {
+        "optimizer": "torch.optim:RMSprop",
+        "optimizer_kwargs": {"momentum": 0.5},
+        "clip_coef": "linear:0.3:0.1",
+    },
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", NAMED)
+def test_those_with_names_go_on_to_the_same_bits(tmp_path, monkeypatch, script, name):
+    """And with schedules of learning rate and clipping."""
+    size = RANKS[script]
+    expected = finish(script, size, tmp_path / "expected", **NAMED[name])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "merge", on_call(4, 0, die, Run.merge))
+        assert train(script, size, tmp_path / "run", **NAMED[name])[0] == "exit code 9"
+    finish(script, size, tmp_path / "run", resume=True, **NAMED[name])
+    assert_same_run(tmp_path / "run", expected, resumes=1)
+    if script == "torch":
+        theirs = finish("fabric", 1, tmp_path / "fabric", **NAMED[name])
+        assert torch.equal(weights(expected), weights(theirs))
+        plain = NAMED[name] | {"optimizer": "adam", "optimizer_kwargs": None}
+        assert not torch.equal(weights(expected), weights(finish("torch", 1, tmp_path / "adam", **plain)))
+
+
 @pytest.mark.parametrize("name", ["AdamW", "of one's own"])
 @pytest.mark.parametrize("script", ["fabric", "decoupled"])
 def test_the_scripts_agree(tmp_path, monkeypatch, script, name):

@@ -52,6 +52,24 @@ def test_equals_adam(shapes, eps, dtype, tolerance):
         assert_equal(ours, plain, optimizer, reference, tolerance)
 
 
+@pytest.mark.parametrize("reads_tensors", [False, True])
+@SHAPES
+def test_with_a_decay_equals_adamw(shapes, reads_tensors):
+    """With other betas too; also where a recorded step reads its learning rate from a tensor."""
+    ours, plain = parameters(shapes), parameters(shapes)
+    optimizer = LeanAdam(ours, lr=0.01, eps=1e-5, betas=(0.8, 0.95), weight_decay=0.3)
+    reference = torch.optim.AdamW(plain, lr=0.01, betas=(0.8, 0.95), eps=1e-5, weight_decay=0.3, foreach=False)
+    for step in range(4):
+        give_gradients(ours, plain, length=0.5 + step)
+        optimizer.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = 0.1 / (1 + step)
+        if reads_tensors:
+            optimizer.write_rates()
+        optimizer.step()
+        reference.step()
+        # the tensor of a rate has float32
+        assert_equal(ours, plain, optimizer, reference, 1e-7 if reads_tensors else 1e-13)
+
+
 @SHAPES
 def test_goes_on_from_a_saved_state_with_the_same_bits(shapes):
     ours = parameters(shapes, torch.float32)

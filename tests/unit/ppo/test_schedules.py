@@ -75,6 +75,47 @@ def test_a_first_group_without_a_rate_is_refused():
         set_learning_rate(torch.optim.SGD(groups), CONFIG, 0, 4)
 
 
+def rates(learning_rate, num_updates):
+    """The learning rates of a run."""
+    config = Config(learning_rate=learning_rate)
+    optimizer = make_optimizer(nn.Linear(2, 2), config)
+    return [set_learning_rate(optimizer, config, update, num_updates) for update in range(num_updates)]
+
+
+def test_a_schedule_without_an_end_is_what_annealing_is():
+    assert rates("linear:0.003", 7) == rates(0.003, 7)  # to the last bit
+
+
+def test_a_line_between_two_values():
+    """The end is that of the run, which the update after the last one would have."""
+    assert rates("linear:1:0.5", 5) == pytest.approx([1, 0.9, 0.8, 0.7, 0.6], rel=1e-12)
+    assert rates("linear:1:2", 4) == pytest.approx([1, 1.25, 1.5, 1.75], rel=1e-12)
+
+
+def test_a_cosine_is_pytorchs():
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9, eta_min=0.1)
+    expected = []
+    for _ in range(9):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates("cosine:0.4:0.1", 9) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_warm_up_rises_to_where_the_schedule_begins():
+    """A quarter of eight updates: thirds, then six updates of the schedule."""
+    assert rates("constant:3:warmup=0.25", 8) == pytest.approx([1, 2, 3, 3, 3, 3, 3, 3], rel=1e-12)
+    assert rates("linear:3:warmup=0.25", 8) == pytest.approx([1, 2, 3, 2.5, 2, 1.5, 1, 0.5], rel=1e-12)
+    assert rates("linear:1:warmup=0.99", 1) == [1]  # one update is the whole run
+
+
+def test_coefficients_follow_schedules_of_their_own():
+    config = Config(clip_coef="cosine:0.3:0.1", ent_coef="linear:0:0.4")
+    half_way = coefficients(config, 3, 6)
+    assert half_way == pytest.approx((0.2, config.vf_coef, 0.2, False), rel=1e-12)
+
+
 def test_learning_rate_stays_without_annealing():
     config = dataclasses.replace(CONFIG, anneal_lr=False)
     optimizer = make_optimizer(nn.Linear(2, 2), config)

@@ -44,9 +44,11 @@ STABLE_BASELINES3 = {
     "norm_obs": "--normalize-observations",
     "norm_reward": "--normalize-rewards",
     "callbacks": "--callback",
+    "optimizer_class": "--optimizer",
+    "weight_decay": "--optimizer-kwargs",
 }
 """Arguments of its PPO, `learn` and callbacks: a flag that the answer names."""
-EDITS = ("huber", "kl_coef", "dropout", "optimizer", "optim", "adamw", "weight_decay", "grad_clip_value", "dual_clip")
+EDITS = ("huber", "kl_coef", "dropout", "muon", "grad_clip_value", "dual_clip")
 EDITS += ("actor_lr", "critic_lr", "freeze_encoder", "vtrace", "l2_coef", "aux_coef", "batch_norm", "clip_ratio_high")
 """Wishes that no flag has, and an edit of the code grants."""
 ZOO = {
@@ -160,7 +162,7 @@ SAMPLE_FACTORY = {
     "exploration_loss_coeff": "--ent-coef",
     "value_loss_coeff": "--vf-coef",
     "lr_schedule_kl_threshold": "--desired-kl",
-    "adam_beta1": "--adam-eps",
+    "adam_beta1": "--optimizer-kwargs",
     "normalize_input": "--normalize-observations",
     "normalize_returns": "--normalize-rewards",
     "nonlinearity": "--activation-function",
