@@ -57,6 +57,9 @@ class EnvironmentFlags:
     obs_keys: str | None = None
     """Parts of a Dict observation that the agent takes, such as image,direction; a part of a nested
     Dict as outer.inner. None: all. An action_mask is used in any case."""
+    critic_keys: str | None = None
+    """Parts of a Dict observation that the value network alone takes, named as in --obs-keys, such as
+    state,goal.inner: the policy takes the others, or those of --obs-keys. None: it takes all."""
     frame_stack: int = 1
     """Last observations that the agent takes for one, oldest first (not with envpool or vector);
     those of an image are further channels. Where an episode begins, its first one stands for all."""

@@ -19,6 +19,7 @@ env_id: env env_name environment environment_name environment_id gym_id task tas
 total_timesteps: timesteps n_timesteps num_timesteps total_steps max_steps max_timesteps
     stop_timesteps env_steps num_env_steps total_env_steps train_for_env_steps num_frames frames
 env_kwargs: env_config env_args make_kwargs eval_env_kwargs environment_kwargs
+critic_keys: privileged_keys privileged_obs privileged_observations critic_obs_keys critic_obs
 frame_stack: env_framestack n_stack num_stack framestack
 num_envs: n_envs num_environments num_env
 num_steps: n_steps nsteps num_steps_per_env rollout rollout_length rollout_steps num_rollout_steps
@@ -86,6 +87,9 @@ vec_env vec_env_type vec_env_class vector_env
     --env-backend takes sync, async (worker processes) or envpool
 gym_packages import_module
     --env-id module:Env-v0 imports the module that registers the environment
+obs_groups observation_groups num_privileged_obs num_critic_obs asymmetric central_value_config
+    --critic-keys names parts of a Dict observation that the value network alone takes, --obs-keys
+    those that the policy takes, too
 max_episode_steps max_ep_len time_limit episode_length
     gymnasium.register(..., max_episode_steps=N) gives an environment a time limit;
     --test-step-limit is one for tests and evaluations alone

@@ -33,7 +33,7 @@ NO_TRACKER = "none"
 DROPPED_BY_NONE = ("callback", "info_keys", "track_tags")
 """Fields in which `none` is no name: with it a resumed run drops what it had. `resolve` makes None of it."""
 
-LISTS = ("callback", "track", "track_tags", "env_wrapper", "obs_keys", "info_keys")
+LISTS = ("callback", "track", "track_tags", "env_wrapper", "obs_keys", "critic_keys", "info_keys")
 """Fields that hold several names, with commas between them; from Python a list of them will do."""
 PATHS = ("config", "run_dir", "log_dir", "init_from")
 """Fields that hold the path of a folder or file, as text or `os.PathLike`."""
@@ -159,6 +159,7 @@ _RULES: dict[str, _Rule] = {
     "track_group": (lambda name: name.strip() != "", "a name, or None"),
     "track_tags": (lambda tags: all(map(str.strip, tags.split(","))), "names, or None"),
     "obs_keys": (lambda keys: all(keys.split(",")), "a list such as image,direction"),
+    "critic_keys": (lambda keys: all(keys.split(",")), "a list such as state,goal.inner"),
 }
 """Rules for the values of fields; None is not tested."""
 
@@ -290,6 +291,9 @@ def _check_combinations(config: Any) -> None:
     changing = [name for name in ("clip_coef", "ent_coef") if flag_schedule(config, name).changes]
     if config.compile and changing:
         raise ConfigError(f"--compile: cannot be had with {flag(changing[0])} that changes; a constant is expected")
+    if config.critic_keys and config.shared_trunk:
+        # behind a trunk the value head is linear: it could not relate the critic's own parts to others
+        raise ConfigError("--critic-keys: --no-shared-trunk is needed too, a value network with layers of its own")
 
 
 def _check_environment(config: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fabric_ppo.agents.distributions import make_distribution
-from fabric_ppo.agents.encoders import Encoder
+from fabric_ppo.agents.encoders import CriticEncoder, Encoder
 from fabric_ppo.agents.memory import Memory, Recurrent
 from fabric_ppo.agents.mlp import MLP, Activation
 from fabric_ppo.agents.normalize import Normalizing, RewardScale, RunningMoments
@@ -68,6 +68,8 @@ class Evaluation(NamedTuple):
 
 NO_MEMORY = torch.zeros(0, 0)
 """Memory of an agent that is not recurrent, and sequences of its rows."""
+NO_OBS = torch.zeros(0, 0)
+"""Observations for an agent whose value network takes what its policy takes."""
 _IMPOSSIBLE = -1e8
 """Logit of an action that the mask excludes: `exp` of it is 0, and 0 times it is not NaN."""
 
@@ -82,8 +84,10 @@ class Agent(Normalizing):
         distribution: the actions' distribution.
         encoder, policy, value: the networks; the encoder is shared by policy and value.
         trunk, memory: shared hidden layers and the recurrent layer; None where there are none.
+        critic_encoder: encoder of what the value network takes besides (`--critic-keys`), which goes
+            through none of the shared layers (Pinto et al., arXiv 1710.06542); None for nothing.
         log_std: free log standard deviations, `[num_free]`; None where there are none.
-        obs_moments, reward_scale: running statistics, see `Normalizing`.
+        obs_moments, critic_moments, reward_scale: running statistics, see `Normalizing`.
     """
 
     def __init__(self, spec: EnvSpec, architecture: Architecture) -> None:
@@ -111,10 +115,18 @@ class Agent(Normalizing):
             self.memory = Memory(architecture.recurrent, width, architecture.recurrent_size)
             width = self.memory.num_features
         self.policy = MLP(width, hidden_sizes, num_params - num_free, activation, layer_norm)
+        self.critic_encoder: CriticEncoder | None = None
+        if spec.observation.num_critic:
+            self.critic_encoder = CriticEncoder(spec.observation, architecture.encoder)
+            width += self.critic_encoder.num_features
         self.value = MLP(width, hidden_sizes, 1, activation, layer_norm)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
-        normalizes = architecture.normalize_observations and self.encoder.num_boxes > 0
-        self.obs_moments = RunningMoments(self.encoder.num_boxes) if normalizes else None
+        self.obs_moments, self.critic_moments = (
+            RunningMoments(each.num_boxes)
+            if architecture.normalize_observations and each is not None and each.num_boxes
+            else None
+            for each in (self.encoder, self.critic_encoder)
+        )
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
 
@@ -125,8 +137,9 @@ class Agent(Normalizing):
         A fast form of the agent, from `fast/`, is used only where every part declares that form in
         `fast_forms` of its own class: a part that is added here is computed plainly until it does.
         """
-        parts = [self.obs_moments, self.encoder, self.trunk, self.memory, self.policy, self.value]
-        return [part for part in (*parts, self.distribution) if part is not None]
+        parts = [self.obs_moments, self.encoder, self.trunk, self.memory, self.policy]
+        critic = [self.critic_moments, self.critic_encoder, self.value]
+        return [part for part in (*parts, *critic, self.distribution) if part is not None]
 
     @property
     def fast_forms(self) -> frozenset[str]:
@@ -199,8 +212,15 @@ class Agent(Normalizing):
         logits: Tensor = self.policy(features).to(self.dtype)
         return logits.masked_fill(mask == 0, _IMPOSSIBLE)
 
+    def value_features(self, features: Tensor, obs: Tensor) -> Tensor:
+        """Return `features [B, n]` with those of the critic's own parts of `obs [B, ...]`, where it has some."""
+        if self.critic_encoder is None:
+            return features
+        inputs, mask = _split_mask(features, self.encoder.num_masks)
+        return torch.cat([inputs, self.critic_encoder(obs, self.dtype, self.critic_moments), mask], dim=-1)
+
     def state_values(self, features: Tensor) -> Tensor:
-        """Compute the values of `features [B, n]`, `[B]`."""
+        """Compute the values, `[B]`, of what `value_features` returned."""
         if self.encoder.num_masks:
             features, _ = _split_mask(features, self.encoder.num_masks)
         out: Tensor = self.value(features)
@@ -235,7 +255,7 @@ class Agent(Normalizing):
         """Choose actions for `obs [B, ...]`.
 
         Args:
-            obs: raw observations.
+            obs: raw observations; rows of the policy's parts alone will do.
             noise: `[B, noise_size]`, to sample with; None: the most probable actions.
             memory: `[B, memory_size]`, a recurrent agent's after the step before.
 
@@ -250,17 +270,18 @@ class Agent(Normalizing):
 
     def values(self, obs: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
         """Compute state values, `[B]`; for `memory` see `remember`."""
-        return self.values_of_inputs(self.inputs(obs), memory)
+        return self.values_of_inputs(self.inputs(obs), memory, obs)
 
-    def values_of_inputs(self, inputs: Tensor, memory: Tensor = NO_MEMORY) -> Tensor:
-        """Compute state values, `[B]`, from `inputs(obs)`; for `memory` see `remember`."""
-        return self.state_values(self.remember(self.shared(inputs), memory)[0])
+    def values_of_inputs(self, inputs: Tensor, memory: Tensor = NO_MEMORY, obs: Tensor = NO_OBS) -> Tensor:
+        """Compute state values, `[B]`, from `inputs(obs)`; for `memory` see `remember`, for `obs` `value_features`."""
+        features, _ = self.remember(self.shared(inputs), memory)
+        return self.state_values(self.value_features(features, obs))
 
     def log_probs_and_values(self, obs: Tensor, actions: Tensor, memory: Tensor = NO_MEMORY) -> tuple[Tensor, Tensor]:
         """Compute log-probabilities of `actions` and state values, `[B]` each."""
         features = self.remember(self.features(obs), memory)[0]
         log_probs = self.distribution.log_prob(self.policy_params(features), actions)
-        return log_probs, self.state_values(features)
+        return log_probs, self.state_values(self.value_features(features, obs))
 
     def forward(self, obs: Tensor, actions: Tensor, sequences: Tensor = NO_MEMORY) -> Evaluation:
         """Compute the Evaluation of a minibatch of `b` rows; updates call this through DDP.
@@ -276,7 +297,7 @@ class Agent(Normalizing):
             features = torch.cat([outputs, mask], dim=-1)
         params = self.policy_params(features)
         log_probs, entropy = self.distribution.log_prob_and_entropy(params, actions)
-        return Evaluation(log_probs, entropy, self.state_values(features))
+        return Evaluation(log_probs, entropy, self.state_values(self.value_features(features, obs)))
 
 
 def _split_mask(features: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:

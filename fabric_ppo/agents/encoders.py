@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         """Build the networks with PyTorch's own initialisation, from the global generator.
 
         Args:
-            space: the observations'.
+            space: the observations'. Parts that the value network alone takes are left out.
             name: the network for images; `auto` is `nature` for images that are large enough. Or
                 the user's class for all Box parts, `module:Class` (see `OwnNetwork`).
             num_choices: number of entries that an action mask must have; 0: an action mask is an
@@ -53,6 +53,9 @@ class Encoder(nn.Module):
                 size.
         """
         super().__init__()
+        if name in _SMALLEST and not any(is_image(part) for _, part in space.parts or [((), space)]):
+            raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
+        space, begin = self._encoded(space)
         self._space = space
         parts = list(space.parts) or [((), space)]
         self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
@@ -61,8 +64,6 @@ class Encoder(nn.Module):
             Flat(replace(part, low=(), high=())) if is_mask else _leaf(part, name)
             for (_, part), is_mask in zip(parts, self._masks, strict=True)
         ]
-        if name in _SMALLEST and not any(isinstance(leaf, ImageNetwork) for leaf in leaves):
-            raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
         self._leaves = nn.ModuleList(leaves)
         widths = [leaf.num_features for leaf in leaves]
         self.num_features = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if not is_mask)
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
         self.num_boxes = sum(self._box_widths)
         self.has_weights = any(True for _ in self.parameters())
         # a nested observation is a row of bytes (`envs.spaces.Packer`): where each part lies in it
-        ends = np.cumsum([0, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
+        ends = np.cumsum([begin, *(part.size * np.dtype(part.dtype).itemsize for _, part in parts)]).tolist()
         self._places = [
             (slice(start, stop), getattr(torch, part.dtype), part.shape)
             for (_, part), (start, stop) in zip(parts, pairwise(ends), strict=True)
@@ -86,6 +87,10 @@ class Encoder(nn.Module):
         is_flat = len(space.shape) == 1 and space.kind == "box" and isinstance(leaves[0], Flat)
         types = {"float32": torch.float32, "float64": torch.float64}
         self._number_dtype = types.get(space.dtype) if is_flat else None
+
+    def _encoded(self, space: SpaceSpec) -> tuple[SpaceSpec, int]:
+        """Return the space of what is encoded, and where that begins in a row of a nested `space`."""
+        return space.for_policy, 0
 
     @property
     def fast_forms(self) -> frozenset[str]:
@@ -102,7 +107,8 @@ class Encoder(nn.Module):
 
     def boxes(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the features of `obs [B, ...]` that are numbers of a Box, `[B, num_boxes]`."""
-        return torch.cat([self._part(index, obs, dtype) for index in self._boxes], dim=-1)
+        none = torch.zeros((len(obs), 0), dtype=dtype, device=obs.device)
+        return torch.cat([none, *(self._part(index, obs, dtype) for index in self._boxes)], dim=-1)
 
     def _part(self, index: int, obs: Tensor, dtype: torch.dtype) -> Tensor:
         """Encode part `index` of `obs`."""
@@ -145,6 +151,18 @@ class Encoder(nn.Module):
         # the mask last, wherever the space has it
         in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
         return torch.cat([parts[k] for k in in_order], dim=-1)
+
+
+class CriticEncoder(Encoder):
+    """An encoder of the parts that the value network alone takes, from whole observations.
+
+    It declares no fast form: these do not know it.
+    """
+
+    def _encoded(self, space: SpaceSpec) -> tuple[SpaceSpec, int]:
+        """See `Encoder`."""
+        assert space.for_critic is not None
+        return space.for_critic, space.for_policy.size
 
 
 class Flat(nn.Module):

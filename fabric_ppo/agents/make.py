@@ -52,7 +52,7 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         built = _layers(agent)
         if config.ortho_init:
             _orthogonal_init(agent)
-    if config.normalize_observations and agent.obs_moments is None:
+    if config.normalize_observations and agent.obs_moments is None and agent.critic_moments is None:
         raise ConfigError(
             "--normalize-observations: a Box is expected among the observations, "
             "other than images for a network and what an encoder of your own takes"
@@ -73,14 +73,14 @@ def _orthogonal_init(agent: Agent) -> None:
 
     This is detail 2 of the ICLR blog post "The 37 implementation details of PPO".
     """
-    for shared in (agent.encoder, agent.trunk):
-        if shared is not None:
-            orthogonal_init(shared)
+    for network in (agent.encoder, agent.critic_encoder, agent.trunk):
+        if network is not None:
+            orthogonal_init(network)
     if agent.memory is not None:
         orthogonal_memory(agent.memory)
     # a small gain of the policy's head makes all actions about equally probable at the start
-    for network, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
-        layers = linear_layers(network)
+    for head, head_gain in ((agent.policy, 0.01), (agent.value, 1.0)):
+        layers = linear_layers(head)
         for layer in layers:
             nn.init.orthogonal_(layer.weight, head_gain if layer is layers[-1] else math.sqrt(2))
             nn.init.zeros_(layer.bias)
@@ -109,9 +109,11 @@ def _require_repeatable(agent: Agent) -> None:
     inputs = torch.linspace(-1, 1, 8 * encoder.num_features, dtype=agent.dtype).view(8, -1).to(agent.device)
     inputs = torch.cat([inputs, inputs.new_ones(8, encoder.num_masks)], dim=-1)
     memory = inputs.new_zeros(8, agent.memory_size)
+    blank = inputs.new_zeros((8, *agent.spec.observation.shape), dtype=torch.uint8)
 
     def compute(twin: Agent) -> Tensor:
         features, _ = twin.remember(twin.shared(inputs), memory)
-        return torch.cat([twin.policy_params(features), twin.state_values(features).unsqueeze(-1)], dim=-1)
+        values = twin.state_values(twin.value_features(features, blank))
+        return torch.cat([twin.policy_params(features), values.unsqueeze(-1)], dim=-1)
 
     require_repeatable(agent, compute, "the agent's")

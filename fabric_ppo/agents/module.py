@@ -31,7 +31,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.agent, self.memory_size = agent, agent.memory_size
         self._to_env = _ToEnvironment(agent.spec.action)
-        observation = agent.spec.observation
+        observation = self._observation = agent.spec.observation.for_policy
         self._leaves = [(path, getattr(torch, leaf.dtype)) for path, leaf in observation.parts or [((), observation)]]
 
     def forward(self, obs: Any, memory: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ class PolicyModule(nn.Module):
 
         Args:
             obs: a batch as the environment has it: a tensor `[B, ...]`, of a Dict a dict of them,
-                of a Tuple a tuple.
+                of a Tuple a tuple. Parts that the value network alone takes may be missing.
             memory: a recurrent agent's after the step before, `[B, memory_size]`. None: episodes
                 begin.
             noise: `[B, noise_size]`, to sample with; see `Distribution.noise`. None, or zeros: the
@@ -48,7 +48,8 @@ class PolicyModule(nn.Module):
         Returns:
             `action`, `[B, ...]` in the form that the environment takes; `params`, `[B, n]`, the
             logits of the choices, or the means and then the log standard deviations of a Box before
-            it is mapped into its bounds; `value`, `[B]`; and `memory`, of a recurrent agent.
+            it is mapped into its bounds; `value`, `[B]`, unless the value network takes parts of
+            its own; and `memory`, of a recurrent agent.
 
         Raises:
             ValueError: an argument is no tensor, or of another shape.
@@ -60,7 +61,7 @@ class PolicyModule(nn.Module):
     def _check(self, obs: Any, memory: Tensor | None, noise: Tensor | None) -> None:
         """Raise a ValueError for arguments that are no tensors, or of another shape."""
         given: list[tuple[str, Any, tuple[int, ...]]] = []
-        observation = self.agent.spec.observation
+        observation = self._observation
         for path, leaf in observation.parts or [((), observation)]:
             name = f"obs {path_name(path)}" if path else "obs"
             try:
@@ -91,7 +92,9 @@ class PolicyModule(nn.Module):
         params = agent.policy_params(features)
         distribution = agent.distribution
         chosen = distribution.mode(params) if noise is None else distribution.sample(params, noise)
-        out = {"action": self._to_env(chosen), "params": params, "value": agent.state_values(features)}
+        out = {"action": self._to_env(chosen), "params": params}
+        if agent.critic_encoder is None:
+            out["value"] = agent.state_values(features)
         return out | {"memory": memory} if self.memory_size else out
 
 

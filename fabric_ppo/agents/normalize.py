@@ -128,15 +128,18 @@ class Normalizing(nn.Module):
     """A module with running statistics of observations and rewards.
 
     Attributes:
-        obs_moments, reward_scale: the statistics; None where nothing is normalised by them.
+        obs_moments, critic_moments, reward_scale: the statistics; None where nothing is normalised
+            by them.
     """
 
     obs_moments: RunningMoments | None
+    critic_moments: RunningMoments | None
     reward_scale: RewardScale | None
 
     @property
     def _statistics(self) -> list[RunningMoments]:
-        return [each for each in (self.obs_moments, self.reward_scale) if each is not None]
+        found = (self.obs_moments, self.critic_moments, self.reward_scale)
+        return [each for each in found if each is not None]
 
     def _with_parts(self, sums: Tensor) -> Iterator[tuple[RunningMoments, Tensor]]:
         """Yield the statistics, each with its part of `sums [n]`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,24 +40,26 @@ class Policy:
     """A trained agent that takes and returns NumPy arrays; `load_agent` makes one.
 
     Attributes:
-        spec: the environment's spaces.
+        spec: the environment's spaces, of observations the parts that the policy takes.
         module: the agent as a PyTorch module, for other programs.
         noise_size: number of draws for sampling one action.
         memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
         pack: function from one observation to its row in a batch, checked; a Dict's or Tuple's is
-            bytes. It takes a whole Dict also where the agent takes some of its parts.
+            bytes. It takes a whole Dict also where the policy takes some of its parts.
     """
 
     def __init__(self, agent: Agent) -> None:
         """Act with `agent`, on its device; the weights are not copied."""
         if not isinstance(agent, Agent):
             raise ConfigError(f"Policy({format_given(agent)}): load_agent('RUN_DIR') makes one")
-        self.spec = agent.spec
+        observation = agent.spec.observation
+        self.spec = replace(agent.spec, observation=observation.for_policy)
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
-        self._read = ObservationReader(agent.spec.observation)
+        self._read = ObservationReader(self.spec.observation)
+        self._read_all = ObservationReader(observation) if observation.num_critic else self._read
         self.pack = self._read.pack
-        self._mask_check = MaskCheck(agent.spec)
+        self._mask_check = MaskCheck(self.spec)
         self._to_env = ActionConverter(agent.spec.action)
         self._device = agent.device
         self._num_drawn = 0
@@ -79,7 +82,7 @@ class Policy:
     def module(self) -> PolicyModule:
         """The agent as one module, for `torch.export` and other programs; a copy of the weights."""
         weights = self._agent.state_dict()
-        return PolicyModule(_build(self.spec, self._agent.architecture, weights)).to(self._device).eval()
+        return PolicyModule(_build(self._agent.spec, self._agent.architecture, weights)).to(self._device).eval()
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
         """Return the memory with which an episode begins, zeros.
@@ -166,7 +169,7 @@ class Policy:
         """Estimate the discounted return from `obs` on.
 
         Args:
-            obs: as in `act`.
+            obs: as in `act`, with the parts that the value network alone takes (`--critic-keys`).
             memory: as in `act`; it is not updated.
 
         Returns:
@@ -175,7 +178,7 @@ class Policy:
         Raises:
             ValueError: as in `act`.
         """
-        rows = self._read(obs)
+        rows = self._read_all(obs)
         batch = self._padded(rows)
         with torch.inference_mode():
             before = self._padded_memory(memory, batch, rows)

@@ -55,6 +55,7 @@ class EnvSettings:
         env_wrapper: what each environment is wrapped in, `module:function`, several with commas, or
             `ATARI`; empty for nothing.
         obs_keys: parts of a Dict observation that are taken, with commas; empty for all.
+        critic_keys: parts that the value network alone takes, likewise; empty for none.
         env_kwargs: keyword arguments for the environment's constructor, as JSON; empty for none.
         frame_stack: last observations that make one, see `frame_stack.with_frames`.
         info_keys: numbers of `info` that are read of each episode.
@@ -73,6 +74,7 @@ class EnvSettings:
     action_bounds: Fit = "clip"
     env_wrapper: str = ""
     obs_keys: str = ""
+    critic_keys: str = ""
     env_kwargs: str = ""
     frame_stack: int = 1
     info_keys: tuple[InfoKey, ...] = ONLY_SUCCESS
@@ -81,10 +83,10 @@ class EnvSettings:
         """Describe an environment made with these settings.
 
         Raises:
-            ConfigError: a space that no agent here can take, or `obs_keys` that it lacks.
+            ConfigError: a space that no agent here can take, or keys that it lacks.
         """
-        spaces = env.observation_space, env.action_space
-        spec = env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper, self.obs_keys)
+        spaces, keys = (env.observation_space, env.action_space), (self.obs_keys, self.critic_keys)
+        spec = env_spec(self.env_id, *spaces, self.action_bounds, self.env_wrapper, *keys)
         return with_frames(replace(spec, make_args=self.env_kwargs), self.frame_stack)
 
 

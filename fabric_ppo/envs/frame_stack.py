@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.spaces import ACTION_MASK, MOST_CHOICES, EnvSpec, Packer, SpaceSpec
+from fabric_ppo.envs.spaces import ACTION_MASK, MOST_CHOICES, EnvSpec, Packer, SpaceSpec, nested_space
 from fabric_ppo.process.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def with_frames(spec: EnvSpec, count: int) -> EnvSpec:
             f"--frame-stack {count}: observations of {spec.env_id} have {choices:,} choices then; "
             f"{MOST_CHOICES:,} at most are expected"
         )
-    return replace(spec, observation=_nested(space, parts) if parts else _stacked(space, count))
+    return replace(spec, observation=nested_space(parts, space.num_critic) if parts else _stacked(space, count))
 
 
 def num_frames(space: SpaceSpec) -> int:
@@ -46,7 +46,7 @@ def num_frames(space: SpaceSpec) -> int:
 def frame_of(space: SpaceSpec) -> SpaceSpec:
     """Return the space of which `space` holds stacks: the environment's own."""
     if space.parts:
-        return _nested(space, tuple((path, frame_of(leaf)) for path, leaf in space.parts))
+        return nested_space(tuple((path, frame_of(leaf)) for path, leaf in space.parts), space.num_critic)
     if space.frames == 1:
         return space
     shape, count = space.shape[1:], space.frames
@@ -67,11 +67,6 @@ def _stacked(space: SpaceSpec, count: int) -> SpaceSpec:
 def _first(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     """Return the part of `values` that is the first frame's; one value stands for all entries."""
     return values if len(values) <= 1 else values[: len(values) // count]
-
-
-def _nested(space: SpaceSpec, parts: tuple[Any, ...]) -> SpaceSpec:
-    """Return a nested space with other parts."""
-    return replace(space, shape=(sum(_num_bytes(leaf) for _, leaf in parts),), parts=parts)
 
 
 def _num_bytes(space: SpaceSpec) -> int:

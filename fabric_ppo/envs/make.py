@@ -39,6 +39,7 @@ def make_envs(config: Config, rank: int, num_ranks: int, video_dir: str = "", de
         action_bounds=config.action_bounds,
         env_wrapper=config.env_wrapper or config.env_preset or "",
         obs_keys=config.obs_keys or "",
+        critic_keys=config.critic_keys or "",
         env_kwargs=json_text(config.env_kwargs),
         frame_stack=config.frame_stack,
         info_keys=info_keys_of(config.info_keys),

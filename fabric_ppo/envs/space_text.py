@@ -20,8 +20,14 @@ def format_space(space: SpaceSpec) -> str:
         return f"MultiDiscrete({_first(list(map(str, space.sizes)))})"
     if space.kind == "multi_binary":
         return f"MultiBinary({', '.join(map(str, space.shape))})"
-    named = [f"{path_name(path)} {format_space(part)}" for path, part in space.parts]
-    return f"({_first(named)})"
+    if space.for_critic is not None:
+        return f"({_named(space.for_policy)}; the value network also {_named(space.for_critic)})"
+    return f"({_named(space)})"
+
+
+def _named(space: SpaceSpec) -> str:
+    """Return the parts of a nested space by name."""
+    return _first([f"{path_name(path)} {format_space(part)}" for path, part in space.parts])
 
 
 def _first(texts: list[str]) -> str:

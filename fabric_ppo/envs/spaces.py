@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +67,7 @@ class SpaceSpec:
         high: upper bounds, likewise; empty stands for 255 of bytes.
         fit: how actions meet such bounds (`actions.ActionConverter`).
         parts: path and space of each leaf of a nested space, in order.
+        num_critic: the number of parts, the last ones, that the value network alone takes.
         frames: observations that lie one after the other on the first axis (`frame_stack`); 1 where
             that axis, if there is one, is the environment's own.
     """
@@ -81,11 +82,28 @@ class SpaceSpec:
     fit: Fit = "clip"
     parts: tuple[tuple[KeyPath, SpaceSpec], ...] = ()
     frames: int = 1
+    num_critic: int = 0
 
     @property
     def size(self) -> int:
         """Return the number of entries of one element."""
         return math.prod(self.shape)
+
+    @property
+    def for_policy(self) -> SpaceSpec:
+        """Return the space of what the policy takes: a row of it begins a row of this space."""
+        return nested_space(self.parts[: -self.num_critic]) if self.num_critic else self
+
+    @property
+    def for_critic(self) -> SpaceSpec | None:
+        """Return the space of what the value network alone takes, the rest of a row; None for nothing."""
+        return nested_space(self.parts[-self.num_critic :]) if self.num_critic else None
+
+
+def nested_space(parts: tuple[tuple[KeyPath, SpaceSpec], ...], num_critic: int = 0) -> SpaceSpec:
+    """Return the nested space of these leaves; see `SpaceSpec`."""
+    size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
+    return SpaceSpec("nested", (size,), "uint8", parts=parts, num_critic=num_critic)
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,8 @@ def _without_younger(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
     So the file of a policy, and a checkpoint, are the same as before there were such fields.
     """
-    return {name: value for name, value in items if (name, value) not in (("frames", 1), ("make_args", ""))}
+    silent = (("frames", 1), ("num_critic", 0), ("make_args", ""))
+    return {name: value for name, value in items if (name, value) not in silent}
 
 
 def _space_from_dict(values: dict[str, Any]) -> SpaceSpec:
@@ -153,6 +172,7 @@ def env_spec(
     fit: Fit = "clip",
     wrapper: str = "",
     obs_keys: str = "",
+    critic_keys: str = "",
 ) -> EnvSpec:
     """Describe an environment.
 
@@ -163,47 +183,95 @@ def env_spec(
         wrapper: see `EnvSpec`.
         obs_keys: parts of a nested observation that are taken, as `--obs-keys` names them; empty
             for all. An action mask is taken in any case.
+        critic_keys: parts that the value network alone takes, as `--critic-keys` names them.
 
     Raises:
-        ConfigError: a space that no agent here can take, or a key that the observations lack.
+        ConfigError: a space that no agent here can take, a key that the observations lack, or
+            nothing for the policy.
     """
     actions = _action_spec(env_id, action)
     if actions.kind == "box":
         actions = replace(actions, fit=fit)
     mask = () if actions.kind == "box" else ACTION_MASK
-    return EnvSpec(env_id, _observation_spec(env_id, observation, obs_keys, mask), actions, wrapper)
+    return EnvSpec(env_id, _observation_spec(env_id, observation, obs_keys, critic_keys, mask), actions, wrapper)
 
 
-def _observation_spec(env_id: str, space: gymnasium.Space[Any], keys: str, mask: KeyPath) -> SpaceSpec:
-    """Describe an observation space; a nested one by the leaves of its tree that `keys` name.
+def _observation_spec(
+    env_id: str, space: gymnasium.Space[Any], obs_keys: str, critic_keys: str, mask: KeyPath
+) -> SpaceSpec:
+    """Describe an observation space; a nested one by the leaves of its tree that the keys name.
 
-    The leaf at `mask` is taken whether it is named or not.
+    The policy takes the leaf at `mask` whether it is named or not.
     """
     leaves = dict(_leaves(space))
+    given = {"--obs-keys": obs_keys, "--critic-keys": critic_keys}
     if () in leaves:
-        if keys:
-            raise ConfigError(f"--obs-keys {keys}: observations of {env_id} are {_short(space)}, which has no parts")
+        for flag, keys in given.items():
+            if keys:
+                raise ConfigError(f"{flag} {keys}: observations of {env_id} are {_short(space)}, which has no parts")
         spec = _leaf_spec(space)
         if spec is None:
             raise ConfigError(f"--env-id {env_id}: observation space {_short(space)} is not supported; {SUPPORTED}")
         return spec
+    for flag, keys in given.items():
+        _require_names(env_id, leaves, flag, keys)
+    critic = [path for path in leaves if _is_below(path, critic_keys)]
+    named = [path for path in leaves if (_is_below(path, obs_keys) if obs_keys else path not in critic)]
+    policy = [path for path in leaves if path in named or path == mask]
+    if critic:
+        _require_apart(env_id, leaves, policy, critic, given, mask)
+    flag = f"--obs-keys {obs_keys}" if obs_keys else f"--env-id {env_id}"
+    parts = _supported(leaves, policy, flag, mask)
+    return nested_space((*parts, *_supported(leaves, critic, f"--critic-keys {critic_keys}")), len(critic))
+
+
+def _require_names(env_id: str, leaves: Iterable[KeyPath], flag: str, keys: str) -> None:
+    """Raise a ConfigError unless each of `keys` names one part of the observations."""
     for key in filter(None, keys.split(",")):
         named = {path[:length] for path in leaves for length in _lengths(path) if path_name(path[:length]) == key}
         if not named:
             existing = ", ".join(map(path_name, leaves))
-            raise ConfigError(f"--obs-keys {keys}: {env_id} has no observation {key}; it has {existing}")
+            raise ConfigError(f"{flag} {keys}: {env_id} has no observation {key}; it has {existing}")
         if len(named) > 1:  # a key "a.b" beside a part "b" of "a"
-            raise ConfigError(f"--obs-keys {keys}: {env_id} has several observations {key}; unique names are expected")
+            raise ConfigError(f"{flag} {keys}: {env_id} has several observations {key}; unique names are expected")
+
+
+def _require_apart(
+    env_id: str,
+    leaves: Iterable[KeyPath],
+    policy: Sequence[KeyPath],
+    critic: Sequence[KeyPath],
+    given: Mapping[str, str],
+    mask: KeyPath,
+) -> None:
+    """Raise a ConfigError unless the policy has observations, and the value network others of its own."""
+    what = f"--critic-keys {given['--critic-keys']}"
+    if mask in critic:
+        raise ConfigError(f"{what}: the policy needs {path_name(mask)}; other parts are expected")
+    if both := [path for path in critic if path in policy]:
+        which = f"--obs-keys {given['--obs-keys']} has {path_name(both[0])}"
+        raise ConfigError(f"{what}: {which}, which the value network takes, too; other parts are expected")
+    if set(policy) <= {mask}:
+        existing = ", ".join(path_name(path) for path in leaves if path != mask)
+        raise ConfigError(f"{what}: the policy has no observation left; some of {existing} are expected")
+
+
+def _supported(
+    leaves: Mapping[KeyPath, gymnasium.Space[Any]], taken: Sequence[KeyPath], flag: str, mask: KeyPath = ()
+) -> tuple[tuple[KeyPath, SpaceSpec], ...]:
+    """Describe the leaves at the paths `taken`.
+
+    Raises:
+        ConfigError: one is not supported; after `flag` it names those that are.
+    """
     specs = {path: _leaf_spec(leaf) for path, leaf in leaves.items()}
-    taken = [path for path in leaves if not keys or path == mask or _is_below(path, keys.split(","))]
-    parts = [(path, _widened(spec)) for path in taken if (spec := specs[path]) is not None]
+    parts = tuple((path, _widened(spec)) for path in taken if (spec := specs[path]) is not None)
     if len(parts) < len(taken):
-        flag = f"--obs-keys {keys}" if keys else f"--env-id {env_id}"
         refused = {path: leaves[path] for path in taken if specs[path] is None}
         others = [path for path in specs if specs[path] is not None and path != mask]
-        raise ConfigError(f"{flag}: {_advice(refused, [path for path in others if path in taken] or others)}")
-    size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
-    return SpaceSpec("nested", (size,), "uint8", parts=tuple(parts))
+        keys = "--critic-keys" if flag.startswith("--critic-keys") else "--obs-keys"
+        raise ConfigError(f"{flag}: {_advice(refused, [path for path in others if path in taken] or others, keys)}")
+    return parts
 
 
 def _leaves(space: gymnasium.Space[Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, gymnasium.Space[Any]]]:
@@ -229,9 +297,9 @@ def part_at(obs: Any, path: KeyPath) -> Any:
     return obs
 
 
-def _is_below(path: KeyPath, keys: Sequence[str]) -> bool:
+def _is_below(path: KeyPath, keys: str) -> bool:
     """Return True if one of `keys` names this path, or a part of the observation that it lies in."""
-    return any(path_name(path[:length]) in keys for length in _lengths(path))
+    return bool(keys) and any(path_name(path[:length]) in keys.split(",") for length in _lengths(path))
 
 
 def _lengths(path: KeyPath) -> range:
@@ -239,12 +307,12 @@ def _lengths(path: KeyPath) -> range:
     return range(1, len(path) + 1)
 
 
-def _advice(refused: Mapping[KeyPath, gymnasium.Space[Any]], others: Sequence[KeyPath]) -> str:
-    """Return a description of parts that are not supported, and of the flag that takes the others."""
+def _advice(refused: Mapping[KeyPath, gymnasium.Space[Any]], others: Sequence[KeyPath], flag: str) -> str:
+    """Return a description of parts that are not supported, and of the `flag` that takes the others."""
     kinds = ", ".join(map(_kind, refused.values()))
     some = "is" if len(refused) == 1 else "are"
     what = f"part{'s' * (len(refused) > 1)} {', '.join(map(path_name, refused))} of its observations ({kinds})"
-    takes = f"--obs-keys {','.join(map(path_name, others))} takes the others" if others else SUPPORTED
+    takes = f"{flag} {','.join(map(path_name, others))} takes the others" if others else SUPPORTED
     return f"{what} {some} not supported; {takes}"
 
 

@@ -8,6 +8,7 @@ in `convolutions.c`, and so does its gradient.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -34,7 +35,8 @@ _LEAST_ROWS = 8
 
 def compile_convolutions(agent: Agent) -> None:
     """Have the networks for images of an agent use compiled convolutions, where these can stand for theirs."""
-    for each in agent.encoder.modules():
+    encoders = filter(None, (agent.encoder, agent.critic_encoder))
+    for each in itertools.chain.from_iterable(encoder.modules() for encoder in encoders):
         if isinstance(each, ImageNetwork) and each.fast_convolve is None and _can_be_compiled(each):
             each.fast_convolve = CompiledConvolutions()
 

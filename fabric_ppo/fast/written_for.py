@@ -20,11 +20,11 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "f7c6d06bc0ebaddb",
+    "agents/agent.py": "8bd00a912338cfd8",
     "agents/distributions.py": "869a0ecbc6cf6e48",
-    "agents/encoders.py": "afc0c1260fe8c960",
+    "agents/encoders.py": "e00006bac9d91f14",
     "agents/mlp.py": "6d9d3e505f9c174c",
-    "agents/normalize.py": "d6021c399eee60e3",
+    "agents/normalize.py": "09841e20fb21a8fb",
     "ppo/loss.py": "86b81dda1f508a67",
     "rollouts/actor.py": "fdf6965cec531858",
 }

@@ -93,9 +93,10 @@ def _moments(agent: Agent, buffer: RolloutBuffer) -> Tensor:
     tensors = buffer.tensors
     # rows that are no transitions are left out: their number differs between backends
     sums, valid = [torch.zeros(0, dtype=torch.float64)], tensors.valid
-    if agent.obs_moments is not None:
-        seen = tensors.obs[:-1][valid]
-        sums.append(agent.obs_moments.sums(agent.encoder.boxes(seen, torch.float64)))
+    for statistics, encoder in ((agent.obs_moments, agent.encoder), (agent.critic_moments, agent.critic_encoder)):
+        if statistics is not None and encoder is not None:
+            seen = tensors.obs[:-1][valid]
+            sums.append(statistics.sums(encoder.boxes(seen, torch.float64)))
     if agent.reward_scale is not None:
         ended = tensors.terminated | tensors.lost_life | tensors.truncated
         carried = torch.from_numpy(buffer.discounted).to(ended.device)

@@ -100,8 +100,10 @@ def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> No
         columns["final observation"] = buffer.final_obs.masked_fill(~kept, 0)
     if envs.spec.observation.parts:  # rows of bytes: the numbers of all Boxes in them, as networks see them
         for what in columns.keys() - {"reward"}:
-            numbers = agent.encoder.boxes(columns[what].flatten(0, 1), torch.float32)
-            columns[what] = numbers.view(-1, buffer.num_envs, numbers.shape[-1])
+            rows = columns[what].flatten(0, 1)
+            encoders = filter(None, (agent.encoder, agent.critic_encoder))
+            numbers = torch.cat([each.boxes(rows, torch.float32) for each in encoders], dim=-1)
+            columns[what] = numbers.view(*columns[what].shape[:2], numbers.shape[-1])
     floats = {what: column for what, column in columns.items() if column.is_floating_point()}
     # one answer from the device for all of them
     if bool(torch.stack([column.isfinite().all() for column in floats.values()]).all()):

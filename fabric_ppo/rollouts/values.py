@@ -36,7 +36,8 @@ def value_rollout(agent: Agent, buffer: RolloutBuffer, actor: Actor) -> tuple[Te
     values, inputs = actor.values(obs.flatten(0, 1)), actor.inputs()
     if values is None and inputs is not None:  # but for the last observations, on which nothing acted
         encoded = torch.cat([inputs, agent.inputs(obs[-1].to(agent.device)).unsqueeze(0)])
-        values = _in_passes(agent, agent.values_of_inputs, encoded.flatten(0, 1), memory.flatten(0, 1))
+        seen = [] if agent.critic_encoder is None else [obs.flatten(0, 1)]
+        values = _in_passes(agent, agent.values_of_inputs, encoded.flatten(0, 1), memory.flatten(0, 1), *seen)
     elif values is None:
         values = _in_passes(agent, agent.values, obs.flatten(0, 1), memory.flatten(0, 1))
     # the value of row t + 1 is that of the successor of row t, so that each is computed once

@@ -50,7 +50,8 @@ class Interface:
 
     Attributes:
         inputs: the observation's parts, `noise`, and `memory` of a recurrent agent.
-        outputs: `action`, `params`, `value`, and `next_memory` of a recurrent agent.
+        outputs: `action`, `params`, `value` (unless the value network takes parts of its own), and
+            `next_memory` of a recurrent agent.
         num_parts: number of inputs that are parts of the observation.
         noise: standard distribution of the noise: `gumbel`, `logistic` or `normal`.
     """
@@ -81,6 +82,7 @@ def interface_of(policy: Policy) -> Interface:
     parts = policy.spec.observation.parts or (((), policy.spec.observation),)
     names = _unique([".".join(filter(None, (OBS, path_name(path)))) for path, _ in parts])
     obs = [Port(name, leaf.dtype, leaf.shape, path) for name, (path, leaf) in zip(names, parts, strict=True)]
+    has_value = policy.module.agent.critic_encoder is None
     number, distribution = policy.new_memory().dtype.name, make_distribution(policy.spec.action)
     converter = ActionConverter(policy.spec.action)
     noise = {Bernoulli: "logistic", DiagonalGaussian: "normal"}.get(type(distribution), "gumbel")
@@ -88,7 +90,7 @@ def interface_of(policy: Policy) -> Interface:
     outputs = [
         Port("action", str(action).removeprefix("torch."), policy.spec.action.shape),
         Port("params", number, (distribution.num_params,)),
-        Port("value", number, ()),
+        *[Port("value", number, ())] * has_value,
     ]
     memory = [(policy.memory_size,)] * (policy.memory_size > 0)
     return Interface(

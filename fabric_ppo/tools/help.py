@@ -33,7 +33,8 @@ MOST_USED = (
 )
 """Flags on the short page."""
 _METAVARS = {
-    **{"env_id": "ID", "env_kwargs": "JSON", "optimizer_kwargs": "JSON", "obs_keys": "KEYS", "config": "FILE"},
+    **{"env_id": "ID", "env_kwargs": "JSON", "optimizer_kwargs": "JSON", "config": "FILE"},
+    **{"obs_keys": "KEYS", "critic_keys": "KEYS"},
     **{"run_dir": "DIR", "log_dir": "DIR", "init_from": "PATH"},
 }
 """Stand-ins for the values of flags that take text; of others it is NAME."""
