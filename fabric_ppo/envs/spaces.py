@@ -221,8 +221,9 @@ def _observation_spec(
     if critic:
         _require_apart(env_id, leaves, policy, critic, given, mask)
     flag = f"--obs-keys {obs_keys}" if obs_keys else f"--env-id {env_id}"
-    parts = _supported(leaves, policy, flag, mask)
-    return nested_space((*parts, *_supported(leaves, critic, f"--critic-keys {critic_keys}")), len(critic))
+    parts = _supported(leaves, policy, flag, (mask, *critic))
+    own = _supported(leaves, critic, f"--critic-keys {critic_keys}", policy)
+    return nested_space((*parts, *own), len(critic))
 
 
 def _require_names(env_id: str, leaves: Iterable[KeyPath], flag: str, keys: str) -> None:
@@ -257,18 +258,18 @@ def _require_apart(
 
 
 def _supported(
-    leaves: Mapping[KeyPath, gymnasium.Space[Any]], taken: Sequence[KeyPath], flag: str, mask: KeyPath = ()
+    leaves: Mapping[KeyPath, gymnasium.Space[Any]], taken: Sequence[KeyPath], flag: str, not_named: Sequence[KeyPath]
 ) -> tuple[tuple[KeyPath, SpaceSpec], ...]:
     """Describe the leaves at the paths `taken`.
 
     Raises:
-        ConfigError: one is not supported; after `flag` it names those that are.
+        ConfigError: one is not supported; after `flag` it names those that are, but for `not_named`.
     """
     specs = {path: _leaf_spec(leaf) for path, leaf in leaves.items()}
     parts = tuple((path, _widened(spec)) for path in taken if (spec := specs[path]) is not None)
     if len(parts) < len(taken):
         refused = {path: leaves[path] for path in taken if specs[path] is None}
-        others = [path for path in specs if specs[path] is not None and path != mask]
+        others = [path for path in specs if specs[path] is not None and path not in not_named]
         keys = "--critic-keys" if flag.startswith("--critic-keys") else "--obs-keys"
         raise ConfigError(f"{flag}: {_advice(refused, [path for path in others if path in taken] or others, keys)}")
     return parts

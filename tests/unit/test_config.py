@@ -118,6 +118,11 @@ def test_building_a_config_imports_and_prints_nothing(tmp_path, kind):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"critic_keys": "state,"}, "--critic-keys state,: a list such as state,goal.inner is expected"),
+        (
+            {"critic_keys": "state", "shared_trunk": True},
+            "--critic-keys: --no-shared-trunk is needed too, a value network with layers of its own",
+        ),
         ({"track": "neptune"}, f"--track neptune: {TRACKERS_EXPECTED}"),
         ({"track": "jsonl,json_lines"}, "--track json_lines: here it is jsonl"),
         ({"track": ""}, f"--track: {TRACKERS_EXPECTED}"),

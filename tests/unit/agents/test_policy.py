@@ -215,6 +215,22 @@ def test_a_policy_takes_the_whole_of_an_observation_of_which_it_sees_parts(tmp_p
         start_from(other, str(tmp_path))
 
 
+def test_a_run_goes_on_only_from_a_policy_whose_value_network_takes_the_same(tmp_path):
+    """From one without parts of its own, with them, and with others: each is named."""
+    space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Box(-1, 1, (2,)), c=spaces.Discrete(3))
+    keys = ("", "c", "b,c", "b")
+    specs = [env_spec("Test-v0", space, spaces.Discrete(5), critic_keys=each) for each in keys]
+    agents = [Agent(spec, Architecture("tanh", (4,))) for spec in specs]
+    for trained in agents:
+        save_policy(trained, tmp_path)
+        for agent in agents:
+            if agent is trained:
+                start_from(agent, str(tmp_path))
+                continue
+            with pytest.raises(ConfigError, match=r"^--init-from .*: its observations are (.*); this run's, (.*), are"):
+                start_from(agent, str(tmp_path))
+
+
 def test_tensors_with_a_gradient_are_observations():
     """One, a batch, one as a list of its numbers, and parts of a Dict."""
     policy, obs = Policy(agent_for(toy_env(), activation="relu")), sample_many(OBSERVATIONS["float32"], 3)

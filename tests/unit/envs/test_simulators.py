@@ -34,6 +34,7 @@ ARGUMENTS = {
 HIDDEN = ("isaaclab",)
 """Simulators that hide final observations."""
 FLAGS = {"isaaclab": {"obs_keys": "policy"}}
+CRITIC = {"critic_keys": "critic", "normalize_observations": True}
 REAL = {
     "gymnax": ({"name": "MountainCar-v0"}, 200),
     "brax": ({"name": "reacher", "backend": "spring", "episode_length": 20}, 20),
@@ -115,9 +116,9 @@ def test_what_is_learned_from_a_transition_is_what_happened(simulator, stand_in,
     assert min(ends.values()) > 3
 
 
-@pytest.mark.parametrize("simulator", ARGUMENTS)
-def test_a_run_trains_and_its_agent_is_tested(simulator, stand_in, tmp_path):
-    flags = TINY | {"num_envs": 4, "total_timesteps": 128, "test_episodes": 0} | FLAGS.get(simulator, {})
+@pytest.mark.parametrize(("simulator", "more"), [*((each, {}) for each in ARGUMENTS), ("isaaclab", CRITIC)])
+def test_a_run_trains_and_its_agent_is_tested(simulator, more, stand_in, tmp_path):
+    flags = TINY | {"num_envs": 4, "total_timesteps": 128, "test_episodes": 0} | FLAGS.get(simulator, {}) | more
     arguments = json.dumps(ARGUMENTS[simulator])
     config = Config(env_id=stand_in(simulator), env_kwargs=arguments, log_dir=str(tmp_path), **flags)
     run = train(config, verbose=False)

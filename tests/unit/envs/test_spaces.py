@@ -326,6 +326,101 @@ def test_parts_that_cannot_be_taken_are_named_with_those_that_can(space, keys, m
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("obs_keys", "critic_keys", "policy", "critic"),
+    [
+        ("image", "arm.left", ["action_mask", "image"], ["arm.left"]),
+        ("image", "arm.right.1,arm.left", ["action_mask", "image"], ["arm.left", "arm.right.1"]),
+        ("arm.left", "image,arm.right", ["action_mask", "arm.left"], ["arm.right.0", "arm.right.1", "image"]),
+        ("action_mask,image", "arm.right.0", ["action_mask", "image"], ["arm.right.0"]),
+    ],
+)
+def test_parts_for_the_value_network_alone_come_last(obs_keys, critic_keys, policy, critic):
+    """A row of what the policy takes begins each row."""
+    spec = env_spec("Test-v0", WITH_TEXT, spaces.Discrete(2), obs_keys=obs_keys, critic_keys=critic_keys)
+    assert keys_of(spec) == [*policy, *critic]
+    assert EnvSpec.from_json(spec.to_json()) == spec
+    alone = env_spec("Test-v0", WITH_TEXT, spaces.Discrete(2), obs_keys=obs_keys).observation
+    assert spec.observation.for_policy == alone
+    assert [".".join(map(str, path)) for path, _ in spec.observation.for_critic.parts] == critic
+    whole = {
+        "image": np.arange(9, dtype=np.uint8).reshape(3, 3),
+        "arm": {"left": np.ones(3), "right": (np.full(3, 2.0), 1)},
+        "action_mask": np.array([0, 1], np.int8),
+    }
+    row, begin = Packer(spec.observation)(whole), alone.size
+    assert row[:begin].tobytes() == Packer(alone)(whole).tobytes()
+    assert row[begin:].tobytes() == Packer(spec.observation.for_critic)(whole).tobytes()
+
+
+def test_without_keys_the_policy_takes_what_the_value_network_has_not_alone():
+    space = spaces.Dict(a=VECTOR, b=spaces.Dict(c=VECTOR, d=VECTOR), e=spaces.Discrete(2))
+    spec = env_spec("Test-v0", space, spaces.Discrete(2), critic_keys="b.d,e")
+    assert keys_of(spec) == ["a", "b.c", "b.d", "e"]
+    assert spec.observation.num_critic == 2
+    tuples = env_spec("Test-v0", spaces.Tuple((VECTOR, VECTOR)), spaces.Discrete(2), critic_keys="0")
+    assert keys_of(tuples) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("space", "obs_keys", "critic_keys", "message"),
+    [
+        (VECTOR, "", "a", "observations of Test-v0 are Box(-inf, inf, (3,), float32), which has no parts"),
+        (
+            WITH_TEXT,
+            "image",
+            "arm.lef",
+            "Test-v0 has no observation arm.lef; it has action_mask, arm.left, arm.name, arm.right.0, arm.right.1, "
+            "image, mission",
+        ),
+        (
+            WITH_TEXT,
+            "image,arm.left",
+            "arm.left",
+            "--obs-keys image,arm.left has arm.left, which the value network takes, too; other parts are expected",
+        ),
+        (
+            WITH_TEXT,
+            "arm.left",
+            "arm",
+            "--obs-keys arm.left has arm.left, which the value network takes, too; other parts are expected",
+        ),
+        (
+            WITH_TEXT,
+            "",
+            "image,arm,mission",
+            "the policy has no observation left; "
+            "some of arm.left, arm.name, arm.right.0, arm.right.1, image, mission are expected",
+        ),
+        (WITH_TEXT, "image", "action_mask", "the policy needs action_mask; other parts are expected"),
+        (
+            WITH_TEXT,
+            "image",
+            "arm",
+            "part arm.name of its observations (Text) is not supported; "
+            "--critic-keys arm.left,arm.right.0,arm.right.1 takes the others",
+        ),
+        (
+            WITH_TEXT,
+            "image",
+            "mission",
+            "part mission of its observations (Text) is not supported; "
+            "--critic-keys arm.left,arm.right.0,arm.right.1 takes the others",
+        ),
+    ],
+)
+def test_parts_that_the_value_network_cannot_have_alone_are_refused(space, obs_keys, critic_keys, message):
+    with pytest.raises(ConfigError) as caught:
+        env_spec("Test-v0", space, spaces.Discrete(2), obs_keys=obs_keys, critic_keys=critic_keys)
+    assert str(caught.value) == f"--critic-keys {critic_keys}: {message}"
+
+
+def test_the_policys_unsupported_parts_are_named_without_those_of_the_value_network():
+    with pytest.raises(ConfigError) as caught:
+        env_spec("Test-v0", WITH_TEXT, spaces.Discrete(2), critic_keys="arm.left")
+    assert str(caught.value).endswith("; --obs-keys arm.right.0,arm.right.1,image takes the others")
+
+
 def test_a_part_that_is_not_taken_may_be_anything():
     spec = env_spec("Test-v0", WITH_TEXT, spaces.Discrete(2), obs_keys="image").observation
     whole = {

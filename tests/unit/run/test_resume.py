@@ -27,6 +27,7 @@ OTHER = {
     "optimizer": "adamw",
     "optimizer_kwargs": {"betas": [0.5, 0.9]},
     "obs_keys": "image",
+    "critic_keys": "state",
     "action_bounds": "squash",
     "encoder": "impala",
     "init_from": "elsewhere",

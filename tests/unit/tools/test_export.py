@@ -65,7 +65,9 @@ def test_the_file_acts_as_the_agent(name, to, tmp_path):
                 np.testing.assert_allclose(out["action"], actions, **CLOSE)
             else:
                 np.testing.assert_array_equal(out["action"], actions)
-            np.testing.assert_allclose(out["value"], policy.value(rows, before), **CLOSE)
+            assert ("value" in out) == ("critic_keys" not in AGENTS[name])
+            if "value" in out:
+                np.testing.assert_allclose(out["value"], policy.value(rows, before), **CLOSE)
             assert ("next_memory" in out) == (policy.memory_size > 0)
             if policy.memory_size:
                 np.testing.assert_allclose(out["next_memory"], after, **CLOSE)
