@@ -16,9 +16,10 @@ from fabric_ppo.api import evaluate
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.ppo.batch import make_batch
+from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.process.group import ALONE
 from fabric_ppo.tools import cli
-from tests.fixtures.hidden_envs import KEYS, Hidden
+from tests.fixtures.hidden_envs import KEYS, Hidden, HiddenTensors
 from tests.fixtures.launching import ROOT, command, run
 from tests.fixtures.learning import learned_agent
 from tests.fixtures.resuming import assert_a_killed_run_goes_on, finish
@@ -34,6 +35,10 @@ AGENTS = {
     "lstm": {**RECURRENT, "normalize_observations": True},
     "lstm, masked": {**RECURRENT, "env_id": f"{MODULE}:HiddenMasked-v0"},
     "image": {"env_id": f"{MODULE}:HiddenImage-v0", "encoder": "nature"},
+    "tensors": {
+        **{"env_id": f"{MODULE}:HiddenTensors", "env_backend": "vector"},
+        "normalize_observations": True,
+    },
 }
 
 
@@ -179,6 +184,7 @@ def is_of(row, keys, side):
         (2, "masked", {"share_data": True}),
         (2, "lstm", {"env_backend": "async"}),
         (1, "image", {"num_steps": 8, "per_rank_batch_size": 8}),
+        (2, "tensors", {}),
     ],
 )
 def test_torch_and_fabric_end_with_the_same_bits(tmp_path, size, name, flags):
@@ -209,6 +215,7 @@ def test_ranks_are_a_place_and_trainers_end_where_coupled_ranks_do(tmp_path, nam
         ("torch", 1, "normalised", {}),
         ("fabric", 2, "masked", {"env_backend": "async"}),
         ("torch", 1, "lstm, masked", {}),
+        ("torch", 1, "tensors", {}),
         ("decoupled", 2, "lstm", {"overlap": True}),
         ("decoupled", 3, "normalised", {"overlap": True}),
     ],
@@ -249,6 +256,18 @@ def test_a_trained_agent_is_tested_with_and_without_these_parts(tmp_path, monkey
     assert np.isfinite(agent.value(whole))
     with pytest.raises(ValueError, match=r"^obs has no goal.inner: a dict with goal.seen, .*goal.inner, state is e"):
         agent.value(obs)
+
+
+def test_a_number_that_is_not_finite_is_found_in_these_parts(monkeypatch):
+    """Where observations are looked at once a rollout."""
+    observed = HiddenTensors.observed
+
+    def broken(self, seeds, seen):
+        return observed(self, seeds, seen) | {"state": torch.full((len(seeds), 1), torch.inf)}
+
+    monkeypatch.setattr(HiddenTensors, "observed", broken)
+    with pytest.raises(EnvironmentFault, match=r"reset gave observation inf, which is not finite$"):
+        collected("tensors")
 
 
 REFUSED = {
