@@ -121,12 +121,8 @@ class Agent(Normalizing):
             width += self.critic_encoder.num_features
         self.value = MLP(width, hidden_sizes, 1, activation, layer_norm)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
-        self.obs_moments, self.critic_moments = (
-            RunningMoments(each.num_boxes)
-            if architecture.normalize_observations and each is not None and each.num_boxes
-            else None
-            for each in (self.encoder, self.critic_encoder)
-        )
+        normalized = (self.encoder, self.critic_encoder) if architecture.normalize_observations else (None, None)
+        self.obs_moments, self.critic_moments = map(_moments_of, normalized)
         gamma = architecture.reward_discount
         self.reward_scale = None if gamma is None else RewardScale(gamma)
 
@@ -298,6 +294,11 @@ class Agent(Normalizing):
         params = self.policy_params(features)
         log_probs, entropy = self.distribution.log_prob_and_entropy(params, actions)
         return Evaluation(log_probs, entropy, self.state_values(self.value_features(features, obs)))
+
+
+def _moments_of(encoder: Encoder | None) -> RunningMoments | None:
+    """Return statistics of the numbers that an encoder leaves as they are; None where there are none."""
+    return RunningMoments(encoder.num_boxes) if encoder is not None and encoder.num_boxes else None
 
 
 def _split_mask(features: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:

@@ -40,10 +40,10 @@ class ObservationReader:
         pack: function from one observation to its row.
     """
 
-    def __init__(self, space: SpaceSpec) -> None:
-        """Read observations of `space`."""
+    def __init__(self, space: SpaceSpec, whole: SpaceSpec) -> None:
+        """Read observations of `space`, which may have other parts of `whole` besides."""
         self.pack = Packer(space)
-        self._space, self._reader = space, reader_of(space)
+        self._space, self._whole, self._reader = space, whole, reader_of(space)
         self._parts = [(path, leaf, reader_of(leaf, path_name(path))) for path, leaf in space.parts]
 
     def __call__(self, obs: Any) -> Rows:
@@ -79,7 +79,7 @@ class ObservationReader:
         if len(obs) not in names or not isinstance(obs[-1], dict):
             return
         # a Tuple's last part may be a Dict
-        is_part = any(path[0] == len(obs) - 1 and isinstance(path[-1], str) for path, _ in self._space.parts)
+        is_part = any(path[0] == len(obs) - 1 and isinstance(path[-1], str) for path, _ in self._whole.parts)
         if not is_part:
             shape = f"the first of these {len(obs)} values is the observation"
             raise ValueError(f"obs is a tuple that ends with a dict: {shape}, as in {names[len(obs)]}")

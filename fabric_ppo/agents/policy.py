@@ -56,8 +56,8 @@ class Policy:
         self.spec = replace(agent.spec, observation=observation.for_policy)
         self.noise_size, self.memory_size = agent.distribution.noise_size, agent.memory_size
         self._agent = agent
-        self._read = ObservationReader(self.spec.observation)
-        self._read_all = ObservationReader(observation) if observation.num_critic else self._read
+        self._read = ObservationReader(self.spec.observation, observation)
+        self._read_all = ObservationReader(observation, observation) if observation.num_critic else self._read
         self.pack = self._read.pack
         self._mask_check = MaskCheck(self.spec)
         self._to_env = ActionConverter(agent.spec.action)

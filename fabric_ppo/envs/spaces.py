@@ -220,9 +220,9 @@ def _observation_spec(
     policy = [path for path in leaves if path in named or path == mask]
     if critic:
         _require_apart(env_id, leaves, policy, critic, given, mask)
-    flag = f"--obs-keys {obs_keys}" if obs_keys else f"--env-id {env_id}"
-    parts = _supported(leaves, policy, flag, (mask, *critic))
-    own = _supported(leaves, critic, f"--critic-keys {critic_keys}", policy)
+    given_as = f"--obs-keys {obs_keys}" if obs_keys else f"--env-id {env_id}"
+    parts = _supported(leaves, policy, given_as, "--obs-keys", (mask, *critic))
+    own = _supported(leaves, critic, f"--critic-keys {critic_keys}", "--critic-keys", policy)
     return nested_space((*parts, *own), len(critic))
 
 
@@ -258,20 +258,25 @@ def _require_apart(
 
 
 def _supported(
-    leaves: Mapping[KeyPath, gymnasium.Space[Any]], taken: Sequence[KeyPath], flag: str, not_named: Sequence[KeyPath]
+    leaves: Mapping[KeyPath, gymnasium.Space[Any]],
+    taken: Sequence[KeyPath],
+    given_as: str,
+    flag: str,
+    others_take: Sequence[KeyPath],
 ) -> tuple[tuple[KeyPath, SpaceSpec], ...]:
-    """Describe the leaves at the paths `taken`.
+    """Describe the leaves at the paths `taken`, which the user has `given_as` a flag.
 
     Raises:
-        ConfigError: one is not supported; after `flag` it names those that are, but for `not_named`.
+        ConfigError: one is not supported; it says how `flag` takes those that are, but for those
+            that `others_take`.
     """
     specs = {path: _leaf_spec(leaf) for path, leaf in leaves.items()}
     parts = tuple((path, _widened(spec)) for path in taken if (spec := specs[path]) is not None)
     if len(parts) < len(taken):
         refused = {path: leaves[path] for path in taken if specs[path] is None}
-        others = [path for path in specs if specs[path] is not None and path not in not_named]
-        keys = "--critic-keys" if flag.startswith("--critic-keys") else "--obs-keys"
-        raise ConfigError(f"{flag}: {_advice(refused, [path for path in others if path in taken] or others, keys)}")
+        others = [path for path in specs if specs[path] is not None and path not in others_take]
+        advice = _advice(refused, [path for path in others if path in taken] or others, flag)
+        raise ConfigError(f"{given_as}: {advice}")
     return parts
 
 

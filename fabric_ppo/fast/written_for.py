@@ -20,7 +20,7 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "8bd00a912338cfd8",
+    "agents/agent.py": "d2f1c97e63578136",
     "agents/distributions.py": "869a0ecbc6cf6e48",
     "agents/encoders.py": "e00006bac9d91f14",
     "agents/mlp.py": "6d9d3e505f9c174c",

@@ -231,6 +231,18 @@ def test_a_run_goes_on_only_from_a_policy_whose_value_network_takes_the_same(tmp
                 start_from(agent, str(tmp_path))
 
 
+def test_a_tuple_may_end_with_a_dict_that_the_policy_does_not_see():
+    """It is no pair of an observation and its `info`; where the policy's part is later, something stands before it."""
+    space = spaces.Tuple((spaces.Box(-1, 1, (2,)), spaces.Dict(a=spaces.Discrete(3))))
+    for keys, without in (("1", (np.ones(2, np.float32),)), ("0", (None, {"a": 2}))):
+        agent = Agent(env_spec("Test-v0", space, spaces.Discrete(5), critic_keys=keys), Architecture("tanh", (4,)))
+        policy, whole = Policy(agent), (np.ones(2, np.float32), {"a": 2})
+        assert policy.act(whole) == policy.act(without)
+        assert np.isfinite(policy.value(whole))
+        with pytest.raises(ValueError, match=r"has no 1.a: a tuple with 0, 1.a|whose 0 is None"):
+            policy.value(without)
+
+
 def test_tensors_with_a_gradient_are_observations():
     """One, a batch, one as a list of its numbers, and parts of a Dict."""
     policy, obs = Policy(agent_for(toy_env(), activation="relu")), sample_many(OBSERVATIONS["float32"], 3)
