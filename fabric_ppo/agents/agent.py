@@ -16,7 +16,7 @@ from fabric_ppo.agents.memory import Memory, Recurrent
 from fabric_ppo.agents.mlp import MLP, Activation
 from fabric_ppo.agents.normalize import Normalizing, RewardScale, RunningMoments
 from fabric_ppo.config_values import LOG_STD
-from fabric_ppo.envs.spaces import EnvSpec
+from fabric_ppo.envs.spaces import EnvSpec, mask_paths
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Agent(Normalizing):
         self.distribution = make_distribution(spec.action, architecture.state_dependent_std)
         num_free, num_params = self.distribution.num_free, self.distribution.num_params
         # a mask has an entry for each logit; continuous actions cannot be masked
-        num_choices = 0 if spec.action.kind == "box" else num_params
-        self.encoder = Encoder(spec.observation, architecture.encoder, num_choices)
+        num_choices, masks = spec.action.num_choices, mask_paths(spec)
+        self.encoder = Encoder(spec.observation, architecture.encoder, num_choices, masks)
         width = self.encoder.num_features
         hidden_sizes, layer_norm = architecture.hidden_sizes, architecture.layer_norm
         activation = architecture.activation_function
@@ -205,8 +205,10 @@ class Agent(Normalizing):
         if not self.encoder.num_masks:
             return self.with_log_std(self.policy(features).to(self.dtype))
         features, mask = _split_mask(features, self.encoder.num_masks)
-        logits: Tensor = self.policy(features).to(self.dtype)
-        return logits.masked_fill(mask == 0, _IMPOSSIBLE)
+        out: Tensor = self.policy(features).to(self.dtype)
+        if numbers := out.shape[-1] - mask.shape[-1]:  # of Boxes beside the choices, which come after them
+            mask = nn.functional.pad(mask, (0, numbers), value=1.0)
+        return self.with_log_std(out.masked_fill(mask == 0, _IMPOSSIBLE))
 
     def value_features(self, features: Tensor, obs: Tensor) -> Tensor:
         """Return `features [B, n]` with those of the critic's own parts of `obs [B, ...]`, where it has some."""
@@ -225,14 +227,14 @@ class Agent(Normalizing):
     def with_log_std(self, out: Tensor) -> Tensor:
         """Return the distribution's parameters, `[..., num_params]`, for the policy's outputs.
 
-        Those of a continuous action are the means and then the log standard deviations.
+        The log standard deviations of continuous actions are the last.
         """
         if self.log_std is not None:
-            return torch.cat([out, self.bounded(self.log_std).expand_as(out)], dim=-1)
-        if self.spec.action.kind != "box":
+            return torch.cat([out, self.bounded(self.log_std).expand(*out.shape[:-1], -1)], dim=-1)
+        count = self.distribution.num_log_std
+        if not count:
             return out
-        means, log_std = out.chunk(2, dim=-1)
-        return torch.cat([means, self.bounded(log_std)], dim=-1)
+        return torch.cat([out[..., :-count], self.bounded(out[..., -count:])], dim=-1)
 
     def bounded(self, log_std: Tensor) -> Tensor:
         """Clamp log standard deviations to their bounds; beyond a bound the gradient is 0."""

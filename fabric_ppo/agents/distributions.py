@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class Distribution(ABC):
 
     Attributes:
         num_params: width of `params`.
-        num_free: number of parameters, the last ones, that do not depend on the observation.
+        num_log_std: number of parameters, the last ones, that are log standard deviations.
+        num_free: number of these if they do not depend on the observation, else 0.
         noise_size: number of draws for one action.
         action_shape, action_dtype: of one stored action.
         fast_forms: fast forms that it has (see `Agent.parts`). `acting` requires that
@@ -34,6 +36,7 @@ class Distribution(ABC):
     fast_forms: frozenset[str] = frozenset()
 
     num_params: int
+    num_log_std: int = 0
     num_free: int = 0
     noise_size: int
     action_shape: tuple[int, ...]
@@ -195,7 +198,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         """Make a distribution over actions of `shape`."""
-        self.noise_size = self.num_free = math.prod(shape)
+        self.noise_size = self.num_log_std = self.num_free = math.prod(shape)
         self.num_params = 2 * self.noise_size
         self.action_shape = shape
 
@@ -239,6 +242,92 @@ class StateDependentGaussian(DiagonalGaussian):
         self.num_free = 0
 
 
+class Product(Distribution):
+    """Independent distributions, one for each leaf of a nested action.
+
+    `params` are the logits of all choices and bits, then the means of all Boxes, then their log
+    standard deviations, each in the order of the leaves: so an action mask is for the first of them,
+    and free parameters are the last. Noise has the order of logits and means. An action is a row, the
+    entries of the leaves in their order.
+
+    Attributes:
+        leaves: the distributions in the order of `params`.
+    """
+
+    # one type for all: it holds choices exactly, which are 2**20 at most, and Boxes are drawn in it
+    action_dtype = torch.float32
+
+    def __init__(self, leaves: Sequence[Distribution]) -> None:
+        """Combine the distributions of an action's leaves."""
+        self._order = sorted(range(len(leaves)), key=lambda k: leaves[k].num_log_std > 0)
+        self.leaves = [leaves[k] for k in self._order]
+        self._entries = [math.prod(leaf.action_shape) for leaf in leaves]
+        self.num_params, self.noise_size, self.num_log_std, self.num_free = (
+            sum(getattr(leaf, name) for leaf in leaves)
+            for name in ("num_params", "noise_size", "num_log_std", "num_free")
+        )
+        self.action_shape = (sum(self._entries),)
+
+    @property
+    def fast_forms(self) -> frozenset[str]:  # type: ignore[override]
+        """Return `acting` if all leaves have it; see `Agent.parts`."""
+        return frozenset.intersection(frozenset({"acting"}), *(leaf.fast_forms for leaf in self.leaves))
+
+    def noise(self, uniform: Tensor) -> Tensor:
+        """Return the noise of the leaves, side by side."""
+        return torch.cat([leaf.noise(part) for leaf, part in zip(self.leaves, self._heads(uniform), strict=True)], -1)
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Return the leaves' actions in one row."""
+        parts = zip(self.leaves, self._params(params), self._heads(noise), strict=True)
+        return self._row([leaf.sample(own, noise).to(params.dtype) for leaf, own, noise in parts])
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the leaves' most probable actions in one row."""
+        # works without the log standard deviations, too, as a DiagonalGaussian's
+        parts = zip(self.leaves, self._heads(params), strict=True)
+        return self._row([leaf.mode(own).to(params.dtype) for leaf, own in parts])
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """Return the sum over the leaves."""
+        parts = zip(self.leaves, self._params(params), self._columns(actions), strict=True)
+        return torch.stack([leaf.log_prob(own, chosen) for leaf, own, chosen in parts]).sum(0)
+
+    def log_prob_and_entropy(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums over the leaves."""
+        parts = zip(self.leaves, self._params(params), self._columns(actions), strict=True)
+        pairs = [leaf.log_prob_and_entropy(own, chosen) for leaf, own, chosen in parts]
+        # leaves are independent: log-probabilities and entropies add up
+        return torch.stack([a for a, _ in pairs]).sum(0), torch.stack([b for _, b in pairs]).sum(0)
+
+    def _heads(self, columns: Tensor) -> Sequence[Tensor]:
+        """Split what begins with `[..., noise_size]`, noise or logits and means, by the leaves."""
+        heads: Sequence[Tensor] = columns[..., : self.noise_size].split([leaf.noise_size for leaf in self.leaves], -1)
+        return heads
+
+    def _params(self, params: Tensor) -> list[Tensor]:
+        """Split `params [B, num_params]` into those of the leaves."""
+        log_std = iter(
+            params[..., self.noise_size :].split([n for leaf in self.leaves if (n := leaf.num_log_std)], dim=-1)
+        )
+        heads = zip(self.leaves, self._heads(params), strict=True)
+        return [torch.cat([head, next(log_std)], dim=-1) if leaf.num_log_std else head for leaf, head in heads]
+
+    def _row(self, actions: Sequence[Tensor]) -> Tensor:
+        """Return `[B, n]` for the leaves' actions in the order of `leaves`."""
+        by_place = dict(zip(self._order, actions, strict=True))
+        flat = [by_place[place].reshape(-1, count) for place, count in enumerate(self._entries)]
+        return torch.cat(flat, dim=-1)
+
+    def _columns(self, actions: Tensor) -> list[Tensor]:
+        """Return the leaves' actions in the order of `leaves` for rows `[B, n]`."""
+        columns = actions.split(self._entries, dim=-1)
+        return [
+            (columns[place] if leaf.num_log_std else columns[place].long()).reshape(-1, *leaf.action_shape)
+            for place, leaf in zip(self._order, self.leaves, strict=True)
+        ]
+
+
 def make_distribution(space: SpaceSpec, state_dependent_std: bool = False) -> Distribution:
     """Make the distribution over an action space.
 
@@ -246,6 +335,8 @@ def make_distribution(space: SpaceSpec, state_dependent_std: bool = False) -> Di
         space: the actions'.
         state_dependent_std: take the log standard deviations of a Box from the network.
     """
+    if space.parts:
+        return Product([make_distribution(leaf, state_dependent_std) for _, leaf in space.parts])
     if space.kind == "discrete":
         return Categorical(space.sizes[0])
     if space.kind == "multi_discrete":

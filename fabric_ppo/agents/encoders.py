@@ -15,7 +15,7 @@ from fabric_ppo.agents.bounds_scale import scale_of
 from fabric_ppo.agents.mlp import ROW_MULTIPLE, is_recorded
 from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.envs.ids import named_function
-from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
+from fabric_ppo.envs.spaces import ACTION_MASK, KeyPath, SpaceSpec
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, describe_error
 
 _SMALLEST = {"nature": 36, "impala": 8, "small": 20}
@@ -38,7 +38,13 @@ class Encoder(nn.Module):
         has_weights: true if there is anything to be trained.
     """
 
-    def __init__(self, space: SpaceSpec, name: str = "flatten", num_choices: int = 0) -> None:
+    def __init__(
+        self,
+        space: SpaceSpec,
+        name: str = "flatten",
+        num_choices: int = 0,
+        masks: Sequence[KeyPath] = (ACTION_MASK,),
+    ) -> None:
         """Build the networks with PyTorch's own initialisation, from the global generator.
 
         Args:
@@ -47,6 +53,7 @@ class Encoder(nn.Module):
                 the user's class for all Box parts, `module:Class` (see `OwnNetwork`).
             num_choices: number of entries that an action mask must have; 0: an action mask is an
                 observation like others.
+            masks: parts that are the action mask, in the order of the choices, if they are there.
 
         Raises:
             ConfigError: `name` is no network for these observations, or an action mask has another
@@ -57,14 +64,18 @@ class Encoder(nn.Module):
             raise ConfigError(f"--encoder {name}: observations hold no image of bytes; auto or flatten is expected")
         space, begin = self._encoded(space)
         self._space = space
-        parts = list(space.parts) or [((), space)]
-        self._masks = [bool(num_choices) and path == ACTION_MASK for path, _ in parts]
+        parts = list(space.leaves)
+        self._masks = [bool(num_choices) and path in masks for path, _ in parts]
         leaves = [
             # a mask's zeros stay zeros
             Flat(replace(part, low=(), high=())) if is_mask else _leaf(part, name)
             for (_, part), is_mask in zip(parts, self._masks, strict=True)
         ]
         self._leaves = nn.ModuleList(leaves)
+        # the mask last, wherever the space has it
+        places = {path: index for index, (path, _) in enumerate(parts) if self._masks[index]}
+        self._order = [index for index, is_mask in enumerate(self._masks) if not is_mask]
+        self._order += [places[path] for path in masks if path in places]
         widths = [leaf.num_features for leaf in leaves]
         self.num_features = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if not is_mask)
         self.num_masks = sum(n for n, is_mask in zip(widths, self._masks, strict=True) if is_mask)
@@ -148,9 +159,7 @@ class Encoder(nn.Module):
                 parts[index] = part
         if len(parts) == 1:
             return parts[0]
-        # the mask last, wherever the space has it
-        in_order = sorted(range(len(parts)), key=self._masks.__getitem__)
-        return torch.cat([parts[k] for k in in_order], dim=-1)
+        return torch.cat([parts[k] for k in self._order], dim=-1)
 
 
 class CriticEncoder(Encoder):

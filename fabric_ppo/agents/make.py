@@ -59,10 +59,10 @@ def make_agent(spec: EnvSpec, config: Config) -> Agent:
         )
     if agent.log_std is not None:
         nn.init.constant_(agent.log_std, config.log_std_init)
-    elif spec.action.kind == "box":
-        # the second half of the head's outputs are the log standard deviations
+    elif count := agent.distribution.num_log_std:
+        # the last of the head's outputs
         with torch.no_grad():
-            linear_layers(agent.policy)[-1].bias[spec.action.size :] += config.log_std_init
+            linear_layers(agent.policy)[-1].bias[-count:] += config.log_std_init
     _require_repeatable(agent)
     _require_same_layers(built, agent)
     return agent

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.nested_actions import nested
 from fabric_ppo.envs.space_text import format_parts
 from fabric_ppo.envs.spaces import SpaceSpec, part_at, path_name
 
@@ -30,11 +31,12 @@ class PolicyModule(nn.Module):
         """Compute with `agent`, whose weights are not copied."""
         super().__init__()
         self.agent, self.memory_size = agent, agent.memory_size
-        self._to_env = _ToEnvironment(agent.spec.action)
         observation = self._observation = agent.spec.observation.for_policy
-        self._leaves = [(path, getattr(torch, leaf.dtype)) for path, leaf in observation.parts or [((), observation)]]
+        self._actions = agent.spec.action.leaves
+        self._to_env = nn.ModuleList(_ToEnvironment(leaf) for _, leaf in self._actions)
+        self._leaves = [(path, getattr(torch, leaf.dtype)) for path, leaf in observation.leaves]
 
-    def forward(self, obs: Any, memory: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, obs: Any, memory: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Any]:
         """Choose actions.
 
         Args:
@@ -46,28 +48,28 @@ class PolicyModule(nn.Module):
                 most probable actions.
 
         Returns:
-            `action`, `[B, ...]` in the form that the environment takes; `params`, `[B, n]`, the
-            logits of the choices, or the means and then the log standard deviations of a Box before
-            it is mapped into its bounds; `value`, `[B]`, unless the value network takes parts of
-            its own; and `memory`, of a recurrent agent.
+            `action`, `[B, ...]` in the form that the environment takes, of a Dict a dict, of a Tuple
+            a tuple; `params`, `[B, n]`, the logits of the choices, then the means and then the log
+            standard deviations of Boxes before they are mapped into their bounds; `value`, `[B]`,
+            unless the value network takes parts of its own; and `memory`, of a recurrent agent.
 
         Raises:
             ValueError: an argument is no tensor, or of another shape.
         """
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
             self._check(obs, memory, noise)
-        return self.compute([part_at(obs, path) for path, _ in self._leaves], memory, noise)
+        actions, out = self.compute([part_at(obs, path) for path, _ in self._leaves], memory, noise)
+        return {"action": nested([path for path, _ in self._actions], actions), **out}
 
     def _check(self, obs: Any, memory: Tensor | None, noise: Tensor | None) -> None:
         """Raise a ValueError for arguments that are no tensors, or of another shape."""
         given: list[tuple[str, Any, tuple[int, ...]]] = []
-        observation = self._observation
-        for path, leaf in observation.parts or [((), observation)]:
+        for path, leaf in self._observation.leaves:
             name = f"obs {path_name(path)}" if path else "obs"
             try:
                 given.append((name, part_at(obs, path), leaf.shape))
             except (TypeError, KeyError, IndexError, AttributeError):
-                raise ValueError(f"{name} is not there: {format_parts(observation)} is expected") from None
+                raise ValueError(f"{name} is not there: {format_parts(self._observation)} is expected") from None
         given += [("memory", memory, (self.memory_size,))] if memory is not None else []
         given += [("noise", noise, (self.agent.distribution.noise_size,))] if noise is not None else []
         for name, tensor, shape in given:
@@ -81,8 +83,12 @@ class PolicyModule(nn.Module):
 
     def compute(
         self, parts: Sequence[Tensor], memory: Tensor | None = None, noise: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Choose actions as `forward` does, for observations whose parts, `[B, ...]`, are in a list."""
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Choose actions as `forward` does, for observations whose parts, `[B, ...]`, are in a list.
+
+        Returns:
+            The parts of the actions, and the other outputs.
+        """
         agent = self.agent
         typed = [part.to(dtype) for part, (_, dtype) in zip(parts, self._leaves, strict=True)]
         features = agent.shared(agent.encoder.encode(typed, agent.dtype, agent.obs_moments))
@@ -92,10 +98,20 @@ class PolicyModule(nn.Module):
         params = agent.policy_params(features)
         distribution = agent.distribution
         chosen = distribution.mode(params) if noise is None else distribution.sample(params, noise)
-        out = {"action": self._to_env(chosen), "params": params}
+        out = {"params": params}
         if agent.critic_encoder is None:
             out["value"] = agent.state_values(features)
-        return out | {"memory": memory} if self.memory_size else out
+        return self._converted(chosen), out | ({"memory": memory} if self.memory_size else {})
+
+    def _converted(self, actions: Tensor) -> list[Tensor]:
+        """Return the parts of actions, as environments take them."""
+        if not self.agent.spec.action.parts:
+            return [self._to_env[0](actions)]
+        columns = actions.split([leaf.size for _, leaf in self._actions], dim=-1)
+        return [
+            convert((each if leaf.kind == "box" else each.long()).reshape(-1, *leaf.shape))
+            for convert, each, (_, leaf) in zip(self._to_env, columns, self._actions, strict=True)
+        ]
 
 
 class _ToEnvironment(nn.Module):

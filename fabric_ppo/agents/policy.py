@@ -23,8 +23,9 @@ from fabric_ppo.agents.policy_file import described, no_policy, policy_path, rea
 from fabric_ppo.config_call import answering, path_argument, switch_argument
 from fabric_ppo.config_given import format_given, python_scalar
 from fabric_ppo.config_names import agent_hint
-from fabric_ppo.envs.actions import ActionConverter, MaskCheck
+from fabric_ppo.envs.actions import MaskCheck, action_converter
 from fabric_ppo.envs.ids import TAKE_CODE_DIR, where_missing
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.process.command import running
@@ -60,7 +61,8 @@ class Policy:
         self._read_all = ObservationReader(observation, observation) if observation.num_critic else self._read
         self.pack = self._read.pack
         self._mask_check = MaskCheck(self.spec)
-        self._to_env = ActionConverter(agent.spec.action)
+        self._to_env = action_converter(agent.spec.action)
+        self._unpack = Unpacker(agent.spec.action) if agent.spec.action.parts else None
         self._device = agent.device
         self._num_drawn = 0
 
@@ -104,7 +106,7 @@ class Policy:
         *,
         deterministic: bool = True,
         seed: int | np.random.Generator | None = None,
-    ) -> NDArray[Any]:
+    ) -> Any:
         """Choose actions, in the form that the environment takes.
 
         Args:
@@ -119,7 +121,8 @@ class Policy:
                 call of a Policy has the same draws in every program, the second has others, ...
 
         Returns:
-            One action, or `[B, ...]` for a batch.
+            One action, or `[B, ...]` for a batch; where actions are a Dict or Tuple, a dict or tuple
+            of these, as `gymnasium.vector` takes them.
 
         Raises:
             ValueError: an argument has another shape, `obs` has numbers that its space, or
@@ -129,7 +132,13 @@ class Policy:
         rows = self._read(obs)
         if noise is None and not (deterministic is True or switch_argument("act", "deterministic", deterministic)):
             noise = self._draw(len(rows.array), seed)
-        return self._act(rows, noise, memory)
+        return self._unpacked(rows, self._act(rows, noise, memory))
+
+    def act_packed(
+        self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Choose actions for a batch as `act`, but of a Dict or Tuple as rows of bytes, `[B, n]`."""
+        return self._act(self._read(obs), noise, memory)
 
     @answering("one observation, or a batch of them,")
     def predict(
@@ -140,7 +149,7 @@ class Policy:
         deterministic: bool = False,
         *,
         seed: int | np.random.Generator | None = None,
-    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    ) -> tuple[Any, NDArray[Any] | None]:
         """Choose actions as Stable-Baselines3's `predict` does.
 
         Args:
@@ -161,7 +170,7 @@ class Policy:
         rows = self._read(observation)
         count = len(rows.array)
         memory = self._reset(state, episode_start, None if rows.is_single else count) if self.memory_size else None
-        actions = self._act(rows, None if is_greedy else self._draw(count, seed), memory)
+        actions = self._unpacked(rows, self._act(rows, None if is_greedy else self._draw(count, seed), memory))
         return actions, state if memory is None else memory
 
     @answering("one observation, or a batch of them,")
@@ -186,7 +195,7 @@ class Policy:
         return values[0] if rows.is_single else values[: len(rows.array)]
 
     def _act(self, rows: Rows, noise: NDArray[np.float64] | None, memory: NDArray[Any] | None) -> NDArray[Any]:
-        """Choose actions; see `act`."""
+        """Choose actions `[B, ...]`; see `act_packed`."""
         if rows.is_single and self._mask_check.has_mask:
             self._mask_check(rows.array[0])
         batch, count = self._padded(rows), len(rows.array)
@@ -205,7 +214,13 @@ class Policy:
             actions = self._to_env(drawn.cpu().numpy())
         if memory is not None:
             memory[...] = after.cpu().numpy()[0 if memory.ndim == 1 else slice(len(memory))]
-        return actions[0] if rows.is_single else actions[:count]
+        return actions[:count]
+
+    def _unpacked(self, rows: Rows, actions: NDArray[Any]) -> Any:
+        """Return actions for `rows` as an environment takes them, or as `gymnasium.vector` does."""
+        if self._unpack is not None:
+            return self._unpack.one(actions[0]) if rows.is_single else self._unpack.batch(actions)
+        return actions[0] if rows.is_single else actions
 
     def _draw(self, count: int, seed: int | np.random.Generator | None) -> NDArray[np.float64]:
         """Return draws that are uniform in (0, 1), `[count, noise_size]`; for `seed` see `act`."""

@@ -1,20 +1,36 @@
-"""Actions between agents and environments: their conversion, and masks that must leave some."""
+"""Actions between agents and environments: their conversion, and masks that must leave some.
+
+A nested action (Dict, Tuple) is stored as one row, the entries of its leaves one after the other.
+Converted it is a row of bytes, as a nested observation is (`spaces.Packer`), until it is put together
+for the environment (`nested_actions.Unpacker`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, SpaceSpec
+from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, KeyPath, SpaceSpec, mask_paths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+def action_converter(space: SpaceSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return the converter of stored actions `[B, ...]` to what environments take."""
+    return PackingConverter(space) if space.parts else ActionConverter(space)
+
+
+def tensor_action_converter(space: SpaceSpec, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """Return the same for tensors on a device."""
+    return TensorPackingConverter(space, device) if space.parts else TensorActionConverter(space, device)
+
+
 class ActionConverter:
-    """A converter of stored actions to what environments take.
+    """A converter of stored actions, which are not nested, to what environments take.
 
     Choices are stored from 0 up, and start at `start`. Box entries are brought within their bounds:
     `clip` cuts off what lies beyond them, `rescale` stretches -1 .. 1 over them first, and `squash`
@@ -90,6 +106,49 @@ class TensorActionConverter:
         return actions.clamp(*self._bounds) if self._bounds else actions
 
 
+class PackingConverter:
+    """A converter of stored nested actions `[B, n]` to rows of bytes."""
+
+    def __init__(self, space: SpaceSpec) -> None:
+        """Read the action space."""
+        self._leaves = [(ActionConverter(leaf), leaf) for _, leaf in space.parts]
+        self._ends = np.cumsum([leaf.size for _, leaf in space.parts])[:-1]
+
+    def leaves(self, actions: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the leaves' actions, `[B, *shape]` each, as environments take them."""
+        columns = np.split(actions, self._ends, axis=1)
+        return [
+            # choices as whole numbers first: their start need not be one that floats hold
+            convert((each if leaf.kind == "box" else each.astype(np.int64)).reshape(-1, *leaf.shape))
+            for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
+        ]
+
+    def __call__(self, actions: NDArray[Any]) -> NDArray[np.uint8]:
+        """Convert `[B, n]`."""
+        flat = [np.ascontiguousarray(each.reshape(len(actions), -1)) for each in self.leaves(actions)]
+        return np.concatenate([each.view(np.uint8) for each in flat], axis=1)
+
+
+class TensorPackingConverter:
+    """The same conversion as a PackingConverter's, of tensors on any device."""
+
+    def __init__(self, space: SpaceSpec, device: str = "cpu") -> None:
+        """Read the action space; its numbers are put on `device`."""
+        self._leaves = [(TensorActionConverter(leaf, device), leaf) for _, leaf in space.parts]
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        """Convert `[B, n]`."""
+        import torch
+
+        columns = actions.split([leaf.size for _, leaf in self._leaves], dim=1)
+        converted = [
+            convert((each if leaf.kind == "box" else each.long()).reshape(-1, *leaf.shape))
+            for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
+        ]
+        flat = [each.reshape(len(actions), -1).contiguous() for each in converted]
+        return torch.cat([each.view(torch.uint8) for each in flat], dim=1)
+
+
 class MaskCheck:
     """A check of packed observations: does the action mask in them leave an action to choose?
 
@@ -99,21 +158,24 @@ class MaskCheck:
 
     def __init__(self, spec: EnvSpec) -> None:
         """Find the mask in the observations of an environment; where there is none, all passes."""
-        self._dtype = np.dtype(np.uint8)
-        self.place = slice(0)
+        masks = list(_mask_places(spec))
         # each number of a MultiDiscrete is chosen for itself; a MultiBinary may have no 1 at all
-        self._starts = np.cumsum([0, *spec.action.sizes[:-1]])
-        end = 0
-        for path, leaf in spec.observation.parts:
-            dtype = np.dtype(leaf.dtype)
-            start, end = end, end + leaf.size * dtype.itemsize
-            if path == ACTION_MASK and leaf.size == sum(spec.action.sizes):
-                self._dtype, self.place = dtype, slice(start, end)
+        choices = [mask for mask in masks if mask[0].sizes]
+        first = min([start for *_, start in masks], default=0)
+        self._choices = [
+            (dtype, _bytes_of(leaf, dtype, start - first), np.cumsum([0, *leaf.sizes[:-1]]))
+            for leaf, dtype, start in choices
+        ]
+        end = max([_bytes_of(*mask).stop for mask in masks], default=0)
+        self.place = slice(first, end) if choices else slice(0)
 
     def allows(self, masks: NDArray[np.uint8]) -> Any:
         """Return where masks leave something to choose, `[...]` bool, from their bytes `[..., n]`."""
-        is_possible = np.ascontiguousarray(masks).view(self._dtype) != 0
-        return np.logical_or.reduceat(is_possible, self._starts, axis=-1).all(-1)
+        allowed = [
+            np.logical_or.reduceat(np.ascontiguousarray(masks[..., place]).view(dtype) != 0, starts, axis=-1).all(-1)
+            for dtype, place, starts in self._choices
+        ]
+        return allowed[0] if len(allowed) == 1 else np.logical_and.reduce(allowed)
 
     @property
     def has_mask(self) -> bool:
@@ -128,3 +190,28 @@ class MaskCheck:
         """
         if not self.allows(row[self.place]):
             raise ValueError("an action_mask that allows no action; at least one is expected where an episode goes on")
+
+
+def _mask_places(spec: EnvSpec) -> Iterator[tuple[SpaceSpec, np.dtype[Any], int]]:
+    """Yield each leaf of the actions that is masked, and type and first byte of its entries in observations."""
+    places: dict[KeyPath, tuple[np.dtype[Any], int]] = {}
+    masks, end, num_entries = mask_paths(spec), 0, 0
+    for path, leaf in spec.observation.parts:
+        dtype = np.dtype(leaf.dtype)
+        if path in masks:
+            places[path], num_entries = (dtype, end), num_entries + leaf.size
+        end += leaf.size * dtype.itemsize
+    if num_entries != spec.action.num_choices:
+        return
+    for path, leaf in spec.action.leaves:
+        if leaf.kind != "box":
+            # a mask of its own, or the next entries of the one for all
+            mask = own if (own := (*ACTION_MASK, *path)) in places else ACTION_MASK
+            dtype, start = places[mask]
+            places[mask] = dtype, start + leaf.num_choices * dtype.itemsize
+            yield leaf, dtype, start
+
+
+def _bytes_of(leaf: SpaceSpec, dtype: np.dtype[Any], start: int) -> slice:
+    """Return where the mask of a leaf's choices lies, from its first byte."""
+    return slice(start, start + leaf.num_choices * dtype.itemsize)

@@ -17,6 +17,7 @@ from fabric_ppo.envs.contract import Array
 from fabric_ppo.envs.episode_info import EpisodeInfo, Reading
 from fabric_ppo.envs.frame_stack import FrameStack, num_frames
 from fabric_ppo.envs.gymnasium_env import renew_world
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.reading import read_flag, read_reward, read_tuple
 from fabric_ppo.envs.spaces import EnvSpec, Packer, reader_of
 from fabric_ppo.process.errors import EnvironmentFault, describe_error
@@ -49,6 +50,7 @@ class CheckedEnv:
         self._read = self._stack or (Packer(space) if space.parts else reader_of(space))  # no detour in each step
         mask = MaskCheck(spec)
         self._check_mask = mask if mask.has_mask else None
+        self._unpack = Unpacker(spec.action).one if spec.action.parts else None
         self._counts_lives = spec.is_atari
         self._lives = 0
         self.lost_life = False
@@ -87,6 +89,9 @@ class CheckedEnv:
     def step(self, action: Any) -> tuple[Array, float, bool, bool]:
         """Take a step.
 
+        Args:
+            action: as the environment takes it; a nested one as its row of bytes.
+
         Returns:
             Observation as it is stored, reward, terminated, truncated.
 
@@ -94,6 +99,8 @@ class CheckedEnv:
             EnvironmentFault: the environment failed, or something that it returned cannot be read.
         """
         self.steps += 1
+        if self._unpack is not None:
+            action = self._unpack(action)
         try:
             answer = self.env.step(action)
         except BaseException as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.spaces import ACTION_MASK, MOST_CHOICES, EnvSpec, Packer, SpaceSpec, nested_space
+from fabric_ppo.envs.spaces import MOST_CHOICES, EnvSpec, Packer, SpaceSpec, is_mask, nested_space
 from fabric_ppo.process.errors import ConfigError
 
 
@@ -26,9 +26,7 @@ def with_frames(spec: EnvSpec, count: int) -> EnvSpec:
     if count == 1:
         return spec
     space = spec.observation
-    # continuous actions have no mask: a part of that name is an observation like others
-    mask = () if spec.action.kind == "box" else ACTION_MASK
-    parts = tuple((path, leaf if path == mask else _stacked(leaf, count)) for path, leaf in space.parts)
+    parts = tuple((path, leaf if is_mask(path, spec.action) else _stacked(leaf, count)) for path, leaf in space.parts)
     choices = max(sum(leaf.sizes) for _, leaf in (*parts, ((), _stacked(space, count))))
     if choices > MOST_CHOICES:
         raise ConfigError(

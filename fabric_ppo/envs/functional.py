@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fabric_ppo.envs.calls import call
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker
@@ -53,14 +54,13 @@ class FunctionalEnv(ABC):
         """
 
     @abstractmethod
-    def transition(
-        self, state: State, actions: Tensor, seeds: Tensor, step: Tensor
-    ) -> tuple[State, Any, Tensor, Tensor]:
+    def transition(self, state: State, actions: Any, seeds: Tensor, step: Tensor) -> tuple[State, Any, Tensor, Tensor]:
         """Return next states, observations `[B, ...]`, rewards `[B]` and `terminated [B]` bool.
 
         Args:
             state: of each copy; not to be changed in place.
-            actions: `[B, ...]`, as the action space has them.
+            actions: `[B, ...]`, as the action space has them; of a Dict a dictionary of tensors, of a
+                Tuple a tuple.
             seeds: `[B]` int64, those of the episodes.
             step: `[B]` int64, steps of each episode before this one.
         """
@@ -98,6 +98,7 @@ class FunctionalEnvs(TensorEnvs):
         self.device, self.info_keys = str(torch.zeros(0, device=device).device), settings.info_keys
         self._env, self._settings = env, settings
         self._limit, self._rows = limit, RowMaker(self.spec.observation)
+        self._unpack = Unpacker(self.spec.action) if self.spec.action.parts else None
         self._ids = torch.arange(self.num_envs, device=device) + self.first_env
         self._steps = torch.zeros_like(self._ids)
         # as if every environment had ended an episode before its first one
@@ -191,7 +192,8 @@ class FunctionalEnvs(TensorEnvs):
 
     def step(self, actions: Tensor, outputs: StepOutputs) -> None:
         """See `TensorEnvs.step`."""
-        answer = self._call("transition", 4, self._state, actions, self._seeds, self._steps)
+        theirs = actions if self._unpack is None else self._unpack.tensors(actions)
+        answer = self._call("transition", 4, self._state, theirs, self._seeds, self._steps)
         state, obs, rewards, terminated = answer
         state = _ordered(state)
         rows = self._read("transition", obs, self.num_envs, rewards=rewards, terminated=terminated)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fabric_ppo.envs.calls import call, close
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.spaces import EnvSpec, Packer
 from fabric_ppo.envs.tensor_contract import FinalPlace, StepOutputs, TensorEnvs
 from fabric_ppo.envs.tensor_rows import RowMaker, as_tensor
@@ -66,6 +67,7 @@ class GymVectorEnvs(TensorEnvs):
         self._info = PoolInfo(self.info_keys, self.num_envs)
         self._rows = RowMaker(self.spec.observation)
         self._pack = Packer(self.spec.observation)
+        self._unpack = Unpacker(self.spec.action) if self.spec.action.parts else None
         self.device = ""  # that of the first observations
         try:
             self._first, _ = self._reset(self._seed_of(0))
@@ -104,7 +106,8 @@ class GymVectorEnvs(TensorEnvs):
 
     def step(self, actions: Tensor, outputs: StepOutputs) -> None:
         """See `TensorEnvs.step`."""
-        answer = self._call("step", self._as_theirs(actions))
+        theirs = self._as_theirs(actions) if self._unpack is None else self._nested(self._unpack.tensors(actions))
+        answer = self._call("step", theirs)
         if not isinstance(answer, tuple) or len(answer) != 5:
             raise self._fault("step returned something else than (observation, reward, terminated, truncated, info)")
         obs, *columns, info = answer
@@ -220,6 +223,12 @@ class GymVectorEnvs(TensorEnvs):
     def _require_device(self, tensor: Tensor, what: str) -> None:
         if self.device and str(tensor.device) != self.device:
             raise self._fault(f"{what} on {tensor.device}; {self.device} is expected, where the first ones were")
+
+    def _nested(self, actions: Any) -> Any:
+        """Return dictionaries and tuples of tensors as those of arrays."""
+        if isinstance(actions, dict):
+            return {key: self._nested(each) for key, each in actions.items()}
+        return tuple(map(self._nested, actions)) if isinstance(actions, tuple) else self._as_theirs(actions)
 
     def _as_theirs(self, tensor: Tensor) -> Any:
         """Return a tensor as an array of the kind that the environments return."""

@@ -16,8 +16,9 @@ from torch import Tensor
 from fabric_ppo.envs.calls import call, close
 from fabric_ppo.envs.contract import Array, EnvSettings, PastEpisode
 from fabric_ppo.envs.episode_info import Ending, EpisodeInfo
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.reading import read_flag, read_reward
-from fabric_ppo.envs.spaces import EnvSpec, Packer
+from fabric_ppo.envs.spaces import EnvSpec, Packer, is_mask
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, describe_error
 from fabric_ppo.process.signals import pass_on_stop
@@ -143,7 +144,7 @@ class _AgentReader:
         start = 0
         for path, leaf in space.parts:
             size = leaf.size * np.dtype(leaf.dtype).itemsize
-            if path == (_MASK,):
+            if is_mask(path, spec.action):
                 self.blank[start : start + size] = np.ones(leaf.shape, leaf.dtype).view(np.uint8).reshape(-1)
             start += size
 
@@ -180,6 +181,7 @@ class _Game:
     def __init__(self, env: Any, agents: list[Any], read: _AgentReader, settings: EnvSettings) -> None:
         self.env, self._agents, self._read, self._name = env, agents, read, settings.env_id
         self._infos = [EpisodeInfo(settings.info_keys) for _ in agents]
+        self._unpack = Unpacker(read.spec.action) if read.spec.action.parts else None
         self.is_over = False
         self._seed = self._steps = 0
 
@@ -198,7 +200,7 @@ class _Game:
         """Take a step; return the readings of the agents whose part has ended."""
         self._steps += 1
         acting = {agent: index for index, agent in enumerate(self._agents) if agent in self.env.agents}
-        chosen = {agent: actions[index] if actions.ndim > 1 else int(actions[index]) for agent, index in acting.items()}
+        chosen = {agent: self._action(actions[index]) for agent, index in acting.items()}
         seen, rewards, terminated, truncated, infos = self._call("step", 5, chosen)
         if unknown := [agent for agent in self.env.agents if agent not in self._agents]:
             raise self._fault(f"step added the agent {unknown[0]}, which is not among `possible_agents`")
@@ -237,6 +239,12 @@ class _Game:
                 raise self._fault(f"step ended the part of {agent}, which is still among `agents`")
         self._last = out.obs.copy()
         return readings
+
+    def _action(self, action: Array) -> Any:
+        """Return one agent's action as the game takes it."""
+        if self._unpack is not None:
+            return self._unpack.one(action)
+        return action if action.ndim else int(action)
 
     def _row(self, seen: Any, infos: Any, agent: Any, by: str, goes_on: bool = True) -> Array:
         if agent not in seen:

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from fabric_ppo.envs.gymnasium_env import renew_world
+from fabric_ppo.envs.masks import num_choices, parts_of
 from fabric_ppo.envs.reading import read_flag, read_reward
 from fabric_ppo.envs.spaces import ACTION_MASK, Packer, SpaceSpec
 from fabric_ppo.envs.torch_settings import torch_settings_kept
@@ -67,9 +68,23 @@ def _play(
 def _random_action(space: Any, obs: Any) -> Any:
     """Draw an action, among those that the observation's mask allows if it has one."""
     action = space.sample()
-    if not isinstance(obs, dict) or ACTION_MASK[0] not in obs or isinstance(space, gymnasium.spaces.Box):
+    if not isinstance(obs, dict) or ACTION_MASK[0] not in obs or not num_choices(space):
         return action
-    mask = np.ravel(obs[ACTION_MASK[0]]) != 0
+    return _allowed(space, action, obs[ACTION_MASK[0]])
+
+
+def _allowed(space: Any, action: Any, mask: Any) -> Any:
+    """Return an action with other choices, drawn among those that a mask allows."""
+    if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+        parts = parts_of(space)
+        if isinstance(mask, np.ndarray):  # one for all parts
+            ends = np.cumsum([num_choices(each) for _, each in parts])
+            mask = dict(zip([key for key, _ in parts], np.split(mask, ends[:-1]), strict=True))
+        made = {
+            key: _allowed(each, action[key], mask[key]) if num_choices(each) else action[key] for key, each in parts
+        }
+        return made if isinstance(space, gymnasium.spaces.Dict) else tuple(made.values())
+    mask = np.ravel(mask) != 0
     if isinstance(space, gymnasium.spaces.MultiBinary):
         return action * mask.reshape(space.shape)
     # the mask of a MultiDiscrete is that of each of its entries, one after the other

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["box", "discrete", "multi_discrete", "multi_binary", "nested"]
 KeyPath = tuple[str | int, ...]
-"""Keys and indices that lead to a part of a nested observation."""
+"""Keys and indices that lead to a part of a nested observation or action."""
 
 Fit = Literal["clip", "rescale", "squash"]
 """Ways for Box actions to meet their bounds: see `actions.ActionConverter`."""
@@ -33,11 +33,12 @@ MOST_CHOICES = 2**20
 
 SUPPORTED = (
     "observations: Box (of 8 to 64 bits), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; "
-    f"actions: Discrete, MultiDiscrete, MultiBinary, Box; choices: {MOST_CHOICES:,} at most"
+    f"actions: likewise, Box of floats; choices: {MOST_CHOICES:,} at most"
 )
 
 ACTION_MASK: KeyPath = ("action_mask",)
-"""Place in a Dict observation of the entries that are 0 for impossible actions."""
+"""Place in a Dict observation of the entries that are 0 for impossible actions; of nested actions
+there may be a Dict or Tuple like them, with the entries of each leaf."""
 
 _WIDER = {"uint16": "int32", "uint32": "int64", "bool": "int8", "float16": "float32"}
 """Wider types for parts of observations whose own PyTorch does not compute with."""
@@ -90,6 +91,16 @@ class SpaceSpec:
         return math.prod(self.shape)
 
     @property
+    def leaves(self) -> tuple[tuple[KeyPath, SpaceSpec], ...]:
+        """Return path and space of each leaf; a space that is not nested is one, at an empty path."""
+        return self.parts or (((), self),)
+
+    @property
+    def num_choices(self) -> int:
+        """Return the number of choices and bits, for each of which an action mask has an entry."""
+        return sum(sum(leaf.sizes) or leaf.size for _, leaf in self.leaves if leaf.kind != "box")
+
+    @property
     def for_policy(self) -> SpaceSpec:
         """Return the space of what the policy takes: a row of it begins a row of this space."""
         return nested_space(self.parts[: -self.num_critic]) if self.num_critic else self
@@ -100,10 +111,10 @@ class SpaceSpec:
         return nested_space(self.parts[-self.num_critic :]) if self.num_critic else None
 
 
-def nested_space(parts: tuple[tuple[KeyPath, SpaceSpec], ...], num_critic: int = 0) -> SpaceSpec:
+def nested_space(parts: Sequence[tuple[KeyPath, SpaceSpec]], num_critic: int = 0) -> SpaceSpec:
     """Return the nested space of these leaves; see `SpaceSpec`."""
     size = sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in parts)
-    return SpaceSpec("nested", (size,), "uint8", parts=parts, num_critic=num_critic)
+    return SpaceSpec("nested", (size,), "uint8", parts=tuple(parts), num_critic=num_critic)
 
 
 @dataclass(frozen=True)
@@ -189,19 +200,19 @@ def env_spec(
         ConfigError: a space that no agent here can take, a key that the observations lack, or
             nothing for the policy.
     """
-    actions = _action_spec(env_id, action)
-    if actions.kind == "box":
-        actions = replace(actions, fit=fit)
-    mask = () if actions.kind == "box" else ACTION_MASK
-    return EnvSpec(env_id, _observation_spec(env_id, observation, obs_keys, critic_keys, mask), actions, wrapper)
+    actions = _action_spec(env_id, action, fit)
+    spec = EnvSpec(env_id, _observation_spec(env_id, observation, obs_keys, critic_keys, actions), actions, wrapper)
+    if actions.parts:
+        _require_mask_of_parts(spec)
+    return spec
 
 
 def _observation_spec(
-    env_id: str, space: gymnasium.Space[Any], obs_keys: str, critic_keys: str, mask: KeyPath
+    env_id: str, space: gymnasium.Space[Any], obs_keys: str, critic_keys: str, action: SpaceSpec
 ) -> SpaceSpec:
     """Describe an observation space; a nested one by the leaves of its tree that the keys name.
 
-    The policy takes the leaf at `mask` whether it is named or not.
+    The policy takes a mask of the `action` whether it is named or not.
     """
     leaves = dict(_leaves(space))
     given = {"--obs-keys": obs_keys, "--critic-keys": critic_keys}
@@ -217,11 +228,12 @@ def _observation_spec(
         _require_names(env_id, leaves, flag, keys)
     critic = [path for path in leaves if _is_below(path, critic_keys)]
     named = [path for path in leaves if (_is_below(path, obs_keys) if obs_keys else path not in critic)]
-    policy = [path for path in leaves if path in named or path == mask]
+    masks = [path for path in leaves if is_mask(path, action)]
+    policy = [path for path in leaves if path in named or path in masks]
     if critic:
-        _require_apart(env_id, leaves, policy, critic, given, mask)
+        _require_apart(env_id, leaves, policy, critic, given, masks)
     given_as = f"--obs-keys {obs_keys}" if obs_keys else f"--env-id {env_id}"
-    parts = _supported(leaves, policy, given_as, "--obs-keys", (mask, *critic))
+    parts = _supported(leaves, policy, given_as, "--obs-keys", (*masks, *critic))
     own = _supported(leaves, critic, f"--critic-keys {critic_keys}", "--critic-keys", policy)
     return nested_space((*parts, *own), len(critic))
 
@@ -243,17 +255,17 @@ def _require_apart(
     policy: Sequence[KeyPath],
     critic: Sequence[KeyPath],
     given: Mapping[str, str],
-    mask: KeyPath,
+    masks: Sequence[KeyPath],
 ) -> None:
     """Raise a ConfigError unless the policy has observations, and the value network others of its own."""
     what = f"--critic-keys {given['--critic-keys']}"
-    if mask in critic:
-        raise ConfigError(f"{what}: the policy needs {path_name(mask)}; other parts are expected")
+    if own := [path for path in masks if path in critic]:
+        raise ConfigError(f"{what}: the policy needs {path_name(own[0])}; other parts are expected")
     if both := [path for path in critic if path in policy]:
         which = f"--obs-keys {given['--obs-keys']} has {path_name(both[0])}"
         raise ConfigError(f"{what}: {which}, which the value network takes, too; other parts are expected")
-    if set(policy) <= {mask}:
-        existing = ", ".join(path_name(path) for path in leaves if path != mask)
+    if set(policy) <= set(masks):
+        existing = ", ".join(path_name(path) for path in leaves if path not in masks)
         raise ConfigError(f"{what}: the policy has no observation left; some of {existing} are expected")
 
 
@@ -280,6 +292,38 @@ def _supported(
     return parts
 
 
+def is_mask(path: KeyPath, action: SpaceSpec) -> bool:
+    """Return True if the part of observations at `path` is a mask of these actions, or a part of it."""
+    # continuous actions have no mask: a part of that name is an observation like others
+    return action.num_choices > 0 and (path[:1] if action.parts else path) == ACTION_MASK
+
+
+def mask_paths(spec: EnvSpec) -> list[KeyPath]:
+    """Return the parts of observations that are the action mask, in the order of the choices; empty without one.
+
+    It is one part; or, of nested actions, one for each of their leaves that are choices.
+    """
+    found = [path for path, _ in spec.observation.parts if is_mask(path, spec.action)]
+    if ACTION_MASK in found or not found:
+        return found
+    return [(*ACTION_MASK, *path) for path, leaf in spec.action.parts if leaf.kind != "box"]
+
+
+def _require_mask_of_parts(spec: EnvSpec) -> None:
+    """Raise a ConfigError unless the mask of nested actions, if there is one, has an entry for each choice."""
+    action = spec.action
+    sizes = {path: leaf.size for path, leaf in spec.observation.parts if is_mask(path, action)}
+    own = {(*ACTION_MASK, *path): leaf.num_choices for path, leaf in action.parts if leaf.kind != "box"}
+    if sizes and sizes not in (own, {ACTION_MASK: action.num_choices}):
+        found, expected = (
+            ", ".join(f"{path_name(path)} of {size}" for path, size in each.items()) for each in (sizes, own)
+        )
+        raise ConfigError(
+            f"--env-id {spec.env_id}: its masks are {found} entries; action_mask of {action.num_choices}, "
+            f"or {expected} are expected, one a choice"
+        )
+
+
 def _leaves(space: gymnasium.Space[Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, gymnasium.Space[Any]]]:
     """Yield path and space of each leaf of a tree of Dict and Tuple; an empty one is a leaf."""
     from gymnasium import spaces
@@ -292,7 +336,7 @@ def _leaves(space: gymnasium.Space[Any], path: KeyPath = ()) -> Iterator[tuple[K
 
 
 def path_name(path: KeyPath) -> str:
-    """Return the name of a part of an observation, as `--obs-keys` takes it: `arm.right.0`."""
+    """Return the name of a part of an observation, as `--obs-keys` takes it, or of an action: `arm.right.0`."""
     return ".".join(map(str, path))
 
 
@@ -383,25 +427,49 @@ def _choice_spec(
     return SpaceSpec("multi_discrete", space.shape, dtype, sizes, start)
 
 
-def _action_spec(env_id: str, space: gymnasium.Space[Any]) -> SpaceSpec:
-    """Describe an action space."""
+def _action_spec(env_id: str, space: gymnasium.Space[Any], fit: Fit) -> SpaceSpec:
+    """Describe an action space; a nested one by the leaves of its tree."""
+    leaves = dict(_leaves(space))
+    specs = {path: _action_leaf(leaf, fit) for path, leaf in leaves.items()}
+    parts = [(path, spec) for path, spec in specs.items() if spec is not None]
+    if len(parts) < len(leaves):
+        path = next(path for path, spec in specs.items() if spec is None)
+        which = f"action space {_short(space)}"
+        if path:
+            which = f"part {path_name(path)} of its actions ({_short(leaves[path])})"
+        raise ConfigError(f"--env-id {env_id}: {which} is not supported; {SUPPORTED}")
+    if () in specs:
+        return parts[0][1]
+    # an index stands for a place in a Tuple: an action has to be put together again
+    if odd := [key for path in leaves for key in _keys(space, path) if not isinstance(key, str)]:
+        raise ConfigError(f"--env-id {env_id}: its actions have a part {odd[0]!r}; keys that are texts are expected")
+    nested = nested_space(parts)
+    if nested.num_choices > MOST_CHOICES:
+        raise ConfigError(f"--env-id {env_id}: its actions have {nested.num_choices:,} choices; {SUPPORTED}")
+    return nested
+
+
+def _action_leaf(space: gymnasium.Space[Any], fit: Fit) -> SpaceSpec | None:
+    """Describe an action space without parts; None if no agent here can act in it."""
     from gymnasium import spaces
 
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         spec = _choice_spec(space)
-        if sum(spec.sizes) <= MOST_CHOICES:
-            return spec
-    if (
-        isinstance(space, spaces.Box)
-        and math.prod(space.shape) > 0
-        and space.dtype is not None
-        and space.dtype.kind == "f"
-    ):
-        low, high = (
-            tuple(float(x) if math.isfinite(x) else None for x in b.flatten()) for b in (space.low, space.high)
-        )
-        return SpaceSpec("box", space.shape, str(space.dtype), low=low, high=high)
-    raise ConfigError(f"--env-id {env_id}: action space {_short(space)} is not supported; {SUPPORTED}")
+        return spec if sum(spec.sizes) <= MOST_CHOICES else None
+    if not isinstance(space, spaces.Box) or not math.prod(space.shape) or np.dtype(space.dtype).kind != "f":
+        return None
+    low, high = (tuple(float(x) if math.isfinite(x) else None for x in b.flatten()) for b in (space.low, space.high))
+    return SpaceSpec("box", space.shape, str(space.dtype), low=low, high=high, fit=fit)
+
+
+def _keys(space: Any, path: KeyPath) -> Iterator[str | int]:
+    """Yield the keys on the way to a part that are a Dict's, not a Tuple's."""
+    from gymnasium import spaces
+
+    for key in path:
+        if isinstance(space, spaces.Dict):
+            yield key
+        space = space[key]
 
 
 def _short(space: gymnasium.Space[Any]) -> str:

@@ -134,7 +134,7 @@ class CompiledActor(Actor):
     """An Actor whose steps are compiled: actions are the most probable ones of perturbed parameters.
 
     Attributes:
-        scale: factor of the noise: free standard deviations, else one.
+        scale: factors of the noise: free standard deviations for numbers, one for choices.
     """
 
     row_multiple = 1  # a row gives the same bits in any batch
@@ -152,6 +152,8 @@ class CompiledActor(Actor):
         # during a rollout, so all noise is scaled here, once
         free = agent.log_std
         self.scale = torch.ones(()) if free is None else agent.bounded(free).exp()
+        if free is not None and (choices := noise.shape[-1] - len(free)):  # before the numbers
+            self.scale = torch.cat([self.scale.new_ones(choices), self.scale])
         scaled = self._noise if free is None else self._noise * self.scale
         self._scaled_noise, self._step = scaled.contiguous().numpy(), 0
         self._outputs = np.empty_like(self._scaled_noise)

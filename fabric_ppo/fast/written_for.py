@@ -20,9 +20,9 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "d2f1c97e63578136",
-    "agents/distributions.py": "869a0ecbc6cf6e48",
-    "agents/encoders.py": "e00006bac9d91f14",
+    "agents/agent.py": "09da7885754c468f",
+    "agents/distributions.py": "33cfa156e7d2bb32",
+    "agents/encoders.py": "694f33dba4e93e2e",
     "agents/mlp.py": "6d9d3e505f9c174c",
     "agents/normalize.py": "09841e20fb21a8fb",
     "ppo/loss.py": "86b81dda1f508a67",

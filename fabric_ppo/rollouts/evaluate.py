@@ -217,7 +217,7 @@ def _step_all(
         EnvironmentFault: an environment failed, or returned a value that is not finite.
     """
     memory = np.stack([slot.memory for slot in playing])
-    actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
+    actions = policy.act_packed(np.stack([slot.obs for slot in playing]), noise, memory)
     for slot, after, action in zip(playing, memory, actions, strict=True):
         slot.memory = after
         reward, has_ended = slot.play(action)

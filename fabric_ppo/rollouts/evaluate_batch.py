@@ -117,7 +117,7 @@ class _Play:
     def step(self) -> None:
         """Take a step in all environments."""
         out, noise = self._outputs, self._noise() if self._stochastic else None
-        actions = self._policy.act(out.obs.cpu().numpy(), noise, self._memory)
+        actions = self._policy.act_packed(out.obs.cpu().numpy(), noise, self._memory)
         self._envs.step(torch.from_numpy(np.asarray(actions)).to(self._envs.device), out)
         self.steps += 1
         counts = self.is_playing & out.valid.cpu().numpy()

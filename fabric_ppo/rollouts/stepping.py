@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fabric_ppo.agents.agent import Agent
-from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter
+from fabric_ppo.envs.actions import MaskCheck, action_converter, tensor_action_converter
 from fabric_ppo.envs.contract import ArrayEnvs
 from fabric_ppo.envs.reading import in_entry
 from fabric_ppo.envs.tensor_contract import TensorEnvs
@@ -44,7 +44,7 @@ def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Act
 
 def _step_arrays(agent: Agent, buffer: RolloutBuffer, envs: ArrayEnvs, actor: Actor) -> None:
     """Take the steps of a rollout in environments that write arrays."""
-    obs, to_env_actions = buffer.obs[0], ActionConverter(envs.spec.action)
+    obs, to_env_actions = buffer.obs[0], action_converter(envs.spec.action)
     act, step = timed("policy")(actor.act), timed("environment")(envs.step)
     # environments write their results into the buffer, without a copy
     outputs = zip(buffer.obs[1:], buffer.rewards, buffer.terminated, buffer.truncated, buffer.valid, strict=True)
@@ -67,7 +67,7 @@ def _step_arrays(agent: Agent, buffer: RolloutBuffer, envs: ArrayEnvs, actor: Ac
 def _step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: Actor) -> None:
     """Take the steps of a rollout in environments that write tensors; none of them leaves its device."""
     tensors, obs = buffer.tensors, buffer.tensors.obs[0]
-    to_env_actions = TensorActionConverter(envs.spec.action, envs.device)
+    to_env_actions = tensor_action_converter(envs.spec.action, envs.device)
     choose, step = timed("policy")(actor.choose), timed("environment")(envs.step)
     for t, outputs in enumerate(buffer.steps()):
         # environments may change the actions that they are given, but not those of the rollout

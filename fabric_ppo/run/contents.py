@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey, info_keys_of
 from fabric_ppo.envs.action_log import ActionLog
-from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.actions import action_converter
 from fabric_ppo.envs.contract import PastEpisode
 from fabric_ppo.envs.episode_info import sums_for
 from fabric_ppo.envs.spaces import SpaceSpec
@@ -156,12 +156,12 @@ def past_episodes(
     states = [env["states"][start:stop].tobytes() for start, stop in zip([0, *ends], ends, strict=False)]
     before = info_keys_of(checkpoint.values.get("config", {}).get("info_keys"))
     states = [sums_for(state, before, info_keys) for state in states]
-    to_env, episodes = ActionConverter(action), []
+    to_env, episodes = action_converter(action), []
     for index in range(first_env, first_env + num_envs):
         logged = int(env["logged"][index])
         # the log has a column for each environment, whose last rows are those of its episode
         taken = env["actions"][len(env["actions"]) - logged :, index] if logged >= 0 else None
-        drawn_dtype = np.float32 if action.kind == "box" else np.int64
+        drawn_dtype = np.float32 if action.kind in ("box", "nested") else np.int64
         actions = None if taken is None else to_env(taken.astype(drawn_dtype))
         place = (
             env["obs"][index],

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fabric_ppo.agents.distributions import make_distribution
 from fabric_ppo.agents.policy import Policy
-from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.actions import action_converter
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.tools.export_interface import MEMORY, NEXT_MEMORY, NOISE, Interface, split_rows
 from fabric_ppo.tools.export_observations import Moment
 
@@ -74,7 +75,10 @@ class _Comparison:
     def __init__(self, policy: Policy, interface: Interface, run: Runner) -> None:
         self._policy, self._interface, self._run = policy, interface, run
         self._distribution = make_distribution(policy.spec.action)
-        self._to_env = ActionConverter(policy.spec.action)
+        self._to_env, space = action_converter(policy.spec.action), policy.spec.action
+        self._unpack = Unpacker(space) if space.parts else None
+        leaves = zip(interface.actions, space.leaves, strict=True)
+        self._choices = [port.name for port, (_, leaf) in leaves if leaf.kind != "box"]
         self._number = policy.new_memory().dtype
 
     def add(self, moments: list[Moment], agreement: Agreement) -> None:
@@ -91,9 +95,10 @@ class _Comparison:
             found = self._run(inputs)
             for name, numbers in self._pairs(found, expected):
                 agreement.largest[name] = max(agreement.largest.get(name, 0.0), _difference(*numbers))
-            if self._policy.spec.action.kind != "box":
-                other = _any_entry(found["action"] != expected["action"])
-                follows = ~_any_entry(found["action"] != self._implied(found["params"], noise))
+            implied = self._implied(found["params"], noise) if self._choices else {}
+            for name in self._choices:
+                other = _any_entry(found[name] != expected[name])
+                follows = ~_any_entry(found[name] != implied[name])
                 is_wrong |= other & ~follows
                 is_tie |= other & follows
         agreement.observations += len(rows)
@@ -105,30 +110,35 @@ class _Comparison:
     ) -> dict[str, NDArray[Any]]:
         """Return the agent's own outputs."""
         after = memory.copy()
-        action = self._policy.act(rows, uniform, after)
+        actions = self._named(self._policy.act_packed(rows, uniform, after))
         parts = [torch.from_numpy(inputs[port.name]) for port in self._interface.obs]
         with torch.no_grad():
-            params = self._policy.module.compute(parts, torch.from_numpy(memory))["params"].numpy()
-        expected = {"action": action, "params": params, NEXT_MEMORY: after}
+            params = self._policy.module.compute(parts, torch.from_numpy(memory))[1]["params"].numpy()
+        expected = actions | {"params": params, NEXT_MEMORY: after}
         if any(port.name == "value" for port in self._interface.outputs):
             expected["value"] = self._policy.value(rows, memory)
         return expected
+
+    def _named(self, actions: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return actions `[B, ...]`, as they are converted, by the names of their parts."""
+        parts = [actions] if self._unpack is None else self._unpack.parts(actions)
+        return dict(zip([port.name for port in self._interface.actions], parts, strict=True))
 
     def _pairs(
         self, found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
     ) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any]]]]:
         """Yield the outputs that are numbers: found and expected."""
         for port in self._interface.outputs:
-            if port.name != "action" or self._policy.spec.action.kind == "box":
+            if port.name not in self._choices:
                 yield port.name, (found[port.name], expected[port.name])
 
-    def _implied(self, params: NDArray[Any], noise: NDArray[Any]) -> NDArray[Any]:
+    def _implied(self, params: NDArray[Any], noise: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the actions that follow from `params`.
 
         Where two choices are as probable to rounding, it decides between them: neither is wrong.
         """
         drawn = self._distribution.sample(torch.from_numpy(params), torch.from_numpy(noise))
-        return self._to_env(drawn.numpy())
+        return self._named(self._to_env(drawn.numpy()))
 
 
 def _any_entry(where: NDArray[np.bool_]) -> NDArray[np.bool_]:

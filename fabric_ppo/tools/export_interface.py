@@ -6,7 +6,8 @@ import copy
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fabric_ppo.agents.distributions import Bernoulli, DiagonalGaussian, make_distribution
+from fabric_ppo.agents.distributions import (
+    Bernoulli,
+    DiagonalGaussian,
+    Distribution,
+    Product,
+    make_distribution,
+)
 from fabric_ppo.agents.policy import Policy
-from fabric_ppo.envs.actions import ActionConverter
 from fabric_ppo.envs.spaces import KeyPath, SpaceSpec, path_name
 
-OBS, NOISE, MEMORY, NEXT_MEMORY = "obs", "noise", "memory", "next_memory"
-"""Names of inputs; the parts of a nested observation are `obs.` and their path. The last: an output."""
+OBS, NOISE, MEMORY = "obs", "noise", "memory"
+"""Names of inputs; the parts of a nested observation are `obs.` and their path."""
+ACTION, NEXT_MEMORY = "action", "next_memory"
+"""Names of outputs; the parts of a nested action are `action.` and their path."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Port:
         name: of it in the file.
         dtype: by NumPy's name.
         shape: without the batch.
-        path: of a part of a nested observation: its keys and indices.
+        path: of a part of a nested observation or action: its keys and indices.
     """
 
     name: str
@@ -50,16 +58,19 @@ class Interface:
 
     Attributes:
         inputs: the observation's parts, `noise`, and `memory` of a recurrent agent.
-        outputs: `action`, `params`, `value` (unless the value network takes parts of its own), and
-            `next_memory` of a recurrent agent.
+        outputs: the action's parts, `params`, `value` (unless the value network takes parts of its
+            own), and `next_memory` of a recurrent agent.
         num_parts: number of inputs that are parts of the observation.
-        noise: standard distribution of the noise: `gumbel`, `logistic` or `normal`.
+        num_actions: number of outputs that are parts of the action.
+        noise_parts: standard distributions of the noise, `gumbel`, `logistic` or `normal`, one after
+            the other, each with its number of entries.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     num_parts: int
-    noise: str
+    num_actions: int
+    noise_parts: tuple[tuple[str, int], ...]
 
     @property
     def obs(self) -> tuple[Port, ...]:
@@ -67,9 +78,16 @@ class Interface:
         return self.inputs[: self.num_parts]
 
     @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Return the shape of the noise for one action."""
-        return self.inputs[self.num_parts].shape
+    def actions(self) -> tuple[Port, ...]:
+        """Return the outputs that are parts of the action."""
+        return self.outputs[: self.num_actions]
+
+    @property
+    def noise(self) -> str:
+        """Return the noise's distribution; where there are several, as in `gumbel 5, normal 2`."""
+        if len(self.noise_parts) == 1:
+            return self.noise_parts[0][0]
+        return ", ".join(f"{kind} {count}" for kind, count in self.noise_parts)
 
     @property
     def has_memory(self) -> bool:
@@ -79,26 +97,38 @@ class Interface:
 
 def interface_of(policy: Policy) -> Interface:
     """Return the inputs and outputs of a policy."""
-    parts = policy.spec.observation.parts or (((), policy.spec.observation),)
-    names = _unique([".".join(filter(None, (OBS, path_name(path)))) for path, _ in parts])
-    obs = [Port(name, leaf.dtype, leaf.shape, path) for name, (path, leaf) in zip(names, parts, strict=True)]
-    has_value = policy.module.agent.critic_encoder is None
+    obs, actions = _ports(OBS, policy.spec.observation), _ports(ACTION, policy.spec.action)
+    actions = [replace(port, dtype=_as_output(port.dtype)) for port in actions]
     number, distribution = policy.new_memory().dtype.name, make_distribution(policy.spec.action)
-    converter = ActionConverter(policy.spec.action)
-    noise = {Bernoulli: "logistic", DiagonalGaussian: "normal"}.get(type(distribution), "gumbel")
-    action = getattr(torch, converter.dtype.name, torch.float64)
-    outputs = [
-        Port("action", str(action).removeprefix("torch."), policy.spec.action.shape),
-        Port("params", number, (distribution.num_params,)),
-        *[Port("value", number, ())] * has_value,
-    ]
+    has_value = policy.module.agent.critic_encoder is None
+    outputs = [*actions, Port("params", number, (distribution.num_params,)), *[Port("value", number, ())] * has_value]
     memory = [(policy.memory_size,)] * (policy.memory_size > 0)
     return Interface(
         (*obs, Port(NOISE, number, (policy.noise_size,)), *(Port(MEMORY, number, shape) for shape in memory)),
         (*outputs, *(Port(NEXT_MEMORY, number, shape) for shape in memory)),
         len(obs),
-        noise,
+        len(actions),
+        _noise_parts(distribution),
     )
+
+
+def _ports(prefix: str, space: SpaceSpec) -> list[Port]:
+    """Return the ports of a space's leaves."""
+    names = _unique([".".join(filter(None, (prefix, path_name(path)))) for path, _ in space.leaves])
+    return [Port(name, leaf.dtype, leaf.shape, path) for name, (path, leaf) in zip(names, space.leaves, strict=True)]
+
+
+def _as_output(dtype: str) -> str:
+    """Return the type in which numbers of a type leave the policy: PyTorch's own, else float64."""
+    return str(getattr(torch, np.dtype(dtype).name, torch.float64)).removeprefix("torch.")
+
+
+def _noise_parts(distribution: Distribution) -> tuple[tuple[str, int], ...]:
+    """Return the standard distributions of the noise, each with its number of entries."""
+    leaves = distribution.leaves if isinstance(distribution, Product) else [distribution]
+    names = {Bernoulli: "logistic", DiagonalGaussian: "normal"}
+    kinds = groupby(leaves, key=lambda leaf: names.get(type(leaf), "gumbel"))
+    return tuple((kind, sum(leaf.noise_size for leaf in of_kind)) for kind, of_kind in kinds)
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -121,13 +151,15 @@ class NamedPolicy(nn.Module):
         super().__init__()
         self.policy = copy.deepcopy(policy.module).requires_grad_(False)
         self._obs, self._has_memory = [port.name for port in interface.obs], interface.has_memory
+        self._actions = [port.name for port in interface.actions]
         self.eval()
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the outputs; see `PolicyModule.forward`."""
         memory = inputs[MEMORY] if self._has_memory else None
-        out = self.policy.compute([inputs[name] for name in self._obs], memory, inputs[NOISE])
-        return {NEXT_MEMORY if name == MEMORY else name: each for name, each in out.items()}
+        actions, out = self.policy.compute([inputs[name] for name in self._obs], memory, inputs[NOISE])
+        named = dict(zip(self._actions, actions, strict=True))
+        return named | {NEXT_MEMORY if name == MEMORY else name: each for name, each in out.items()}
 
 
 def split_rows(space: SpaceSpec, interface: Interface, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import single_id
-from fabric_ppo.envs.spaces import ACTION_MASK, SpaceSpec
+from fabric_ppo.envs.spaces import SpaceSpec, is_mask
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
@@ -71,7 +71,7 @@ def _episode(policy: Policy, env: CheckedEnv, episode: int) -> Iterator[Moment]:
         # copies: environments may share the array that they return
         row = np.array(obs)
         yield Moment(row, noise, memory[0].copy())
-        action = policy.act(row[None], None if episode % 2 else noise[None], memory)[0]
+        action = policy.act_packed(row[None], None if episode % 2 else noise[None], memory)[0]
         obs, _, terminated, truncated = env.step(action.item() if action.ndim == 0 else action)
         has_ended = terminated or truncated
 
@@ -79,11 +79,13 @@ def _episode(policy: Policy, env: CheckedEnv, episode: int) -> Iterator[Moment]:
 def of_space(policy: Policy) -> Iterator[Moment]:
     """Yield observations that are drawn from their space, without end; a memory is drawn, too."""
     rng, space = np.random.default_rng(_SEED), policy.spec.observation
-    mask = () if policy.spec.action.kind == "box" else ACTION_MASK
     for step in itertools.count():
         if space.parts:
             drawn = ((path, leaf, _draw(leaf, rng)) for path, leaf in space.parts)
-            parts = [np.ones(leaf.shape, leaf.dtype) if path == mask else part for path, leaf, part in drawn]
+            parts = [
+                np.ones(leaf.shape, leaf.dtype) if is_mask(path, policy.spec.action) else part
+                for path, leaf, part in drawn
+            ]
             obs = np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts])
         else:
             obs = _draw(space, rng)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from fabric_ppo.envs.frame_stack import num_frames
 from fabric_ppo.envs.ids import single_id
-from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec
-from fabric_ppo.tools.export_interface import MEMORY, NEXT_MEMORY, NOISE, Interface, Port
+from fabric_ppo.envs.nested_actions import nested
+from fabric_ppo.envs.spaces import EnvSpec, is_mask
+from fabric_ppo.tools.export_interface import ACTION, MEMORY, NEXT_MEMORY, NOISE, Interface, Port
 
 _MASK_FROM_INFO = "fabric_ppo.envs.masks:action_mask_from_info"
 _TEMPLATE = '''\
@@ -44,7 +46,7 @@ inputs = {{
 {inputs}
 }}
 {run}
-print(action)
+print({action})
 '''
 
 
@@ -68,7 +70,6 @@ def program_of(spec: EnvSpec, interface: Interface, to: str, file: str, program:
     make, needed = _environment(spec) if is_single else ([], [])
     packages = {*needed, "import numpy as np", f"import {package}", *["import gymnasium"] * is_single}
     modules = ["import pathlib", *["import sys"] * is_single]
-    draw = {"normal": "standard_normal"}.get(interface.noise, interface.noise)
     # the lines of an episode are those of a loop within a loop
     template, outer, inner = (_TEMPLATE, " " * 4, " " * 8) if is_single else (_BATCH_TEMPLATE, "", "")
     return template.format(
@@ -80,10 +81,10 @@ def program_of(spec: EnvSpec, interface: Interface, to: str, file: str, program:
         load=_load(is_onnx, file),
         make="\n".join(f"{outer}{line}" for line in make),
         begin="".join(f"{outer}{MEMORY} = {_zeros(port, is_onnx)}\n" for port in memory),
-        noise=f"np.random.{draw}(size={(1, *interface.noise_shape)})",
+        noise=_drawn(interface),
         inputs="\n".join(f"{inner}    {line}," for line in _inputs(spec, interface, is_onnx, is_single)),
-        run="\n".join(f"{inner}{line}" for line in _run(is_onnx, bool(memory))),
-        action="int(action[0])" if spec.action.kind == "discrete" else "action[0]",
+        run="\n".join(f"{inner}{line}" for line in _run(interface, is_onnx)),
+        action=_action(spec, interface) if is_single else ", ".join(_variables(interface)),
     )
 
 
@@ -151,13 +152,16 @@ def _inputs(spec: EnvSpec, interface: Interface, is_onnx: bool, is_single: bool)
 
 def _part(spec: EnvSpec, port: Port) -> str:
     """Return a part of the observation, as Python."""
-    is_mask = port.path == ACTION_MASK and spec.action.kind != "box"
+    masks = is_mask(port.path, spec.action)
     if _mask_is_in_info(spec):
-        if is_mask:
-            return 'info["action_mask"]'
+        if masks:
+            mask = "".join(["info", *(f"[{_quoted(key)}]" for key in port.path)])
+            # of a MultiDiscrete, Gymnasium's are a tuple, with one for each of its entries
+            is_tuple = dict(spec.action.leaves)[port.path[1:]].kind == "multi_discrete"
+            return f"np.hstack({mask})" if is_tuple else mask
         return "".join(["obs", *(f"[{_quoted(key)}]" for key in port.path[1:])])
     # of stacked frames, a mask is the newest alone
-    newest = "[-1]" if is_mask and num_frames(spec.observation) > 1 else ""
+    newest = "[-1]" if masks and num_frames(spec.observation) > 1 else ""
     return "".join(["obs", *(f"[{_quoted(key)}]" for key in port.path), newest])
 
 
@@ -167,12 +171,41 @@ def _zeros(port: Port, is_onnx: bool) -> str:
     return zeros if is_onnx else f"torch.from_numpy({zeros})"
 
 
-def _run(is_onnx: bool, has_memory: bool) -> list[str]:
+def _variables(interface: Interface) -> list[str]:
+    """Return the program's names for the parts of the action."""
+    count = interface.num_actions
+    return [ACTION] if count == 1 else [f"{ACTION}_{index}" for index in range(count)]
+
+
+def _run(interface: Interface, is_onnx: bool) -> list[str]:
     """Return the lines that compute the action."""
-    names = ["action", NEXT_MEMORY] if has_memory else ["action"]
+    variables, names = _variables(interface), [port.name for port in interface.actions]
     if is_onnx:
-        targets = f"action, {MEMORY}" if has_memory else "(action,)"
-        quoted = ", ".join(f'"{name}"' for name in names)
-        return [f"{targets} = session.run([{quoted}], inputs)"]
-    lines = ["out = policy(inputs)", 'action = out["action"].numpy()']
-    return [*lines, f'{MEMORY} = out["{NEXT_MEMORY}"]'] if has_memory else lines
+        variables, names = variables + [MEMORY] * interface.has_memory, names + [NEXT_MEMORY] * interface.has_memory
+        targets = ", ".join(variables) if len(variables) > 1 else f"({variables[0]},)"
+        return [f"{targets} = session.run([{', '.join(map(_quoted, names))}], inputs)"]
+    lines = [f"{each} = out[{_quoted(name)}].numpy()" for each, name in zip(variables, names, strict=True)]
+    return ["out = policy(inputs)", *lines, *[f'{MEMORY} = out["{NEXT_MEMORY}"]'] * interface.has_memory]
+
+
+def _action(spec: EnvSpec, interface: Interface) -> str:
+    """Return one action as the environment takes it, as Python."""
+    leaves = zip(_variables(interface), spec.action.leaves, strict=True)
+    texts = [f"int({each}[0])" if leaf.kind == "discrete" else f"{each}[0]" for each, (_, leaf) in leaves]
+    return _as_python(nested([path for path, _ in spec.action.leaves], texts))
+
+
+def _as_python(value: Any) -> str:
+    """Return dictionaries and tuples of Python's expressions as one."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_quoted(key)}: {_as_python(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_as_python, value))}{',' * (len(value) == 1)})"
+    return str(value)
+
+
+def _drawn(interface: Interface) -> str:
+    """Return the noise of a sampled action, as Python."""
+    names = {"normal": "standard_normal"}
+    drawn = [f"np.random.{names.get(kind, kind)}(size={(1, count)})" for kind, count in interface.noise_parts]
+    return drawn[0] if len(drawn) == 1 else f"np.concatenate([{', '.join(drawn)}], axis=1)"
