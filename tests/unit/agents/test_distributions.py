@@ -15,6 +15,7 @@ from fabric_ppo.agents.distributions import (
     MultiCategorical,
     make_distribution,
 )
+from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.seeding import action_uniforms
 from tests.fixtures.spaces import ACTIONS
 
@@ -76,6 +77,89 @@ def test_shapes_and_types(space):
     assert distribution.log_prob(params, actions).shape == (7,)
     assert all(each.shape == (7,) for each in distribution.log_prob_and_entropy(params, actions))
     assert all(each.shape == (0,) for each in distribution.log_prob_and_entropy(params[:0], actions[:0]))
+
+
+NESTED = SpaceSpec(
+    "nested",
+    (50,),
+    "uint8",
+    parts=(
+        (("box",), NUMBERS),
+        (("one",), CHOICES),
+        (("other", 0), SpaceSpec("box", (2,), "float64", low=(None,) * 2, high=(None,) * 2)),
+        (("other", 1), MANY_CHOICES),
+        (("bits",), BITS),
+    ),
+)
+"""Entries 0 to 5 are the first Box's, 6 a choice, 7 and 8 the second Box's, 9 to 12 choices, 13 to 18 bits.
+
+Parameters are 5 and 11 logits of choices, 6 of bits, 6 and 2 means, 6 and 2 log standard deviations.
+"""
+
+
+def nested_reference(params):
+    """A list of torch.distributions objects and the entry of an action that each takes, by hand."""
+    parts = [(torch.distributions.Categorical(logits=params[:, :5]), 6)]
+    ends = [5, 8, 10, 14, 16]
+    for k in range(4):
+        parts.append((torch.distributions.Categorical(logits=params[:, ends[k] : ends[k + 1]]), 9 + k))
+    parts += [(torch.distributions.Bernoulli(logits=params[:, 16 + k]), 13 + k) for k in range(6)]
+    means, deviations = params[:, 22:30], params[:, 30:].exp()
+    for k, entry in enumerate([0, 1, 2, 3, 4, 5, 7, 8]):
+        parts.append((torch.distributions.Normal(means[:, k], deviations[:, k]), entry))
+    return parts
+
+
+def test_a_product_is_that_of_the_leaves():
+    distribution, params = make_distribution(NESTED), make_params(NESTED, 50)
+    assert (distribution.num_params, distribution.noise_size) == (38, 30)
+    assert (distribution.num_free, distribution.num_log_std) == (8, 8)
+    assert (distribution.action_shape, distribution.action_dtype) == ((19,), torch.float32)
+    noise = distribution.noise(torch.rand(50, 30, dtype=torch.float64))
+    actions = distribution.sample(params, noise)
+    log_prob = sum(part.log_prob(actions[:, k]) for part, k in nested_reference(params))
+    entropy = sum(part.entropy() for part, _ in nested_reference(params))
+    got = distribution.log_prob_and_entropy(params, actions)
+    torch.testing.assert_close(got, (log_prob, entropy), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(distribution.log_prob(params, actions), log_prob, rtol=1e-12, atol=1e-12)
+    assert all(each.shape == (0,) for each in distribution.log_prob_and_entropy(params[:0], actions[:0]))
+
+
+def test_a_product_draws_its_leaves_independently():
+    params = make_params(NESTED, 1)
+    actions = draw(NESTED, params).double()
+    parts = nested_reference(params)
+    for part, entry in parts:
+        drawn = actions[:, entry]
+        if isinstance(part, torch.distributions.Normal):
+            normal = (drawn - part.mean) / part.stddev
+            assert abs(normal.mean()) < 4 / math.sqrt(DRAWS)
+            assert abs(normal.std() - 1) < 4 / math.sqrt(2 * DRAWS)
+        else:
+            for choice, probability in enumerate(part.enumerate_support().flatten().tolist()):
+                assert_frequencies(drawn == choice, part.log_prob(torch.tensor(probability)).exp().item())
+    correlation = torch.corrcoef(actions.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 4.5 / math.sqrt(DRAWS)  # of 171 pairs
+
+
+def test_the_mode_of_a_product_is_that_of_each_leaf():
+    distribution, params = make_distribution(NESTED), make_params(NESTED, 20)
+    expected = torch.empty(20, 19, dtype=torch.float64)
+    for part, entry in nested_reference(params):
+        if isinstance(part, torch.distributions.Normal):
+            expected[:, entry] = part.mean
+        else:
+            expected[:, entry] = part.probs.argmax(-1) if part.probs.ndim > 1 else (part.probs > 0.5).double()
+    assert torch.equal(distribution.mode(params), expected)
+    # what acting in compiled code does: the mode of perturbed logits and means
+    noise = distribution.noise(torch.rand(20, 30, dtype=torch.float64))
+    scale = torch.cat([torch.ones(20, 22), params[:, 30:].exp()], dim=-1)
+    torch.testing.assert_close(distribution.mode(params[:, :30] + scale * noise), distribution.sample(params, noise))
+
+
+def test_a_product_acts_fast_where_all_its_leaves_do():
+    assert make_distribution(NESTED).fast_forms == {"acting"}
+    assert make_distribution(NESTED, state_dependent_std=True).fast_forms == frozenset()
 
 
 def test_params_and_noise_that_each_needs():

@@ -124,11 +124,52 @@ def test_a_mask_that_leaves_nothing_to_choose_is_refused(actions, mask_space, ma
         check_mask(actions, mask_space, np.array(mask, mask_space.dtype))
 
 
+MIXED = spaces.Dict(
+    b=spaces.Tuple((spaces.Box(-1, 1, (2,)), PAIR)), a=spaces.Discrete(3), c=spaces.MultiBinary(2), d=VECTOR
+)
+"""Choices in the order of the leaves: three of a, two and three of b.1, two bits of c."""
+
+
+def mixed_masks(a, first, second, bits):
+    """The mask as one array, and as those of the parts, in another order and of other types."""
+    order = {"a": a, "b": [*first, *second], "c": bits}
+    flat = [entry for key in MIXED.spaces if key in order for entry in order[key]]
+    parts = spaces.Dict(
+        {"c": spaces.MultiBinary(2), "b": spaces.Dict({1: spaces.Box(0, 1, (5,), np.float64)})},
+        a=spaces.Box(0, 1, (3,), np.int16),
+    )
+    given = {"a": np.array(a, np.int16), "b": {1: np.array(order["b"], np.float64)}, "c": np.array(bits, np.int8)}
+    return [(spaces.MultiBinary(10), np.array(flat, np.int8)), (parts, given)]
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["flat", "parts"])
+@pytest.mark.parametrize(
+    ("mask", "is_possible"),
+    [
+        (([0, 0, 1], [0, 1], [1, 0, 0], [0, 0]), True),
+        (([1, 1, 1], [1, 1], [1, 1, 1], [1, 1]), True),
+        (([0, 0, 0], [1, 1], [1, 1, 1], [1, 1]), False),
+        (([1, 1, 1], [0, 0], [1, 1, 1], [1, 1]), False),
+        (([1, 1, 1], [1, 1], [0, 0, 0], [1, 1]), False),
+    ],
+)
+def test_masks_of_nested_actions_leave_each_choice_something(form, mask, is_possible):
+    mask_space, given = mixed_masks(*mask)[form]
+    assert mask_space.contains(given)
+    if is_possible:
+        check_mask(MIXED, mask_space, given)
+    else:
+        with pytest.raises(ValueError, match="allows no action"):
+            check_mask(MIXED, mask_space, given)
+
+
 def test_only_masks_are_looked_at():
     assert masks(masked_spec(spaces.Discrete(3), spaces.MultiBinary(3)))
     assert not masks(masked_spec(spaces.MultiBinary(3), spaces.MultiBinary(3)))  # all zeros is an action
     assert not masks(masked_spec(spaces.Box(-1, 1, (3,)), spaces.MultiBinary(3)))
     assert not masks(env_spec("Test-v0", VECTOR, spaces.Discrete(3)))
+    assert not masks(masked_spec(spaces.Dict(a=VECTOR), spaces.MultiBinary(3)))
+    assert not masks(masked_spec(spaces.Dict(a=spaces.MultiBinary(3)), spaces.MultiBinary(3)))
 
 
 def masks(spec):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fabric_ppo.envs.spaces import SUPPORTED, EnvSpec, Packer, SpaceSpec, env_spec
+from fabric_ppo.envs.spaces import SUPPORTED, EnvSpec, Packer, SpaceSpec, env_spec, mask_paths
 from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.nested_envs import OBSERVATION
 from tests.fixtures.spaces import ACTION_SPACES, VECTOR, observation_spec
@@ -128,17 +128,82 @@ def test_unsupported_observations(space):
         *(space for name, space in UNSUPPORTED.items() if name != "longdouble"),
         spaces.Box(0, 9, (2,), np.int64),
         spaces.Box(0, 255, (2,), np.uint8),
-        spaces.Dict({"a": VECTOR}),
-        spaces.Tuple((VECTOR, spaces.Discrete(2))),
+        spaces.Dict({}),
+        spaces.Tuple(()),
     ],
     ids=[*(name for name in UNSUPPORTED if name != "longdouble"), "integers", "bytes", "dict", "tuple"],
 )
 def test_unsupported_actions(space):
-    assert_refused(VECTOR, space, "action space")
+    assert_refused(VECTOR, space, "of its actions (" if getattr(space, "spaces", ()) else "action space")
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (spaces.Dict(go=spaces.Discrete(2), say=spaces.Text(4)), "part say of its actions (Text("),
+        (spaces.Tuple((VECTOR, spaces.Dict(a=spaces.Tuple(())))), "part 1.a of its actions (Tuple()) is"),
+        (spaces.Dict(a=spaces.Dict(b=spaces.Box(0, 9, (2,), np.int64))), "part a.b of its actions (Box(0, 9, (2,)"),
+        (spaces.Dict(a=spaces.Sequence(spaces.Discrete(2))), "part a of its actions (Sequence("),
+        (spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2**20)), f"its actions have {2**20 + 2:,} choices"),
+    ],
+)
+def test_parts_of_actions_that_cannot_be_taken_are_named(space, named):
+    assert_refused(VECTOR, space, named)
+
+
+def test_keys_of_actions_are_texts():
+    """A number would stand for a place in a Tuple."""
+    with pytest.raises(ConfigError, match="its actions have a part 1; keys that are texts are expected"):
+        env_spec("Test-v0", VECTOR, spaces.Dict(a=spaces.Dict({1: spaces.Discrete(2)})))
+
+
+def test_a_nested_action_is_described_by_its_leaves():
+    space = spaces.Tuple((spaces.Dict(b=spaces.Discrete(3, start=2), a=VECTOR), spaces.MultiBinary(2)))
+    spec = env_spec("Test-v0", VECTOR, space, "squash")
+    parts = dict(spec.action.parts)
+    assert {path: leaf.kind for path, leaf in parts.items()} == {
+        (0, "a"): "box",
+        (0, "b"): "discrete",
+        (1,): "multi_binary",
+    }
+    assert (parts[(0, "a")].fit, spec.action.num_choices) == ("squash", 5)
+    assert EnvSpec.from_json(spec.to_json()) == spec
+
+
+TWO = spaces.Dict(a=spaces.Discrete(2), b=spaces.MultiDiscrete([2, 3]), c=VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("mask", "named"),
+    [
+        (spaces.MultiBinary(6), "its masks are action_mask of 6 entries; action_mask of 7, or "),
+        (spaces.Dict(a=spaces.MultiBinary(2)), "its masks are action_mask.a of 2 entries; "),
+        (spaces.Dict(a=spaces.MultiBinary(5), b=spaces.MultiBinary(2)), "action_mask.a of 5, action_mask.b of 2 ent"),
+        (
+            spaces.Dict(a=spaces.MultiBinary(2), b=spaces.MultiBinary(5), c=spaces.MultiBinary(3)),
+            "or action_mask.a of 2, action_mask.b of 5 are expected, one a choice",
+        ),
+    ],
+)
+def test_masks_that_do_not_fit_the_parts_of_actions_are_refused(mask, named):
+    with pytest.raises(ConfigError) as caught:
+        env_spec("Test-v0", spaces.Dict(x=VECTOR, action_mask=mask), TWO)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_of_parts_are_taken_with_whatever_keys():
+    masks = spaces.Dict(b=spaces.MultiBinary(5), a=spaces.MultiBinary(2))
+    seen = spaces.Dict(action_mask=masks, x=VECTOR, y=VECTOR)
+    spec = env_spec("Test-v0", seen, TWO, obs_keys="y")
+    assert {path for path, _ in spec.observation.parts} == {("action_mask", "a"), ("action_mask", "b"), ("y",)}
+    assert mask_paths(spec) == [("action_mask", "a"), ("action_mask", "b")]
+    numbers = spaces.Dict(c=VECTOR)  # which cannot be masked
+    assert mask_paths(env_spec("Test-v0", seen, numbers)) == []
 
 
 def test_a_long_space_is_abbreviated():
-    many = spaces.Dict({f"sensor_{k}": VECTOR for k in range(50)})
+    many = spaces.Dict({f"sensor_{k}": spaces.Tuple([spaces.Text(3)] * 50) for k in range(50)})
     assert_refused(VECTOR, many, "...")
 
 

@@ -10,12 +10,12 @@ from fabric_ppo.fast.compiled_actor import ActorChoice, CompiledActor, has_compi
 from fabric_ppo.rollouts.actor import Actor
 from tests.fixtures.acting import ROWS, STEPS, assert_draws_are_the_agents
 from tests.fixtures.agents import build_acting_agent, masked_agent
-from tests.fixtures.spaces import ACTIONS, OBSERVATIONS, observe
+from tests.fixtures.spaces import ACTIONS, MIXED, OBSERVATIONS, observe
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True], ids=["apart", "trunk"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
-@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+@pytest.mark.parametrize("action", [*ACTIONS.values(), MIXED], ids=[*ACTIONS, "mixed"])
 @pytest.mark.parametrize("observation", OBSERVATIONS.values(), ids=OBSERVATIONS)
 def test_actions_are_samples_with_the_noise_given(normalize, action, observation, shared_trunk):
     agent = build_acting_agent(action, observation, normalize_observations=normalize, shared_trunk=shared_trunk)
@@ -73,6 +73,9 @@ def test_small_networks_act_in_compiled_code():
     assert type(choose(small)) is CompiledActor
     assert type(choose(small.double())) is CompiledActor
     assert type(choose(small.bfloat16())) is Actor
+    assert type(choose(build_acting_agent(MIXED), 17)) is CompiledActor
+    own_std = build_acting_agent(MIXED, state_dependent_std=True)
+    assert type(choose(own_std, 17)) is Actor
     wide = build_acting_agent(ACTIONS["discrete"], hidden_sizes=(256, 512))
     assert type(choose(wide)) is Actor
     trunk = build_acting_agent(ACTIONS["discrete"], shared_trunk=True)

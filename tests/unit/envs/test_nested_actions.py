@@ -1,0 +1,148 @@
+"""Nested actions: whatever a distribution draws arrives as an action that the space contains, in every form."""
+
+from __future__ import annotations
+
+import random
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric_ppo.agents.distributions import make_distribution
+from fabric_ppo.envs.actions import action_converter, tensor_action_converter
+from fabric_ppo.envs.checked_env import CheckedEnv
+from fabric_ppo.envs.nested_actions import Unpacker, nested
+from fabric_ppo.envs.spaces import env_spec
+from tests.fixtures.drawn_spaces import draw_action, leaves, part_of
+from tests.fixtures.mixed_envs import ACTION
+from tests.fixtures.spaces import VECTOR
+
+
+def draw_nested(seed):
+    """A Dict or Tuple, maybe of Dicts and Tuples."""
+    rng = random.Random(seed)
+    parts = [draw_action(rng, 1) for _ in range(rng.randint(1, 3))]
+    return spaces.Tuple(parts) if rng.random() < 0.5 else spaces.Dict({f"z{9 - k}": p for k, p in enumerate(parts)})
+
+
+def drawn_rows(spec, count):
+    """Actions as a rollout stores them, from parameters far apart."""
+    distribution, rng = make_distribution(spec), np.random.default_rng(0)
+    params = torch.from_numpy(rng.normal(0, 2, (count, distribution.num_params))).float()
+    noise = distribution.noise(torch.from_numpy(rng.uniform(0.01, 0.99, (count, distribution.noise_size)))).float()
+    return distribution.sample(params, noise)
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["clip", "rescale", "squash"]))
+@settings(max_examples=60, deadline=None)
+def test_an_environment_takes_every_action(seed, fit):
+    space = draw_nested(seed)
+    spec = env_spec("Test-v0", VECTOR, space, fit).action
+    rows = drawn_rows(spec, 16)
+    packed = action_converter(spec)(rows.numpy())
+    assert packed.shape == (16, spec.size)
+    unpack = Unpacker(spec)
+    actions = [unpack.one(row) for row in packed]
+    for action in actions:
+        assert space.contains(action), action
+        assert_same_types(space, action, space.sample())
+    # a batch has the same, as Gymnasium's own vector environments take it apart
+    batch = unpack.batch(packed)
+    assert batch_space(space, 16).contains(batch)
+    for one, same in zip(actions, iterate(batch_space(space, 16), batch), strict=True):
+        assert_equal(space, one, same)
+
+
+def assert_same_types(space, action, like):
+    """Dicts in the same order, tuples, numbers and arrays where a sample has them."""
+    assert type(action) is type(like)
+    if isinstance(like, dict):
+        assert list(action) == list(like)
+    for path, leaf in leaves(space):
+        ours, theirs = part_of(action, path), part_of(like, path)
+        assert type(ours) is type(theirs)
+        if isinstance(ours, np.ndarray):
+            assert (ours.dtype, ours.shape) == (leaf.dtype, leaf.shape)
+            assert ours.flags.writeable
+            assert ours.flags.aligned
+
+
+def assert_equal(space, one, other):
+    for path, _ in leaves(space):
+        np.testing.assert_array_equal(part_of(one, path), part_of(other, path))
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["clip", "rescale", "squash"]))
+@settings(max_examples=60, deadline=None)
+def test_tensors_are_converted_and_put_together_as_arrays_are(seed, fit):
+    space = draw_nested(seed)
+    spec = env_spec("Test-v0", VECTOR, space, fit).action
+    rows = drawn_rows(spec, 5)
+    expected = Unpacker(spec).batch(action_converter(spec)(rows.numpy()))
+    found = Unpacker(spec).tensors(tensor_action_converter(spec)(rows))
+    for path, _ in leaves(space):
+        ours, theirs = part_of(found, path), part_of(expected, path)
+        assert ours.dtype == torch.from_numpy(theirs).dtype
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_choices_and_numbers_are_exact():
+    """The largest choice that there can be, a start that no float holds, and a double's bounds."""
+    most = 2**19
+    space = spaces.Dict(a=spaces.Discrete(most, start=2**60 + 1), b=spaces.Box(-0.1, 0.1, (1,), np.float64))
+    spec = env_spec("Test-v0", VECTOR, space).action
+    rows = torch.tensor([[most - 1.0, 5.0], [most - 2.0, -5.0]])
+    for unpacked in (
+        Unpacker(spec).batch(action_converter(spec)(rows.numpy())),
+        Unpacker(spec).tensors(tensor_action_converter(spec)(rows)),
+    ):
+        assert unpacked["a"].tolist() == [2**60 + most, 2**60 + most - 1]
+        assert unpacked["b"].tolist() == [[0.1], [-0.1]]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([()], 0),
+        ([("a",), ("b",)], {"a": 0, "b": 1}),
+        ([(0,), (1,)], (0, 1)),
+        ([("x", 0), ("x", 1, "y"), ("1",)], {"x": (0, {"y": 1}), "1": 2}),
+    ],
+)
+def test_values_are_put_at_their_paths(paths, expected):
+    assert nested(paths, range(len(paths))) == expected
+
+
+def test_an_environment_may_keep_and_change_its_action():
+    """The memory is its own: not that of the rollout, nor of another part."""
+
+    class Keeps(gymnasium.Env):
+        observation_space, action_space = spaces.Discrete(2), ACTION
+
+        def __init__(self):
+            self.kept = []
+
+        def reset(self, *, seed=None, options=None):
+            return 0, {}
+
+        def step(self, action):
+            self.kept.append(action)
+            action["tools"][0][:] = 1.5
+            return 0, 0.0, False, False, {}
+
+    env = Keeps()
+    spec = env_spec("Test-v0", env.observation_space, env.action_space)
+    checked, rows = CheckedEnv(env, spec), action_converter(spec.action)(drawn_rows(spec.action, 2).numpy())
+    before = rows.copy()
+    checked.reset(0)
+    for row in rows:
+        checked.step(row)
+    assert np.array_equal(rows, before)
+    first, second = env.kept
+    second["tools"][0][:] = -1
+    assert first["tools"][0].tolist() == [1.5, 1.5]
