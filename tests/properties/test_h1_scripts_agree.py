@@ -24,6 +24,8 @@ pytestmark = pytest.mark.processes
         (3, "Pendulum-v1", True),
         (1, "tensor/Acrobot-v1", False),
         (2, "tensor/CartPole-v1", True),
+        (1, "tests.fixtures.mixed_envs:Parts-v0", False),
+        (2, "tests.fixtures.mixed_envs:PartsMasks-v0", True),
     ],
 )
 def test_torch_and_fabric_end_with_the_same_bits(tmp_path, world_size, env_id, share_data):

@@ -10,9 +10,11 @@ from tests.fixtures.resuming import finish
 
 pytestmark = pytest.mark.processes
 
+PARTS = "tests.fixtures.mixed_envs:PartsMasks-v0"
+
 
 @pytest.mark.parametrize("num_trainers", [1, 2, 3])
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "tensor/Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "tensor/Pendulum-v1", PARTS])
 def test_shared_data_ends_where_the_coupled_script_does(tmp_path, num_trainers, env_id):
     """As many ranks as trainers on the same environments, in float64."""
     flags = {"env_id": env_id, "share_data": True, "num_steps": 24, "precision": "64-true"}

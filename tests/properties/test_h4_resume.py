@@ -38,6 +38,12 @@ PENDULUM = {"env_id": "Pendulum-v1"}
 TENSORS = {"env_id": "tensor/CartPole-v1"}
 
 
+PARTS = {"env_id": "tests.fixtures.mixed_envs:PartsMasks-v0"}
+
+
+STEERED = {"env_id": "tests.fixtures.functional:Steered", "env_backend": "vector"}
+
+
 ASYNC = {"env_backend": "async"}
 
 
@@ -116,6 +122,10 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("fabric", 2, {"env_id": "LunarLander-v3"}, "update", 1),
         ("decoupled", 2, {"env_id": "tests.fixtures.nested_envs:Masked-v0"} | SOMETIMES, "collect", 0),
         ("fabric", 2, {"env_id": "tests.fixtures.nested_envs:Nested-v0"} | ASYNC | SOMETIMES, "merge", 1),
+        ("torch", 1, PARTS | SOMETIMES, "collect", 0),
+        ("fabric", 2, PARTS | ASYNC, "update", 1),
+        ("decoupled", 2, PARTS | OVERLAP, "collect", 0),
+        ("torch", 1, STEERED, "merge", 0),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, undisturbed, script, size, flags, point, rank):

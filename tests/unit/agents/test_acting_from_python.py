@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 from gymnasium.vector.utils import concatenate as concatenate_observations
-from gymnasium.vector.utils import create_empty_array, iterate
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.spaces import env_spec
 from tests.fixtures.agents import agent_for
+from tests.fixtures.drawn_spaces import leaves, part_of
+from tests.fixtures.mixed_envs import ACTION
 from tests.fixtures.spaces import samples_of
 
 DICT = spaces.Dict(
@@ -217,6 +219,34 @@ def test_a_vector_environment_is_played():
     for _ in range(5):
         obs, *_ = envs.step(policy.act(obs, deterministic=False))
     assert policy.value(obs).shape == (3,)
+    envs.close()
+
+
+def test_nested_actions_come_for_one_observation_and_for_a_batch():
+    policy = policy_for(spaces.Box(-1, 1, (3,), np.float64), ACTION)
+    obs, uniform = np.random.default_rng(0).random((6, 3)), np.random.default_rng(1).random((6, policy.noise_size))
+    whole = policy.act(obs, uniform)
+    assert batch_space(ACTION, 6).contains(whole)
+    for index, same in enumerate(iterate(batch_space(ACTION, 6), whole)):
+        one = policy.act(obs[index], uniform[index : index + 1])
+        assert ACTION.contains(one)
+        assert type(one["move"]) is np.int64
+        for path, _ in leaves(ACTION):
+            np.testing.assert_array_equal(part_of(one, path), part_of(same, path))
+    greedy, _ = policy.predict(obs[0], deterministic=True)
+    assert repr(greedy) == repr(policy.act(obs[0]))
+    drawn = [policy.act(obs, deterministic=False, seed=seed)["move"].tolist() for seed in range(5)]
+    assert len({tuple(each) for each in drawn}) > 1
+
+
+def test_a_vector_environment_of_nested_actions_is_played():
+    """It raises at an action that its space does not contain."""
+    env_id = "tests.fixtures.mixed_envs:Parts-v0"
+    envs = gymnasium.make_vec(env_id, num_envs=3, vectorization_mode="sync")
+    policy = Policy(agent_for(env_id))
+    obs, _ = envs.reset(seed=0)
+    for _ in range(5):
+        obs, *_ = envs.step(policy.act(obs, deterministic=False))
     envs.close()
 
 

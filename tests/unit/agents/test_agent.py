@@ -12,12 +12,13 @@ from gymnasium import spaces
 from torch import nn
 from torch.distributions import Categorical as Reference
 from torch.distributions import Normal
+from torch.utils._pytree import tree_map
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.spaces import Packer, env_spec
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.rollouts.actor import Actor
 from tests.fixtures.agents import masked_agent
@@ -122,6 +123,45 @@ def test_each_part_of_an_action_has_its_part_of_the_mask():
     drawn, _ = agent.act(obs, agent.distribution.noise(torch.rand(50, 6)))
     assert drawn.unique(dim=0).tolist() == [[1, 2]]
     torch.testing.assert_close(agent(obs, drawn).log_probs, torch.zeros(50))
+
+
+ACTIONS = spaces.Dict(
+    push=spaces.Box(-1, 1, (2,)), go=spaces.Discrete(3), rest=spaces.Tuple((spaces.MultiBinary(2), spaces.Discrete(2)))
+)
+"""Choices 0 to 2 are those of go, 3 and 4 bits, 5 and 6 the last; an action is two numbers and four choices."""
+
+
+@pytest.mark.parametrize("depends", [False, True], ids=["free", "depends"])
+@pytest.mark.parametrize("in_parts", [False, True], ids=["flat", "parts"])
+def test_masks_of_nested_actions_are_for_their_choices(in_parts, depends):
+    """The mask in one array or by parts, these in another order; numbers have none."""
+    assert list(ACTIONS.spaces) == ["push", "go", "rest"]
+    flat = torch.tensor([[0, 1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 0, 0, 1, 1]])
+    parts = {"rest": (flat[:, 3:5], flat[:, 5:]), "go": flat[:, :3]}
+    bits, three = spaces.MultiBinary(2), spaces.MultiBinary(3)
+    mask = spaces.Dict({"rest": spaces.Tuple((bits, bits)), "go": three}) if in_parts else spaces.MultiBinary(7)
+    space = spaces.Dict(action_mask=mask, observation=spaces.Box(-1, 1, (3,)))
+    flags = {"ortho_init": True, "state_dependent_std": depends, "log_std_init": -0.5}
+    agent = make_agent(env_spec("Test-v0", space, ACTIONS), Config(**flags))
+    seen = torch.rand(3, 3)
+    given, pack = parts if in_parts else flat, Packer(agent.spec.observation)
+    masks = [tree_map(lambda each, k=k: each[k].numpy(), given) for k in range(3)]
+    rows = [pack({"observation": seen[k].numpy(), "action_mask": masks[k]}) for k in range(3)]
+    obs = torch.from_numpy(np.stack(rows))
+    params, plain = agent.policy_params(agent.features(obs)), agent.policy(seen)
+    assert params.shape == (3, 11)
+    assert (params[:, :7][flat == 0] < -1e7).all()
+    torch.testing.assert_close(params[:, :7][flat == 1], plain[:, :7][flat == 1])
+    torch.testing.assert_close(params[:, 7:9], plain[:, 7:9])
+    # weights of the head begin small: the deviation is what it is told to begin with
+    torch.testing.assert_close(params[:, 9:], torch.full((3, 2), -0.5), atol=0.02, rtol=0)
+    for _ in range(20):
+        drawn, _ = agent.act(obs, agent.distribution.noise(torch.rand(3, agent.distribution.noise_size)))
+        assert flat.gather(1, drawn[:, 2:3].long()).all()
+        assert (drawn[:, 3:5] <= flat[:, 3:5]).all()
+        assert flat[:, 5:].gather(1, drawn[:, 5:].long()).all()
+    gradients = torch.autograd.grad(agent(obs, drawn).log_probs.sum(), list(agent.policy.parameters()))
+    assert all(torch.isfinite(each).all() for each in gradients)
 
 
 MIXED = "tests.fixtures.nested_envs:Mixed-v0"

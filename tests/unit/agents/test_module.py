@@ -14,6 +14,8 @@ from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.envs.spaces import env_spec
+from tests.fixtures.drawn_spaces import leaves, part_of
+from tests.fixtures.mixed_envs import ACTION
 from tests.fixtures.spaces import ACTION_SPACES, samples_of
 
 MASK = spaces.Dict(action_mask=spaces.MultiBinary(5), observation=spaces.Box(-1, 1, (3,)))
@@ -119,6 +121,20 @@ def test_every_kind_of_action(name, fit):
     assert_the_same(policy, space, exported(policy, space))
     out = policy.module(tensors_of(samples_of(space, 20)))
     assert all(actions.contains(each) for each in out["action"].detach().numpy())
+
+
+@pytest.mark.parametrize("fit", ["clip", "squash"])
+def test_nested_actions_come_in_their_parts(fit):
+    policy, space = policy_for(OBSERVATIONS["float32"], ACTION, fit), OBSERVATIONS["float32"]
+    obs = np.stack(samples_of(space, 9))
+    expected = policy.act(obs)
+    for module in (policy.module, exported(policy, space)):
+        found = module(torch.from_numpy(obs))["action"]
+        assert list(found) == list(expected)
+        for path, _ in leaves(ACTION):
+            ours, theirs = part_of(found, path).detach().numpy(), part_of(expected, path)
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

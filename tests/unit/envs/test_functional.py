@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fabric_ppo.config import Config
+from fabric_ppo.envs.actions import tensor_action_converter
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.functional import FunctionalEnv, FunctionalEnvs
 from fabric_ppo.envs.make import make_envs
@@ -19,6 +20,7 @@ from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 from fabric_ppo.seeding import episode_seed, evaluation_seed
 from tests.fixtures.agents import random_agent
 from tests.fixtures.envs import SEED
+from tests.fixtures.functional import Steered
 from tests.fixtures.rollouts import rollouts
 
 
@@ -45,6 +47,20 @@ class Walk(FunctionalEnv):
 def make(num_envs=4, rank=0, num_ranks=1):
     settings = EnvSettings("walk", SEED, num_envs, rank * num_envs, num_ranks * num_envs)
     return FunctionalEnvs(Walk(), settings)
+
+
+def test_actions_of_parts_are_tensors_in_their_places():
+    """Two steps by hand: one way and back by half, where the bit says so; the third stays."""
+    settings = EnvSettings("steered", SEED, 3, 0, 3)
+    envs = FunctionalEnvs(Steered(), settings)
+    out = StepOutputs(torch.zeros(3, 1), torch.zeros(3), *torch.zeros(3, 3, dtype=torch.bool), torch.zeros(3, 1))
+    envs.reset(out.obs)
+    first, convert = out.obs.clone(), tensor_action_converter(envs.spec.action)
+    assert [path for path, _ in envs.spec.action.parts] == [("way",), ("how", 0), ("how", 1)]
+    envs.step(convert(torch.tensor([[1.0, 0.5, 1], [0, 9.0, 1], [1, 1.0, 0]])), out)
+    assert (out.obs - first).flatten().tolist() == pytest.approx([0.5, -1, 0])
+    envs.step(convert(torch.tensor([[0.0, 0.25, 1], [1, 0.5, 1], [0, -3.0, 1]])), out)
+    assert (out.obs - first).flatten().tolist() == pytest.approx([0.25, -0.5, 0])
 
 
 def outputs_of(n):

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from fabric_ppo.config_info_keys import info_keys_of
+from fabric_ppo.envs.actions import tensor_action_converter
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.gym_vector_envs import GymVectorEnvs, _say_not_reset
@@ -90,6 +91,29 @@ def test_nested_observations_become_the_rows_that_packing_one_gives():
     envs.step(torch.zeros(3, dtype=torch.int64), out)
     one = {"place": np.array([0, 1], np.float32), "kind": np.array([1, 2])}
     assert out.obs.numpy().tolist() == [pack(one).tolist()] * 3
+
+
+ACTION = gymnasium.spaces.Dict(
+    go=gymnasium.spaces.Discrete(3, start=1),
+    two=gymnasium.spaces.Tuple((gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.MultiBinary(2))),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nested_actions_come_as_the_arrays_that_observations_are(kind):
+    env = Counting(2, kind=kind)
+    env.single_action_space = ACTION
+    envs = GymVectorEnvs(env, settings_of())
+    stored = torch.tensor([[2.0, 0.5, -3.0, 1.0, 0.0], [0.0, 0.25, 0.0, 0.0, 1.0]])
+    envs.step(tensor_action_converter(envs.spec.action)(stored), start(envs))
+    (taken,) = env.taken
+    assert list(taken) == ["go", "two"]
+    assert type(taken["two"]) is tuple
+    for each in (taken["go"], *taken["two"]):
+        assert type(each).__module__.partition(".")[0].removesuffix("lib") in kind
+    assert np.asarray(taken["go"]).tolist() == [3, 1]
+    assert np.asarray(taken["two"][0]).tolist() == [[0.5, -1], [0.25, 0]]
+    assert np.asarray(taken["two"][1]).tolist() == [[1, 0], [0, 1]]
 
 
 def test_numbers_of_info_are_read_where_episodes_end():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fabric_ppo.envs.actions import tensor_action_converter
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.parallel_games import ParallelGames
@@ -47,6 +48,29 @@ def play(envs, steps):
         envs.step(torch.full((envs.num_envs,), 2), out)
         played.append((out, envs.over(out)))
     return first, played
+
+
+def test_nested_actions_are_each_agents_own():
+    space = gymnasium.spaces.Dict(a=gymnasium.spaces.Discrete(3, start=1), b=gymnasium.spaces.Box(-1, 1, ()))
+    taken = []
+
+    class Parts(Relay):
+        def action_space(self, agent):
+            return space
+
+        def step(self, actions):
+            taken.append(actions)
+            return super().step({agent: 0 for agent in actions})
+
+    envs, _ = make(3, Parts)
+    envs.reset(blank_outputs(envs).obs)
+    stored = torch.tensor([[0.0, 0.5], [2.0, -4.0], [1.0, 0.0]])
+    envs.step(tensor_action_converter(envs.spec.action)(stored), blank_outputs(envs))
+    assert [space.contains(each) for each in taken[0].values()] == [True, True]
+    assert {agent: (int(each["a"]), float(each["b"])) for agent, each in taken[0].items()} == {
+        "a": (1, 0.5),
+        "b": (3, -1.0),
+    }
 
 
 def test_rows_are_what_happened_to_each_agent():

@@ -21,6 +21,7 @@ from tests.fixtures.exported import (
     observations,
     one_table_of_operators,
     open_file,
+    parts_named,
     save,
     transformed,
 )
@@ -59,12 +60,14 @@ def test_the_file_acts_as_the_agent(name, to, tmp_path):
             out = run(named(batch) | {"noise": noise.astype(number)} | memory)
             after = before.copy()
             actions = policy.act(rows, drawn, after)
-            assert out["action"].dtype == actions.dtype
-            assert out["action"].shape == actions.shape
-            if policy.spec.action.kind == "box":
-                np.testing.assert_allclose(out["action"], actions, **CLOSE)
-            else:
-                np.testing.assert_array_equal(out["action"], actions)
+            parts = parts_named(actions)
+            assert {each for each in out if each.startswith("action")} == parts.keys()
+            for each, expected in parts.items():
+                assert (out[each].dtype, out[each].shape) == (expected.dtype, expected.shape)
+                if expected.dtype.kind == "f":
+                    np.testing.assert_allclose(out[each], expected, **CLOSE)
+                else:
+                    np.testing.assert_array_equal(out[each], expected)
             assert ("value" in out) == ("critic_keys" not in AGENTS[name])
             if "value" in out:
                 np.testing.assert_allclose(out["value"], policy.value(rows, before), **CLOSE)

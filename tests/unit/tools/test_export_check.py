@@ -38,7 +38,7 @@ def add(name, amount):
     return change
 
 
-@pytest.mark.parametrize("name", ["discrete", "bits", "multi", "box", "mask", "dict"])
+@pytest.mark.parametrize("name", ["discrete", "bits", "multi", "box", "mask", "dict", "parts", "masked parts"])
 def test_the_policy_itself_agrees(name):
     result = compared(Policy(agent_of(spec_of(name))))
     assert result.holds
@@ -68,6 +68,14 @@ def test_large_numbers_may_differ_by_more():
         agent.value[-1].bias += 1e6
     assert compared(Policy(agent), add("value", 1.0)).holds
     assert not compared(Policy(agent), add("value", 30.0)).holds
+
+
+@pytest.mark.parametrize("part", ["push.0", "push.1", "go", "lamps", "far"])
+def test_another_part_of_an_action_is_found(part):
+    def change(out, inputs):
+        out[f"action.{part}"].reshape(len(out["params"]), -1)[-1] += 1
+
+    assert not compared(Policy(agent_of(spec_of("parts"))), change).holds
 
 
 @pytest.mark.parametrize("sampled", [False, True])
