@@ -123,7 +123,7 @@ def interrupt(monkeypatch, script, point, number, rank, act=die):
         ("decoupled", 2, {"env_id": "tests.fixtures.nested_envs:Masked-v0"} | SOMETIMES, "collect", 0),
         ("fabric", 2, {"env_id": "tests.fixtures.nested_envs:Nested-v0"} | ASYNC | SOMETIMES, "merge", 1),
         ("torch", 1, PARTS | SOMETIMES, "collect", 0),
-        ("fabric", 2, PARTS | ASYNC, "update", 1),
+        ("fabric", 2, PARTS | ASYNC, "update", 0),
         ("decoupled", 2, PARTS | OVERLAP, "collect", 0),
         ("torch", 1, STEERED, "merge", 0),
     ],
