@@ -134,12 +134,6 @@ class Policy:
             noise = self._draw(len(rows.array), seed)
         return self._unpacked(rows, self._act(rows, noise, memory))
 
-    def act_packed(
-        self, obs: Any, noise: NDArray[np.float64] | None = None, memory: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
-        """Choose actions for a batch as `act`, but of a Dict or Tuple as rows of bytes, `[B, n]`."""
-        return self._act(self._read(obs), noise, memory)
-
     @answering("one observation, or a batch of them,")
     def predict(
         self,
@@ -195,7 +189,7 @@ class Policy:
         return values[0] if rows.is_single else values[: len(rows.array)]
 
     def _act(self, rows: Rows, noise: NDArray[np.float64] | None, memory: NDArray[Any] | None) -> NDArray[Any]:
-        """Choose actions `[B, ...]`; see `act_packed`."""
+        """Choose actions `[B, ...]`, of a Dict or Tuple packed; see `act`."""
         if rows.is_single and self._mask_check.has_mask:
             self._mask_check(rows.array[0])
         batch, count = self._padded(rows), len(rows.array)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.envs.nested_actions import pack_parts
 from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, KeyPath, SpaceSpec, mask_paths
 
 if TYPE_CHECKING:
@@ -114,19 +115,16 @@ class PackingConverter:
         self._leaves = [(ActionConverter(leaf), leaf) for _, leaf in space.parts]
         self._ends = np.cumsum([leaf.size for _, leaf in space.parts])[:-1]
 
-    def leaves(self, actions: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return the leaves' actions, `[B, *shape]` each, as environments take them."""
-        columns = np.split(actions, self._ends, axis=1)
-        return [
-            # choices as whole numbers first: their start need not be one that floats hold
-            convert((each if leaf.kind == "box" else each.astype(np.int64)).reshape(-1, *leaf.shape))
-            for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
-        ]
-
     def __call__(self, actions: NDArray[Any]) -> NDArray[np.uint8]:
         """Convert `[B, n]`."""
-        flat = [np.ascontiguousarray(each.reshape(len(actions), -1)) for each in self.leaves(actions)]
-        return np.concatenate([each.view(np.uint8) for each in flat], axis=1)
+        columns = np.split(actions, self._ends, axis=1)
+        return pack_parts(
+            [
+                # choices as whole numbers first: their start need not be one that floats hold
+                convert((each if leaf.kind == "box" else each.astype(np.int64)).reshape(-1, *leaf.shape))
+                for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
+            ]
+        )
 
 
 class TensorPackingConverter:

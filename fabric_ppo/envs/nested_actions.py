@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.spaces import KeyPath, SpaceSpec
+from fabric_ppo.envs.spaces import KeyPath, SpaceSpec, part_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,19 @@ def nested(paths: Sequence[KeyPath], values: Iterable[Any]) -> Any:
     return tuple(made.values()) if isinstance(paths[0][0], int) else made
 
 
+def pack_parts(parts: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+    """Return the leaves of a batch of actions, `[B, *shape]` each, as rows of bytes, `[B, n]`."""
+    flat = [np.ascontiguousarray(part).reshape(len(part), -1) for part in parts]
+    return np.concatenate([part.view(np.uint8) for part in flat], axis=1)
+
+
+def pack_batch(space: SpaceSpec, actions: Any) -> Any:
+    """Return a batch of actions, as `Policy.act` gives it, in rows of bytes if they are nested; else as it is."""
+    return pack_parts([part_at(actions, path) for path, _ in space.parts]) if space.parts else actions
+
+
 class Unpacker:
-    """A converter of rows of bytes, `actions.PackingConverter`'s, to nested actions."""
+    """A converter of rows of bytes, of `pack_parts`, to nested actions."""
 
     def __init__(self, space: SpaceSpec) -> None:
         """Read the action space."""

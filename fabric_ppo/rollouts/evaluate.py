@@ -22,6 +22,7 @@ from fabric_ppo.envs.episode_info import Reading, number_names, numbers_of
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import find_batch
 from fabric_ppo.envs.known import is_gymnasium_class
+from fabric_ppo.envs.nested_actions import pack_batch
 from fabric_ppo.envs.recorder import Recorder, record
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
@@ -217,7 +218,8 @@ def _step_all(
         EnvironmentFault: an environment failed, or returned a value that is not finite.
     """
     memory = np.stack([slot.memory for slot in playing])
-    actions = policy.act_packed(np.stack([slot.obs for slot in playing]), noise, memory)
+    actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
+    actions = pack_batch(policy.spec.action, actions)
     for slot, after, action in zip(playing, memory, actions, strict=True):
         slot.memory = after
         reward, has_ended = slot.play(action)

@@ -18,6 +18,7 @@ from fabric_ppo.config_info_keys import InfoKey
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.episode_info import Reading
+from fabric_ppo.envs.nested_actions import pack_batch
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import USER_ERRORS, DoesNotRenderError, first_line
@@ -117,7 +118,8 @@ class _Play:
     def step(self) -> None:
         """Take a step in all environments."""
         out, noise = self._outputs, self._noise() if self._stochastic else None
-        actions = self._policy.act_packed(out.obs.cpu().numpy(), noise, self._memory)
+        actions = self._policy.act(out.obs.cpu().numpy(), noise, self._memory)
+        actions = pack_batch(self._envs.spec.action, actions)
         self._envs.step(torch.from_numpy(np.asarray(actions)).to(self._envs.device), out)
         self.steps += 1
         counts = self.is_playing & out.valid.cpu().numpy()

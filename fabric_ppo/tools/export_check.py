@@ -15,6 +15,7 @@ from fabric_ppo.agents.distributions import make_distribution
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.actions import action_converter
 from fabric_ppo.envs.nested_actions import Unpacker
+from fabric_ppo.envs.spaces import part_at
 from fabric_ppo.tools.export_interface import MEMORY, NEXT_MEMORY, NOISE, Interface, split_rows
 from fabric_ppo.tools.export_observations import Moment
 
@@ -110,7 +111,7 @@ class _Comparison:
     ) -> dict[str, NDArray[Any]]:
         """Return the agent's own outputs."""
         after = memory.copy()
-        actions = self._named(self._policy.act_packed(rows, uniform, after))
+        actions = self._named(self._policy.act(rows, uniform, after))
         parts = [torch.from_numpy(inputs[port.name]) for port in self._interface.obs]
         with torch.no_grad():
             params = self._policy.module.compute(parts, torch.from_numpy(memory))[1]["params"].numpy()
@@ -119,10 +120,9 @@ class _Comparison:
             expected["value"] = self._policy.value(rows, memory)
         return expected
 
-    def _named(self, actions: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return actions `[B, ...]`, as they are converted, by the names of their parts."""
-        parts = [actions] if self._unpack is None else self._unpack.parts(actions)
-        return dict(zip([port.name for port in self._interface.actions], parts, strict=True))
+    def _named(self, actions: Any) -> dict[str, NDArray[Any]]:
+        """Return actions `[B, ...]`, as environments take them, by the names of their parts."""
+        return {port.name: part_at(actions, port.path) for port in self._interface.actions}
 
     def _pairs(
         self, found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
@@ -138,7 +138,8 @@ class _Comparison:
         Where two choices are as probable to rounding, it decides between them: neither is wrong.
         """
         drawn = self._distribution.sample(torch.from_numpy(params), torch.from_numpy(noise))
-        return self._named(self._to_env(drawn.numpy()))
+        actions = self._to_env(drawn.numpy())
+        return self._named(actions if self._unpack is None else self._unpack.batch(actions))
 
 
 def _any_entry(where: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.checked_env import CheckedEnv
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
 from fabric_ppo.envs.ids import single_id
+from fabric_ppo.envs.nested_actions import pack_batch
 from fabric_ppo.envs.spaces import SpaceSpec, is_mask
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.errors import ConfigError
@@ -71,7 +72,8 @@ def _episode(policy: Policy, env: CheckedEnv, episode: int) -> Iterator[Moment]:
         # copies: environments may share the array that they return
         row = np.array(obs)
         yield Moment(row, noise, memory[0].copy())
-        action = policy.act_packed(row[None], None if episode % 2 else noise[None], memory)[0]
+        actions = policy.act(row[None], None if episode % 2 else noise[None], memory)
+        action = pack_batch(policy.spec.action, actions)[0]
         obs, _, terminated, truncated = env.step(action.item() if action.ndim == 0 else action)
         has_ended = terminated or truncated
 
