@@ -139,7 +139,7 @@ def test_masks_of_nested_actions_are_for_their_choices(in_parts, depends):
     flat = torch.tensor([[0, 1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 0, 0, 1, 1]])
     parts = {"rest": (flat[:, 3:5], flat[:, 5:]), "go": flat[:, :3]}
     bits, three = spaces.MultiBinary(2), spaces.MultiBinary(3)
-    mask = spaces.Dict({"rest": spaces.Tuple((bits, bits)), "go": three}) if in_parts else spaces.MultiBinary(7)
+    mask = spaces.Dict(rest=spaces.Tuple((bits, bits)), go=three) if in_parts else spaces.MultiBinary(7)
     space = spaces.Dict(action_mask=mask, observation=spaces.Box(-1, 1, (3,)))
     flags = {"ortho_init": True, "state_dependent_std": depends, "log_std_init": -0.5}
     agent = make_agent(env_spec("Test-v0", space, ACTIONS), Config(**flags))
