@@ -209,9 +209,15 @@ def outcome(status: int | None, said: str) -> str:
 
 
 def converted(space: Any, action: Any) -> Any:
-    """Return a stored action as an environment takes it."""
+    """Return a stored action as an environment takes it; one of parts has their entries one after the other."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = dict(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+        sizes = [sum(math.prod(leaf.shape) for _, leaf in leaves(part)) for part in parts.values()]
+        columns = np.split(action, np.cumsum(sizes)[:-1])
+        made = {key: converted(part, each) for (key, part), each in zip(parts.items(), columns, strict=True)}
+        return made if isinstance(space, spaces.Dict) else tuple(made.values())
     if isinstance(space, spaces.Discrete):
-        return int(action) + int(space.start)
+        return int(action.item()) + int(space.start)
     if isinstance(space, spaces.MultiDiscrete):
         return (action.reshape(space.shape) + space.start).astype(space.dtype)
     if isinstance(space, spaces.Box):
@@ -264,7 +270,8 @@ def assert_tested(seed: int, folder: Path) -> None:
         for _ in range(options.step_limit):
             # a list is a batch
             action = policy.act(policy.pack(obs) if isinstance(obs, list) else obs)
-            obs, reward, *flags, _ = env.step(action.item() if action.ndim == 0 else action)
+            is_number = not isinstance(action, (dict, tuple)) and action.ndim == 0
+            obs, reward, *flags, _ = env.step(action.item() if is_number else action)
             ret += number(reward)
             if any(number(each) for each in flags):
                 break
