@@ -7,6 +7,7 @@ for the environment (`nested_actions.Unpacker`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,7 @@ class TensorPackingConverter:
             convert((each if leaf.kind == "box" else each.long()).reshape(-1, *leaf.shape))
             for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
         ]
-        flat = [each.reshape(len(actions), -1).contiguous() for each in converted]
+        flat = [each.reshape(len(actions), math.prod(each.shape[1:])).contiguous() for each in converted]
         return torch.cat([each.view(torch.uint8) for each in flat], dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def nested(paths: Sequence[KeyPath], values: Iterable[Any]) -> Any:
 
 def pack_parts(parts: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
     """Return the leaves of a batch of actions, `[B, *shape]` each, as rows of bytes, `[B, n]`."""
-    flat = [np.ascontiguousarray(part).reshape(len(part), -1) for part in parts]
+    # not -1, for there may be no row: an episode without a step has no actions
+    flat = [np.ascontiguousarray(part).reshape(len(part), math.prod(part.shape[1:])) for part in parts]
     return np.concatenate([part.view(np.uint8) for part in flat], axis=1)
 
 

@@ -109,6 +109,13 @@ def test_choices_and_numbers_are_exact():
         assert unpacked["b"].tolist() == [[0.1], [-0.1]]
 
 
+def test_an_episode_without_a_step_has_no_actions():
+    spec = env_spec("Test-v0", VECTOR, ACTION).action
+    nothing = drawn_rows(spec, 1)[:0]
+    assert action_converter(spec)(nothing.numpy()).shape == (0, spec.size)
+    assert tensor_action_converter(spec)(nothing).shape == (0, spec.size)
+
+
 @pytest.mark.parametrize(
     ("paths", "expected"),
     [
