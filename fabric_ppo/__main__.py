@@ -10,9 +10,23 @@ def console() -> NoReturn:
     """Run the command line in a process of its own."""
     if sys.argv[1:2] == ["train"]:
         hold_signals()  # until they are handled: the imports take a moment
-    from fabric_ppo.tools.cli import console
-
+    try:
+        from fabric_ppo.tools.cli import console
+    except Exception as error:
+        sys.exit(_without_packages(error))
     console()
+
+
+def _without_packages(error: Exception) -> int:
+    """Run `doctor`, which needs no package, where the command line cannot be imported; return the exit status."""
+    from fabric_ppo.process.console import print_line
+    from fabric_ppo.process.errors import FAILED, describe_error, reason_line
+    from fabric_ppo.tools.commands import doctor
+
+    if sys.argv[1:2] == ["doctor"]:
+        return doctor.run(sys.argv[2:])
+    print_line(f"error: {reason_line(describe_error(error))}; fabric-ppo doctor says what is missing", sys.stderr)
+    return FAILED
 
 
 if __name__ == "__main__":

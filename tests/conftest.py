@@ -14,11 +14,12 @@ if not os.environ.get("FABRIC_PPO_GPU"):
 import pytest
 import torch
 
-from fabric_ppo.fast.kernels import _cache_folder, kernels
+from fabric_ppo.fast.kernels import kernels
+from fabric_ppo.process.machine import cache_folder
 
 torch.set_num_threads(1)
 # here, where nobody looks at what is printed; processes with another home find them, too
-os.environ["FABRIC_PPO_CACHE"] = str(_cache_folder())
+os.environ["FABRIC_PPO_CACHE"] = str(cache_folder())
 for each in (torch.float32, torch.float64):
     kernels(each)
 

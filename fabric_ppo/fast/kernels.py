@@ -6,10 +6,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
-import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from fabric_ppo.process.console import print_from_rank_zero, print_note
 from fabric_ppo.process.extras import install
+from fabric_ppo.process.machine import c_compiler, cache_folder
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _BESIDE = tuple(Path(__file__).with_name(name) for name in ("convolutions.c", "vectors.h"))
@@ -33,25 +31,6 @@ _SMALL = 2**18
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
-def _compiler() -> list[str]:
-    """Return the command of a C compiler: `CC`, one in the path, or ziglang's; empty without one."""
-    if given := os.environ.get("CC"):
-        return shlex.split(given)
-    for name in ("cc", "gcc", "clang"):
-        if path := shutil.which(name):
-            return [path]
-    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
-
-
-def _cache_folder() -> Path:
-    """Return the folder that compiled functions are kept in."""
-    if given := os.environ.get("FABRIC_PPO_CACHE"):
-        return Path(given)
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    # without a home there is no place to keep anything
-    return Path(os.devnull if folder.startswith("~") else folder) / "fabric-ppo"
-
-
 @functools.cache
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Return the functions of `kernels.c` for a type of numbers; None where they cannot be had.
@@ -60,7 +39,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """
     if dtype not in _REALS or sys.platform == "win32":
         return None
-    if not (command := _compiler()):
+    if not (command := c_compiler()):
         print_from_rank_zero(
             f"no C compiler was found, so training takes longer: cc of the system helps, or {install('native')}"
         )
@@ -94,7 +73,7 @@ def _path(command: list[str], dtype: torch.dtype) -> Path:
     """Return where the shared library for a type is kept: its name says what it is made of."""
     made_of = b"".join(each.read_bytes() for each in (_SOURCE, *_BESIDE)) + " ".join([*command, *_flags()]).encode()
     names = [hashlib.sha256(each).hexdigest()[:12] for each in (made_of, _processor().encode())]
-    return _cache_folder() / f"kernels_{'_'.join(names)}_{_REALS[dtype]}.so"
+    return cache_folder() / f"kernels_{'_'.join(names)}_{_REALS[dtype]}.so"
 
 
 def _library(path: Path, command: list[str], dtype: torch.dtype) -> ctypes.CDLL:

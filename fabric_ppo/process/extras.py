@@ -1,25 +1,50 @@
-"""Packages that parts of this program need besides, and how they are installed.
+"""Packages that this program needs, those of some parts of it, and how they are installed.
 
-They are named themselves, not as extras of this package: that is not on PyPI, and its name there
+The latter are named themselves, not as extras of this package: that is not on PyPI, and its name there
 may be anybody's.
 """
 
 from __future__ import annotations
 
+import sys
+
+CORE = {
+    "click": "",
+    "gymnasium": ">=1.1",
+    "jinja2": ">=3.1",
+    "lightning": ">=2.5,!=2.6.2,!=2.6.3",
+    "moviepy": ">=2.0",
+    "numpy": ">=1.26",
+    "pyyaml": "",
+    "rich": "",
+    "safetensors": "",
+    "tensorboard": "",
+    "torch": ">=2.6",
+    "tyro": ">=1.0,<2",
+}
+"""Package that every part needs -> its versions, as in `pyproject.toml`; a test compares them."""
 EXTRAS = {
     "atari": ("ale-py", "opencv-python-headless"),
     "envpool": ("envpool",),
     "hub": ("huggingface_hub",),
+    "jax": ("jax",),
     "minigrid": ("minigrid",),
     "mlflow": ("alembic", "mlflow-skinny", "sqlalchemy"),
     "mujoco": ("gymnasium[mujoco]",),
     "native": ("ziglang",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "pettingzoo": ("pettingzoo",),
     "plot": ("matplotlib",),
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
 """Extra of `pyproject.toml` -> the packages in it; a test compares them."""
+
+
+def own_version() -> str:
+    """Return the version of this package."""
+    # the package itself is above this room, and lists its public names; it is imported by now
+    return str(sys.modules["fabric_ppo"].__version__)
 
 
 def install(extra: str) -> str:
@@ -28,5 +53,13 @@ def install(extra: str) -> str:
     >>> print(install("onnx"))
     pip install onnx onnxruntime onnxscript
     """
-    names = [f'"{name}"' if "[" in name else name for name in EXTRAS[extra]]
-    return f"pip install {' '.join(names)}"
+    return pip_install(*EXTRAS[extra])
+
+
+def pip_install(*names: str) -> str:
+    """Return the command that installs packages, each given by its name and perhaps its versions.
+
+    >>> print(pip_install("torch>=2.6", "rich"))
+    pip install "torch>=2.6" rich
+    """
+    return " ".join(["pip install", *(f'"{name}"' if set(name) & set("[<>=!") else name for name in names)])

@@ -1,10 +1,12 @@
-"""The machine: name of its processor, and whether it can compile."""
+"""The machine: name of its processor, its compilers, and the folder for what is compiled."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -31,3 +33,22 @@ def why_no_compiler() -> str:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers are needed (package python3-dev or similar)"
     return ""
+
+
+def c_compiler() -> list[str]:
+    """Return the command of a C compiler: `CC`, one in the path, or ziglang's; empty without one."""
+    if given := os.environ.get("CC"):
+        return shlex.split(given)
+    for name in ("cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            return [path]
+    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else []
+
+
+def cache_folder() -> Path:
+    """Return the folder that compiled functions are kept in."""
+    if given := os.environ.get("FABRIC_PPO_CACHE"):
+        return Path(given)
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # without a home there is no place to keep anything
+    return Path(os.devnull if folder.startswith("~") else folder) / "fabric-ppo"

@@ -9,9 +9,22 @@ from typing import NoReturn, Protocol
 from fabric_ppo.process.command import running
 from fabric_ppo.process.console import end_stdout, open_streams, print_line
 from fabric_ppo.process.errors import BAD_INPUT, FAILED, INTERRUPTED, ConfigError, HubError
+from fabric_ppo.process.extras import own_version
 from fabric_ppo.process.script import shut_down
 from fabric_ppo.process.signals import signals
-from fabric_ppo.tools.commands import benchmark, compare, evaluate, export, plot, presets, push, report, runs, train
+from fabric_ppo.tools.commands import (
+    benchmark,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    plot,
+    presets,
+    push,
+    report,
+    runs,
+    train,
+)
 from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
 
 
@@ -24,9 +37,10 @@ class Command(Protocol):
         """Run with the words after the command's name; return the exit status."""
 
 
-_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, push, benchmark, presets)
+_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, push, benchmark, presets, doctor)
 COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
 """Name -> module; they are on the page in this order."""
+VERSION = "--version"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -35,6 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in (*HELP, HELP_ALL):
         print(_commands_page())
         return 0 if args else BAD_INPUT
+    if args[0] == VERSION:
+        print(f"fabric-ppo {own_version()}")
+        return 0
     try:
         if args[0] not in COMMANDS:
             raise ConfigError(f"{args[0]}: unknown command; one of {', '.join(COMMANDS)} is expected")
@@ -70,4 +87,9 @@ def _commands_page() -> str:
     """Return the page of `--help`."""
     about = "Train agents with PPO, and look at what they have learned."
     rows = [command.ENTRY for command in COMMANDS.values()]
-    return page("fabric-ppo COMMAND", about, [Section("Commands", rows)], "COMMAND --help shows its flags.")
+    return page(
+        "fabric-ppo COMMAND",
+        about,
+        [Section("Commands", rows)],
+        f"COMMAND --help shows its flags; {VERSION} prints the version.",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -24,6 +23,7 @@ from fabric_ppo.agents.distributions import (
 )
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.envs.spaces import KeyPath, SpaceSpec, path_name
+from fabric_ppo.process.extras import own_version
 
 OBS, NOISE, MEMORY = "obs", "noise", "memory"
 """Names of inputs; the parts of a nested observation are `obs.` and their path."""
@@ -192,5 +192,4 @@ def metadata_of(policy: Policy, interface: Interface, origin: Mapping[str, Any])
     values = {name: json.dumps(each) for name, each in ports.items()}
     values |= {"env_id": policy.spec.env_id, "env_spec": policy.spec.to_json(), "noise": interface.noise}
     values |= {name: "" if each is None else str(each) for name, each in origin.items()}
-    # the package itself is above this room, and lists its public names; it is imported by now
-    return values | {"fabric_ppo_version": str(sys.modules["fabric_ppo"].__version__)}
+    return values | {"fabric_ppo_version": own_version()}

@@ -14,6 +14,7 @@ from fabric_ppo.fast.kernels import kernels, origin
 from fabric_ppo.fast.loss_module import PPOLoss
 from fabric_ppo.ppo.loss import minibatch_loss
 from fabric_ppo.process.console import without_notes
+from fabric_ppo.process.machine import c_compiler
 from tests.fixtures.agents import build_agent
 from tests.fixtures.launching import ROOT
 from tests.fixtures.rows import make_rows
@@ -49,7 +50,7 @@ def test_they_are_compiled_once(cache, monkeypatch, capsys):
 
 @pytest.mark.parametrize("what", ["source", "compiler", "processor"])
 def test_they_are_compiled_anew_for_another(what, cache, tmp_path, monkeypatch):
-    name, compiler = origin(kernels(torch.float32)), file._compiler()
+    name, compiler = origin(kernels(torch.float32)), c_compiler()
     if what == "source":
         monkeypatch.setattr(file, "_SOURCE", tmp_path / "kernels.c")
         file._SOURCE.write_text((ROOT / "fabric_ppo/fast/kernels.c").read_text() + "\n/* edited */\n")
@@ -90,7 +91,7 @@ def test_quiet_says_nothing_of_it(cache, capsys):
 @pytest.mark.parametrize("content", [b"", b"\x7fELF\x02\x01\x01" + bytes(57)], ids=["empty", "cut off"])
 def test_a_file_that_is_not_whole_is_replaced(content, cache, capsys):
     cache.mkdir()
-    path = file._path(file._compiler(), torch.float32)
+    path = file._path(c_compiler(), torch.float32)
     path.write_bytes(content)
     assert kernels(torch.float32) is not None
     assert "compiled kernels.c" in capsys.readouterr().err
@@ -143,8 +144,8 @@ def test_ziglang_is_a_compiler(cache, tmp_path, monkeypatch):
     """The command for it; whether it compiles is tested where it is installed."""
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(file.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
-    assert file._compiler() == [sys.executable, "-m", "ziglang", "cc"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
+    assert c_compiler() == [sys.executable, "-m", "ziglang", "cc"]
 
 
 @pytest.mark.processes

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fabric_ppo.process.extras import EXTRAS, install
+from fabric_ppo.process.extras import CORE, EXTRAS, install
 from tests.fixtures.launching import ROOT
 
 DECLARED = re.findall(
@@ -20,6 +20,15 @@ def test_the_packages_are_those_of_pyproject():
     declared = {extra: re.findall(r'"([\w.\-]+(?:\[\w+\])?)', text) for extra, text in DECLARED}
     assert len(declared) >= 11
     assert {extra: list(names) for extra, names in EXTRAS.items()} == declared
+
+
+def test_the_core_is_that_of_pyproject():
+    (block,) = re.findall(
+        r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL
+    )
+    declared = re.findall(r'^    "([\w-]+)(?:\[\w+\])?([^"]*)"', block, re.MULTILINE)
+    assert len(declared) == block.count("\n")
+    assert dict(declared) == CORE
 
 
 def test_the_command_is_one_for_a_shell():
