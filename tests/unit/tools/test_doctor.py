@@ -124,7 +124,7 @@ time.sleep(1e6)
     assert found["hangs"] == {"error": "no answer within 60 s"}
     assert found["re"] == {"error": "not tried, since hangs came before: no answer within 60 s"}
     status = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
-    wait_until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
+    assert wait_until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def test_a_core_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsys):
