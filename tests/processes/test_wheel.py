@@ -6,22 +6,31 @@ as in `make wheel-check`, pip installs them as it does for a user, from the pack
 
 from __future__ import annotations
 
+import ast
+import email
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from fabric_ppo.process.extras import CORE, EXTRAS, install
 from tests.fixtures.launching import ROOT, clean_environment
 from tests.fixtures.processes import PATIENCE
 
 IN_THE_WHEEL = ("fabric_ppo", "configs", "LICENSE", "README.md", "pyproject.toml")
+REAL = os.environ.get("FABRIC_PPO_WHEEL") == "real"
+only_real = pytest.mark.skipif(not REAL, reason="asks package registries: FABRIC_PPO_WHEEL=real, as for a release")
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+"""Versions of Python that the package is for, as far as PyTorch has wheels for them."""
 TINY = ("--total-timesteps", "256", "--num-envs", "2", "--num-steps", "64", "--test-episodes", "2")
 
 
@@ -37,29 +46,54 @@ def call(words, folder, **variables):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy: in a checkout, an older build may lie about and get into it."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """A copy of what is built: in a checkout, an older build may lie about and get into it."""
+    source = tmp_path_factory.mktemp("source")
     for path in (*(ROOT / name for name in IN_THE_WHEEL), *ROOT.glob("train_*.py")):
         if path.is_dir():
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source)
-    isolated = [] if os.environ.get("FABRIC_PPO_WHEEL") == "real" else ["--no-build-isolation"]
+    return source
+
+
+def build_wheel(source, target):
+    """The wheel of a folder or of an sdist."""
+    isolated = [] if REAL else ["--no-build-isolation"]
     call([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *isolated, "-w", target, source], target)
     (built,) = target.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    """The sdist, as `python -m build --sdist` has the backend make it."""
+    target = tmp_path_factory.mktemp("sdist")
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    call([sys.executable, "-c", code, target], source)
+    (built,) = target.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
 def programs(wheel, tmp_path_factory):
-    """The folder of `python` and `fabric-ppo` in an environment with the wheel."""
+    """The folder of `python` and `fabric-ppo` in an environment with the wheel.
+
+    `core.json` beside it is what `doctor` says where the core alone is installed.
+    """
     folder = tmp_path_factory.mktemp("environment")
     call([sys.executable, "-m", "venv", "--without-pip", folder], folder)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet"]
-    if os.environ.get("FABRIC_PPO_WHEEL") == "real":
+    if REAL:
         torch = importlib.metadata.version("torch").partition("+")[0]
-        call([*pip, f"torch=={torch}", f"{wheel}[plot]"], folder)
+        call([*pip, f"torch=={torch}", wheel], folder)
+        (folder / "core.json").write_text(call([folder / "bin/fabric-ppo", "doctor", "--json"], folder))
+        call([*pip, f"{wheel}[plot]"], folder)
         return folder / "bin"
     call([*pip, "--no-deps", "--no-index", wheel], folder)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -86,6 +120,112 @@ def test_everything_is_in_the_wheel(wheel):
     assert names == modules | presets | scripts | data
     assert "fabric_ppo/tools/report/vendor/uPlot.LICENSE" in names
     assert len(presets) > 10
+
+
+def contents(wheel):
+    """Name -> bytes of a wheel's files, but for the list of their digests."""
+    with zipfile.ZipFile(wheel) as opened:
+        return {name: opened.read(name) for name in opened.namelist() if not name.endswith("/RECORD")}
+
+
+def test_the_sdist_makes_the_same_wheel(wheel, sdist, tmp_path):
+    """Metadata included. It has what the wheel is made of, and nothing else of the folder."""
+    with tarfile.open(sdist) as opened:
+        files = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "train_torch.py", "configs/cartpole.yaml"} <= files
+    assert not [name for name in files if name.startswith(("tests", "docs", "benchmarks", "logs", ".venv"))]
+    assert contents(build_wheel(sdist, tmp_path)) == contents(wheel)
+
+
+def requirements(wheel):
+    """`extra -> {requirement}` of a wheel's metadata; the core's are those of the empty name."""
+    (name,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
+    found: dict[str, set[str]] = {extra: set() for extra in ("", *metadata.get_all("Provides-Extra", []))}
+    for line in metadata.get_all("Requires-Dist", []):
+        package, _, marker = line.partition(";")
+        (extra,) = re.findall(r"extra == ['\"]([\w-]+)['\"]", marker) or [""]
+        found[extra].add(package.strip())
+    return metadata, found
+
+
+def test_the_metadata_have_the_core_and_every_extra(wheel):
+    metadata, found = requirements(wheel)
+    assert {name: metadata[name] for name in ("Name", "Version", "License-Expression", "Requires-Python")} == {
+        **{"Name": "fabric-ppo", "Version": importlib.metadata.version("fabric-ppo")},
+        **{"License-Expression": "Apache-2.0", "Requires-Python": ">=3.10"},
+    }
+    assert metadata["Author"] == "The Fabric PPO authors"
+
+    def names(extra):
+        return {re.match(r"[\w.-]+(\[\w+\])?", each)[0] for each in found[extra]}
+
+    assert {name.partition("[")[0] for name in names("")} == set(CORE)
+    assert {extra: names(extra) for extra in found if extra} == {extra: set(each) for extra, each in EXTRAS.items()}
+
+
+def test_the_doctor_of_the_core_alone(fabric_ppo, programs):
+    """With the dependencies of this environment training works; with the core's alone it does, too."""
+    found = json.loads(fabric_ppo("doctor", "--json"))
+    assert found["works"]
+    if REAL:
+        core = json.loads((programs.parent / "core.json").read_text())
+        assert core["works"]
+        missing = {row["command"] for row in core["features"].values() if row["state"] == "missing"}
+        # others may come with what the core needs
+        assert install("plot") in missing
+        assert install("wandb") in missing
+
+
+@only_real
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_can_be_installed(programs, wheel, extra, tmp_path):
+    """Pip finds packages that fit each other and the core."""
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet"]
+    call([*pip, "--dry-run", f"{wheel}[{extra}]"], tmp_path)
+
+
+@only_real
+@pytest.mark.parametrize("extra", ["minigrid", "onnx"])
+def test_an_extra_that_is_installed_is_found(programs, wheel, fabric_ppo, extra, tmp_path):
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet"]
+    call([*pip, f"{wheel}[{extra}]"], tmp_path)
+    features = json.loads(fabric_ppo("doctor", "--imports", "--json"))["features"]
+    title = {"minigrid": "MiniGrid", "onnx": "ONNX export"}[extra]
+    assert features[title]["state"] == "ok"
+
+
+def interpreter(version):
+    """A Python of a version, on the path or where people put them; skips the test where there is none."""
+    places = [*os.environ["PATH"].split(os.pathsep), "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"]
+    places += map(str, [*Path.home().glob(f".pyenv/versions/{version}*/bin"), *Path("/opt").glob("*/bin")])
+    found = shutil.which(f"python{version}", path=os.pathsep.join(places))
+    return found or pytest.skip(f"python{version} is not on this machine")
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_each_python_compiles_the_source(wheel, version, tmp_path):
+    """Without importing it: its dependencies are those of this Python."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import compileall, sys; sys.exit(not compileall.compile_dir('.', quiet=1, force=True))"
+    call([interpreter(version), "-W", "error::SyntaxWarning", "-c", code], tmp_path)
+
+
+def test_the_source_has_the_grammar_of_the_oldest_python(wheel):
+    """Also where that Python is not on the machine."""
+    least = tuple(map(int, PYTHONS[0].split(".")))
+    assert requirements(wheel)[0]["Requires-Python"] == f">={PYTHONS[0]}"
+    for name, content in contents(wheel).items():
+        if name.endswith(".py"):
+            ast.parse(content, name, feature_version=least)
+
+
+@only_real
+@pytest.mark.parametrize("version", PYTHONS)
+def test_pip_finds_the_core_for_each_python(wheel, version, tmp_path):
+    """As wheels, so that no interpreter of that version is needed."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--target", tmp_path]
+    call([*pip, "--python-version", version, "--only-binary", ":all:", wheel], tmp_path)
 
 
 def test_the_package_is_the_wheels(programs, tmp_path):
