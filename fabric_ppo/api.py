@@ -95,6 +95,11 @@ def train(
         NotAllWrittenError: done, but something could not be written.
         KeyboardInterrupt: the training was interrupted; the folder has a checkpoint, unless that
             was before the first update.
+
+    Example:
+        >>> from fabric_ppo import Config, train
+        >>> train(Config(num_steps=32, total_timesteps=128), verbose=False).summary["env_steps"]
+        128
     """
     _require_one_process(config)
     verbose = switch_argument("train", "verbose", verbose)
@@ -154,11 +159,18 @@ def evaluate(
         info_keys: numbers of `info` to read, as `--info-keys` has them.
 
     Returns:
-        The returns and lengths of the episodes; its repr has their mean and deviation.
+        The returns, in the environment's own reward, and lengths, in steps, of the episodes; its
+        repr has their mean and deviation.
 
     Raises:
         ConfigError: an argument cannot work, there is no policy, or its environment cannot be made.
         EnvironmentFault: the environment failed.
+
+    Example:
+        >>> from fabric_ppo import evaluate
+        >>> result = evaluate("RUN_DIR", episodes=2, seed=7, step_limit=5)
+        >>> list(result.returns), list(result.lengths)
+        ([5.0, 5.0], [5, 5])
     """
     from fabric_ppo.rollouts.evaluate import evaluate as play
 

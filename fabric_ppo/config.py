@@ -285,6 +285,14 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
 
     NumPy's numbers are kept as Python has them, a float without a fraction is a whole number, and a
     list of names is one text with commas. A name that is no flag's raises a ConfigError.
+
+    Example:
+        >>> from fabric_ppo import Config
+        >>> Config(num_envs=4, total_timesteps=1e6)
+        Config(num_envs=4, total_timesteps=1000000)
+        >>> Config(n_steps=64)
+        Traceback (most recent call last):
+        fabric_ppo.process.errors.ConfigError: Config(n_steps=...): here it is num_steps
     """
 
     script: ClassVar[str] = "fabric"
@@ -370,7 +378,13 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
 @called_from_python
 @dataclass(frozen=True, repr=False)
 class TorchConfig(Config):
-    """Flags of `train_torch.py`."""
+    """Flags of `train_torch.py`: those of `Config`, checked alike, and `cuda`.
+
+    Example:
+        >>> from fabric_ppo import TorchConfig
+        >>> TorchConfig(env_id="Acrobot-v1").cuda
+        False
+    """
 
     script: ClassVar[str] = "torch"
 

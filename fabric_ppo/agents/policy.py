@@ -47,6 +47,15 @@ class Policy:
         memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
         pack: function from one observation to its row in a batch, checked; a Dict's or Tuple's is
             bytes. It takes a whole Dict also where the policy takes some of its parts.
+
+    Example:
+        >>> import numpy as np
+        >>> from fabric_ppo import load_agent
+        >>> agent = load_agent("RUN_DIR")
+        >>> agent.act(np.zeros(4)) in (0, 1), agent.act(np.zeros((3, 4))).shape
+        (True, (3,))
+        >>> agent.value(np.zeros((3, 4))).shape
+        (3,)
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -283,6 +292,11 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False, device: 
     Raises:
         ConfigError: there is no readable policy, it needs `own_code`, or there is no such device.
         ConnectionError: the network or the Hub failed, and the policy is not in the Hub's cache.
+
+    Example:
+        >>> from fabric_ppo import load_agent
+        >>> load_agent("RUN_DIR")
+        Policy(CartPole-v1: observations Box(4) float32, actions Discrete(2), not recurrent)
     """
     run_dir = path_argument("load_agent", run_dir, _RUN_DIR)
     own_code = switch_argument("load_agent", "own_code", own_code)

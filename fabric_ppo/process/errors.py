@@ -15,7 +15,16 @@ USER_ERRORS = (Exception, SystemExit)
 
 
 class ConfigError(ValueError):
-    """An input that the user can get wrong: one line that names it and says what is accepted."""
+    """An input that the user can get wrong: one line that names it and says what is accepted.
+
+    Example:
+        >>> from fabric_ppo import Config, ConfigError
+        >>> try:
+        ...     Config(gamma=2)
+        ... except ConfigError as error:
+        ...     print(error)
+        --gamma 2: a number from 0 to 1 is expected
+    """
 
     def __init__(self, message: str) -> None:
         """Take any text: what is not printable is escaped, what is long is cut in the middle."""
@@ -40,11 +49,37 @@ class HubError(ConnectionError):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment that raised, died or returned a value that is not finite, by name."""
+    """An environment that raised, died or returned a value that is not finite, by name.
+
+    Example:
+        >>> import gymnasium
+        >>> from fabric_ppo import Config, EnvironmentFault, train
+        >>> class Broken(gymnasium.Env):
+        ...     observation_space = action_space = gymnasium.spaces.Discrete(2)
+        ...     def reset(self, *, seed=None, options=None):
+        ...         raise RuntimeError("no door")
+        >>> gymnasium.register("Broken-v0", Broken)
+        >>> try:
+        ...     train(Config(env_id="Broken-v0"), verbose=False)
+        ... except EnvironmentFault as error:
+        ...     print("no door" in str(error))
+        True
+    """
 
 
 class TrainingError(RuntimeError):
-    """A loss, gradient or weight that is not finite, so that training cannot go on."""
+    """A loss, gradient or weight that is not finite, so that training cannot go on.
+
+    The folder has a checkpoint from before that update, unless it was the first.
+
+    Example:
+        >>> from fabric_ppo import Config, TrainingError, train
+        >>> try:
+        ...     train(Config(learning_rate=1e30, num_steps=32, total_timesteps=1024), verbose=False)
+        ... except TrainingError as error:
+        ...     print("finite" in str(error))
+        True
+    """
 
 
 class LostContactError(RuntimeError):
@@ -60,7 +95,17 @@ class StoppedBySignal(BaseException):
 
 
 class NotAllWrittenError(Exception):
-    """The end of a run that is done, but could not write everything; the message names what."""
+    """The end of a run that is done, but could not write everything; the message names what.
+
+    The run's result is in its folder as far as the disk took it.
+
+    Example:
+        >>> from fabric_ppo import Config, NotAllWrittenError, train
+        >>> try:
+        ...     run = train(Config(num_steps=32, total_timesteps=64, test_episodes=1), verbose=False)
+        ... except NotAllWrittenError as error:
+        ...     print(error)  # such as: the disk is full
+    """
 
 
 def one_line(text: str, longest: int = _LONGEST_LINE) -> str:

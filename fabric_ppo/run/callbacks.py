@@ -41,6 +41,16 @@ class RunView:
         update, env_steps: updates and transitions over all ranks so far.
         num_updates: updates of the whole run.
         envs: the training environments of all ranks.
+
+    Example:
+        >>> from fabric_ppo import Callback, Config, RunView, train
+        >>> class Report(Callback):
+        ...     def on_update(self, run: RunView, metrics):
+        ...         print(f"update {run.update} of {run.num_updates}: {run.env_steps} transitions")
+        >>> tiny = Config(num_steps=32, total_timesteps=128, test_episodes=1)
+        >>> _ = train(tiny, verbose=False, callbacks=[Report])
+        update 1 of 2: 64 transitions
+        update 2 of 2: 128 transitions
     """
 
     config: Mapping[str, Any]
@@ -98,6 +108,15 @@ class Callback:
     update alone. Other ranks wait for it, but not longer than `--timeout`. If `on_update` or
     `on_evaluation` returns True, the run ends after the next update, on all ranks. An error ends
     the run, which can be resumed.
+
+    Example:
+        >>> from fabric_ppo import Callback, Config, train
+        >>> class StopEarly(Callback):
+        ...     def on_update(self, run, metrics):
+        ...         return run.env_steps >= 128
+        >>> tiny = Config(num_steps=32, total_timesteps=1024, test_episodes=1)
+        >>> train(tiny, verbose=False, callbacks=[StopEarly]).summary["ended_by"]
+        'callback'
     """
 
     def on_start(self, run: RunView) -> None:

@@ -50,6 +50,14 @@ class RunResult(os.PathLike[str]):
         metrics: what was logged; see there.
         agent: the trained agent.
         own_code: true if the module of the user's own encoder may be imported; see `load_agent`.
+
+    Example:
+        >>> from fabric_ppo import RunResult
+        >>> run = RunResult("RUN_DIR")
+        >>> run.is_finished, run.flags["env_id"], run.summary["updates"]
+        (True, 'CartPole-v1', 2)
+        >>> run.metrics["Loss/value_loss"].shape  # [updates]
+        (2,)
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], own_code: bool = False) -> None:
@@ -207,6 +215,11 @@ def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResu
 
     Raises:
         ConfigError: it is no run's folder.
+
+    Example:
+        >>> from fabric_ppo import load_run
+        >>> load_run("RUN_DIR").metrics["update"]
+        array([1, 2])
     """
     path = Path(path_argument("load_run", run_dir, _RUN_DIR))
     own_code = switch_argument("load_run", "own_code", own_code)

@@ -101,6 +101,13 @@ def export(
         ConfigError: an argument cannot be used, the agent cannot be exported, or what was exported
             differs from it; nothing has been written.
         EnvironmentFault: the environment failed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fabric_ppo import export
+        >>> _ = export("RUN_DIR", to="torchscript", out="agent.pt", verify_steps=10)
+        >>> Path("agent.pt").is_file()
+        True
     """
     path_argument("export", run_dir, _RUN_DIR)
     path = Path(os.path.abspath(path_argument("export", out, "the file to write")))

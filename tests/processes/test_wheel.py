@@ -197,10 +197,14 @@ def test_an_extra_that_is_installed_is_found(programs, wheel, fabric_ppo, extra,
 
 def interpreter(version):
     """A Python of a version, on the path or where people put them; skips the test where there is none."""
-    places = [*os.environ["PATH"].split(os.pathsep), "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"]
-    places += map(str, [*Path.home().glob(f".pyenv/versions/{version}*/bin"), *Path("/opt").glob("*/bin")])
-    found = shutil.which(f"python{version}", path=os.pathsep.join(places))
-    return found or pytest.skip(f"python{version} is not on this machine")
+    homes = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin")]
+    places = [*homes, "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", *os.environ["PATH"].split(os.pathsep)]
+    for place in places:
+        program = Path(place) / f"python{version}"
+        # what pyenv has on the path is there for versions that are not chosen, too, and fails
+        if program.is_file() and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return program
+    pytest.skip(f"python{version} is not on this machine")
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -218,6 +222,18 @@ def test_the_source_has_the_grammar_of_the_oldest_python(wheel):
     for name, content in contents(wheel).items():
         if name.endswith(".py"):
             ast.parse(content, name, feature_version=least)
+
+
+@only_real
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_core_trains_on_each_python(wheel, version, tmp_path):
+    """Installed as a user would, with the newest dependencies that there are for it."""
+    call([interpreter(version), "-m", "venv", tmp_path / "venv"], tmp_path)
+    call([tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", wheel], tmp_path)
+    program = tmp_path / "venv/bin/fabric-ppo"
+    assert json.loads(call([program, "doctor", "--json"], tmp_path))["works"]
+    call([program, "train", "torch", "--env-id", "CartPole-v1", *TINY, "--run-dir", "run"], tmp_path)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["env_steps"] == 256
 
 
 @only_real

@@ -40,6 +40,16 @@ class Tracker:
 
     Attributes:
         label: name of what it writes, for messages.
+
+    Example:
+        >>> from fabric_ppo import Config, Tracker, train
+        >>> class Steps(Tracker):
+        ...     def log(self, metrics, step):
+        ...         print(step, "Loss/value_loss" in metrics)
+        >>> tiny = Config(num_steps=32, total_timesteps=128, test_episodes=1)
+        >>> _ = train(tiny, verbose=False, trackers=[Steps])
+        64 True
+        128 True
     """
 
     label = ""
