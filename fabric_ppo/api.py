@@ -149,8 +149,7 @@ def evaluate(
         policy: the agent, or what `load_agent` takes: the folder of a run, a RunResult.
         episodes: number of episodes.
         seed: determines the episodes, none of which training can draw.
-        own_code: import the modules that a run's files name: an environment, a wrapper, an encoder
-            of your own. An agent, or the result of `train`, needs it not.
+        own_code: import modules that a run's files name; agents and results of `train` need it not.
         video_dir: folder for a video of the first episode; empty for none.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
@@ -159,8 +158,7 @@ def evaluate(
         info_keys: numbers of `info` to read, as `--info-keys` has them.
 
     Returns:
-        The returns, in the environment's own reward, and lengths, in steps, of the episodes; its
-        repr has their mean and deviation.
+        The returns (sums of rewards) and lengths (steps) of the episodes; its repr has their mean.
 
     Raises:
         ConfigError: an argument cannot work, there is no policy, or its environment cannot be made.
@@ -168,9 +166,8 @@ def evaluate(
 
     Example:
         >>> from fabric_ppo import evaluate
-        >>> result = evaluate("RUN_DIR", episodes=2, seed=7, step_limit=5)
-        >>> list(result.returns), list(result.lengths)
-        ([5.0, 5.0], [5, 5])
+        >>> list(evaluate("RUN_DIR", episodes=2, seed=7, step_limit=5).returns)
+        [5.0, 5.0]
     """
     from fabric_ppo.rollouts.evaluate import evaluate as play
 
@@ -181,8 +178,7 @@ def evaluate(
     stochastic = switch_argument("evaluate", "stochastic", stochastic)
     _require_argument("video_dir", video_dir, isinstance(video_dir, (str, os.PathLike)), "a folder")
     _require_argument("report", report, report is None or callable(report), "a function")
-    is_text = info_keys is None or isinstance(info_keys, str)
-    _require_argument("info_keys", info_keys, is_text, "text, as in info_keys='x_position',")
+    _require_argument("info_keys", info_keys, isinstance(info_keys, str | None), "text, as in info_keys='x_position',")
     return play(
         _agent_of(policy, own_code),
         episodes,
