@@ -236,8 +236,11 @@ def test_the_core_trains_on_each_python(wheel, version, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["env_steps"] == 256
 
 
+NO_WHEELS = pytest.mark.xfail(reason="Box2D and pygame have no wheels for 3.14 (2026-11-28)", strict=True)
+
+
 @only_real
-@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize("version", [*PYTHONS[:-1], pytest.param(PYTHONS[-1], marks=NO_WHEELS)])
 def test_pip_finds_the_core_for_each_python(wheel, version, tmp_path):
     """As wheels, so that no interpreter of that version is needed."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--target", tmp_path]
