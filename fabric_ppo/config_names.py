@@ -223,8 +223,7 @@ hyperparams hyperparameters conf_file conf config_file config_path params yaml y
     --config takes a YAML file of flags, or the name of a preset
 optimize optimize_hyperparameters n_trials n_jobs sampler pruner study_name storage with_pbt
 num_policies
-    there is no search for hyperparameters; fabric-ppo benchmark trains a --config file with several
-    seeds
+    fabric-ppo sweep SPACE searches for hyperparameters; its --help has its flags
 """
 """Other names, and below them what to do here, where a new name alone would mislead."""
 

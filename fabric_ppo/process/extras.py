@@ -35,6 +35,8 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "pettingzoo": ("pettingzoo",),
     "plot": ("matplotlib",),
+    "postgresql": ("psycopg[binary]",),
+    "sweep": ("optuna",),
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }

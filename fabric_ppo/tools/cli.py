@@ -23,6 +23,7 @@ from fabric_ppo.tools.commands import (
     push,
     report,
     runs,
+    sweep,
     train,
 )
 from fabric_ppo.tools.help import HELP, HELP_ALL, Entry, Section, page
@@ -37,7 +38,9 @@ class Command(Protocol):
         """Run with the words after the command's name; return the exit status."""
 
 
-_MODULES: tuple[Command, ...] = (train, evaluate, runs, compare, plot, report, export, push, benchmark, presets, doctor)
+_MODULES: tuple[Command, ...] = (
+    *(train, evaluate, runs, compare, plot, report, export, push, benchmark, sweep, presets, doctor),
+)
 COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
 """Name -> module; they are on the page in this order."""
 VERSION = "--version"

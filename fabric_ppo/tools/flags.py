@@ -58,6 +58,11 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
     Raises:
         ConfigError: the file cannot be read, or has a key that no script has.
     """
+    return typed_flags(read_mapping(path, of), path, config_type, of)
+
+
+def read_mapping(path: str, of: str = "--config") -> dict[str, Any]:
+    """Read a YAML file whose keys are text; raises as `load_yaml`."""
     import yaml
 
     try:
@@ -67,6 +72,11 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
         raise ConfigError(f"{of} {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{of} {path}: a YAML mapping of flags to values is expected")
+    return values
+
+
+def typed_flags(values: dict[str, Any], path: str, config_type: type[Config], of: str = "--config") -> dict[str, Any]:
+    """Return the flags of a mapping that was read from the file `path`; see `load_yaml`."""
     own = {field.name for field in dataclasses.fields(config_type)} - {"config"}
     if of == _OF_RUN:
         values = {_RENAMED.get(key, key): value for key, value in values.items()}
@@ -82,7 +92,7 @@ def load_yaml(path: str, config_type: type[Config], of: str = "--config") -> dic
     if foreign := sorted(values.keys() - own):
         print_from_rank_zero(f"{of} {path}: ignoring {', '.join(map(flag, foreign))} of another script")
     kinds = field_types(config_type)
-    return {key: _from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
+    return {key: from_yaml(key, value, kinds[key]) for key, value in values.items() if key in own}
 
 
 def _yaml_reason(error: Exception) -> str:
@@ -119,7 +129,7 @@ def resumed_folder(args: Sequence[str], from_file: Mapping[str, Any]) -> str | N
     return folder if resumes else None
 
 
-def _from_yaml(name: str, value: Any, kind: Any) -> Any:
+def from_yaml(name: str, value: Any, kind: Any) -> Any:
     """Return the value of a flag in a YAML file, converted to the flag's type.
 
     Raises:

@@ -1,24 +1,16 @@
-"""Report as one HTML file: what the page holds, and how it is rendered and written.
-
-The page is `page.html`, with `page.css` and `page.js` and the library that draws (`vendor/`) inside.
-Text is escaped by Jinja; numbers travel as JSON that cannot end its script element; the page's
-policy (CSP) lets no other script run and nothing be loaded.
-"""
+"""Report as one HTML file: what the page holds, and how it is rendered and written."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.curves import metric_names
+from fabric_ppo.tools.report.html import safe_json, self_contained
 from fabric_ppo.tools.report.machines import machines_of
 from fabric_ppo.tools.report.repeat import changed_flags, command_of
 from fabric_ppo.tools.report.results import Score, Tile, group_score, histogram, scale, scores, seconds, tiles
@@ -85,30 +77,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, video_megabytes: float = V
 
 def render(runs: Sequence[ReportRun], video_megabytes: float = VIDEO_MEGABYTES) -> str:
     """Return the page of runs, at least one; the same folders give the same page."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(
-        loader=PackageLoader("fabric_ppo.tools.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"seconds": seconds, "setting": format_setting}
-    page = environment.get_template("page.html")
-    script = f"{_text('vendor/uPlot.iife.min.js')}\n{_text('page.js')}"
-    style = f"{_text('vendor/uPlot.min.css')}\n{_text('page.css')}"
-    return page.render(
-        **_contents(runs, video_megabytes),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
-        licence=_text("vendor/uPlot.LICENSE"),
-    )
-
-
-def _text(name: str) -> str:
-    """Return the text of a file beside this one, which may not end the element that it is put in."""
-    text = files("fabric_ppo.tools.report").joinpath(name).read_text(encoding="utf-8")
-    assert "</script" not in text
-    assert "</style" not in text
-    return text
+    values = _contents(runs, video_megabytes)
+    return self_contained("fabric_ppo.tools.report", values, {"seconds": seconds, "setting": format_setting})
 
 
 def _contents(runs: Sequence[ReportRun], video_megabytes: float) -> dict[str, Any]:
@@ -137,7 +107,7 @@ def _contents(runs: Sequence[ReportRun], video_megabytes: float) -> dict[str, An
         "others": _others(runs),
         "settings": _settings(runs, members),
         "machines": machines_of(runs),
-        "data": _json(_data(found)),
+        "data": safe_json(_data(found)),
         "is_thinned": any(run.updates > MOST_POINTS for run in runs),
         "most_points": MOST_POINTS,
     }
@@ -198,11 +168,3 @@ def _data(found: Sequence[tuple[str, Sequence[ReportRun]]]) -> dict[str, Any]:
             for label, own in found
         ]
     }
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    """Return JSON that no browser takes for markup, in whatever element it is."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

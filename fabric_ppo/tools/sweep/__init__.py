@@ -1,0 +1,1 @@
+"""Search for hyperparameters with Optuna (`fabric-ppo sweep`)."""
