@@ -115,7 +115,9 @@ def read_space(path: str) -> Space:
     fixed = load_yaml(config_path(base), TorchConfig) if base else {}
     known = {field.name for field in dataclasses.fields(TorchConfig)}
     asked = {key: value for key, value in values.items() if key in known and _is_search(key, value)}
-    fixed |= typed_flags({key: value for key, value in values.items() if key not in asked}, path, TorchConfig, of)
+    # the value of an unknown flag says nothing about its name
+    given = {key: value if key in known else None for key, value in values.items() if key not in asked}
+    fixed |= typed_flags(given, path, TorchConfig, of)
     for name, why in _OF_THE_SWEEP.items():
         if name in fixed or name in asked:
             raise ConfigError(f"{of} {path}: {name}: cannot be in a space; {why}")
@@ -141,7 +143,7 @@ def _search(of: str, name: str, given: dict[Any, Any]) -> Range | Choices:
         return _choices(of, name, given["choices"], kinds[name])
     if not {"low", "high"} <= given.keys() <= {"low", "high", "log", "step"}:
         raise ConfigError(f"{of} {_shown(given)}: {_FORMS} is expected")
-    if not (takes_int(kinds[name]) or takes_float(kinds[name])):
+    if kinds[name] == tuple[int, ...] or not (takes_int(kinds[name]) or takes_float(kinds[name])):
         raise ConfigError(f"{of}: has no numbers between low and high; {{choices: [A, B]}} is expected")
     return _range(of, name, given, kinds[name])
 

@@ -99,8 +99,8 @@ def open_storage(url: str) -> BaseStorage:
         # reads trials that have ended once only
         return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))
     except ImportError as error:
-        name = (error.name or "").partition(".")[0]
-        needed = install("postgresql") if name.startswith("psycopg") else f"pip install {name}"
-        raise ConfigError(f"--storage {shown}: needs {name or 'a driver'}: {needed} ({first_line(error)})") from None
+        if url.startswith("postgresql+psycopg:"):
+            raise ConfigError(f"--storage {shown}: needs psycopg: {install('postgresql')}") from None
+        raise ConfigError(f"--storage {shown}: its driver cannot be imported ({first_line(error)})") from None
     except Exception as error:  # each driver has errors of its own
         raise ConfigError(f"--storage {shown}: cannot be opened ({storage_reason(url, error)})") from None
