@@ -224,7 +224,9 @@ def test_an_evaluation_that_is_seen_again_counts_once(url, tmp_path):
     assert again.trials()[0].intermediate_values == {3: 1.5}
 
 
-@pytest.mark.parametrize("change", [{"seeds": 5}, {"objective": "iqm"}, {"pruner": "median"}, {"seed": 7}, {"space": 0}])
+@pytest.mark.parametrize(
+    "change", [{"seeds": 5}, {"objective": "iqm"}, {"pruner": "median"}, {"seed": 7}, {"space": 0}]
+)
 def test_a_study_of_other_settings_is_not_joined(url, tmp_path, change):
     worker(url, tmp_path)
     space = Space({**SPACE.fixed, "gae_lambda": 0.5}, SPACE.searched) if "space" in change else SPACE
