@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ _FORMS = "sqlite:///FILE, journal:///FILE or postgresql+psycopg://USER:PASSWORD@
 _JOURNAL = "journal:"
 _WAIT_SECONDS = 60
 """Seconds that a process waits for another one that writes into the same SQLite file."""
+_TRIES, _RETRY_SECONDS = 5, 1.0
+"""Tries to make tables, and seconds between them."""
 
 
 def require_optuna() -> None:
@@ -81,26 +84,34 @@ def open_storage(url: str) -> BaseStorage:
     Raises:
         ConfigError: it cannot be opened; the line has no password in it.
     """
+    shown = hide_password(url)
+    for tries in range(_TRIES):
+        try:
+            return _open(url)
+        except ImportError as error:
+            if url.startswith("postgresql+psycopg:"):
+                raise ConfigError(f"--storage {shown}: needs psycopg: {install('postgresql')}") from None
+            raise ConfigError(f"--storage {shown}: its driver cannot be imported ({first_line(error)})") from None
+        except Exception as error:  # each driver has errors of its own
+            # another worker makes the tables at this moment
+            if "already exists" not in str(error) or tries == _TRIES - 1:
+                raise ConfigError(f"--storage {shown}: cannot be opened ({storage_reason(url, error)})") from None
+            time.sleep(_RETRY_SECONDS)
+    raise AssertionError
+
+
+def _open(url: str) -> BaseStorage:
+    """Open a storage; raise whatever its driver raises."""
     import optuna
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    shown = hide_password(url)
-    try:
-        if url.startswith(_JOURNAL):
-            path = Path(url.removeprefix(f"{_JOURNAL}//"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(str(path)))
-        if url.startswith("sqlite"):
-            Path(re.sub(r"^[^/]+///|\?.*$", "", url)).parent.mkdir(parents=True, exist_ok=True)
-        arguments = (
-            {"connect_args": {"timeout": _WAIT_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        )
-        # reads trials that have ended once only
-        return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))
-    except ImportError as error:
-        if url.startswith("postgresql+psycopg:"):
-            raise ConfigError(f"--storage {shown}: needs psycopg: {install('postgresql')}") from None
-        raise ConfigError(f"--storage {shown}: its driver cannot be imported ({first_line(error)})") from None
-    except Exception as error:  # each driver has errors of its own
-        raise ConfigError(f"--storage {shown}: cannot be opened ({storage_reason(url, error)})") from None
+    if url.startswith(_JOURNAL):
+        path = Path(url.removeprefix(f"{_JOURNAL}//"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    if url.startswith("sqlite"):
+        Path(re.sub(r"^[^/]+///|\?.*$", "", url)).parent.mkdir(parents=True, exist_ok=True)
+    arguments = {"connect_args": {"timeout": _WAIT_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    # reads trials that have ended once only
+    return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))

@@ -17,7 +17,7 @@ from fabric_ppo.tools.sweep.study import RETURNS, Sweep
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-_FEWEST_FOR_IMPORTANCE = 10
+_FEWEST_FOR_IMPORTANCE = 20
 """Trials with values that importances are computed from, at least."""
 
 
