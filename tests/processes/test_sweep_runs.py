@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -17,9 +19,11 @@ import pytest
 import yaml
 
 from fabric_ppo.process.launch import die_with_parent
+from fabric_ppo.tools import cli
 from fabric_ppo.tools.sweep.folder import read_folder
 from fabric_ppo.tools.sweep.study import RETURNS, Sweep
 from tests.fixtures.launching import ROOT, clean_environment, free_port
+from tests.fixtures.pages import of_kind, table_rows
 from tests.fixtures.processes import PATIENCE, alive, descendants, kill_tree, state_of, wait_until
 from tests.fixtures.sweeps import TINY, storage_url
 
@@ -263,6 +267,46 @@ def test_what_is_below_the_median_of_five_or_more_is_pruned_at_an_evaluation(sta
         summary = json.loads((tmp_path / f"sweep/trials/{trial.number}/seed_1/summary.json").read_text())
         assert summary["ended_by"] == "callback"
         assert f"trial {trial.number}: pruned after 30%" in said
+
+
+def page_commands():
+    """Commands of docs/sweep.md, and those of README about sweeps."""
+    text = (ROOT / "docs/sweep.md").read_text()
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+    return [*map(shlex.split, lines), *of_kind("sweep")]
+
+
+def test_the_commands_of_the_page_run(tmp_path):
+    """With its space, in order; tiny."""
+    text = (ROOT / "docs/sweep.md").read_text()
+    (space,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "space.yaml").write_text(space.replace("50000", "2048") + "test_episodes: 1\neval_episodes: 1\n")
+    for words in page_commands():
+        assert words[:3] == ["python", "-m", "fabric_ppo"]
+        tiny = ["--trials", "1"] if "sweep" in words else ["--test-episodes", "1"]
+        tiny += ["--seeds", "1"] if "--trials" in words else []
+        done = subprocess.run(
+            [sys.executable, *words[1:], *tiny],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+    assert (tmp_path / "logs/sweeps/cartpole/sweep.html").is_file()
+    assert list(tmp_path.glob("logs/sweeps/*_space/best.yaml"))
+
+
+def test_every_option_is_on_the_page(capsys):
+    assert cli.main(["sweep", "--help"]) == 0
+    has = set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    rows = table_rows("| option | meaning |", ROOT / "docs/sweep.md")
+    assert {row[0].strip("`").split()[0] for row in rows} == has
 
 
 POSTGRES = next(

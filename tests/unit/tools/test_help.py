@@ -19,7 +19,7 @@ from tests.fixtures.launching import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 
-COMMANDS = ("evaluate", "plot", "benchmark", "presets")
+COMMANDS = ("evaluate", "plot", "benchmark", "sweep", "presets")
 PAGES = [
     *((kind, word) for kind in SCRIPT_CONFIGS for word in ("--help", "--help-all")),
     *(("train " + kind, word) for kind in SCRIPT_CONFIGS for word in ("--help", "--help-all")),
