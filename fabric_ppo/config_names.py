@@ -223,7 +223,7 @@ hyperparams hyperparameters conf_file conf config_file config_path params yaml y
     --config takes a YAML file of flags, or the name of a preset
 optimize optimize_hyperparameters n_trials n_jobs sampler pruner study_name storage with_pbt
 num_policies
-    fabric-ppo sweep SPACE searches for hyperparameters; its --help has its flags
+    fabric-ppo sweep SPACE searches for hyperparameters; the best ones are a file for --config
 """
 """Other names, and below them what to do here, where a new name alone would mislead."""
 

@@ -118,6 +118,19 @@ def test_a_sweep_has_the_trials_and_runs_that_were_asked_for(whole):
         assert f"sweep/{name}" in said
 
 
+def test_a_run_of_a_sweep_is_a_run_as_any_other(whole, tmp_path):
+    """That evaluations are reported changes nothing: the preset trains to the same bits."""
+    folder, _ = whole
+    best = max(trials_of(folder), key=lambda trial: trial.value)
+    own = folder / "trials" / str(best.number) / "seed_2"
+    threads = str(yaml.safe_load((own / "config.yaml").read_text())["num_threads"])
+    words = [sys.executable, ROOT / "train_torch.py", "--config", folder / "best.yaml", "--seed", "2"]
+    words += ["--num-threads", threads, "--run-dir", tmp_path / "run"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/policy.safetensors").read_bytes() == (own / "policy.safetensors").read_bytes()
+
+
 def test_a_sweep_that_is_killed_twice_ends_as_if_it_had_not_been(whole, start, tmp_path):
     """First a run's process, then the whole sweep with all processes, twice: the same trials, the same bits."""
     folder = tmp_path / "sweep"
