@@ -78,10 +78,12 @@ def write_folder(folder: Path, settings: Settings, space: Space) -> None:
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write `sweep.yaml`, which nobody else can read: the URL of a storage may hold a password."""
-    path = folder / SWEEP_FILE
-    path.touch(0o600)
-    write_atomically(path, yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False).encode())
-    path.chmod(0o600)
+    before = os.umask(0o077)
+    try:
+        text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+        write_atomically(folder / SWEEP_FILE, text.encode())
+    finally:
+        os.umask(before)
 
 
 def read_folder(folder: Path) -> tuple[Settings, Space]:

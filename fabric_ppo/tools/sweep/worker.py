@@ -21,7 +21,7 @@ from fabric_ppo.tools.sweep.page import write_page
 from fabric_ppo.tools.sweep.preset import write_preset
 from fabric_ppo.tools.sweep.runs import OUTPUT_FILE, has_ended_well, was_stopped
 from fabric_ppo.tools.sweep.storage import hide_password, storage_errors, storage_reason
-from fabric_ppo.tools.sweep.study import FAILURE, Sweep
+from fabric_ppo.tools.sweep.study import FAILURE, STEPS, Sweep
 from fabric_ppo.tools.sweep.table import best_trial, describe_params
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class Worker:
             try:
                 status = self._work()
             except storage_errors() as error:
-                reason = storage_reason(url, error)
-                print_line(f"error: --storage {hide_password(url)}: {reason}; {self._go_on_text()}", sys.stderr)
+                # one of files names its own, which may be a run's
+                of = "" if isinstance(error, OSError) else f"--storage {hide_password(url)}: "
+                print_line(f"error: {of}{storage_reason(url, error)}; {self._go_on_text()}", sys.stderr)
                 status = FAILED
             finally:
                 self._end_all(signal.SIGKILL if self._is_twice else signal.SIGTERM)
@@ -100,14 +101,12 @@ class Worker:
 
     def _serve(self) -> None:
         """Wait a moment for reports of the runs, answer them, and see which runs have ended."""
-        connections = [job.run.connection for job in self._jobs.values() if job.run is not None]
-        if not connections:
-            time.sleep(_POLL_SECONDS)
-            return
-        if not select.select(connections, [], [], _POLL_SECONDS)[0]:
-            self._see_ends()
-            return
-        for job in list(self._jobs.values()):
+        running = [job for job in self._jobs.values() if job.run is not None and job.run.poll() is None]
+        if not running:
+            time.sleep(_POLL_SECONDS if self._jobs else _LOOK_SECONDS)
+        by_connection = {job.run.connection: job for job in running if job.run is not None}
+        for connection in select.select(by_connection, [], [], _POLL_SECONDS)[0] if running else []:
+            job = by_connection[connection]
             if job.run is not None and (report := job.run.read()) is not None:
                 try:
                     job.take(report)
@@ -229,7 +228,7 @@ class Worker:
 def _line(trial: FrozenTrial, best: FrozenTrial | None, sweep: Sweep) -> str:
     """Return the line of a trial that has ended: number, value, best so far, parameters."""
     state = trial.state.name
-    parts = 10 * sweep.settings.seeds
+    parts = STEPS * sweep.settings.seeds
     outcome = {
         "COMPLETE": format_number(float(trial.value or 0)) if state == "COMPLETE" else "",
         "PRUNED": f"pruned after {max(trial.intermediate_values, default=0) / parts:.0%}",
