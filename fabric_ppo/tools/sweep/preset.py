@@ -7,11 +7,11 @@ import time
 import yaml
 
 from fabric_ppo.config import TorchConfig
-from fabric_ppo.config_values import field_types, plain_value
 from fabric_ppo.process.console import format_number
 from fabric_ppo.process.errors import one_line
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.tools.sweep.folder import PRESET_FILE
+from fabric_ppo.tools.sweep.space import plain_flags
 from fabric_ppo.tools.sweep.study import RETURNS, Sweep
 from fabric_ppo.tools.sweep.table import best_trial, interval_text
 
@@ -42,6 +42,4 @@ def preset(sweep: Sweep) -> str:
         f"{settings.objective} of final tests over {len(returns)} seeds: {format_number(float(best.value or 0))}"
         f"{f', 95 % interval {spread}' if spread else ''}; chosen by these seeds, so others may score less.",
     ]
-    kinds = field_types(TorchConfig)
-    values = {name: plain_value(value, kinds[name]) for name, value in flags.items()}
-    return "".join(f"# {one_line(line)}\n" for line in lines) + yaml.safe_dump(values, sort_keys=False)
+    return "".join(f"# {one_line(line)}\n" for line in lines) + yaml.safe_dump(plain_flags(flags), sort_keys=False)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fabric_ppo.config import TorchConfig
-from fabric_ppo.config_values import NO_TRACKER, field_types, plain_value
+from fabric_ppo.config_values import NO_TRACKER
 from fabric_ppo.process.errors import NOT_ALL_WRITTEN, STOPPED_BY_SIGNAL
 from fabric_ppo.process.files import write_atomically
 from fabric_ppo.process.launch import die_with_parent
@@ -25,6 +25,7 @@ from fabric_ppo.run.folder import FAILURE_FILE
 from fabric_ppo.run.result import RunResult
 from fabric_ppo.tools.locate import script_path
 from fabric_ppo.tools.sweep import reporter
+from fabric_ppo.tools.sweep.space import plain_flags
 from fabric_ppo.tools.sweep.study import STEPS
 
 OUTPUT_FILE = "output.txt"
@@ -140,7 +141,5 @@ def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_flags(path: Path, flags: Mapping[str, Any]) -> None:
     """Write flags as a YAML file that `--config` takes."""
-    kinds = field_types(TorchConfig)
-    values = {name: plain_value(value, kinds[name]) for name, value in flags.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(values, sort_keys=False).encode())
+    write_atomically(path, yaml.safe_dump(plain_flags(flags), sort_keys=False).encode())

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from fabric_ppo.config import AlgorithmFlags, EnvironmentFlags, NetworkFlags, TorchConfig
+from fabric_ppo.config_arguments import ARGUMENT_FIELDS, json_text
 from fabric_ppo.config_values import field_types, plain_value, takes_float, takes_int
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.tools.flags import from_yaml, load_yaml, read_mapping, typed_flags
@@ -96,9 +97,13 @@ class Space:
 
     def to_yaml(self) -> dict[str, Any]:
         """Return the flags as a space file has them; those of its `config` are among them."""
-        kinds = field_types(TorchConfig)
-        fixed = {name: plain_value(value, kinds[name]) for name, value in self.fixed.items()}
-        return fixed | {name: search.to_yaml() for name, search in self.searched.items()}
+        return plain_flags(self.fixed) | {name: search.to_yaml() for name, search in self.searched.items()}
+
+
+def plain_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags, field name -> value, with values of types that YAML has."""
+    kinds = field_types(TorchConfig)
+    return {name: plain_value(name, value, kinds[name]) for name, value in flags.items()}
 
 
 def read_space(path: str) -> Space:
@@ -130,8 +135,8 @@ def read_space(path: str) -> Space:
 
 
 def _is_search(name: str, value: Any) -> bool:
-    """Return True for a mapping that says what a flag is searched in; --env-kwargs is a mapping itself."""
-    return isinstance(value, dict) and (name != "env_kwargs" or value.keys() == {"choices"})
+    """Return True for a mapping that says what a flag is searched in, and is not the value of --env-kwargs or such."""
+    return isinstance(value, dict) and (name not in ARGUMENT_FIELDS or value.keys() == {"choices"})
 
 
 def _search(of: str, name: str, given: dict[Any, Any]) -> Range | Choices:
@@ -238,7 +243,6 @@ def _corners(space: Space) -> Iterator[dict[str, Any]]:
 
 def _check_environment(config: TorchConfig) -> None:
     """Raise a ConfigError where modules or the environment cannot be had on this machine."""
-    from fabric_ppo.config_arguments import json_text
     from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
     from fabric_ppo.envs.ids import find_batch
     from fabric_ppo.run.resolve import resolve

@@ -11,7 +11,7 @@ import numpy as np
 
 from fabric_ppo.process.console import format_number
 from fabric_ppo.tools.scores import interquartile_mean, interval
-from fabric_ppo.tools.sweep.space import Choices, Space
+from fabric_ppo.tools.sweep.space import Space
 from fabric_ppo.tools.sweep.study import RETURNS, Sweep
 
 if TYPE_CHECKING:
@@ -108,8 +108,3 @@ def importances(sweep: Sweep) -> dict[str, float]:
         except (ValueError, RuntimeError):  # as where only one value of each flag has been tried
             return {}
     return {name: share for name, share in found.items() if np.isfinite(share)}
-
-
-def is_ordered(space: Space, name: str) -> bool:
-    """Return True for a flag that is searched in a range, False for one of choices."""
-    return not isinstance(space.searched[name], Choices)
