@@ -159,7 +159,8 @@ def _ticks(search: Range | Choices) -> list[tuple[str, float]]:
         return [(format_param(each), _top(search, each)) for each in search.values]
     middle = math.sqrt(search.low * search.high) if search.log else (search.low + search.high) / 2
     shown = dict.fromkeys((search.low, middle, search.high))
-    return [(f"{each:.3g}", _top(search, each)) for each in shown]
+    texts = {each: f"{each:,.0f}" if 1e3 <= abs(each) < 1e6 else f"{each:.3g}" for each in shown}
+    return [(texts[each], _top(search, each)) for each in shown]
 
 
 def _search_text(search: Range | Choices) -> str:
