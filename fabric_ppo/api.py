@@ -142,6 +142,7 @@ def evaluate(
     step_limit: int = TEST_STEP_LIMIT,
     report: Callable[[int, int], None] | None = None,
     info_keys: str | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> TestResult:
     """Play test episodes, as `fabric-ppo evaluate` does; the same seed gives the same episodes.
 
@@ -156,6 +157,8 @@ def evaluate(
         step_limit: steps after which an episode is cut off.
         report: called after each step with the episodes that are done, and the steps of all so far.
         info_keys: numbers of `info` to read, as `--info-keys` has them.
+        record: file `.npz` for every transition, which `fabric-ppo imitate` reads; see
+            `rollouts/demonstrations.py`. That it could not be written is noted in the result.
 
     Returns:
         The returns (sums of rewards) and lengths (steps) of the episodes; its repr has their mean.
@@ -169,6 +172,7 @@ def evaluate(
         >>> list(evaluate("RUN_DIR", episodes=2, seed=7, step_limit=5).returns)
         [5.0, 5.0]
     """
+    from fabric_ppo.rollouts.demonstrations import EpisodeLog, require_record_path
     from fabric_ppo.rollouts.evaluate import evaluate as play
 
     episodes = _whole_argument("episodes", episodes, 1, 2**30)
@@ -179,8 +183,16 @@ def evaluate(
     _require_argument("video_dir", video_dir, isinstance(video_dir, (str, os.PathLike)), "a folder")
     _require_argument("report", report, report is None or callable(report), "a function")
     _require_argument("info_keys", info_keys, isinstance(info_keys, str | None), "text, as in info_keys='x_position',")
-    return play(
-        _agent_of(policy, own_code),
+    is_path = record is None or isinstance(record, (str, os.PathLike))
+    _require_argument("record", record, is_path, "a file that ends in .npz")
+    # an environment may change the working directory
+    path = None if record is None else Path(record).absolute()
+    if path is not None:
+        require_record_path("record", path)
+    agent = _agent_of(policy, own_code)
+    log = None if path is None else EpisodeLog(agent.spec)
+    result = play(
+        agent,
         episodes,
         seed,
         video_dir=os.fspath(video_dir),
@@ -189,7 +201,10 @@ def evaluate(
         step_limit=step_limit,
         report=report,
         info_keys=info_keys,
+        log=log,
     )
+    unwritten = "" if log is None or path is None else log.write(path)
+    return dataclasses.replace(result, unwritten=unwritten) if unwritten else result
 
 
 def _whole_argument(name: str, given: Any, least: int, most: int) -> int:

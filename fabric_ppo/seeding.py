@@ -34,6 +34,7 @@ class Stream(IntEnum):
     SPLIT = 7
     POLICY = 8
     CALLBACK = 9
+    CLONING = 10
 
 
 def raw_words(seed: int, stream: Stream, index: tuple[int, int], start: int, count: int) -> NDArray[np.uint64]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_SHY_OF_BOUNDS = 1e-6
+"""Distance from -1 and 1 of the numbers whose inverse tanh is taken: that of the bounds is infinite."""
+
+
 def action_converter(space: SpaceSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the converter of stored actions `[B, ...]` to what environments take."""
     return PackingConverter(space) if space.parts else ActionConverter(space)
@@ -32,7 +36,7 @@ def tensor_action_converter(space: SpaceSpec, device: str = "cpu") -> Callable[[
 
 
 class ActionConverter:
-    """A converter of stored actions, which are not nested, to what environments take.
+    """A converter of stored actions, which are not nested, to what environments take, and back.
 
     Choices are stored from 0 up, and start at `start`. Box entries are brought within their bounds:
     `clip` cuts off what lies beyond them, `rescale` stretches -1 .. 1 over them first, and `squash`
@@ -77,6 +81,42 @@ class ActionConverter:
         if self.stretch is not None:
             actions = actions * self.stretch[0] + self.stretch[1]
         return actions if self.bounds is None else np.clip(actions, *self.bounds)
+
+    def stored(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Return stored actions of which this makes `actions [B, *shape]`: the inverse, but for rounding.
+
+        Somebody else's actions have been within the bounds: `clip` leaves them as they are,
+        `rescale` maps them linearly to -1 .. 1, and `squash` takes the inverse tanh of that, no
+        nearer to a bound than 1e-6, since a bound itself would be infinitely far.
+        """
+        if self.bounds is None:
+            return actions.astype(np.int64) - (0 if self.start is None else self.start)
+        values = actions.astype(np.float64)
+        if self.stretch is not None:
+            half, middle = self.stretch
+            # bounds that are equal leave one action, whatever is stored
+            values = np.divide(values - middle, half, out=np.zeros_like(values), where=half != 0)
+        if self.squashes is not None:
+            most = 1 - _SHY_OF_BOUNDS
+            values = np.where(self.squashes, np.arctanh(values.clip(-most, most)), values)
+        return values
+
+
+def is_outside(space: SpaceSpec, actions: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which of `actions [B, *shape]`, as environments take them, a space does not have, `[B]`."""
+    if space.kind == "box":
+        low = np.array([-np.inf if x is None else x for x in space.low])
+        high = np.array([np.inf if x is None else x for x in space.high])
+    else:
+        sizes = space.sizes or (2,) * space.size
+        low = np.array(space.start or (0,) * space.size)
+        high = low + np.array(sizes) - 1
+    flat = actions.reshape(len(actions), space.size)
+    has = np.isfinite(flat) & (low <= flat) & (flat <= high)
+    if space.kind != "box":
+        has &= flat == np.floor(flat)
+    outside: NDArray[np.bool_] = ~has.all(-1)
+    return outside
 
 
 class TensorActionConverter:

@@ -28,6 +28,7 @@ EXTRAS = {
     "envpool": ("envpool",),
     "hub": ("huggingface_hub",),
     "jax": ("jax",),
+    "minari": ("minari[hdf5]",),
     "minigrid": ("minigrid",),
     "mlflow": ("alembic", "mlflow-skinny", "sqlalchemy"),
     "mujoco": ("gymnasium[mujoco]",),

@@ -28,6 +28,7 @@ from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import ConfigError, describe_error
 from fabric_ppo.process.signals import pass_on_stop
+from fabric_ppo.rollouts.demonstrations import EpisodeLog
 from fabric_ppo.rollouts.evaluate_batch import evaluate_batch
 from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
@@ -100,6 +101,7 @@ def evaluate(
     step_limit: int = TEST_STEP_LIMIT,
     report: ReportProgress | None = None,
     info_keys: str | None = None,
+    log: EpisodeLog | None = None,
 ) -> TestResult:
     """Play test episodes; the same seed gives the same episodes, however many play at once.
 
@@ -116,6 +118,7 @@ def evaluate(
         step_limit: steps after which an episode is cut off.
         report: called after each step of all environments.
         info_keys: numbers of `info` to read, as `--info-keys` has them.
+        log: gets every transition.
 
     Raises:
         ConfigError: the environment cannot be made, or does not render so; or a key is none.
@@ -126,8 +129,9 @@ def evaluate(
     video_dir = os.path.abspath(video_dir) if video_dir else ""
     if find_batch(policy.spec.env_id) is not None:
         options: dict[str, Any] = {"video_dir": video_dir, "render_mode": render_mode, "stochastic": stochastic}
+        options |= {"step_limit": step_limit, "report": report, "log": log}
         with torch_settings_kept():
-            played = evaluate_batch(policy, episodes, seed, keys, step_limit=step_limit, report=report, **options)
+            played = evaluate_batch(policy, episodes, seed, keys, **options)
         ended = _Scores(played.returns, played.lengths, played.readings, cut_off=played.cut_off)
         return ended.result(keys, played.unwritten)
     scores = _Scores([0.0] * episodes, [0] * episodes, [None] * episodes)
@@ -139,7 +143,7 @@ def evaluate(
         while playing:
             # noise by episode and step, so that it does not depend on who plays at the same time
             at = [(slot.episode, scores.lengths[slot.episode]) for slot in playing]
-            _step_all(policy, playing, _noise(policy, seed, at) if stochastic else None, scores, step_limit)
+            _step_all(policy, playing, _noise(policy, seed, at) if stochastic else None, scores, step_limit, log)
             # a slot whose episode ended plays the next one that waits, or leaves the batch
             playing = [slot for slot in playing if not slot.has_ended or slot.start(seed, waiting)]
             if report is not None:
@@ -210,9 +214,14 @@ def _open_slots(
 
 
 def _step_all(
-    policy: Policy, playing: list[_Slot], noise: NDArray[Any] | None, scores: _Scores, step_limit: int
+    policy: Policy,
+    playing: list[_Slot],
+    noise: NDArray[Any] | None,
+    scores: _Scores,
+    step_limit: int,
+    log: EpisodeLog | None,
 ) -> None:
-    """Take a step in each environment and add it to the scores.
+    """Take a step in each environment and add it to the scores, and to the log.
 
     Raises:
         EnvironmentFault: an environment failed, or returned a value that is not finite.
@@ -221,11 +230,16 @@ def _step_all(
     actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
     actions = pack_batch(policy.spec.action, actions)
     for slot, after, action in zip(playing, memory, actions, strict=True):
-        slot.memory = after
-        reward, has_ended = slot.play(action)
+        slot.memory, before = after, slot.obs
+        reward, terminated, truncated = slot.play(action)
+        has_ended = terminated or truncated
         scores.returns[slot.episode] += reward
         scores.lengths[slot.episode] += 1
         slot.has_ended = has_ended or scores.lengths[slot.episode] >= step_limit
+        if log is not None:
+            # an episode that is cut off has not come to its end
+            truncated = truncated or slot.has_ended != has_ended
+            log.add(slot.episode, before, action, reward, terminated, truncated, slot.obs)
         if slot.has_ended:
             scores.note_info(slot)
         scores.ended += slot.has_ended
@@ -287,15 +301,15 @@ class _Slot(CheckedEnv):
         self.has_ended = False
         self.unwritten = self.close_error = ""
 
-    def play(self, action: NDArray[Any]) -> tuple[float, bool]:
-        """Take a step and update `obs`; return the reward, and whether the episode has ended.
+    def play(self, action: NDArray[Any]) -> tuple[float, bool, bool]:
+        """Take a step and update `obs`; return reward, terminated and truncated.
 
         Raises:
             EnvironmentFault: see `CheckedEnv.step`.
         """
         obs, reward, terminated, truncated = self.step(action.item() if action.ndim == 0 else action)
         self.obs = np.array(obs)  # a copy: environments may share the array that they return
-        return reward, terminated or truncated
+        return reward, terminated, truncated
 
     def start(self, seed: int, waiting: Iterator[int]) -> bool:
         """Start the next of the `waiting` episodes; return False if there is none left.

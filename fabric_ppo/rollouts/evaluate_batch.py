@@ -22,6 +22,7 @@ from fabric_ppo.envs.nested_actions import pack_batch
 from fabric_ppo.envs.tensor_contract import StepOutputs, TensorEnvs
 from fabric_ppo.process.console import print_line
 from fabric_ppo.process.errors import USER_ERRORS, DoesNotRenderError, first_line
+from fabric_ppo.rollouts.demonstrations import EpisodeLog
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _MOST_AT_ONCE = 256
@@ -58,6 +59,7 @@ def evaluate_batch(
     stochastic: bool = False,
     step_limit: int,
     report: Callable[[int, int], None] | None = None,
+    log: EpisodeLog | None = None,
 ) -> BatchScores:
     """Play test episodes; the arguments are those of `evaluate`, which calls this."""
     spec = policy.spec
@@ -73,7 +75,7 @@ def evaluate_batch(
         video = _Video(video_dir, envs) if video_dir else None
         for first in range(0, episodes, games):
             count = min(games, episodes - first)
-            play = _Play(policy, envs, first, seed, stochastic)
+            play = _Play(policy, envs, first, seed, stochastic, _RowLog(log, envs, first * agents, count * agents))
             while play.goes_on(count * agents, step_limit):
                 if video is not None and first == 0 and play.is_playing[0]:
                     video.capture()
@@ -94,9 +96,9 @@ class _Play:
         is_playing: `[N]`, where the first episode, or game, has not ended.
     """
 
-    def __init__(self, policy: Policy, envs: TensorEnvs, first: int, seed: int, stochastic: bool) -> None:
+    def __init__(self, policy: Policy, envs: TensorEnvs, first: int, seed: int, stochastic: bool, log: _RowLog) -> None:
         """Start the games from number `first`, each with a test's seed."""
-        self._policy, self._envs, self._first, self._seed = policy, envs, first, seed
+        self._policy, self._envs, self._first, self._seed, self._log = policy, envs, first, seed, log
         self._stochastic, self.steps = stochastic, 0
         n, space, device = envs.num_envs, envs.spec.observation, envs.device
         obs = torch.from_numpy(np.zeros((n, *space.shape), space.dtype)).to(device)
@@ -120,11 +122,13 @@ class _Play:
         out, noise = self._outputs, self._noise() if self._stochastic else None
         actions = self._policy.act(out.obs.cpu().numpy(), noise, self._memory)
         actions = pack_batch(self._envs.spec.action, actions)
+        self._log.before(out)
         self._envs.step(torch.from_numpy(np.asarray(actions)).to(self._envs.device), out)
         self.steps += 1
         counts = self.is_playing & out.valid.cpu().numpy()
         self._returns += np.where(counts, out.rewards.cpu().numpy(), 0)
         self._lengths += counts
+        self._log.add(counts, actions, out)
         for ending in self._envs.endings:
             if self.is_playing[ending.env] and self._readings[ending.env] is None:
                 self._readings[ending.env] = list(ending.readings)
@@ -144,12 +148,47 @@ class _Play:
 
     def add_to(self, scores: BatchScores, count: int) -> None:
         """Add the scores of the first `count` games."""
+        self._log.cut_off(self._outputs)
         agents = self._envs.rows_per_game
         scores.returns += self._returns.reshape(-1, agents).mean(1)[:count].tolist()
         scores.lengths += self._lengths.reshape(-1, agents).max(1)[:count].tolist()
         of_games = [self._readings[row : row + agents] for row in range(0, count * agents, agents)]
         scores.readings += [next(filter(None, each), None) for each in of_games]
         scores.cut_off += int(self.is_playing[: count * agents : agents].sum())
+
+
+class _RowLog:
+    """Log of the first rows of a batch; does nothing without one."""
+
+    def __init__(self, log: EpisodeLog | None, envs: TensorEnvs, first: int, count: int) -> None:
+        """Log `count` rows, as the episodes from number `first` on."""
+        self._log, self._finals, self._first, self._count = log, envs.finals, first, count
+        self._obs: NDArray[Any] = np.zeros(0)
+
+    def before(self, out: StepOutputs) -> None:
+        """Keep the observations that a step begins with."""
+        if self._log is not None:
+            self._obs = out.obs.cpu().numpy().copy()
+
+    def add(self, counts: NDArray[np.bool_], actions: NDArray[Any], out: StepOutputs) -> None:
+        """Add a step where it `counts`, `[N]`."""
+        if self._log is None:
+            return
+        # where the final observation is hidden, the one before stands for it, as in training
+        after = {"next row": out.obs, "given": out.final_obs, "hidden": None}[self._finals]
+        next_obs = self._obs if after is None else after.cpu().numpy().copy()
+        rewards, terminated, truncated = (
+            each.cpu().numpy().tolist() for each in (out.rewards, out.terminated, out.truncated)
+        )
+        for row in np.flatnonzero(counts[: self._count]).tolist():
+            ends = terminated[row], truncated[row]
+            self._log.add(self._first + row, self._obs[row], actions[row], rewards[row], *ends, next_obs[row])
+
+    def cut_off(self, out: StepOutputs) -> None:
+        """End the episodes that have not ended within the limit of steps."""
+        if self._log is not None:
+            for row, obs in enumerate(out.obs[: self._count].cpu().numpy().copy()):
+                self._log.cut_off(self._first + row, obs)
 
 
 class _Video:

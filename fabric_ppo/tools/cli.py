@@ -18,6 +18,7 @@ from fabric_ppo.tools.commands import (
     doctor,
     evaluate,
     export,
+    imitate,
     plot,
     presets,
     push,
@@ -39,7 +40,8 @@ class Command(Protocol):
 
 
 _MODULES: tuple[Command, ...] = (
-    *(train, evaluate, runs, compare, plot, report, export, push, benchmark, sweep, presets, doctor),
+    *(train, evaluate, imitate, runs, compare, plot, report),
+    *(export, push, benchmark, sweep, presets, doctor),
 )
 COMMANDS = {each.ENTRY.names.split()[0]: each for each in _MODULES}
 """Name -> module; they are on the page in this order."""

@@ -27,7 +27,7 @@ from fabric_ppo.process.errors import ConfigError, first_line, flag
 from fabric_ppo.process.launch import die_with_launcher, read_launch
 from fabric_ppo.process.signals import signals
 from fabric_ppo.run.fabric_flags import require_fabric_variables
-from fabric_ppo.run.folder import CONFIG_FILE, started_with
+from fabric_ppo.run.folder import CONFIG_FILE, IMITATION, started_with
 from fabric_ppo.run.near_runs import require_run_or_flags
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.tools.flag_hints import flag_hint
@@ -113,6 +113,9 @@ def flags_of_run(run_dir: str, config_type: type[Config]) -> dict[str, Any]:
     if not os.path.exists(path):
         return {}
     script, own = started_with(run_dir)[0], script_file(config_type)
+    if script == IMITATION:
+        train = f"--init-from {run_dir} with another --run-dir is expected"
+        raise ConfigError(f"--resume --run-dir {run_dir}: holds a policy that imitates demonstrations; {train}")
     if script not in ("", own):
         raise ConfigError(f"--resume --run-dir {run_dir}: holds a run of {script}, this is {own}; {script} is expected")
     return load_yaml(str(path), config_type, _OF_RUN)
@@ -226,6 +229,17 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
     if config.resume:
         require_run_or_flags(str(config.run_dir), said, config.log_dir)
     return config
+
+
+def names_given(config_type: type[Config], args: Sequence[str]) -> set[str]:
+    """Return the fields that a command line gives, itself or in the file that its `--config` names.
+
+    Raises:
+        ConfigError: as `parse_flags`.
+    """
+    given = _given_flags(config_type, spread(config_type, joined(args)))
+    path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
+    return {*given, *(load_yaml(path, config_type) if path else {})}
 
 
 def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]], from_file: dict[str, Any]) -> C:

@@ -40,10 +40,16 @@ def run(args: list[str]) -> int:
     require_text_path("RUN_DIR", given.run_dir)
     require_text_path("--gif", given.gif)
     require_text_path("--code-dir", given.code_dir)
+    require_text_path("--record", given.record)
     if given.gif is not None and Path(given.gif).suffix.lower() != ".gif":
         raise ConfigError(f"--gif {given.gif}: a name that ends in .gif is expected")
     if given.code_dir is not None and not os.path.isdir(given.code_dir):
         raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
+    if given.record is not None:
+        from fabric_ppo.rollouts.demonstrations import require_record_path
+
+        require_record_path("--record", Path(given.record))
+        given.record = os.path.abspath(given.record)
     if given.video and given.run_dir.startswith("hf:/"):
         raise ConfigError(f"--video: the folder of a run is expected, not {given.run_dir}; --gif FILE records, too")
     # the environment's code may change the working directory
@@ -75,6 +81,8 @@ def run(args: list[str]) -> int:
             print(f"video: {video_dir}")
         if gif and not result.unwritten:
             print(f"gif: {gif}")
+        if given.record and not result.unwritten:
+            print(f"recorded: {given.record}")
     if error := lost_output(sys.stdout):
         print_line(f"error: the scores could not be printed ({error.strerror})", sys.stderr)
     return NOT_ALL_WRITTEN if result.unwritten or error else 0
@@ -90,6 +98,7 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     # these imports load torch, which takes seconds: wrong flags are reported before
     from fabric_ppo.agents.policy import load_agent, require_own_modules
     from fabric_ppo.envs.ids import look_in, resolve_env_id
+    from fabric_ppo.rollouts.demonstrations import EpisodeLog
     from fabric_ppo.rollouts.evaluate import cut_off_text, evaluate
     from fabric_ppo.run.progress import TestProgress
     from fabric_ppo.tools.video import recorded_gif
@@ -106,10 +115,11 @@ def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[s
     progress = TestProgress("evaluate", given.episodes, True)
     options |= {"step_limit": given.step_limit, "report": progress.update}
     options["info_keys"] = given.info_keys or _info_keys_of(given.run_dir)
+    options["log"] = log = EpisodeLog(policy.spec) if given.record else None
     with recorded_gif(gif, video_dir) as recording:
         result = evaluate(policy, given.episodes, given.seed, video_dir=recording.folder, **options)
-    if recording.unwritten:
-        result = replace(result, unwritten=recording.unwritten)
+    unwritten = [recording.unwritten or result.unwritten, log.write(Path(given.record)) if log else ""]
+    result = replace(result, unwritten=", ".join(filter(None, unwritten)))
     if result.cut_off:
         print_line(f"warning: {cut_off_text(result.cut_off, given.episodes, given.step_limit)}", sys.stderr)
     return policy.spec.env_id, result
@@ -151,6 +161,8 @@ def evaluate_parser() -> CommandParser:
     parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
     parser.add_argument("--video", action="store_true", help="Record the first episode into RUN_DIR/test_videos.")
     parser.add_argument("--gif", metavar="FILE", help="Record the first episode as a moving picture.")
+    record = "Record every transition into this file (.npz), for fabric-ppo imitate."
+    parser.add_argument("--record", metavar="FILE", help=record)
     parser.add_argument("--render", choices=["human"], help="Show the episodes in a window.")
     parser.add_argument("--stochastic", action="store_true", help="Sample actions instead of the most probable ones.")
     info_keys = "Numbers of info to print besides is_success. (default: those of the run)"

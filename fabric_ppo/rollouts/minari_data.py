@@ -1,0 +1,116 @@
+"""Demonstrations from a local dataset of Minari (https://minari.farama.org), `minari:ID`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fabric_ppo.envs.space_text import format_space
+from fabric_ppo.envs.spaces import EnvSpec, env_spec, part_at
+from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line
+from fabric_ppo.process.extras import install
+from fabric_ppo.rollouts.demonstrations import Demonstrations, checked_actions, leaves_of, packed
+
+PREFIX = "minari:"
+"""Beginning of the name of a dataset."""
+
+
+class MinariDataset:
+    """A dataset of Minari that is on this machine.
+
+    Attributes:
+        env_id: id of the environment that it was played in; empty where it does not say.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Open the dataset `minari:ID`.
+
+        Raises:
+            ConfigError: Minari is not installed, or there is no such dataset that it can read.
+        """
+        self.name = name
+        try:
+            import minari
+        except ImportError as error:
+            raise ConfigError(f"{name}: {install('minari')} is needed ({first_line(error)})") from None
+        try:
+            self._data: Any = minari.load_dataset(name.removeprefix(PREFIX))
+        except FileNotFoundError:
+            how = f"minari download {name.removeprefix(PREFIX)} brings one of Minari's"
+            raise ConfigError(f"{name}: there is no such dataset on this machine; {how}") from None
+        except USER_ERRORS as error:  # a damaged one, or a package for its format is missing
+            raise ConfigError(
+                f"{name}: cannot be read ({first_line(error)}); a dataset of Minari is expected"
+            ) from None
+        spec = self._data.env_spec
+        self.env_id: str = "" if spec is None else spec.id
+
+    def require_spaces(self, spec: EnvSpec, obs_keys: str) -> None:
+        """Check that the dataset has the spaces of an environment.
+
+        Args:
+            spec: the environment's.
+            obs_keys: parts of its observations that are taken, as in `env_spec`.
+
+        Raises:
+            ConfigError: it has others; names both.
+        """
+        theirs = env_spec(self.name, self._data.observation_space, self._data.action_space, spec.action.fit, obs_keys)
+        for what in ("observation", "action"):
+            its, own = (getattr(each, what) for each in (theirs, spec))
+            if its != own:
+                texts = [format_space(its), format_space(own)]
+                texts = texts if texts[0] != texts[1] else [str(its), str(own)]
+                raise ConfigError(f"{self.name}: its {what}s are {texts[0]}, and those of {spec.env_id} {texts[1]}")
+
+    def read(self, spec: EnvSpec) -> Demonstrations:
+        """Read all episodes; one that neither terminated nor was truncated counts as truncated.
+
+        Raises:
+            ConfigError: an episode cannot be read, or what is in it is not of the spaces.
+        """
+        try:
+            episodes = list(self._data.iterate_episodes())
+            found = _demonstrations(spec, episodes)
+            found.require_whole_episodes()
+        except USER_ERRORS as error:  # of files of somebody else's
+            raise ConfigError(f"{self.name}: {first_line(error)}") from None
+        return found
+
+
+def _demonstrations(spec: EnvSpec, episodes: Iterable[Any]) -> Demonstrations:
+    """Return Minari's episodes, which have T transitions and T + 1 observations each."""
+    episodes = [each for each in episodes if len(each.rewards)]
+    if not episodes:
+        raise ValueError("no transition; those of at least one episode are expected")
+    lengths = [len(each.rewards) for each in episodes]
+    columns = {
+        path: [np.asarray(part_at(each.observations, path)) for each in episodes]
+        for path, _ in leaves_of(spec.observation)
+    }
+    for length, *parts in zip(lengths, *columns.values(), strict=True):
+        if any(len(part) != length + 1 for part in parts):
+            raise ValueError(f"{len(parts[0])} observations in an episode of {length} steps; {length + 1} are expected")
+    starts, last = (np.zeros(sum(lengths), np.bool_) for _ in range(2))
+    last[np.cumsum(lengths) - 1] = True
+    starts[0], starts[1:] = True, last[:-1]
+    terminated, truncated = (
+        np.concatenate([getattr(each, name) for each in episodes]).astype(np.bool_)
+        for name in ("terminations", "truncations")
+    )
+    return Demonstrations(
+        spec,
+        obs=packed(
+            spec.observation, {path: np.concatenate([part[:-1] for part in parts]) for path, parts in columns.items()}
+        ),
+        actions=checked_actions(spec.action, np.concatenate([each.actions for each in episodes])),
+        rewards=np.concatenate([each.rewards for each in episodes]).astype(np.float64),
+        terminated=terminated,
+        truncated=truncated | (last & ~terminated),
+        episode_starts=starts,
+        final_obs=packed(
+            spec.observation, {path: np.stack([part[-1] for part in parts]) for path, parts in columns.items()}
+        ),
+    )
