@@ -120,7 +120,8 @@ def packed(space: SpaceSpec, columns: Mapping[KeyPath, Any]) -> Array:
         arrays.append(array)
     if not space.parts:
         return arrays[0]
-    return np.concatenate([np.ascontiguousarray(each).reshape(len(each), -1).view(np.uint8) for each in arrays], axis=1)
+    as_bytes = [np.ascontiguousarray(each).reshape(len(each), -1).view(np.uint8) for each in arrays]
+    return np.concatenate(as_bytes, axis=1)
 
 
 def unpacked(space: SpaceSpec, rows: Array) -> dict[KeyPath, Array]:
@@ -150,7 +151,8 @@ def checked_actions(space: SpaceSpec, actions: Any) -> Array:
     if (wrong := _first(is_outside(space, actions))) is not None:
         found = shorten(str(actions[wrong]))
         raise ValueError(f"actions {found} in row {wrong}; one within the bounds of the action space is expected")
-    return actions.astype(space.dtype, copy=False)
+    checked: Array = actions.astype(space.dtype, copy=False)
+    return checked
 
 
 def _dotted(path: KeyPath) -> str:

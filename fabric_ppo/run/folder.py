@@ -41,8 +41,8 @@ _OF_THE_SYSTEM = (".DS_Store", ".gitignore", ".gitkeep", ".nfs*", "lost+found")
 """Patterns of what may lie in a folder that its user takes for empty."""
 _MOST_NAMED = 3
 """Files of others that an error names."""
-IMITATION = "fabric-ppo imitate"
-"""Command in the place of a script, for the folder of a policy that imitates demonstrations."""
+IMITATION = "imitate"
+"""Command that stands for the script in the folder of a policy that imitates demonstrations."""
 _HEADER = re.compile(rf"# (train_\w+\.py|{IMITATION})(?: with (.*))?")
 """First line of config.yaml: the script, and the flags of its launcher."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fabric_ppo.config import MAY_DIFFER, Config, DecoupledConfig, TorchConfig
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.run.folder import started_with
+from fabric_ppo.run.folder import IMITATION, started_with
 from fabric_ppo.run.result import RunResult
 from fabric_ppo.tools.run_names import NameKey, name_key, ranks
 
@@ -46,7 +46,10 @@ def settings(run: RunResult) -> dict[str, Any]:
     known = {name: summary[name] for name in ("env_id", "seed", "total_timesteps") if name in summary}
     defaults = dict(_defaults()) if run.flags else {}
     own: dict[str, Any] = {"script": script, "world_size": world_size}
-    return own | defaults | known | run.flags
+    found = own | defaults | known | run.flags
+    if script == IMITATION:  # its updates are epochs, and no transition was played
+        found.pop("total_timesteps", None)
+    return found
 
 
 @functools.cache
