@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,21 +82,25 @@ def _line(epoch: int, epochs: int, result: EpochResult, validation: float) -> st
     train = f"negative log-likelihood {format_number(result.train_nll)} in training"
     if not validation:
         return f"{number}  {train}"
-    return (
-        f"{number}  {train}, {format_number(result.validation_nll)} in validation, match {format_number(result.match)}"
-    )
+    return f"{number}  {train}, {format_number(result.validation_nll)} in validation, {_match(result)}"
+
+
+def _match(result: EpochResult) -> str:
+    """Return how well the greedy policy acts as held-out demonstrations do."""
+    if math.isnan(result.accuracy):
+        return f"mean squared error {format_number(result.squared_error)}"
+    return f"accuracy {format_number(result.accuracy)}"
 
 
 def _result(done: Imitation, out: str) -> str:
     """Return the last lines: what was learnt from, and what can be done with it."""
     best = done.epochs[done.best]
     data = f"{done.demonstrations.num_episodes} episodes, {len(done.demonstrations.rewards):,} transitions"
-    how = "error" if done.agent.distribution.action_dtype.is_floating_point else "accuracy"
-    match = f"of {len(done.epochs)}, {how} {format_number(best.match)}" if done.validation else "(no validation)"
+    match = f", {_match(best)}" if done.validation else ""
     train = ["train", "torch", "--config", f"{out}/config.yaml", "--init-from", out]
     return "\n".join(
         [
-            f"imitated {data}; the weights are those of epoch {done.best + 1} {match}",
+            f"imitated {data}; the weights are those of epoch {done.best + 1}{match}",
             f"policy   {Path(out) / 'policy.safetensors'}",
             f"test     {package_command(['evaluate', out])}",
             f"train    {package_command(train)}",
