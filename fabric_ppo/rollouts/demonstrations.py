@@ -114,8 +114,7 @@ def packed(space: SpaceSpec, columns: Mapping[KeyPath, Any]) -> Array:
         reader = reader_of(leaf, path_name(path))
         array = reader.array(columns[path])
         if array.ndim != len(leaf.shape) + 1 or array.shape[1:] != leaf.shape:
-            expected = f"(B{''.join(f', {n}' for n in leaf.shape)})"
-            raise ValueError(f"observations{_dotted(path)} of shape {array.shape}; {expected} is expected")
+            raise ValueError(f"observations{_dotted(path)} of shape {array.shape}; {_batch(leaf.shape)} is expected")
         reader.require_valid(array)
         arrays.append(array)
     if not space.parts:
@@ -146,13 +145,16 @@ def checked_actions(space: SpaceSpec, actions: Any) -> Array:
     if actions.dtype.kind not in "biuf":
         raise ValueError(f"actions of dtype {actions.dtype}; numbers of dtype {space.dtype} are expected")
     if actions.ndim == 0 or actions.shape[1:] != space.shape:
-        expected = f"(B{''.join(f', {n}' for n in space.shape)})"
-        raise ValueError(f"actions of shape {actions.shape}; {expected} is expected")
+        raise ValueError(f"actions of shape {actions.shape}; {_batch(space.shape)} is expected")
     if (wrong := _first(is_outside(space, actions))) is not None:
         found = shorten(str(actions[wrong]))
         raise ValueError(f"actions {found} in row {wrong}; one within the bounds of the action space is expected")
     checked: Array = actions.astype(space.dtype, copy=False)
     return checked
+
+
+def _batch(shape: tuple[int, ...]) -> str:
+    return f"(B, {', '.join(map(str, shape))})" if shape else "(B,)"
 
 
 def _dotted(path: KeyPath) -> str:

@@ -230,7 +230,8 @@ def _step_all(
     actions = policy.act(np.stack([slot.obs for slot in playing]), noise, memory)
     actions = pack_batch(policy.spec.action, actions)
     for slot, after, action in zip(playing, memory, actions, strict=True):
-        slot.memory, before = after, slot.obs
+        # an environment may write into the action
+        slot.memory, before, taken = after, slot.obs, action.copy()
         reward, terminated, truncated = slot.play(action)
         has_ended = terminated or truncated
         scores.returns[slot.episode] += reward
@@ -239,7 +240,7 @@ def _step_all(
         if log is not None:
             # an episode that is cut off has not come to its end
             truncated = truncated or slot.has_ended != has_ended
-            log.add(slot.episode, before, action, reward, terminated, truncated, slot.obs)
+            log.add(slot.episode, before, taken, reward, terminated, truncated, slot.obs)
         if slot.has_ended:
             scores.note_info(slot)
         scores.ended += slot.has_ended

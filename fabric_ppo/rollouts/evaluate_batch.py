@@ -122,13 +122,13 @@ class _Play:
         out, noise = self._outputs, self._noise() if self._stochastic else None
         actions = self._policy.act(out.obs.cpu().numpy(), noise, self._memory)
         actions = pack_batch(self._envs.spec.action, actions)
-        self._log.before(out)
+        self._log.before(out, actions)
         self._envs.step(torch.from_numpy(np.asarray(actions)).to(self._envs.device), out)
         self.steps += 1
         counts = self.is_playing & out.valid.cpu().numpy()
         self._returns += np.where(counts, out.rewards.cpu().numpy(), 0)
         self._lengths += counts
-        self._log.add(counts, actions, out)
+        self._log.add(counts, out)
         for ending in self._envs.endings:
             if self.is_playing[ending.env] and self._readings[ending.env] is None:
                 self._readings[ending.env] = list(ending.readings)
@@ -162,27 +162,27 @@ class _RowLog:
 
     def __init__(self, log: EpisodeLog | None, envs: TensorEnvs, first: int, count: int) -> None:
         """Log `count` rows, as the episodes from number `first` on."""
-        self._log, self._finals, self._first, self._count = log, envs.finals, first, count
-        self._obs: NDArray[Any] = np.zeros(0)
+        self._log, self._envs, self._first, self._count = log, envs, first, count
+        self._obs, self._actions = np.zeros(0), np.zeros(0)
 
-    def before(self, out: StepOutputs) -> None:
-        """Keep the observations that a step begins with."""
+    def before(self, out: StepOutputs, actions: NDArray[Any]) -> None:
+        """Keep the observations and actions of a step, which environments may write into."""
         if self._log is not None:
-            self._obs = out.obs.cpu().numpy().copy()
+            self._obs, self._actions = out.obs.cpu().numpy().copy(), actions.copy()
 
-    def add(self, counts: NDArray[np.bool_], actions: NDArray[Any], out: StepOutputs) -> None:
+    def add(self, counts: NDArray[np.bool_], out: StepOutputs) -> None:
         """Add a step where it `counts`, `[N]`."""
         if self._log is None:
             return
         # where the final observation is hidden, the one before stands for it, as in training
-        after = {"next row": out.obs, "given": out.final_obs, "hidden": None}[self._finals]
+        after = {"next row": out.obs, "given": out.final_obs, "hidden": None}[self._envs.finals]
         next_obs = self._obs if after is None else after.cpu().numpy().copy()
         rewards, terminated, truncated = (
             each.cpu().numpy().tolist() for each in (out.rewards, out.terminated, out.truncated)
         )
         for row in np.flatnonzero(counts[: self._count]).tolist():
             ends = terminated[row], truncated[row]
-            self._log.add(self._first + row, self._obs[row], actions[row], rewards[row], *ends, next_obs[row])
+            self._log.add(self._first + row, self._obs[row], self._actions[row], rewards[row], *ends, next_obs[row])
 
     def cut_off(self, out: StepOutputs) -> None:
         """End the episodes that have not ended within the limit of steps."""

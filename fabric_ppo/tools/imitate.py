@@ -16,6 +16,7 @@ from fabric_ppo.agents.agent import Agent
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy_file import save_policy, start_from
 from fabric_ppo.config import Config
+from fabric_ppo.config_arguments import json_text
 from fabric_ppo.envs.frame_stack import num_frames
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.space_text import format_space
@@ -30,9 +31,6 @@ from fabric_ppo.run.folder import CONFIG_FILE, IMITATION
 from fabric_ppo.run.prepare import prepare_process
 from fabric_ppo.run.resolve import resolve
 from fabric_ppo.run.trackers.json_lines import METRICS_FILE
-
-ENVIRONMENT = ("env_kwargs", "env_wrapper", "obs_keys")
-"""Flags of the environment that a dataset of Minari was played in; a file of `--record` names all."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,7 @@ def load(config: Config, given: Collection[str], sources: Sequence[str]) -> tupl
     datasets = {source: MinariDataset(source) for source in sources if source.startswith(PREFIX)}
     if files:
         source, first = next(iter(files.items()))
-        if "env_id" in given and config.env_id != first.spec.env_id:
-            raise ConfigError(f"--env-id {config.env_id}: {source} is of {first.spec.env_id}")
-        if named := [flag(name) for name in ENVIRONMENT if name in given and not config.config]:
-            raise ConfigError(f"{named[0]}: {source} has its environment in it; a dataset of Minari has not")
+        _require_environment_of(source, first.spec, config, given)
         spec = _fitted(first.spec, config)
         config = replace(config, **_flags_of(spec))
     else:
@@ -127,6 +122,17 @@ def load(config: Config, given: Collection[str], sources: Sequence[str]) -> tupl
         dataset.require_spaces(spec, config.obs_keys or "")
     found = [datasets[each].read(spec) if each in datasets else files[each] for each in sources]
     return config, replace(joined(found), spec=spec)
+
+
+def _require_environment_of(source: str, spec: EnvSpec, config: Config, given: Collection[str]) -> None:
+    """Raise a ConfigError for a flag that names another environment than a file's."""
+    own = _flags_of(spec)
+    flags = {"env_id": config.env_id, "env_kwargs": json_text(config.env_kwargs), "env_wrapper": config.env_wrapper}
+    for name, value in flags.items():
+        if name in given and (value or None) != own[name]:
+            raise ConfigError(
+                f"{flag(name)} {value}: {source} has {flag(name)} {own[name]}; without the flag it is that"
+            )
 
 
 def _fitted(spec: EnvSpec, config: Config) -> EnvSpec:
@@ -155,7 +161,7 @@ def _opened(config: Config, given: Collection[str], datasets: list[MinariDataset
         config = replace(config, env_id=datasets[0].env_id)
     for each in datasets:
         if each.env_id and each.env_id != config.env_id:
-            raise ConfigError(f"{each.name}: is of {each.env_id}, and not of {config.env_id}; --env-id")
+            raise ConfigError(f"{each.name}: is of {each.env_id}, and not of {config.env_id}")
     config = resolve(config)
     envs = make_envs(replace(config, num_envs=1), 0, 1)
     envs.close()
