@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter
+from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter, is_outside
 from fabric_ppo.envs.spaces import Packer, env_spec
 from tests.fixtures.spaces import ACTION_SPACES, VECTOR
 
@@ -185,3 +185,45 @@ def test_tensors_are_converted_as_arrays_are(space, fit):
     converted = TensorActionConverter(spec)(torch.from_numpy(actions))
     assert converted.dtype == torch.from_numpy(expected).dtype
     np.testing.assert_allclose(converted.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
+@pytest.mark.parametrize("space", [*ACTION_SPACES.values(), BOUNDED], ids=[*ACTION_SPACES, "bounded"])
+def test_what_an_environment_took_is_stored_so_that_it_takes_the_same(space, fit):
+    """Actions of its own, within the bounds, and converted ones; bounds themselves but for 1e-6 with the tanh."""
+    convert = ActionConverter(env_spec("Test-v0", VECTOR, space, fit).action)
+    space.seed(0)
+    own = np.stack([np.asarray(space.sample()) for _ in range(50)])
+    for actions in (own, convert(stored(space, 200))):
+        back = convert.stored(actions)
+        assert np.isfinite(back).all()
+        np.testing.assert_allclose(convert(back), actions, atol=1e-5, rtol=1e-6)
+
+
+def test_somebody_elses_actions_are_stored_by_the_inverse_of_each_way():
+    actions = np.array([[1, 7.5, 0.5, 3], [-2, 0, -5, -1], [2, 10, 3, 5]], np.float32)
+    expected = {
+        "clip": actions,
+        "rescale": [[0.5, 0.5, 0.5, 3], [-1, -1, -5, -1], [1, 1, 3, 5]],
+        # artanh(1 - 1e-6) = log((2 - 1e-6) / 1e-6) / 2
+        "squash": [
+            [0.54930614, 0.54930614, 0.5, 3],
+            [-7.25432865, -7.25432865, -5, -1],
+            [7.25432865, 7.25432865, 3, 5],
+        ],
+    }
+    for fit, values in expected.items():
+        got = ActionConverter(env_spec("Test-v0", VECTOR, BOUNDED, fit).action).stored(actions)
+        np.testing.assert_allclose(got, values, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_what_is_outside_is_what_gymnasiums_space_does_not_contain(space):
+    spec = env_spec("Test-v0", VECTOR, space).action
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(-3, 9, (300, *space.shape)) if spec.kind != "box" else rng.normal(0, 1, (300, *space.shape))
+    actions = drawn.astype(space.dtype)
+    expected = [not space.contains(action if space.shape else np.int64(action)) for action in actions]
+    assert is_outside(spec, actions).tolist() == expected
+    assert any(expected) or not np.isfinite(getattr(space, "high", 0)).any()
+    assert is_outside(spec, np.where(np.arange(actions.size).reshape(actions.shape) == 0, np.nan, actions))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import gymnasium
 import numpy as np
@@ -51,7 +52,7 @@ def require_played(found, env_id, wrap=lambda env: env):
     """Play the recorded actions in Gymnasium's environment: it gives what was recorded."""
     env, pack = wrap(gymnasium.make(env_id)), Packer(found.spec.observation)
     starts = np.append(np.flatnonzero(found.episode_starts), len(found.rewards))
-    for episode, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for episode, (start, stop) in enumerate(itertools.pairwise(starts)):
         obs, _ = env.reset(seed=evaluation_seed(SEED, episode))
         for row in range(start, stop):
             assert np.array_equal(found.obs[row], pack(obs))
