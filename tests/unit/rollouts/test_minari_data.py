@@ -13,7 +13,9 @@ from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.demonstrations import unpacked
 from fabric_ppo.rollouts.minari_data import MinariDataset
-from tests.fixtures import nested_envs  # noqa: F401, registers them
+
+# by its name: Minari keeps no classes
+gymnasium.register("NestedByName-v0", "tests.fixtures.nested_envs:Nested")
 
 
 def test_without_minari_the_line_has_its_installation(monkeypatch):
@@ -53,7 +55,7 @@ def spec_of(env_id):
         return env_spec(env_id, env.observation_space, env.action_space)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "tests.fixtures.nested_envs:Nested-v0"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "NestedByName-v0"])
 def test_a_dataset_has_what_was_collected(minari, env_id):
     played = collected(minari, env_id, "made/random-v0")
     spec, dataset = spec_of(env_id), MinariDataset("minari:made/random-v0")
