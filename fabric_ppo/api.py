@@ -172,27 +172,15 @@ def evaluate(
         >>> list(evaluate("RUN_DIR", episodes=2, seed=7, step_limit=5).returns)
         [5.0, 5.0]
     """
-    from fabric_ppo.rollouts.demonstrations import EpisodeLog, require_record_path
-    from fabric_ppo.rollouts.evaluate import evaluate as play
-
     episodes = _whole_argument("episodes", episodes, 1, 2**30)
     seed = _whole_argument("seed", seed, 0, 2**32 - 1)
     step_limit = _whole_argument("step_limit", step_limit, 1, 2**63 - 1)
     own_code = switch_argument("evaluate", "own_code", own_code)
     stochastic = switch_argument("evaluate", "stochastic", stochastic)
-    _require_argument("video_dir", video_dir, isinstance(video_dir, (str, os.PathLike)), "a folder")
-    _require_argument("report", report, report is None or callable(report), "a function")
-    _require_argument("info_keys", info_keys, isinstance(info_keys, str | None), "text, as in info_keys='x_position',")
-    is_path = record is None or isinstance(record, (str, os.PathLike))
-    _require_argument("record", record, is_path, "a file that ends in .npz")
-    # an environment may change the working directory
-    path = None if record is None else Path(record).absolute()
-    if path is not None:
-        require_record_path("record", path)
-    agent = _agent_of(policy, own_code)
-    log = None if path is None else EpisodeLog(agent.spec)
-    result = play(
-        agent,
+    _require_kinds(video_dir, report, info_keys, record)
+    return _played(
+        _agent_of(policy, own_code),
+        record,
         episodes,
         seed,
         video_dir=os.fspath(video_dir),
@@ -201,9 +189,22 @@ def evaluate(
         step_limit=step_limit,
         report=report,
         info_keys=info_keys,
-        log=log,
     )
-    unwritten = "" if log is None or path is None else log.write(path)
+
+
+def _played(agent: Policy, record: str | os.PathLike[str] | None, *args: Any, **options: Any) -> TestResult:
+    """Play test episodes, and record them where there is a file for it; see `evaluate`."""
+    from fabric_ppo.rollouts.demonstrations import EpisodeLog, require_record_path
+    from fabric_ppo.rollouts.evaluate import evaluate as play
+
+    if record is None:
+        return play(agent, *args, **options)
+    # an environment may change the working directory
+    path = Path(record).absolute()
+    require_record_path("record", path)
+    log = EpisodeLog(agent.spec)
+    result = play(agent, *args, **options, log=log)
+    unwritten = log.write(path)
     return dataclasses.replace(result, unwritten=unwritten) if unwritten else result
 
 
@@ -217,8 +218,18 @@ def _whole_argument(name: str, given: Any, least: int, most: int) -> int:
     return number
 
 
-def _require_argument(name: str, given: Any, is_right: bool, expected: str) -> None:
+def _require_kinds(video_dir: Any, report: Any, info_keys: Any, record: Any) -> None:
     """Raise a ConfigError for an argument of `evaluate` that is of another kind than expected."""
+    path = (str, os.PathLike)
+    _require_argument("video_dir", video_dir, isinstance(video_dir, path), "a folder")
+    _require_argument("report", report, report is None or callable(report), "a function")
+    is_text = info_keys is None or isinstance(info_keys, str)
+    _require_argument("info_keys", info_keys, is_text, "text, as in info_keys='x_position',")
+    _require_argument("record", record, record is None or isinstance(record, path), "a file that ends in .npz")
+
+
+def _require_argument(name: str, given: Any, is_right: bool, expected: str) -> None:
+    """Raise a ConfigError that says what is expected, unless an argument of `evaluate` `is_right`."""
     if not is_right:
         raise ConfigError(f"evaluate({name}={format_given(given)}): {expected} is expected")
 

@@ -130,10 +130,7 @@ def evaluate(
     if find_batch(policy.spec.env_id) is not None:
         options: dict[str, Any] = {"video_dir": video_dir, "render_mode": render_mode, "stochastic": stochastic}
         options |= {"step_limit": step_limit, "report": report, "log": log}
-        with torch_settings_kept():
-            played = evaluate_batch(policy, episodes, seed, keys, **options)
-        ended = _Scores(played.returns, played.lengths, played.readings, cut_off=played.cut_off)
-        return ended.result(keys, played.unwritten)
+        return _of_batch(policy, episodes, seed, keys, options)
     scores = _Scores([0.0] * episodes, [0] * episodes, [None] * episodes)
     waiting = iter(range(episodes))
     with torch_settings_kept(), contextlib.ExitStack() as stack:
@@ -151,6 +148,16 @@ def evaluate(
     for why in dict.fromkeys(slot.close_error for slot in slots if slot.close_error):
         print_line(f"warning: {policy.spec.env_id}: close raised {why}", sys.stderr)
     return scores.result(keys, "".join(slot.unwritten for slot in slots))
+
+
+def _of_batch(
+    policy: Policy, episodes: int, seed: int, keys: tuple[InfoKey, ...], options: dict[str, Any]
+) -> TestResult:
+    """Play episodes in environments that step as a batch; `options` are those of `evaluate_batch`."""
+    with torch_settings_kept():
+        played = evaluate_batch(policy, episodes, seed, keys, **options)
+    ended = _Scores(played.returns, played.lengths, played.readings, cut_off=played.cut_off)
+    return ended.result(keys, played.unwritten)
 
 
 @dataclass

@@ -37,21 +37,7 @@ def run(args: list[str]) -> int:
     if given.step_limit < 1:
         raise ConfigError(f"--step-limit {given.step_limit}: a whole number from 1 up is expected")
     info_keys_of(given.info_keys)
-    require_text_path("RUN_DIR", given.run_dir)
-    require_text_path("--gif", given.gif)
-    require_text_path("--code-dir", given.code_dir)
-    require_text_path("--record", given.record)
-    if given.gif is not None and Path(given.gif).suffix.lower() != ".gif":
-        raise ConfigError(f"--gif {given.gif}: a name that ends in .gif is expected")
-    if given.code_dir is not None and not os.path.isdir(given.code_dir):
-        raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
-    if given.record is not None:
-        from fabric_ppo.rollouts.demonstrations import require_record_path
-
-        require_record_path("--record", Path(given.record))
-        given.record = os.path.abspath(given.record)
-    if given.video and given.run_dir.startswith("hf:/"):
-        raise ConfigError(f"--video: the folder of a run is expected, not {given.run_dir}; --gif FILE records, too")
+    _require_paths(given)
     # the environment's code may change the working directory
     run_dir, gif = Path(given.run_dir).absolute(), given.gif and os.path.abspath(given.gif)
     run_dir = run_folder(run_dir)
@@ -86,6 +72,25 @@ def run(args: list[str]) -> int:
     if error := lost_output(sys.stdout):
         print_line(f"error: the scores could not be printed ({error.strerror})", sys.stderr)
     return NOT_ALL_WRITTEN if result.unwritten or error else 0
+
+
+def _require_paths(given: argparse.Namespace) -> None:
+    """Raise a ConfigError for a folder or file that cannot be what its flag expects; make `record` absolute."""
+    require_text_path("RUN_DIR", given.run_dir)
+    require_text_path("--gif", given.gif)
+    require_text_path("--code-dir", given.code_dir)
+    require_text_path("--record", given.record)
+    if given.gif is not None and Path(given.gif).suffix.lower() != ".gif":
+        raise ConfigError(f"--gif {given.gif}: a name that ends in .gif is expected")
+    if given.code_dir is not None and not os.path.isdir(given.code_dir):
+        raise ConfigError(f"--code-dir {given.code_dir}: an existing folder is expected")
+    if given.record is not None:
+        from fabric_ppo.rollouts.demonstrations import require_record_path
+
+        require_record_path("--record", Path(given.record))
+        given.record = os.path.abspath(given.record)
+    if given.video and given.run_dir.startswith("hf:/"):
+        raise ConfigError(f"--video: the folder of a run is expected, not {given.run_dir}; --gif FILE records, too")
 
 
 def _play(given: argparse.Namespace, video_dir: str, gif: str | None) -> tuple[str, TestResult]:
