@@ -6,14 +6,19 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from fabric_ppo.agents.policy import load_agent
+from fabric_ppo.api import evaluate as evaluate_in_python
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
 from fabric_ppo.envs.ids import resolve_env_id
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.rollouts import demonstrations
+from fabric_ppo.rollouts.demonstrations import read_demonstrations
 from fabric_ppo.tools import cli
 from fabric_ppo.tools.commands import evaluate
 from tests.fixtures.configs import TINY
@@ -214,3 +219,44 @@ def test_the_file_of_a_policy_stands_for_its_run(tmp_path, capsys):
         printed.append(capsys.readouterr().out)
         assert evaluate.run_folder(Path(path)) == run.run_dir
     assert len(set(printed)) == 1
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+    return train(Config(**TINY, env_id="CartPole-v1", run_dir=tmp_path / "run"), verbose=False).run_dir
+
+
+def test_episodes_are_recorded_beside_the_same_scores(tiny_run, tmp_path, capsys):
+    words = ["evaluate", str(tiny_run), "--episodes", "3", "--json"]
+    assert cli.main(words) == 0
+    plain = capsys.readouterr().out
+    assert cli.main([*words, "--record", str(tmp_path / "a.npz")]) == 0
+    assert capsys.readouterr().out == plain
+    found = read_demonstrations(tmp_path / "a.npz")
+    sums = np.add.reduceat(found.rewards, np.flatnonzero(found.episode_starts))
+    assert sums.tolist() == json.loads(plain)["returns"]
+    assert cli.main([*words[:-1], "--record", str(tmp_path / "b.npz")]) == 0
+    assert f"recorded: {tmp_path / 'b.npz'}" in capsys.readouterr().out
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_record_that_could_not_be_written_is_status_3(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        demonstrations, "write_atomically", mock.Mock(side_effect=OSError(28, "No space left on device"))
+    )
+    assert cli.main(["evaluate", str(tiny_run), "--episodes", "1", "--record", str(tmp_path / "a.npz")]) == 3
+    out, err = capsys.readouterr()
+    assert out.startswith("CartPole-v1: return ")
+    assert "recorded" not in out
+    assert f"warning: {tmp_path}/a.npz (No space left on device) could not be written" in err
+    result = evaluate_in_python(tiny_run, 1, record=tmp_path / "a.npz")
+    assert result.unwritten == f"{tmp_path}/a.npz (No space left on device)"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "none/a.npz"])
+def test_a_record_of_another_name_is_refused(tiny_run, tmp_path, name):
+    with pytest.raises(ConfigError, match=r"record .* is expected"):
+        evaluate_in_python(tiny_run, 1, record=tmp_path / name)
+    assert cli.main(["evaluate", str(tiny_run), "--episodes", "1", "--record", str(tmp_path / name)]) == 2
+    with pytest.raises(ConfigError, match=r"evaluate\(record=3\): a file that ends in \.npz is expected"):
+        evaluate_in_python(tiny_run, 1, record=3)

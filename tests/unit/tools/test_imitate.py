@@ -20,9 +20,13 @@ from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.demonstrations import read_demonstrations, to_bytes
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools import cli
-from fabric_ppo.tools.commands.imitate import TAKEN
+from fabric_ppo.tools.commands.evaluate import evaluate_parser
+from fabric_ppo.tools.commands.imitate import TAKEN, imitate_parser
+from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.imitate import load
 from tests.fixtures.agents import agent_for
+from tests.fixtures.launching import ROOT
+from tests.fixtures.pages import of_kind
 
 
 class Expert(Policy):
@@ -247,3 +251,20 @@ def test_a_loss_that_is_not_finite_is_a_failure(files, tmp_path, capsys):
     assert cli.main([*words, "--learning-rate", "1e30", "--max-grad-norm", "1e30"]) == 1
     assert "the loss is not finite in epoch 1" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_the_page_lists_the_flags_and_its_commands_parse(capsys):
+    page = (ROOT / "docs/imitate.md").read_text()
+    own = {word for action in imitate_parser()._actions for word in action.option_strings} - {"-h", "--help"}
+    assert all(f"`{name}" in page for name in own)
+    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("python -m fabric_ppo ")]
+    assert {words[0] for words in commands} == {"evaluate", "imitate", "train"}
+    for words in [*commands, *(words[3:] for words in of_kind("imitate"))]:
+        if words[0] == "imitate":
+            given, flags = imitate_parser().parse_known_args([word.replace("S", "1") for word in words[1:]])
+            assert given.data == ["demos.npz"]
+            assert parse_flags(Config, flags).config in ("lunarlander-fast", "cartpole")
+        elif words[0] == "train":
+            parse_flags(TorchConfig, words[2:])
+        else:
+            evaluate_parser().parse_args(words[1:])
