@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
 from fabric_ppo.ppo.demonstrated import ROWS_AT_ONCE, Episodes, Indices, Minibatch, make_episodes, take_statistics
-from fabric_ppo.ppo.schedules import set_learning_rate
+from fabric_ppo.ppo.loss import Coefficients
+from fabric_ppo.ppo.schedules import coefficients, set_learning_rate
 from fabric_ppo.process.errors import ConfigError, TrainingError
 from fabric_ppo.rollouts.demonstrations import Demonstrations
 from fabric_ppo.seeding import Stream, minibatch_order
@@ -50,6 +51,7 @@ class EpochResult(NamedTuple):
 def clone(
     agent: Agent,
     demonstrations: Demonstrations,
+    optimizer: torch.optim.Optimizer,
     config: Config,
     epochs: int,
     validation: float,
@@ -60,7 +62,8 @@ def clone(
     Args:
         agent: gets the weights, and the running statistics of what it trains on.
         demonstrations: of its environment.
-        config: optimizer, coefficients, rows of a minibatch, and the seed.
+        optimizer: of the agent's weights.
+        config: learning rate, coefficients, rows of a minibatch, and the seed.
         epochs: passes over the demonstrations.
         validation: share of the episodes that is held out; 0: none, and the last weights are kept.
         report: called after each epoch with its number, from 0 up.
@@ -76,16 +79,16 @@ def clone(
     rewards = take_statistics(agent, demonstrations, train)
     episodes = make_episodes(demonstrations, agent, rewards, config.gamma)
     _require_possible(agent, episodes)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, eps=config.adam_eps)
     results: list[EpochResult] = []
     best, weights = np.inf, copy.deepcopy(agent.state_dict())
     for epoch in range(epochs):
         set_learning_rate(optimizer, config, epoch, epochs)
+        coefs = coefficients(config, epoch, epochs)
         targets = value_targets(agent, episodes)
         units = episodes.units(train)
         units = units[minibatch_order(config.seed, 0, epoch, len(units), Stream.CLONING)]
         minibatches = episodes.minibatches(units, config.per_rank_batch_size)
-        losses = [_step(agent, each, targets, optimizer, config) for each in minibatches]
+        losses = [_step(agent, each, targets, optimizer, coefs, config.max_grad_norm) for each in minibatches]
         nll, value_loss = torch.stack(losses).mean(0).tolist()
         if not np.isfinite(nll + value_loss):
             raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; a smaller --learning-rate is expected")
@@ -111,7 +114,12 @@ def _split(num_episodes: int, validation: float, seed: int) -> tuple[Indices, In
 
 
 def _step(
-    agent: Agent, minibatch: Minibatch, targets: Tensor, optimizer: torch.optim.Optimizer, config: Config
+    agent: Agent,
+    minibatch: Minibatch,
+    targets: Tensor,
+    optimizer: torch.optim.Optimizer,
+    coefs: Coefficients,
+    max_grad_norm: float,
 ) -> Tensor:
     """Take a gradient step; return negative log-likelihood and value loss, `[2]` float64."""
     weights = minibatch.weights
@@ -120,8 +128,8 @@ def _step(
     value_loss = 0.5 * torch.dot(weights, (new.values - targets[minibatch.rows.flatten()]).square())
     entropy = torch.dot(weights, new.entropy)
     optimizer.zero_grad()
-    (nll + config.vf_coef * value_loss - config.ent_coef * entropy).backward()
-    nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+    (nll + coefs.vf_coef * value_loss - coefs.ent_coef * entropy).backward()
+    nn.utils.clip_grad_norm_(agent.parameters(), max_grad_norm)
     optimizer.step()
     agent.clamp_log_std()
     return torch.stack([nll, value_loss]).detach().double()

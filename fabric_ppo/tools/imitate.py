@@ -21,6 +21,7 @@ from fabric_ppo.envs.frame_stack import num_frames
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.space_text import format_space
 from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, path_name
+from fabric_ppo.fast.optimizers import named_optimizer
 from fabric_ppo.ppo.behaviour_cloning import EpochResult, clone
 from fabric_ppo.process.errors import ConfigError, flag
 from fabric_ppo.process.files import write_atomically
@@ -98,7 +99,8 @@ def imitate(
     if config.init_from is not None:
         start_from(agent, config.init_from)
     started = time.perf_counter()
-    results = clone(agent, demonstrations, config, epochs, validation, report)
+    optimizer = named_optimizer(agent.parameters(), config)
+    results = clone(agent, demonstrations, optimizer, config, epochs, validation, report)
     return Imitation(config, agent, demonstrations, results, validation, time.perf_counter() - started)
 
 

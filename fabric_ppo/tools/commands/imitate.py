@@ -28,8 +28,9 @@ TAKEN = (
     *("config", "seed", "env_id", "env_kwargs", "env_wrapper", "obs_keys", "action_bounds"),
     *("hidden_sizes", "activation_function", "shared_trunk", "layer_norm", "encoder", "recurrent", "recurrent_size"),
     *("log_std_init", "state_dependent_std", "log_std_min", "log_std_max", "ortho_init", "init_from"),
-    *("learning_rate", "anneal_lr", "adam_eps", "max_grad_norm", "per_rank_batch_size", "gamma"),
-    *("vf_coef", "ent_coef", "normalize_observations", "normalize_rewards", "num_threads", "quiet"),
+    *("optimizer", "optimizer_kwargs", "learning_rate", "anneal_lr", "adam_eps", "max_grad_norm"),
+    *("per_rank_batch_size", "gamma", "vf_coef", "ent_coef", "anneal_ent_coef"),
+    *("normalize_observations", "normalize_rewards", "num_threads", "quiet"),
 )
 """Fields of Config that have a meaning here, with that of training."""
 

@@ -14,13 +14,18 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.ppo import behaviour_cloning
-from fabric_ppo.ppo.behaviour_cloning import clone, validate, value_targets
+from fabric_ppo.ppo.behaviour_cloning import validate, value_targets
 from fabric_ppo.ppo.demonstrated import make_episodes
 from fabric_ppo.process.errors import ConfigError, TrainingError
 from fabric_ppo.rollouts.demonstrations import Demonstrations
 from tests.fixtures.spaces import ACTION_SPACES
 
 FAST = {"learning_rate": 0.05, "per_rank_batch_size": 100_000, "max_grad_norm": 1e3}
+
+
+def clone(agent, found, config, epochs, validation):
+    optimizer = torch.optim.Adam(agent.parameters(), config.initial_learning_rate, eps=config.adam_eps)
+    return behaviour_cloning.clone(agent, found, optimizer, config, epochs, validation)
 
 
 def demonstrate(obs, actions, action, *, rewards=None, lengths=None, terminates=True, final=None):
