@@ -135,6 +135,12 @@ def _require_environment_of(source: str, spec: EnvSpec, config: Config, given: C
             raise ConfigError(
                 f"{flag(name)} {value}: {source} has {flag(name)} {own[name]}; without the flag it is that"
             )
+    if "obs_keys" in given and config.obs_keys:
+        keys, parts = config.obs_keys.split(","), (own["obs_keys"] or "").split(",")
+        if not all(any(f"{part}.".startswith(f"{key}.") for key in keys) for part in parts):
+            raise ConfigError(
+                f"--obs-keys {config.obs_keys}: {source} has {own['obs_keys'] or 'no parts'}; all are taken"
+            )
 
 
 def _fitted(spec: EnvSpec, config: Config) -> EnvSpec:

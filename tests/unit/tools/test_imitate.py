@@ -124,6 +124,9 @@ def test_a_file_brings_the_flags_of_its_environment(files, tmp_path):
     assert read.spec == spec
     expected = {"env_id": "My-v0", "env_kwargs": '{"x": 1}', "env_wrapper": "m:f", "obs_keys": "a,b", "frame_stack": 1}
     assert {name: getattr(config, name) for name in expected} == expected
+    load(Config(obs_keys="b,a"), {"obs_keys"}, [str(tmp_path / "made.npz")])
+    with pytest.raises(ConfigError, match=r"--obs-keys a: .* has a,b; all are taken"):
+        load(Config(obs_keys="a"), {"obs_keys"}, [str(tmp_path / "made.npz")])
 
 
 @pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
@@ -161,6 +164,7 @@ def refused(capsys, *words):
         (["--hiden-sizes", "8"], "--hiden-sizes: unknown flag; did you mean --hidden-sizes?"),
         (["--env-id", "Pendulum-v1"], "--env-id Pendulum-v1: {demos} has --env-id CartPole-v1; without the flag"),
         (["--env-wrapper", "m:f"], "--env-wrapper m:f: {demos} has --env-wrapper None; without"),
+        (["--obs-keys", "a"], "--obs-keys a: {demos} has no parts; all are taken"),
         (["--validation", "0.99"], "--validation 0.99: it holds out 10 of 10 demonstrated episodes"),
         (["--encoder", "no:Such"], "--encoder no:Such"),
         (["--init-from", "nowhere"], "--init-from nowhere: there is no such folder"),
