@@ -26,6 +26,7 @@ def test_without_minari_the_line_has_its_installation(monkeypatch):
 
 @pytest.fixture
 def minari(tmp_path, monkeypatch):
+    pytest.importorskip("h5py")  # of the extra
     module = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     return module

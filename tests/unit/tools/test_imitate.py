@@ -231,6 +231,7 @@ def test_the_page_of_help_names_the_flags_that_are_taken(capsys):
 
 
 def test_a_dataset_of_minari_is_imitated(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("h5py")  # of the extra
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     env = minari.DataCollector(gymnasium.make("CartPole-v1"))
