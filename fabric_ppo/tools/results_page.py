@@ -20,6 +20,8 @@ from fabric_ppo.tools.scores import interquartile_mean, interval
 
 TEST_EPISODES = 100
 """Number of test episodes whose mean return is the score of a run."""
+UNSEEN = 101
+"""First seed with which no preset of this project was chosen."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _introduction(has_presets: bool) -> str:
     trained = "a preset of [configs](../configs)" if has_presets else "the YAML file of flags that is named below"
     chosen, published = "", ""
     if has_presets:
-        chosen = " Presets were chosen by runs with one or two of the seeds shown, mostly with seed 1."
+        chosen = f" Presets were chosen with seeds below {UNSEEN}: scores of such seeds, of which the sections tell, "
+        chosen += "flatter a preset a little."
         published = " Published figures are from the programs' own pages, of one agent or three, partly of older "
         published += "versions of the environments."
     return (
@@ -193,11 +196,15 @@ def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
     yield "```sh"
     file = shlex.quote(runs[-1].file) if runs[-1].file else ""
     config = file or f"configs/{row.preset}.yaml"
-    yield f"python -m fabric_ppo benchmark {file or row.preset} --seeds {max(run.seed for run in runs)}"
-    yield f"python train_torch.py --config {config} --test-episodes {TEST_EPISODES} --seed 1"
+    seeds = [run.seed for run in runs]
+    first, count = min(seeds), max(seeds) - min(seeds) + 1
+    numbers = f"--seeds {count}" + (f" --first-seed {first}" if first > 1 else "")
+    yield f"python -m fabric_ppo benchmark {file or row.preset} {numbers}"
+    yield f"python train_torch.py --config {config} --test-episodes {TEST_EPISODES} --seed {first}"
     yield "```\n"
     yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
-    yield f"Scores by seed: {scores}.\n"
+    with_it = ", with some of which the preset was chosen" if first < UNSEEN and not file else ""
+    yield f"Scores of seeds {', '.join(map(str, seeds))}{with_it}: {scores}.\n"
     yield f"![Learning curves of {_title(runs[0])}]({folder}/{row.preset}.svg)\n"
 
 

@@ -151,12 +151,12 @@ def _resolved(path: Path) -> TorchConfig:
     return resolve(TorchConfig(**load_yaml(str(path), TorchConfig)))
 
 
-def run_suite(presets: Mapping[str, Path], seeds: int, jobs: int, log_dir: Path, out: Path) -> int:
+def run_suite(presets: Mapping[str, Path], seeds: range, jobs: int, log_dir: Path, out: Path) -> int:
     """Train all runs that are not finished, `jobs` at a time, and write the page after each.
 
     Args:
         presets: name -> YAML file.
-        seeds: number of runs of each preset, with seeds from 1 up.
+        seeds: of the runs of each preset.
         jobs: number of runs at a time, one core each.
         log_dir: folder of the run folders; unfinished runs in it are resumed.
         out: the page to write; `results.json` and the curves are beside it, in a folder of its
@@ -165,7 +165,7 @@ def run_suite(presets: Mapping[str, Path], seeds: int, jobs: int, log_dir: Path,
     Returns:
         Number of runs that failed.
     """
-    runs = [(preset, seed) for seed in range(1, seeds + 1) for preset in presets]
+    runs = [(preset, seed) for seed in seeds for preset in presets]
     todo = [(presets[preset], seed, log_dir / preset / f"seed_{seed}") for preset, seed in runs]
     failed = 0
     pool = ThreadPoolExecutor(jobs)

@@ -29,9 +29,9 @@ def run(args: list[str]) -> int:
     parser.description = "Train presets with several seeds, test each run, and write a page of scores."
     suites = f"{', '.join(SUITES)}, a preset such as cartpole, a YAML file of flags, or a folder of such files."
     parser.add_argument("suites", metavar="SUITE", nargs="+", help=suites)
-    parser.add_argument(
-        "--seeds", type=count, default=5, help="Runs of each preset, with seeds from 1 up. (default: 5)"
-    )
+    parser.add_argument("--seeds", type=count, default=5, help="Runs of each preset. (default: 5)")
+    first = "Seed of the first of them; the others follow. (default: 1)"
+    parser.add_argument("--first-seed", type=count, default=1, help=first)
     parser.add_argument("--jobs", type=count, default=cores_per_rank(), help="Runs side by side. (default: the cores)")
     parser.add_argument(
         "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
@@ -41,6 +41,9 @@ def run(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.seeds < 1 or given.jobs < 1:
         raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    if not (seeds.start >= 0 and seeds.stop <= 2**32):
+        raise ConfigError(f"--first-seed {given.first_seed}: a seed from 0 up is expected, with all others below 2^32")
     require_text_path("--log-dir", given.log_dir)
     require_text_path("--out", given.out)
     if given.out is None:
@@ -49,17 +52,17 @@ def run(args: list[str]) -> int:
     presets = presets_of(given.suites)
     check_presets(presets)
     log_dir = Path(given.log_dir)
-    failed = run_suite(presets, given.seeds, given.jobs, log_dir, Path(given.out))
+    failed = run_suite(presets, seeds, given.jobs, log_dir, Path(given.out))
     print(given.out, flush=True)
-    _report(log_dir, list(presets), given.seeds)
+    _report(log_dir, list(presets), seeds)
     return FAILED if failed else 0
 
 
-def _report(log_dir: Path, presets: list[str], seeds: int) -> None:
+def _report(log_dir: Path, presets: list[str], seeds: range) -> None:
     """Write a report of each preset's runs into its folder, and print where it is."""
     from fabric_ppo.tools.report.after_training import report_beside
 
     for preset in presets:
-        folders = [log_dir / preset / f"seed_{seed}" for seed in range(1, seeds + 1)]
+        folders = [log_dir / preset / f"seed_{seed}" for seed in seeds]
         if trained := [folder for folder in folders if (folder / CONFIG_FILE).is_file()]:
             report_beside(trained, log_dir / preset)

@@ -132,6 +132,26 @@ def test_the_page_says_what_was_reached_and_what_was_not(tmp_path):
     assert "this machine" in page
 
 
+@pytest.mark.parametrize(("first", "was_seen"), [(99, True), (101, False)])
+def test_the_page_says_of_which_seeds_the_scores_are(tmp_path, first, was_seen):
+    out = tmp_path / "results.md"
+    for result in made("pendulum", -166, -150):
+        results_page.add_result(out, dataclasses.replace(result, seed=result.seed + first - 1), suite.ROWS)
+    results_page.write_page(out, "pendulum", suite.ROWS)
+    page = out.read_text()
+    assert f"python -m fabric_ppo benchmark pendulum --seeds 2 --first-seed {first}\n" in page
+    assert f"--seed {first}\n" in page
+    with_it = ", with some of which the preset was chosen" if was_seen else ""
+    assert f"Scores of seeds {first}, {first + 1}{with_it}: -166.0, -150.0.\n" in page
+
+
+@pytest.mark.processes
+def test_other_seeds_are_other_runs(tiny):
+    assert bench(tiny, "cartpole", "--seeds", "2", "--first-seed", "101", "--jobs", "2") == 0
+    seeds = [each["seed"] for each in json.loads((tiny / "results" / "results.json").read_text())]
+    assert seeds == [101, 102]
+
+
 @pytest.mark.processes
 def test_a_run_that_fails_is_named(tiny, capsys):
     (tiny / "configs" / "acrobot.yaml").write_text(TINY + "run_dir: elsewhere\ninit_from: nowhere\n")
@@ -141,7 +161,10 @@ def test_a_run_that_fails_is_named(tiny, capsys):
     assert "cartpole, seed 1:" in said.out
 
 
-@pytest.mark.parametrize("words", [("nothing",), ("classic", "--seeds", "0"), ("classic", "--jobs", "0")])
+@pytest.mark.parametrize(
+    "words",
+    [("nothing",), ("classic", "--seeds", "0"), ("classic", "--jobs", "0"), ("classic", "--first-seed", "4294967295")],
+)
 def test_what_cannot_work_is_refused(tiny, words, capsys):
     assert bench(tiny, *words) == 2
     assert capsys.readouterr().err.startswith("error: ")
