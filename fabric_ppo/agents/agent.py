@@ -114,12 +114,13 @@ class Agent(Normalizing):
         if architecture.recurrent != "none":
             self.memory = Memory(architecture.recurrent, width, architecture.recurrent_size)
             width = self.memory.num_features
-        self.policy = MLP(width, hidden_sizes, num_params - num_free, activation, layer_norm)
         self.critic_encoder: CriticEncoder | None = None
+        value_width = width
         if spec.observation.num_critic:
             self.critic_encoder = CriticEncoder(spec.observation, architecture.encoder)
-            width += self.critic_encoder.num_features
-        self.value = MLP(width, hidden_sizes, 1, activation, layer_norm)
+            value_width += self.critic_encoder.num_features
+        self.policy = MLP(width, hidden_sizes, num_params - num_free, activation, layer_norm)
+        self.value = MLP(value_width, hidden_sizes, 1, activation, layer_norm)
         self.log_std = nn.Parameter(torch.zeros(num_free)) if num_free else None
         normalized = (self.encoder, self.critic_encoder) if architecture.normalize_observations else (None, None)
         self.obs_moments, self.critic_moments = map(_moments_of, normalized)

@@ -20,7 +20,7 @@ LOSS = ("ppo/loss.py", *_AGENT)
 ACTING = ("rollouts/actor.py", *_AGENT)
 """Files that `compiled_actor.py` stands for."""
 FINGERPRINTS = {
-    "agents/agent.py": "09da7885754c468f",
+    "agents/agent.py": "3632bf2ee5296761",
     "agents/distributions.py": "33cfa156e7d2bb32",
     "agents/encoders.py": "694f33dba4e93e2e",
     "agents/mlp.py": "6d9d3e505f9c174c",
