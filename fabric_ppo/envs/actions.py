@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabric_ppo.envs.nested_actions import pack_parts
+from fabric_ppo.envs.nested_actions import Unpacker, pack_parts
 from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, KeyPath, SpaceSpec, mask_paths
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ _SHY_OF_BOUNDS = 1e-6
 """Distance from -1 and 1 of the numbers whose inverse tanh is taken: that of the bounds is infinite."""
 
 
-def action_converter(space: SpaceSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Return the converter of stored actions `[B, ...]` to what environments take."""
+def action_converter(space: SpaceSpec) -> ActionConverter | PackingConverter:
+    """Return the converter of stored actions `[B, ...]` to what environments take, and back."""
     return PackingConverter(space) if space.parts else ActionConverter(space)
 
 
@@ -149,10 +149,11 @@ class TensorActionConverter:
 
 
 class PackingConverter:
-    """A converter of stored nested actions `[B, n]` to rows of bytes."""
+    """A converter of stored nested actions `[B, n]` to rows of bytes, and back."""
 
     def __init__(self, space: SpaceSpec) -> None:
         """Read the action space."""
+        self._unpack = Unpacker(space)
         self._leaves = [(ActionConverter(leaf), leaf) for _, leaf in space.parts]
         self._ends = np.cumsum([leaf.size for _, leaf in space.parts])[:-1]
 
@@ -166,6 +167,12 @@ class PackingConverter:
                 for each, (convert, leaf) in zip(columns, self._leaves, strict=True)
             ]
         )
+
+    def stored(self, rows: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return stored actions of which this makes `rows`; see `ActionConverter.stored`."""
+        parts = zip(self._unpack.parts(rows), self._leaves, strict=True)
+        flat = [convert.stored(part).reshape(len(rows), leaf.size) for part, (convert, leaf) in parts]
+        return np.concatenate(flat, axis=1, dtype=np.float64)
 
 
 class TensorPackingConverter:

@@ -36,9 +36,10 @@ class EpochResult(NamedTuple):
         train_nll, value_loss: means over the epoch's minibatches: negative log-likelihood in nats,
             and half the squared error of the values, as they were trained on.
         validation_nll: negative log-likelihood of the episodes held out, after the epoch.
-        accuracy: of choices in these, share of the actions that the greedy policy takes, too.
-        squared_error: of continuous actions in these, mean over entries and rows of the squared
-            distance from the greedy policy's, as they are stored.
+        accuracy: of choices in these, share of the rows in which the greedy policy takes all of
+            them, too.
+        squared_error: of the numbers of Boxes in these, mean over entries and rows of the squared
+            distance from the greedy policy's, as they are stored. Nested actions may have both.
     """
 
     train_nll: float
@@ -158,17 +159,23 @@ def value_targets(agent: Agent, episodes: Episodes) -> Tensor:
 @torch.no_grad()
 def validate(agent: Agent, episodes: Episodes, numbers: Indices) -> tuple[float, float, float]:
     """Return the last three numbers of an EpochResult, over some episodes."""
-    sums, is_choice = torch.zeros(3, dtype=torch.float64), not episodes.actions.is_floating_point()
+    sums, is_box = torch.zeros(4, dtype=torch.float64), _is_box(agent).flatten()
     for each in episodes.minibatches(episodes.units(numbers), ROWS_AT_ONCE):
         counts = each.weights > 0
         log_probs = agent(each.obs, each.actions, each.sequences).log_probs
         played = _greedy(agent, each.obs.view(*each.rows.shape, *each.obs.shape[1:]))
-        pairs = [actions.reshape(len(counts), -1) for actions in (played, each.actions)]
-        matches = (pairs[0] == pairs[1]).all(1) if is_choice else (pairs[0] - pairs[1]).square().mean(1)
-        sums += torch.stack([column[counts].double().sum() for column in (-log_probs, matches, counts)])
-    # of no episodes 0 / 0, which is NaN
-    nll, match = (sums[:2] / sums[2]).tolist()
-    return nll, match if is_choice else np.nan, np.nan if is_choice else match
+        differences = (played - each.actions).reshape(len(counts), -1).double()
+        matches, errors = (differences[:, ~is_box] == 0).all(1), differences[:, is_box].square().mean(1)
+        sums += torch.stack([column[counts].double().sum() for column in (-log_probs, matches, errors, counts)])
+    # of no episodes 0 / 0, which is NaN, as is the mean over no entry
+    nll, accuracy, squared_error = (sums[:3] / sums[3]).tolist()
+    return nll, np.nan if is_box.all() else accuracy, squared_error
+
+
+def _is_box(agent: Agent) -> Tensor:
+    """Return which entries of a stored action are numbers of a Box, `[*action_shape]` bool."""
+    leaves = [torch.full((leaf.size,), leaf.kind == "box") for _, leaf in agent.spec.action.leaves]
+    return torch.cat(leaves).view(agent.distribution.action_shape)
 
 
 def _greedy(agent: Agent, obs: Tensor) -> Tensor:
@@ -186,9 +193,12 @@ def _require_possible(agent: Agent, episodes: Episodes) -> None:
     """Raise a ConfigError for an action that the mask in its observation excludes."""
     if not agent.encoder.num_masks:
         return
+    is_box = _is_box(agent)
     for number, (first, last) in enumerate(zip(episodes.first.tolist(), episodes.last.tolist(), strict=True)):
-        memory = torch.zeros(last - first, agent.memory_size)
-        log_probs, _ = agent.log_probs_and_values(episodes.obs[first:last], episodes.actions[first:last], memory)
+        obs, memory = episodes.obs[first:last], torch.zeros(last - first, agent.memory_size)
+        # numbers do not count: far from their mean their density may be as small as any
+        actions = torch.where(is_box, agent.act(obs, None, memory)[0], episodes.actions[first:last])
+        log_probs, _ = agent.log_probs_and_values(obs, actions, memory)
         if bool((log_probs < _IMPOSSIBLE).any()):
             place = f"in step {int(log_probs.argmin())} of episode {number}"
             raise ConfigError(f"an action that its action_mask excludes, {place}; a possible one is expected")

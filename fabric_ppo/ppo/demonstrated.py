@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fabric_ppo.agents.agent import NO_MEMORY, Agent
-from fabric_ppo.envs.actions import ActionConverter
+from fabric_ppo.envs.actions import action_converter
 from fabric_ppo.ppo.batch import cut
 from fabric_ppo.rollouts.demonstrations import Demonstrations
 
@@ -101,7 +101,7 @@ def make_episodes(demonstrations: Demonstrations, agent: Agent, rewards: NDArray
     first, last, total = starts + before, ends + before, len(rewards) + len(starts)
     obs = np.empty((total, *demonstrations.obs.shape[1:]), demonstrations.obs.dtype)
     obs[places], obs[last] = demonstrations.obs, demonstrations.final_obs
-    stored = ActionConverter(agent.spec.action).stored(demonstrations.actions)
+    stored = action_converter(agent.spec.action).stored(demonstrations.actions)
     actions = np.empty((total, *stored.shape[1:]), stored.dtype)
     # none was taken after the last one: any that can be taken keeps the place
     actions[places], actions[last] = stored, stored[ends - 1]

@@ -11,7 +11,7 @@ one episode after the other, or for each of E episodes:
     episode_starts        [S] bool, true in the first row of an episode
     final_observations    [E, ...], those that followed the last step of each episode
 
-Of a nested space each part is an array of its own: `observations.image`, `observations.arm.0`.
+Of a nested space each part is an array of its own: `observations.image`, `actions.arm.0`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabric_ppo.envs.actions import is_outside
+from fabric_ppo.envs.nested_actions import Unpacker, pack_parts
 from fabric_ppo.envs.reading import LARGEST, shorten
 from fabric_ppo.envs.spaces import EnvSpec, KeyPath, SpaceSpec, path_name, reader_of
 from fabric_ppo.process.console import print_line
@@ -42,8 +43,9 @@ class Demonstrations:
 
     Attributes:
         spec: the environment.
-        obs, final_obs: `[S, ...]` and `[E, ...]`; of a nested space rows of bytes (`Packer`).
-        actions, rewards, terminated, truncated, episode_starts: `[S, ...]`.
+        obs, actions, final_obs: `[S, ...]`, `[S, ...]` and `[E, ...]`; of a nested space rows of
+            bytes (`Packer`, `pack_parts`).
+        rewards, terminated, truncated, episode_starts: `[S]`.
     """
 
     spec: EnvSpec
@@ -94,63 +96,69 @@ def joined(demonstrations: list[Demonstrations]) -> Demonstrations:
     return Demonstrations(demonstrations[0].spec, **columns)
 
 
-def leaves_of(space: SpaceSpec) -> list[tuple[KeyPath, SpaceSpec]]:
-    """Return path and space of each part; of a space without parts itself, at the empty path."""
-    return list(space.parts) or [((), space)]
-
-
 def packed(space: SpaceSpec, columns: Mapping[KeyPath, Any]) -> Array:
     """Return observations as rows: of a nested space their parts' bytes, one after the other.
 
     Args:
         space: of the observations.
-        columns: an array `[B, *shape]` for the path of each part, see `leaves_of`.
+        columns: an array `[B, *shape]` for the path of each leaf.
 
     Raises:
         ValueError: a part has another shape, or numbers that its space does not have.
     """
-    arrays: list[Array] = []
-    for path, leaf in leaves_of(space):
+    arrays: dict[str, Array] = {}
+    for path, leaf in space.leaves:
         reader = reader_of(leaf, path_name(path))
         array = reader.array(columns[path])
+        name = f"observations{_dotted(path)}"
         if array.ndim != len(leaf.shape) + 1 or array.shape[1:] != leaf.shape:
-            raise ValueError(f"observations{_dotted(path)} of shape {array.shape}; {_batch(leaf.shape)} is expected")
+            raise ValueError(f"{name} of shape {array.shape}; {_batch(leaf.shape)} is expected")
         reader.require_valid(array)
-        arrays.append(array)
-    if not space.parts:
-        return arrays[0]
-    as_bytes = [np.ascontiguousarray(each).reshape(len(each), -1).view(np.uint8) for each in arrays]
-    return np.concatenate(as_bytes, axis=1)
+        arrays[name] = array
+    return _rows(space, arrays)
+
+
+def checked_actions(space: SpaceSpec, columns: Mapping[KeyPath, Any]) -> Array:
+    """Return actions as rows, likewise, in the dtypes that the environment takes.
+
+    Raises:
+        ValueError: a part has another shape, or an action is none of the space's.
+    """
+    arrays: dict[str, Array] = {}
+    for path, leaf in space.leaves:
+        array, name = np.asarray(columns[path]), f"actions{_dotted(path)}"
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} of dtype {array.dtype}; numbers of dtype {leaf.dtype} are expected")
+        if array.ndim == 0 or array.shape[1:] != leaf.shape:
+            raise ValueError(f"{name} of shape {array.shape}; {_batch(leaf.shape)} is expected")
+        if (wrong := _first(is_outside(leaf, array))) is not None:
+            found = shorten(str(array[wrong]))
+            raise ValueError(f"{name} {found} in row {wrong}; one within the bounds of the action space is expected")
+        arrays[name] = array.astype(leaf.dtype, copy=False)
+    return _rows(space, arrays)
+
+
+def _rows(space: SpaceSpec, arrays: Mapping[str, Array]) -> Array:
+    """Return the leaves' arrays `[B, *shape]` as rows; raise a ValueError if B differs."""
+    require_same_length(arrays)
+    parts = list(arrays.values())
+    return pack_parts(parts) if space.parts else parts[0]
+
+
+def require_same_length(arrays: Mapping[str, Array]) -> None:
+    """Raise a ValueError that names two arrays with different numbers of rows, if there are such."""
+    first, *others = arrays
+    for name in others:
+        if len(arrays[name]) != len(arrays[first]):
+            raise ValueError(
+                f"{name} of {len(arrays[name])} rows, and {first} of {len(arrays[first])}; as many are expected"
+            )
 
 
 def unpacked(space: SpaceSpec, rows: Array) -> dict[KeyPath, Array]:
-    """Return an array `[B, *shape]` for the path of each part; the inverse of `packed`."""
-    if not space.parts:
-        return {(): rows}
-    columns, start = {}, 0
-    for path, leaf in space.parts:
-        stop = start + leaf.size * np.dtype(leaf.dtype).itemsize
-        columns[path] = np.ascontiguousarray(rows[:, start:stop]).view(leaf.dtype).reshape(len(rows), *leaf.shape)
-        start = stop
-    return columns
-
-
-def checked_actions(space: SpaceSpec, actions: Any) -> Array:
-    """Return actions `[B, *shape]` in the dtype that the environment takes.
-
-    Raises:
-        ValueError: they have another shape, or one is none of the space's.
-    """
-    actions = np.asarray(actions)
-    if actions.dtype.kind not in "biuf":
-        raise ValueError(f"actions of dtype {actions.dtype}; numbers of dtype {space.dtype} are expected")
-    if actions.ndim == 0 or actions.shape[1:] != space.shape:
-        raise ValueError(f"actions of shape {actions.shape}; {_batch(space.shape)} is expected")
-    if (wrong := _first(is_outside(space, actions))) is not None:
-        found = shorten(str(actions[wrong]))
-        raise ValueError(f"actions {found} in row {wrong}; one within the bounds of the action space is expected")
-    checked: Array = actions.astype(space.dtype, copy=False)
-    return checked
+    """Return an array `[B, *shape]` for the path of each leaf; the inverse of `packed`."""
+    parts = Unpacker(space).parts(rows) if space.parts else [rows]
+    return dict(zip([path for path, _ in space.leaves], parts, strict=True))
 
 
 def _batch(shape: tuple[int, ...]) -> str:
@@ -172,12 +180,13 @@ class EpisodeLog:
         """Start without episodes, of the environment `spec`.
 
         Raises:
-            ConfigError: two parts of its observations have one name.
+            ConfigError: two parts of its observations, or of its actions, have one name.
         """
         self._spec = spec
-        names = [path_name(path) for path, _ in leaves_of(spec.observation)]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"{spec.env_id}: parts of its observations share a name; other keys are expected")
+        for what in ("observation", "action"):
+            names = [path_name(path) for path, _ in getattr(spec, what).leaves]
+            if len(set(names)) < len(names):
+                raise ConfigError(f"{spec.env_id}: parts of its {what}s share a name; other keys are expected")
         self._open: dict[int, list[tuple[Any, Any, float, bool, bool]]] = {}
         self._ended: list[tuple[int, list[tuple[Any, Any, float, bool, bool]], Any]] = []
 
@@ -189,7 +198,7 @@ class EpisodeLog:
         Args:
             place: of the episode.
             obs, next_obs: before and after the step, packed; the latter is kept where it is final.
-            action: as the environment got it.
+            action: as the environment got it, packed.
             reward, terminated, truncated: what it returned.
         """
         self._open.setdefault(place, []).append((obs, action, reward, terminated, truncated))
@@ -242,13 +251,15 @@ def require_record_path(of: str, path: Path) -> None:
 
 def to_bytes(demonstrations: Demonstrations) -> bytes:
     """Return the content of a file; see the module."""
-    space = demonstrations.spec.observation
-    arrays: dict[str, Array] = {"env_spec": np.array(demonstrations.spec.to_json())}
-    for path, column in unpacked(space, demonstrations.obs).items():
-        arrays[f"observations{_dotted(path)}"] = column
-    for path, column in unpacked(space, demonstrations.final_obs).items():
-        arrays[f"final_observations{_dotted(path)}"] = column
-    for name in ("actions", "rewards", "terminated", "truncated", "episode_starts"):
+    spec = demonstrations.spec
+    arrays: dict[str, Array] = {"env_spec": np.array(spec.to_json())}
+    for name, space, rows in (
+        ("observations", spec.observation, demonstrations.obs),
+        ("final_observations", spec.observation, demonstrations.final_obs),
+        ("actions", spec.action, demonstrations.actions),
+    ):
+        arrays |= {f"{name}{_dotted(path)}": column for path, column in unpacked(space, rows).items()}
+    for name in ("rewards", "terminated", "truncated", "episode_starts"):
         arrays[name] = getattr(demonstrations, name)
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
@@ -289,20 +300,22 @@ def _from_arrays(arrays: Mapping[str, Array]) -> Demonstrations:
         if "env_spec" not in arrays:
             raise
         raise ValueError(f"env_spec is no description of an environment ({first_line(error)})") from None
-    leaves = leaves_of(spec.observation)
     obs, final_obs = (
-        packed(spec.observation, {path: arrays[f"{name}{_dotted(path)}"] for path, _ in leaves})
+        packed(spec.observation, _leaves(arrays, name, spec.observation))
         for name in ("observations", "final_observations")
     )
+    actions = checked_actions(spec.action, _leaves(arrays, "actions", spec.action))
     columns = {"rewards": _column(arrays, "rewards", "fiu", np.float64)}
     columns |= {name: _column(arrays, name, "b", np.bool_) for name in ("terminated", "truncated", "episode_starts")}
-    actions = checked_actions(spec.action, arrays["actions"])
-    for name, column in {"actions": actions, **columns}.items():
-        if len(column) != len(obs):
-            raise ValueError(f"{name} of {len(column)} rows, and observations of {len(obs)}; as many are expected")
+    require_same_length({"observations": obs, "actions": actions, **columns})
     found = Demonstrations(spec, obs, actions, **columns, final_obs=final_obs)
     found.require_whole_episodes()
     return found
+
+
+def _leaves(arrays: Mapping[str, Array], name: str, space: SpaceSpec) -> dict[KeyPath, Array]:
+    """Return the arrays of the leaves of a space; raise a KeyError if one is missing."""
+    return {path: arrays[f"{name}{_dotted(path)}"] for path, _ in space.leaves}
 
 
 def _column(arrays: Mapping[str, Array], name: str, kinds: str, dtype: Any) -> Array:

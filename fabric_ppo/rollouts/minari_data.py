@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fabric_ppo.envs.space_text import format_space
-from fabric_ppo.envs.spaces import EnvSpec, env_spec, part_at
+from fabric_ppo.envs.spaces import EnvSpec, KeyPath, SpaceSpec, env_spec, part_at
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line
 from fabric_ppo.process.extras import install
-from fabric_ppo.rollouts.demonstrations import Demonstrations, checked_actions, leaves_of, packed
+from fabric_ppo.rollouts.demonstrations import Demonstrations, checked_actions, packed
 
 PREFIX = "minari:"
 """Beginning of the name of a dataset."""
@@ -86,13 +87,8 @@ def _demonstrations(spec: EnvSpec, episodes: Iterable[Any]) -> Demonstrations:
     if not episodes:
         raise ValueError("no transition; those of at least one episode are expected")
     lengths = [len(each.rewards) for each in episodes]
-    columns = {
-        path: [np.asarray(part_at(each.observations, path)) for each in episodes]
-        for path, _ in leaves_of(spec.observation)
-    }
-    for length, *parts in zip(lengths, *columns.values(), strict=True):
-        if any(len(part) != length + 1 for part in parts):
-            raise ValueError(f"{len(parts[0])} observations in an episode of {length} steps; {length + 1} are expected")
+    columns = _columns(spec.observation, "observations", episodes, [length + 1 for length in lengths])
+    taken = _columns(spec.action, "actions", episodes, lengths)
     starts, last = (np.zeros(sum(lengths), np.bool_) for _ in range(2))
     last[np.cumsum(lengths) - 1] = True
     starts[0], starts[1:] = True, last[:-1]
@@ -105,7 +101,7 @@ def _demonstrations(spec: EnvSpec, episodes: Iterable[Any]) -> Demonstrations:
         obs=packed(
             spec.observation, {path: np.concatenate([part[:-1] for part in parts]) for path, parts in columns.items()}
         ),
-        actions=checked_actions(spec.action, np.concatenate([each.actions for each in episodes])),
+        actions=checked_actions(spec.action, {path: np.concatenate(parts) for path, parts in taken.items()}),
         rewards=np.concatenate([each.rewards for each in episodes]).astype(np.float64),
         terminated=terminated,
         truncated=truncated | (last & ~terminated),
@@ -114,3 +110,20 @@ def _demonstrations(spec: EnvSpec, episodes: Iterable[Any]) -> Demonstrations:
             spec.observation, {path: np.stack([part[-1] for part in parts]) for path, parts in columns.items()}
         ),
     )
+
+
+def _columns(
+    space: SpaceSpec, name: str, episodes: Sequence[Any], lengths: Sequence[int]
+) -> dict[KeyPath, list[NDArray[Any]]]:
+    """Return the arrays of each episode for the path of each leaf.
+
+    Raises:
+        ValueError: one has not the length that is expected of its episode.
+    """
+    columns = {path: [np.asarray(part_at(getattr(each, name), path)) for each in episodes] for path, _ in space.leaves}
+    for each, expected, *parts in zip(episodes, lengths, *columns.values(), strict=True):
+        for part in parts:
+            if len(part) != expected:
+                what = f"{len(part)} {name} in an episode of {len(each.rewards)} steps"
+                raise ValueError(f"{what}; {expected} are expected")
+    return columns

@@ -20,7 +20,7 @@ from fabric_ppo.config_arguments import json_text
 from fabric_ppo.envs.frame_stack import num_frames
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.space_text import format_space
-from fabric_ppo.envs.spaces import ACTION_MASK, EnvSpec, path_name
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, mask_paths, path_name
 from fabric_ppo.fast.optimizers import named_optimizer
 from fabric_ppo.ppo.behaviour_cloning import EpochResult, clone
 from fabric_ppo.process.errors import ConfigError, flag
@@ -109,6 +109,11 @@ def load(config: Config, given: Collection[str], sources: Sequence[str]) -> tupl
 
     The environment is made only where no file describes it, to learn its spaces.
     """
+    if config.critic_keys:
+        raise ConfigError(
+            f"--critic-keys {config.critic_keys}: demonstrations have only what a policy sees, and --init-from of a "
+            "training with --critic-keys takes no policy that was made without; do without them in both"
+        )
     files = {source: read_demonstrations(Path(source)) for source in sources if not source.startswith(PREFIX)}
     datasets = {source: MinariDataset(source) for source in sources if source.startswith(PREFIX)}
     if files:
@@ -145,12 +150,19 @@ def _require_environment_of(source: str, spec: EnvSpec, config: Config, given: C
 
 def _fitted(spec: EnvSpec, config: Config) -> EnvSpec:
     """Return an environment's spec with the way in which this agent's actions meet their bounds."""
-    return replace(spec, action=replace(spec.action, fit=config.action_bounds)) if spec.action.kind == "box" else spec
+
+    def fitted(space: SpaceSpec) -> SpaceSpec:
+        if space.kind == "box":
+            return replace(space, fit=config.action_bounds)
+        return replace(space, parts=tuple((path, fitted(leaf)) for path, leaf in space.parts))
+
+    return replace(spec, action=fitted(spec.action))
 
 
 def _flags_of(spec: EnvSpec) -> dict[str, Any]:
     """Return the flags of an environment, with which training makes the same."""
-    parts = [path_name(path) for path, _ in spec.observation.parts if path != ACTION_MASK]
+    masks = mask_paths(spec)
+    parts = [path_name(path) for path, _ in spec.observation.parts if path not in masks]
     return {
         "env_id": spec.env_id,
         "env_kwargs": spec.make_args or None,

@@ -73,7 +73,8 @@ def _require_taken(flags: list[str]) -> None:
     """Raise a ConfigError for a flag of training that has no meaning here."""
     for word in flags:
         name = flag_of(word).removeprefix("--").removeprefix("no-").replace("-", "_")
-        if word.startswith("--") and name in field_types(Config) and name not in TAKEN:
+        # of --critic-keys `load` says why
+        if word.startswith("--") and name in field_types(Config) and name not in (*TAKEN, "critic_keys"):
             raise ConfigError(f"{flag_of(word)}: has no meaning in imitate; see fabric-ppo imitate --help")
 
 
@@ -88,9 +89,8 @@ def _line(epoch: int, epochs: int, result: EpochResult, validation: float) -> st
 
 def _match(result: EpochResult) -> str:
     """Return how well the greedy policy acts as held-out demonstrations do."""
-    if math.isnan(result.accuracy):
-        return f"mean squared error {format_number(result.squared_error)}"
-    return f"accuracy {format_number(result.accuracy)}"
+    numbers = {"accuracy": result.accuracy, "mean squared error": result.squared_error}
+    return ", ".join(f"{name} {format_number(number)}" for name, number in numbers.items() if not math.isnan(number))
 
 
 def _result(done: Imitation, out: str) -> str:

@@ -281,7 +281,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, expected):
 def test_bounds_of_actions_are_kept():
     found = demonstrations(action=spaces.Box(-1, 0.5, (2,)))
     with pytest.raises(ValueError, match=r"actions \[0\.5 0\.51\] in row 3"):
-        module.checked_actions(found.spec.action, np.where(np.arange(10).reshape(5, 2) > 6, 0.51, 0.5))
+        module.checked_actions(found.spec.action, {(): np.where(np.arange(10).reshape(5, 2) > 6, 0.51, 0.5)})
 
 
 def test_parts_of_one_name_are_refused():
