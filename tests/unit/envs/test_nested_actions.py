@@ -95,6 +95,48 @@ def test_tensors_are_converted_and_put_together_as_arrays_are(seed, fit):
             np.testing.assert_array_equal(ours.numpy(), theirs)
 
 
+@given(st.integers(0, 2**32), st.sampled_from(["clip", "rescale", "squash"]))
+@settings(max_examples=60, deadline=None)
+def test_what_an_environment_took_is_stored_so_that_it_takes_the_same(seed, fit):
+    """The space's own samples come back, choices exactly; what a rollout stores is stored again."""
+    space = draw_nested(seed)
+    spec = env_spec("Test-v0", VECTOR, space, fit).action
+    convert, unpack = action_converter(spec), Unpacker(spec)
+    space.seed(seed)
+    samples = [space.sample() for _ in range(5)]
+    own = np.concatenate([pack_batch(spec, nested_batch(spec, each)) for each in samples])
+    rows = convert.stored(own)
+    assert np.isfinite(rows).all()
+    for sample, back in zip(samples, (unpack.one(row) for row in convert(rows)), strict=True):
+        for path, leaf in leaves(space):
+            ours, theirs = part_of(back, path), part_of(sample, path)
+            # the inverse tanh ends 1e-6 before a bound, of up to 1000
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-3 if isinstance(leaf, spaces.Box) else 0)
+    inside = np.clip(drawn_rows(spec, 5).numpy(), -0.9, None)
+    again = convert.stored(convert(inside))
+    for column, (path, kind) in enumerate((path, leaf.kind) for path, leaf in spec.parts for _ in range(leaf.size)):
+        if kind != "box":
+            assert np.array_equal(again[:, column], np.maximum(inside[:, column], 0).astype(int)), path
+
+
+def nested_batch(spec, action):
+    """A batch of one action."""
+    return nested([path for path, _ in spec.parts], [np.asarray(part_of(action, path))[None] for path, _ in spec.parts])
+
+
+@pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
+def test_what_is_drawn_within_the_bounds_is_stored_again(fit):
+    """The identity, but for rounding; a Box of -2 to 2, two choices, one, two bits, and a Box of 0 to 1."""
+    convert = action_converter(env_spec("Test-v0", VECTOR, ACTION, fit).action)
+    rng = np.random.default_rng(0)
+    columns = [*rng.uniform(-0.95, 0.95, (2, 50)), *rng.integers(0, [[2], [3], [3], [2], [2]], (5, 50))]
+    columns.append(rng.uniform(0.05, 0.95, 50))
+    order = {"tools": 0, "move": 4, "lamps": 5, "throttle": 7}
+    assert list(dict.fromkeys(path[0] for path, _ in env_spec("Test-v0", VECTOR, ACTION).action.parts)) == list(order)
+    rows = np.stack(columns, axis=1).astype(np.float32)
+    np.testing.assert_allclose(convert.stored(convert(rows)), rows, atol=1e-6)
+
+
 def test_choices_and_numbers_are_exact():
     """The largest choice that there can be, a start that no float holds, and a double's bounds."""
     most = 2**19

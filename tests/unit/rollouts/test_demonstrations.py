@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy
@@ -17,6 +20,7 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.nested_actions import Unpacker
 from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec, env_spec
 from fabric_ppo.envs.tensor.cartpole import CartPole
 from fabric_ppo.process.errors import ConfigError
@@ -24,8 +28,12 @@ from fabric_ppo.rollouts import demonstrations as module
 from fabric_ppo.rollouts.demonstrations import EpisodeLog, packed, read_demonstrations, to_bytes, unpacked
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
-from tests.fixtures import nested_envs  # noqa: F401, registers them
+from tests.fixtures import (
+    mixed_envs,
+    nested_envs,  # noqa: F401, registers them
+)
 from tests.fixtures.agents import agent_for, random_agent
+from tests.fixtures.drawn_spaces import draw_action, part_of
 from tests.fixtures.toy_envs import ACTIONS, toy_env
 
 SEED = 5
@@ -51,13 +59,14 @@ def policy_for(env_id, **flags):
 def require_played(found, env_id, wrap=lambda env: env):
     """Play the recorded actions in Gymnasium's environment: it gives what was recorded."""
     env, pack = wrap(gymnasium.make(env_id)), Packer(found.spec.observation)
+    nested = found.spec.action.parts
     starts = np.append(np.flatnonzero(found.episode_starts), len(found.rewards))
     for episode, (start, stop) in enumerate(itertools.pairwise(starts)):
         obs, _ = env.reset(seed=evaluation_seed(SEED, episode))
         for row in range(start, stop):
             assert np.array_equal(found.obs[row], pack(obs))
-            action = found.actions[row]
-            obs, *given, _ = env.step(action.item() if action.ndim == 0 else action.copy())
+            action = Unpacker(found.spec.action).one(found.actions[row]) if nested else found.actions[row]
+            obs, *given, _ = env.step(action if nested else action.item() if action.ndim == 0 else action.copy())
             assert [found.rewards[row], found.terminated[row], found.truncated[row]] == given
         assert np.array_equal(found.final_obs[episode], pack(obs))
     env.close()
@@ -74,6 +83,49 @@ def test_what_is_recorded_is_what_the_environment_gave_and_got(env_id, stochasti
     assert np.diff(np.append(np.flatnonzero(found.episode_starts), len(found.rewards))).tolist() == result.lengths
     found.require_whole_episodes()
     require_played(found, env_id)
+
+
+MIXED = [f"tests.fixtures.mixed_envs:{name}-v0" for name in ("Parts", "PartsFlatMask", "PartsMasks")]
+
+
+@pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
+@pytest.mark.parametrize("env_id", MIXED)
+def test_nested_actions_are_recorded_as_the_environment_got_them(env_id, fit, monkeypatch):
+    """It raises at one that its space does not contain; each leaf is held against what it was given."""
+    taken = []
+
+    class Watched(mixed_envs.Parts):
+        def step(self, action):
+            taken.append({**action, "tools": tuple(each.copy() for each in action["tools"])})
+            result = super().step(action)
+            action["tools"][0][:] = action["lamps"][:] = 7  # the record is of before
+            return result
+
+    kwargs = gymnasium.spec(env_id.partition(":")[2]).kwargs
+    spec = gymnasium.envs.registration.EnvSpec("Watched-v0", Watched, kwargs=kwargs)
+    monkeypatch.setitem(gymnasium.registry, "Watched-v0", spec)
+    policy = policy_for("Watched-v0", action_bounds=fit)
+    taken.clear()
+    result, found = record(policy, 1, stochastic=True)
+    columns = unpacked(found.spec.action, found.actions)
+    assert len(taken) == result.lengths[0] == 10
+    for path, column in columns.items():
+        given = np.array([part_of(action, path) for action in taken])
+        assert np.array_equal(column, given), path
+    for row in found.actions:
+        assert mixed_envs.ACTION.contains(Unpacker(found.spec.action).one(row))
+    require_played(record(policy_for(env_id, action_bounds=fit), 11)[1], env_id)
+
+
+def test_nested_actions_of_a_batch_are_recorded():
+    """An action's reward follows from it and the goal that was seen."""
+    _, found = record(batch_policy("tests.fixtures.mixed_envs:parts_in_batch", ""), 3, stochastic=True)
+    assert len(np.unique(found.actions, axis=0)) > 20
+    env, unpack = mixed_envs.Parts(), Unpacker(found.spec.action)
+    for obs, action, reward in zip(found.obs, found.actions, found.rewards, strict=True):
+        env.reset()
+        env.goal = obs.argmax()
+        assert env.step(unpack.one(action))[1] == pytest.approx(reward, rel=1e-6)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -179,7 +231,11 @@ def demonstrations(observation=NESTED, action=None, lengths=(2, 3)):
     ends = np.cumsum(lengths) - 1
     starts, terminated, truncated = (np.zeros(rows, np.bool_) for _ in range(3))
     starts[[0, *(ends[:-1] + 1)]], terminated[ends[0]], truncated[ends[1:]] = True, True, True
-    actions = np.stack([np.asarray((action or spaces.Discrete(3)).sample()) for _ in range(rows)])
+    samples = [(action or spaces.Discrete(3)).sample() for _ in range(rows)]
+    leaves = [path for path, _ in spec.action.leaves]
+    actions = module.checked_actions(
+        spec.action, {path: np.stack([np.asarray(part_of(each, path)) for each in samples]) for path in leaves}
+    )
     columns = {"rewards": np.arange(rows) / 3, "terminated": terminated, "truncated": truncated}
     return module.Demonstrations(spec, obs[:rows], actions, **columns, episode_starts=starts, final_obs=obs[rows:])
 
@@ -193,9 +249,11 @@ def require_equal(found, expected):
             assert np.array_equal(mine, theirs), name
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", [*ACTIONS.values(), mixed_envs.ACTION], ids=[*ACTIONS, "nested"])
 def test_a_file_is_read_as_it_was_written(tmp_path, action):
-    expected = demonstrations(action=ACTIONS[action])
+    # a mask of three choices would be another space's
+    observation = NESTED if not isinstance(action, spaces.Dict) else spaces.Box(-1, 1, (2,))
+    expected = demonstrations(observation, action)
     (tmp_path / "a.npz").write_bytes(to_bytes(expected))
     require_equal(read_demonstrations(tmp_path / "a.npz"), expected)
     assert to_bytes(expected) == to_bytes(expected)
@@ -216,6 +274,19 @@ def test_a_file_has_an_array_for_each_part(tmp_path):
         assert EnvSpec.from_json(str(file["env_spec"])) == expected.spec
 
 
+@given(st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_any_nested_action_comes_back_from_a_file(seed):
+    space = spaces.Tuple([draw_action(random.Random(seed), 1), spaces.Dict(last=spaces.Discrete(2, start=5))])
+    space.seed(seed)
+    expected = demonstrations(spaces.Box(-1, 1, (2,)), action=space)
+    with np.load(io.BytesIO(to_bytes(expected)), allow_pickle=False) as file:
+        read = module._from_arrays({name: file[name] for name in file.files})
+        assert all(action in space for action in map(Unpacker(read.spec.action).one, read.actions))
+        assert file["actions.1.last"].shape == (5,)
+    require_equal(read, expected)
+
+
 def test_parts_are_packed_as_a_packer_does():
     found = demonstrations()
     columns = unpacked(found.spec.observation, found.obs)
@@ -226,9 +297,9 @@ def test_parts_are_packed_as_a_packer_does():
     assert np.array_equal(packed(found.spec.observation, columns), found.obs)
 
 
-def changed(**arrays):
+def changed(action=None, **arrays):
     """The content of a file in which arrays are others; None for one that is missing."""
-    with np.load(io.BytesIO(to_bytes(demonstrations(spaces.Box(-1, 1, (2,)))))) as file:
+    with np.load(io.BytesIO(to_bytes(demonstrations(spaces.Box(-1, 1, (2,)), action)))) as file:
         values = {name: file[name] for name in file.files} | arrays
     content = io.BytesIO()
     np.savez(content, **{name: value for name, value in values.items() if value is not None})
@@ -261,6 +332,16 @@ WRONG = {
     "early end": (changed(terminated=~FLAGS), "row 0, which is not the last of its episode"),
     "finals": (changed(final_observations=NAN[:1]), "final_observations of 1 episodes, and episode_starts of 2"),
 }
+FEWER = {"actions.tools.1": np.array([[0, 5]] * 4)}
+NESTED_WRONG = {
+    "no part of the actions": ({"actions.move": None}, "it has no array actions.move"),
+    "shape of a part": ({"actions.lamps": np.ones((5, 3))}, "actions.lamps of shape (5, 3); (B, 2) is expected"),
+    "no such choice": ({"actions.move": np.array([1, 2, 3, 1, 0])}, "actions.move 0 in row 4"),
+    "beyond a bound": ({"actions.throttle": np.array([0, 1, 0.5, 1.01, 0])}, "actions.throttle 1.01 in row 3"),
+    "text for a part": ({"actions.move": np.array(["a"] * 5)}, "actions.move of dtype <U1; numbers of dtype int64"),
+    "fewer rows": (FEWER, "actions.tools.1 of 4 rows, and actions.tools.0 of 5; as many are expected"),
+}
+WRONG |= {name: (changed(mixed_envs.ACTION, **each), text) for name, (each, text) in NESTED_WRONG.items()}
 EMPTY = {name: np.zeros(0, np.bool_) for name in ("terminated", "truncated", "episode_starts")}
 EMPTY |= {"observations": NAN[:0], "final_observations": NAN[:0], "actions": np.zeros(0), "rewards": np.zeros(0)}
 WRONG["nothing in it"] = (changed(**EMPTY), "no transition")
@@ -289,6 +370,8 @@ def test_parts_of_one_name_are_refused():
     nested = SpaceSpec("nested", (8,), "uint8", parts=((("a.b",), spec), (("a", "b"), spec)))
     with pytest.raises(ConfigError, match="parts of its observations share a name"):
         EpisodeLog(EnvSpec("Made-v0", nested, SpaceSpec("discrete", (), "int64", (2,), (0,))))
+    with pytest.raises(ConfigError, match="parts of its actions share a name"):
+        EpisodeLog(EnvSpec("Made-v0", spec, nested))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("a.zip", "ends in .npz"), ("none/a.npz", "an existing folder")])
