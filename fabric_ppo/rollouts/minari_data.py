@@ -61,7 +61,8 @@ class MinariDataset:
         theirs = env_spec(self.name, self._data.observation_space, self._data.action_space, spec.action.fit, obs_keys)
         for what in ("observation", "action"):
             its, own = (getattr(each, what) for each in (theirs, spec))
-            if its != own:
+            # in any order: Minari sorts the keys of a Dict
+            if dict(its.leaves) != dict(own.leaves):
                 texts = [format_space(its), format_space(own)]
                 texts = texts if texts[0] != texts[1] else [str(its), str(own)]
                 raise ConfigError(f"{self.name}: its {what}s are {texts[0]}, and those of {spec.env_id} {texts[1]}")

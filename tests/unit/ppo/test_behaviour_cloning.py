@@ -12,12 +12,12 @@ from gymnasium import spaces
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.spaces import Packer, env_spec
 from fabric_ppo.ppo import behaviour_cloning
 from fabric_ppo.ppo.behaviour_cloning import validate, value_targets
 from fabric_ppo.ppo.demonstrated import make_episodes
 from fabric_ppo.process.errors import ConfigError, TrainingError
-from fabric_ppo.rollouts.demonstrations import Demonstrations
+from fabric_ppo.rollouts.demonstrations import Demonstrations, checked_actions
 from tests.fixtures.spaces import ACTION_SPACES
 
 FAST = {"learning_rate": 0.05, "per_rank_batch_size": 100_000, "max_grad_norm": 1e3}
@@ -62,6 +62,39 @@ def test_choices_become_as_frequent_as_they_were_demonstrated():
     entropy = -(counts / counts.sum() * np.log(expected)).sum()
     assert results[-1].train_nll == pytest.approx(entropy, abs=1e-4)
     assert np.isnan(results[-1].validation_nll)
+
+
+def test_each_part_of_nested_actions_is_as_it_was_demonstrated():
+    """In a table: frequencies of each choice and bit; of numbers their means, and one deviation for all states."""
+    space = spaces.Dict(
+        speed=spaces.Box(-2, 2, (1,), np.float64), move=spaces.Discrete(2, start=3), lamps=spaces.MultiBinary(1)
+    )
+    moves, lamps = np.array([[0] * 6 + [1] * 2, [0] * 2 + [1] * 6]), np.array([[0] + [1] * 7, [1, 0] * 4])
+    speeds = np.array([[0.5, 1.5] * 4, [-1.0, -0.6] * 4])
+    spec = env_spec("Test-v0", spaces.Box(-np.inf, np.inf, (2,)), space, "rescale")
+    assert [path for path, _ in spec.action.parts] == [("speed",), ("move",), ("lamps",)]
+    parts = {("speed",): speeds.reshape(-1, 1), ("move",): 3 + moves.ravel(), ("lamps",): lamps.reshape(-1, 1)}
+    found = demonstrate(np.eye(2).repeat(8, 0), checked_actions(spec.action, parts), space)
+    found = dataclasses.replace(found, spec=spec)
+    agent = linear_agent(spec)
+    results = clone(agent, found, Config(**FAST), epochs=600, validation=0)
+    with torch.no_grad():
+        params = agent.policy_params(agent.features(torch.eye(2))).numpy()
+    shares = [np.exp(params[:, 1]) / np.exp(params[:, :2]).sum(1), 1 / (1 + np.exp(-params[:, 2]))]
+    np.testing.assert_allclose(shares, [moves.mean(1), lamps.mean(1)], atol=2e-3)
+    # rescale maps -2 .. 2 to -1 .. 1
+    np.testing.assert_allclose(params[:, 3] * 2, speeds.mean(1), atol=2e-3)
+    variance = speeds.var(1).mean()
+    np.testing.assert_allclose(np.exp(params[:, 4]) * 2, np.sqrt(variance), atol=2e-3)
+    choices = [moves.mean(1), lamps.mean(1)]
+    entropy = -sum((p * np.log(p) + (1 - p) * np.log(1 - p)).mean() for p in choices)
+    entropy += 0.5 * np.log(2 * np.pi * np.e * variance / 4)
+    assert results[-1].train_nll == pytest.approx(entropy, abs=1e-3)
+    # greedily move 0 with the lamp on in state 0, of 8 rows 5; in state 1 the lamp's bit is as often 0 as 1
+    episodes = make_episodes(found, agent, found.rewards, 0.9)
+    _, accuracy, squared_error = validate(agent, episodes, np.arange(8))
+    assert accuracy == np.mean((moves[0] == 0) & (lamps[0] == 1)) != min(np.mean(moves[0] == 0), np.mean(lamps[0]))
+    assert squared_error == pytest.approx(speeds[0].var() / 4, abs=1e-3)
 
 
 def test_the_entropy_bonus_flattens_choices():
@@ -229,8 +262,6 @@ def test_a_single_episode_can_not_be_held_out():
 def test_an_action_that_its_mask_excludes_is_refused():
     space = spaces.Dict({"action_mask": spaces.MultiBinary(3), "x": spaces.Box(-1, 1, (1,))})
     spec = env_spec("Test-v0", space, spaces.Discrete(3))
-    from fabric_ppo.envs.spaces import Packer
-
     masks = [[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 0]]
     obs = np.stack(
         [Packer(spec.observation)({"action_mask": np.array(m, np.int8), "x": np.zeros(1, np.float32)}) for m in masks]
@@ -245,6 +276,25 @@ def test_an_action_that_its_mask_excludes_is_refused():
         ConfigError, match="an action that its action_mask excludes, in step 1 of episode 1; a possible"
     ):
         clone(make_agent(spec, config), wrong, config, 5, 0)
+
+
+def test_a_number_far_from_its_mean_is_no_choice_that_is_excluded():
+    """Its density is as small as an impossible choice's probability."""
+    actions = spaces.Dict(move=spaces.Discrete(2), far=spaces.Box(-np.inf, np.inf, (1,)))
+    seen = spaces.Dict({"action_mask": spaces.MultiBinary(2), "x": spaces.Box(-1, 1, (1,))})
+    spec = env_spec("Test-v0", seen, actions)
+    row = Packer(spec.observation)({"action_mask": np.array([1, 0], np.int8), "x": np.zeros(1, np.float32)})
+    obs = np.stack([row] * 2)
+
+    def taken(move):
+        columns = {("move",): np.array([0, move]), ("far",): np.full((2, 1), 1e5)}
+        plain = demonstrate(np.zeros((2, 1)), checked_actions(spec.action, columns), actions, lengths=[2])
+        return dataclasses.replace(plain, spec=spec, obs=obs, final_obs=obs[:1])
+
+    agent = make_agent(spec, Config())
+    clone(agent, taken(0), Config(), 1, 0)
+    with pytest.raises(ConfigError, match="its action_mask excludes, in step 1 of episode 0"):
+        clone(agent, taken(1), Config(), 1, 0)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():

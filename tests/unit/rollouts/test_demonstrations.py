@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import random
@@ -96,7 +97,7 @@ def test_nested_actions_are_recorded_as_the_environment_got_them(env_id, fit, mo
 
     class Watched(mixed_envs.Parts):
         def step(self, action):
-            taken.append({**action, "tools": tuple(each.copy() for each in action["tools"])})
+            taken.append(copy.deepcopy(action))
             result = super().step(action)
             action["tools"][0][:] = action["lamps"][:] = 7  # the record is of before
             return result

@@ -13,9 +13,11 @@ from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.demonstrations import unpacked
 from fabric_ppo.rollouts.minari_data import MinariDataset
+from tests.fixtures.drawn_spaces import part_of
 
-# by its name: Minari keeps no classes
+# by their names: Minari keeps no classes
 gymnasium.register("NestedByName-v0", "tests.fixtures.nested_envs:Nested")
+gymnasium.register("PartsByName-v0", "tests.fixtures.mixed_envs:Parts")
 
 
 def test_without_minari_the_line_has_its_installation(monkeypatch):
@@ -56,7 +58,7 @@ def spec_of(env_id):
         return env_spec(env_id, env.observation_space, env.action_space)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "NestedByName-v0"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "NestedByName-v0", "PartsByName-v0"])
 def test_a_dataset_has_what_was_collected(minari, env_id):
     played = collected(minari, env_id, "made/random-v0")
     spec, dataset = spec_of(env_id), MinariDataset("minari:made/random-v0")
@@ -64,20 +66,17 @@ def test_a_dataset_has_what_was_collected(minari, env_id):
     dataset.require_spaces(spec, "")
     found = dataset.read(spec)
     steps = [step for _, each in played for step in each]
-    for name, column in zip(("actions", "rewards", "terminated", "truncated"), zip(*steps, strict=True), strict=True):
+    taken, *columns = zip(*steps, strict=True)
+    for name, column in zip(("rewards", "terminated", "truncated"), columns, strict=True):
         assert np.array_equal(getattr(found, name), np.array(column)), name
+    for path, column in unpacked(spec.action, found.actions).items():
+        assert np.array_equal(column, [part_of(action, path) for action in taken]), path
     starts = np.cumsum([0, *(len(each) for _, each in played)])[:-1]
     assert np.flatnonzero(found.episode_starts).tolist() == starts.tolist()
-
-    def part(obs, path):
-        for key in path:
-            obs = obs[key]
-        return obs
-
     for path, column in unpacked(spec.observation, found.obs).items():
-        assert np.array_equal(column, [part(obs, path) for all_obs, _ in played for obs in all_obs[:-1]])
+        assert np.array_equal(column, [part_of(obs, path) for all_obs, _ in played for obs in all_obs[:-1]])
     for path, column in unpacked(spec.observation, found.final_obs).items():
-        assert np.array_equal(column, [part(all_obs[-1], path) for all_obs, _ in played])
+        assert np.array_equal(column, [part_of(all_obs[-1], path) for all_obs, _ in played])
 
 
 def test_an_episode_without_an_end_counts_as_truncated(minari):
@@ -100,6 +99,21 @@ def test_an_episode_without_an_end_counts_as_truncated(minari):
         ConfigError, match=r"observations are Box\(2\) float32, and those of CartPole-v1 Box\(4\) float32"
     ):
         dataset.require_spaces(spec_of("CartPole-v1"), "")
+
+
+def test_a_part_of_another_length_is_refused(minari, monkeypatch):
+    collected(minari, "PartsByName-v0", "made/parts-v0", episodes=1)
+    dataset = MinariDataset("minari:made/parts-v0")
+    (episode,) = dataset._data.iterate_episodes()
+    episode.actions["move"] = episode.actions["move"][:9]
+    monkeypatch.setattr(dataset._data, "iterate_episodes", lambda: [episode])
+    with pytest.raises(
+        ConfigError, match=r"^minari:made/parts-v0: 9 actions in an episode of 10 steps; 10 are expected"
+    ):
+        dataset.read(spec_of("PartsByName-v0"))
+    del episode.actions["move"]
+    with pytest.raises(ConfigError, match=r"^minari:made/parts-v0: [^\n]*move"):
+        dataset.read(spec_of("PartsByName-v0"))
 
 
 def test_a_dataset_that_is_not_there(minari):

@@ -15,9 +15,11 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.api import evaluate, train
 from fabric_ppo.config import Config, TorchConfig
-from fabric_ppo.envs.spaces import EnvSpec, env_spec
+from fabric_ppo.envs.make import make_envs
+from fabric_ppo.envs.nested_actions import nested
+from fabric_ppo.envs.spaces import EnvSpec, env_spec, part_at
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.rollouts.demonstrations import read_demonstrations, to_bytes
+from fabric_ppo.rollouts.demonstrations import read_demonstrations, to_bytes, unpacked
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools import cli
 from fabric_ppo.tools.commands.evaluate import evaluate_parser
@@ -26,6 +28,7 @@ from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.imitate import load
 from tests.fixtures.agents import agent_for
 from tests.fixtures.launching import ROOT
+from tests.fixtures.mixed_envs import BEST, wanted
 from tests.fixtures.pages import of_kind
 
 
@@ -141,6 +144,87 @@ def test_continuous_actions_fit_the_bounds_as_the_new_agent_has_them(tmp_path, f
     assert yaml.safe_load((tmp_path / "clone/config.yaml").read_text())["action_bounds"] == fit
     assert make_agent(agent.spec, config).spec == agent.spec
     assert "Imitation/squared_error" in load_run(tmp_path / "clone").metrics
+
+
+class Wanted(Policy):
+    """Takes the one action that is worth most in `Parts`."""
+
+    def act(self, obs, noise=None, memory=None):
+        return batch_of(self.spec, [wanted(goal) for goal in obs_of(self.spec, obs).argmax(1)])
+
+
+def obs_of(spec, rows):
+    """The goals that are seen in packed observations."""
+    return unpacked(spec.observation, rows)["observation",] if spec.observation.parts else rows
+
+
+def batch_of(spec, actions):
+    paths = [path for path, _ in spec.action.parts]
+    return nested(paths, [np.stack([part_at(each, path) for each in actions]) for path in paths])
+
+
+@pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
+@pytest.mark.parametrize("name", ["Parts-v0", "PartsFlatMask-v0", "PartsMasks-v0"])
+def test_nested_actions_are_imitated_and_training_starts_with_them(tmp_path, name, fit, capsys):
+    """The expert's every step is worth 8; the environment raises at an action that it does not have."""
+    env_id = f"tests.fixtures.mixed_envs:{name}"
+    expert = Wanted(agent_for(env_id))
+    assert evaluate(expert, 20, record=tmp_path / "a.npz").returns == [10 * BEST] * 20
+    words = ["imitate", "--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "clone"), "--epochs", "60"]
+    assert cli.main([*words, "--action-bounds", fit, "--learning-rate", "1e-2"]) == 0
+    assert "accuracy 1, mean squared error " in capsys.readouterr().out
+    agent = load_agent(tmp_path / "clone")
+    assert agent.spec == policy_spec(env_id, fit), "as training has it"
+    assert np.mean(evaluate(tmp_path / "clone", episodes=10, own_code=True).returns) > 78
+    own = {"num_envs": 2, "num_steps": 50, "total_timesteps": 100, "test_episodes": 0, "run_dir": tmp_path / "run"}
+    run = train(TorchConfig(config=tmp_path / "clone/config.yaml", init_from=tmp_path / "clone", **own), verbose=False)
+    assert run.summary["train_return_mean"] > (40 if name == "Parts-v0" else 50), "chance has about 35"
+
+
+def policy_spec(env_id, fit):
+    config = Config(env_id=env_id, num_envs=1, action_bounds=fit)
+    envs = make_envs(config, 0, 1)
+    envs.close()
+    return envs.spec
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """A run with --critic-keys, and a file that was recorded of it."""
+    folder = tmp_path_factory.mktemp("keyed")
+    own = {"num_envs": 2, "num_steps": 32, "total_timesteps": 64, "test_episodes": 0, "run_dir": folder / "run"}
+    env_id = "tests.fixtures.hidden_envs:Hidden-v0"
+    train(TorchConfig(env_id=env_id, critic_keys="state,goal.inner", **own), verbose=False)
+    words = ["evaluate", str(folder / "run"), "--own-code", "--episodes", "4", "--record", str(folder / "a.npz")]
+    assert cli.main(words) == 0
+    return folder
+
+
+def test_of_a_run_with_critic_keys_what_its_policy_sees_is_recorded(keyed, tmp_path, capsys):
+    """A copy starts a training without the flag, and is no policy for one with it."""
+    found = read_demonstrations(keyed / "a.npz")
+    assert [path for path, _ in found.spec.observation.parts] == [("goal", "seen")]
+    words = ["imitate", "--data", str(keyed / "a.npz"), "--out", str(tmp_path / "clone"), "--epochs", "1", "--quiet"]
+    assert cli.main(words) == 0
+    own = {"num_envs": 2, "num_steps": 32, "total_timesteps": 64, "test_episodes": 0, "init_from": tmp_path / "clone"}
+    train(TorchConfig(config=tmp_path / "clone/config.yaml", run_dir=tmp_path / "run", **own), verbose=False)
+    with pytest.raises(ConfigError) as error:
+        train(TorchConfig(config=keyed / "run/config.yaml", run_dir=tmp_path / "keyed", **own), verbose=False)
+    its, also = "(goal.seen Box(2) float32)", "the value network also goal.inner Discrete(2), state Box(1) float32"
+    assert str(error.value) == (
+        f"--init-from {tmp_path / 'clone'}: its observations are {its}; this run's, {its[:-1]}; {also}), are expected"
+    )
+    assert not (tmp_path / "keyed").exists()
+
+
+@pytest.mark.parametrize("how", ["flag", "file"])
+def test_critic_keys_are_refused_with_the_reason(keyed, tmp_path, capsys, how):
+    keys = "state,goal.inner"
+    flags = ["--critic-keys", keys] if how == "flag" else ["--config", keyed / "run/config.yaml"]
+    assert cli.main(list(map(str, ["imitate", "--data", keyed / "a.npz", "--out", tmp_path / "out", *flags]))) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: --critic-keys {keys}: demonstrations have only what a policy sees")
+    assert not (tmp_path / "out").exists()
 
 
 def refused(capsys, *words):
