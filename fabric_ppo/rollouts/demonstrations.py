@@ -140,12 +140,12 @@ def checked_actions(space: SpaceSpec, columns: Mapping[KeyPath, Any]) -> Array:
 
 def _rows(space: SpaceSpec, arrays: Mapping[str, Array]) -> Array:
     """Return the leaves' arrays `[B, *shape]` as rows; raise a ValueError if B differs."""
-    require_same_length(arrays)
+    _require_same_length(arrays)
     parts = list(arrays.values())
     return pack_parts(parts) if space.parts else parts[0]
 
 
-def require_same_length(arrays: Mapping[str, Array]) -> None:
+def _require_same_length(arrays: Mapping[str, Array]) -> None:
     """Raise a ValueError that names two arrays with different numbers of rows, if there are such."""
     first, *others = arrays
     for name in others:
@@ -307,7 +307,7 @@ def _from_arrays(arrays: Mapping[str, Array]) -> Demonstrations:
     actions = checked_actions(spec.action, _leaves(arrays, "actions", spec.action))
     columns = {"rewards": _column(arrays, "rewards", "fiu", np.float64)}
     columns |= {name: _column(arrays, name, "b", np.bool_) for name in ("terminated", "truncated", "episode_starts")}
-    require_same_length({"observations": obs, "actions": actions, **columns})
+    _require_same_length({"observations": obs, "actions": actions, **columns})
     found = Demonstrations(spec, obs, actions, **columns, final_obs=final_obs)
     found.require_whole_episodes()
     return found

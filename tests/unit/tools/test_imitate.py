@@ -19,7 +19,7 @@ from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.nested_actions import nested
 from fabric_ppo.envs.spaces import EnvSpec, env_spec, part_at
 from fabric_ppo.process.errors import ConfigError
-from fabric_ppo.rollouts.demonstrations import read_demonstrations, to_bytes, unpacked
+from fabric_ppo.rollouts.demonstrations import Demonstrations, read_demonstrations, to_bytes, unpacked
 from fabric_ppo.run.result import load_run
 from fabric_ppo.tools import cli
 from fabric_ppo.tools.commands.evaluate import evaluate_parser
@@ -130,6 +130,19 @@ def test_a_file_brings_the_flags_of_its_environment(files, tmp_path):
     load(Config(obs_keys="b,a"), {"obs_keys"}, [str(tmp_path / "made.npz")])
     with pytest.raises(ConfigError, match=r"--obs-keys a: .* has a,b; all are taken"):
         load(Config(obs_keys="a"), {"obs_keys"}, [str(tmp_path / "made.npz")])
+
+
+@pytest.mark.parametrize(("action", "keys"), [(spaces.Discrete(3), "a"), (spaces.Box(-1, 1, (3,)), "a,action_mask")])
+def test_a_part_is_a_mask_only_where_there_are_choices(tmp_path, action, keys):
+    """Training takes a mask unnamed, but not an observation of that name."""
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (1,)), "action_mask": spaces.MultiBinary(3)})
+    spec, zeros = env_spec("My-v0", space, action), np.zeros((1, 7), np.uint8)
+    end, taken = np.ones(1, bool), np.zeros((1, *action.shape), action.dtype)
+    made = Demonstrations(spec, zeros, taken, np.zeros(1), end, ~end, end, zeros)
+    (tmp_path / "a.npz").write_bytes(to_bytes(made))
+    config, _ = load(Config(), set(), [str(tmp_path / "a.npz")])
+    assert config.obs_keys == keys
+    assert env_spec("My-v0", space, action, obs_keys=keys) == spec
 
 
 @pytest.mark.parametrize("fit", ["clip", "rescale", "squash"])
