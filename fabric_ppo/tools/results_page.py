@@ -166,7 +166,7 @@ def _verdicts(groups: list[tuple[Row, list[Result]]], rows: Mapping[str, Row]) -
     missed = [_title(runs[0]) for row, runs in groups if not _is_goal_reached(row, runs)]
     few = [_title(runs[0]) for row, runs in groups if row.goal is not None and len(runs) < row.seeds]
     yield f"Goals missed: {', '.join(missed) or 'none'}."
-    yield f"Fewer runs than a verdict takes (CartPole {rows['cartpole'].seeds}, others 5): {', '.join(few) or 'none'}."
+    yield f"Fewer runs than a verdict takes (five or ten): {', '.join(few) or 'none'}."
     yield f"Not run: {', '.join(name for name in rows if name not in {row.preset for row, _ in groups}) or 'none'}.\n"
 
 

@@ -50,10 +50,10 @@ SUITES = {
         Row("acrobot", "SB3 zoo -73.5 +- 18.2 (1 M)", -74),
         Row("mountaincar", "SB3 zoo -110.4 +- 19.5", -110),
         Row("mountaincar-continuous", "SB3 zoo 88.3 +- 2.6 (20k)", 90),
-        Row("pendulum", "SB3 zoo -172 +- 104 (100k)", -165),
+        Row("pendulum", "SB3 zoo -172 +- 104 (100k)", -150, seeds=10),
     ),
     "box2d": (
-        Row("lunarlander", "SB3 zoo 242 +- 32 (v2)", 260, every=200),
+        Row("lunarlander", "SB3 zoo 242 +- 32 (v2)", 260, every=240, seeds=10),
         Row("lunarlander-continuous", "SB3 zoo 271 +- 32 (v2)", 275),
         Row("bipedalwalker", "SB3 zoo 213 +- 129 (5 M)", 280),
     ),
