@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -31,6 +32,15 @@ class Schedule:
     start: float
     end: float
     warmup: float = 0.0
+
+    def __str__(self) -> str:
+        """Return the text of it, the same for equal ones.
+
+        >>> print(schedule_of("cosine:1e-3:0:warmup=.1"))
+        cosine:0.001:warmup=0.1
+        """
+        end = f":{self.end!r}" if self.shape != "constant" and self.end else ""
+        return f"{self.shape}:{self.start!r}{end}" + (f":warmup={self.warmup!r}" if self.warmup else "")
 
     @property
     def changes(self) -> bool:
@@ -69,4 +79,12 @@ def require_schedule(name: str, value: Scheduled) -> None:
     try:
         schedule_of(value)
     except ValueError:
-        raise ConfigError(f"{flag(name)} {value}: a number, or {SCHEDULES}, is expected") from None
+        raise ConfigError(f"{flag(name)} {_shown(value)}: a number, or {SCHEDULES}, is expected") from None
+
+
+def _shown(value: Scheduled) -> str:
+    """Return a text as it is; with quotes where it looks like the number that it is not, as from Python."""
+    with contextlib.suppress(ValueError):
+        float(value)
+        return repr(value)
+    return str(value)

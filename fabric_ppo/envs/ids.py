@@ -46,7 +46,7 @@ def named_function(name: str, of_flag: str) -> Callable[..., Any]:
     except USER_ERRORS as error:
         raise ConfigError(f"{flag(of_flag)} {name}: cannot be imported ({first_line(error)})") from None
     if not callable(found):
-        raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function is expected")
+        raise ConfigError(f"{flag(of_flag)} {name}: is a {type(found).__name__}; a function or class is expected")
     return found  # type: ignore[no-any-return]
 
 

@@ -84,7 +84,9 @@ class CompiledLoss:
             gradient.data_ptr(),
             parts.data_ptr(),
         )
-        return MinibatchLoss(LossWithGradient.of(torch.full((), value, dtype=flat.dtype), flat, gradient), parts)
+        # not torch.full, which refuses a number that the type of the weights has no room for
+        loss = torch.tensor(value, dtype=torch.float64).to(flat.dtype)
+        return MinibatchLoss(LossWithGradient.of(loss, flat, gradient), parts)
 
     @torch.no_grad()
     def _inputs(self, obs: Tensor) -> Tensor:

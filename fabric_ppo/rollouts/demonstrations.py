@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,7 +279,9 @@ def read_demonstrations(path: Path) -> Demonstrations:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; evaluate RUN_DIR --record FILE writes one") from None
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
-        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); a file of --record is expected") from None
+        # what is no archive at all NumPy takes for a pickled object, and says how to load that
+        reason = first_line(error) if zipfile.is_zipfile(path) else "no archive of NumPy"
+        raise ConfigError(f"{path}: cannot be read ({reason}); a file of --record is expected") from None
     try:
         return _from_arrays(arrays)
     except KeyError as error:

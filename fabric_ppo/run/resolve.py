@@ -14,6 +14,7 @@ from typing import TypeVar
 from fabric_ppo.agents.hub import is_hub_address
 from fabric_ppo.config import Config
 from fabric_ppo.config_arguments import ARGUMENT_FIELDS, json_text
+from fabric_ppo.config_schedule import SCHEDULED, schedule_of
 from fabric_ppo.config_values import DROPPED_BY_NONE, NO_TRACKER, TRACKERS
 from fabric_ppo.envs.ids import as_module, find_batch, named_function, resolve_env_id, resolve_envpool_id, where_missing
 from fabric_ppo.process.errors import ConfigError, flag
@@ -51,7 +52,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     if config.compile and not trains_on_gpu and (why := why_no_compiler()):
         raise ConfigError(f"--compile: {why}")
     _require_modules(config)
-    _require_importable(config)
+    _require_importable(config, trains_on_gpu)
     of_backend = resolve_envpool_id if config.env_backend == "envpool" else resolve_env_id
     env_id = of_backend(config.env_id, config.env_preset or "")
     if takes_gpu:
@@ -62,6 +63,7 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
         values["env_backend"] = "vector"  # there is no single one that this process could step
     values |= {name: None for name in DROPPED_BY_NONE if values[name] == NO_TRACKER}
     values |= {name: json_text(getattr(config, name), name) or None for name in ARGUMENT_FIELDS}
+    values |= {name: str(schedule_of(text)) for name in SCHEDULED if isinstance(text := getattr(config, name), str)}
     return replace(config, **values | paths)
 
 
@@ -89,7 +91,7 @@ def _require_modules(config: Config) -> None:
                 raise ConfigError(f"{flag(name)} {each}: cannot be imported (No module named {module!r}), {where}")
 
 
-def _require_importable(config: Config) -> None:
+def _require_importable(config: Config, trains_on_gpu: bool) -> None:
     """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported or made."""
     if ":" in config.encoder:
         named_function(config.encoder, "encoder")
@@ -99,11 +101,9 @@ def _require_importable(config: Config) -> None:
                 named_function(name, flag_name)
     require_packages(config.track)
     if config.optimizer != "adam" or config.optimizer_kwargs:
-        import torch
+        from fabric_ppo.fast.optimizers import require_optimizer
 
-        from fabric_ppo.fast.optimizers import named_optimizer
-
-        named_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
+        require_optimizer(config, takes_step=not trains_on_gpu)
 
 
 def require_cuda(num_devices: int, of: str = "--cuda") -> None:

@@ -40,7 +40,8 @@ _MODULES = {
 """Package -> module to import, where it has another name."""
 _TITLES = {
     **{"atari": "Atari", "envpool": "EnvPool", "hub": "Hugging Face Hub", "jax": "JAX environments"},
-    **{"minigrid": "MiniGrid", "mlflow": "MLflow", "mujoco": "MuJoCo"},
+    **{"minari": "Minari", "minigrid": "MiniGrid", "mlflow": "MLflow", "mujoco": "MuJoCo"},
+    **{"postgresql": "sweeps in PostgreSQL", "sweep": "sweeps"},
     **{"onnx": "ONNX export", "pettingzoo": "PettingZoo", "plot": "plots", "trackio": "Trackio", "wandb": "W&B"},
 }
 """Extra -> its name in the table, where that is another."""

@@ -143,10 +143,13 @@ def test_running_statistics_that_overflow_are_not_saved(tmp_path, monkeypatch, s
     assert metrics(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])
-def test_a_learning_rate_that_is_far_too_large(tmp_path, script, size):
-    """Nothing is injected: the weights overflow in the first update."""
-    said = train(script, size, tmp_path / "run", learning_rate=1e30)
+@pytest.mark.parametrize(
+    ("script", "size", "rate"),
+    [("torch", 1, 1e30), ("torch", 1, "constant:1e9"), ("fabric", 2, 1e30), ("decoupled", 2, 1e30)],
+)
+def test_a_learning_rate_that_is_far_too_large(tmp_path, script, size, rate):
+    """Nothing is injected: weights overflow in the first update; with 1e9 the loss, which C computes in double."""
+    said = train(script, size, tmp_path / "run", learning_rate=rate)
     assert "TrainingError: update 1: " in said[0]
     assert "not finite; lower --learning-rate, or" in said[0]
     assert not list((tmp_path / "run").rglob("*.safetensors"))

@@ -24,6 +24,24 @@ def test_is_read(value, expected):
     assert schedule_of(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cosine:1e-3:0:warmup=.10", "cosine:0.001:warmup=0.1"),
+        ("linear:1:1e-5", "linear:1.0:1e-05"),
+        ("constant:0.2", "constant:0.2"),
+    ],
+)
+def test_equal_schedules_have_one_text(text, expected):
+    assert str(schedule_of(text)) == expected
+    assert schedule_of(expected) == schedule_of(text)
+
+
+def test_a_text_that_is_a_number_is_told_apart_from_one():
+    with pytest.raises(ConfigError, match=r"^--learning-rate '1e-3': a number, or a schedule"):
+        Config(learning_rate="1e-3")
+
+
 def test_a_number_falls_where_its_flag_says_so():
     assert flag_schedule(Config(), "learning_rate") == Schedule("linear", 1e-3, 0.0)
     config = Config(anneal_lr=False, ent_coef=0.5, anneal_ent_coef=True, clip_coef="cosine:0.3", anneal_clip_coef=True)
@@ -39,7 +57,7 @@ def test_a_number_falls_where_its_flag_says_so():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "linear", "linear:", "linear:x", "lin:1e-3", "lin_1e-3", "1e-3", "Linear:1e-3", "linear:1:2:3"),
+        *("", "linear", "linear:", "linear:x", "lin:1e-3", "lin_1e-3", "Linear:1e-3", "linear:1:2:3"),
         *("constant:1:2", "linear:-1", "linear:1:-1", "cosine:inf", "cosine:nan", "cosine:1:nan", "cosine:warmup=0.1"),
         *(
             "cosine:1:warmup=1",

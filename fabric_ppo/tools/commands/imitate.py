@@ -45,6 +45,8 @@ def run(args: list[str]) -> int:
         raise ConfigError(f"--validation {given.validation:g}: a number from 0 to below 1 is expected")
     for source in given.data:
         require_text_path("--data", source)
+        if given.data.count(source) > 1:  # an episode must not be in training and held out
+            raise ConfigError(f"--data {source}: it is given twice; once is expected")
     require_text_path("--out", given.out)
     config = parse_flags(Config, flags, "fabric-ppo imitate")
     # these imports load torch, which takes seconds: wrong flags are reported before

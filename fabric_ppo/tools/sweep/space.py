@@ -155,8 +155,8 @@ def _search(of: str, name: str, given: dict[Any, Any]) -> Range | Choices:
 
 def _choices(of: str, name: str, given: Any, kind: Any) -> Choices:
     """Return choices of a flag's values, each of its type and given once."""
-    if not isinstance(given, list) or not given:
-        raise ConfigError(f"{of}: choices {_shown(given)}: a list of values is expected, at least one")
+    if not isinstance(given, list) or len(given) < 2:
+        raise ConfigError(f"{of}: choices {_shown(given)}: a list of at least two values is expected")
     found = Choices(tuple(_value(of, name, each, kind) for each in given))
     if len(found.labels) < len(found.values):
         raise ConfigError(f"{of}: choices {_shown(given)}: each value once is expected")

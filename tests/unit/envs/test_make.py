@@ -116,7 +116,7 @@ def test_wrappers_go_round_each_other_in_order(here):
         ("nothing", "module:name is expected"),
         ("no_such_module:f", r"cannot be imported \(No module named 'no_such_module'\), not to be found in .*"),
         ("wrappers_of_mine:missing", "cannot be imported .*has no attribute 'missing'.*"),
-        ("wrappers_of_mine:number", "is a int; a function is expected"),
+        ("wrappers_of_mine:number", "is a int; a function or class is expected"),
         ("wrappers_of_mine:nothing", "it returned NoneType; an environment is expected"),
         ("wrappers_of_mine:fails", "it raised KeyError: 'no such thing'"),
     ],

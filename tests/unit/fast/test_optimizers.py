@@ -7,7 +7,7 @@ import torch
 
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
-from fabric_ppo.fast.optimizers import named_optimizer
+from fabric_ppo.fast.optimizers import named_optimizer, require_optimizer
 from fabric_ppo.process.errors import ConfigError
 
 
@@ -40,7 +40,10 @@ def test_is_made_with_its_settings(flags, kind, settings):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"optimizer_kwargs": {"weight_decay": 1}}, "^--optimizer-kwargs weight_decay: adam takes betas$"),
+        (
+            {"optimizer_kwargs": {"weight_decay": 1}},
+            "^--optimizer-kwargs weight_decay: adam takes betas; --optimizer adamw takes it$",
+        ),
         ({"optimizer": "adamw", "optimizer_kwargs": {"x": 1}}, "^--optimizer-kwargs x: adamw takes betas and weight_"),
         ({"optimizer": "adamw", "optimizer_kwargs": {"betas": 3}}, "^--optimizer adamw --optimizer-kwargs .*cannot be"),
         ({"optimizer": "torch.optim:SGD", "optimizer_kwargs": {"x": 1}}, "^--optimizer torch.optim:SGD .*unexpected"),
@@ -52,6 +55,20 @@ def test_is_made_with_its_settings(flags, kind, settings):
 def test_what_cannot_be_made_is_refused(flags, said):
     with pytest.raises(ConfigError, match=said):
         make(**flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"optimizer": "torch.optim:SparseAdam"},
+        {"optimizer": "torch.optim:RAdam", "optimizer_kwargs": {"capturable": True}},
+    ],
+)
+def test_what_cannot_take_a_step_is_refused_before_a_run(flags):
+    config = Config(**flags)
+    with pytest.raises(ConfigError, match=rf"^--optimizer {flags['optimizer']}.*: cannot be used \("):
+        require_optimizer(config, takes_step=True)
+    require_optimizer(config, takes_step=False)  # on a GPU it may
 
 
 @pytest.mark.parametrize("flags", [{"optimizer": "sgd"}, {"optimizer": ""}, {"optimizer": torch.optim.SGD}])

@@ -339,7 +339,7 @@ a_number = 3
         (f"{MODULE}:NoTracker", "a subclass of fabric_ppo.run.trackers.tracker.Tracker is expected"),
         (f"{MODULE}:Raises", "it raised ValueError: no\\nkey"),
         (f"{MODULE}:NeedsMore", "it raised TypeError: "),
-        (f"{MODULE}:a_number", "is a int; a function is expected"),
+        (f"{MODULE}:a_number", "is a int; a function or class is expected"),
         (f"{MODULE}:Missing", "cannot be imported "),
         ("no_such_module:Tracker", "cannot be imported "),
         ("neptune", "none, tensorboard, jsonl, wandb, mlflow, trackio or module:Class is expected"),

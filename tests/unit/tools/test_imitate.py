@@ -103,13 +103,13 @@ def test_the_training_goes_on_from_a_policy(files, tmp_path):
 
 
 def test_each_epoch_has_a_line(files, tmp_path, capsys):
-    words = ["imitate", "--data", *[str(files / "demos.npz")] * 2, "--out", str(tmp_path / "a"), "--epochs", "2"]
+    words = ["imitate", "--data", str(files / "demos.npz"), "--out", str(tmp_path / "a"), "--epochs", "2"]
     assert cli.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
     assert "negative log-likelihood" in lines[0]
     assert "accuracy" in lines[0]
-    assert lines[2].startswith("imitated 20 episodes, 10,000 transitions; the weights are those of epoch ")
+    assert lines[2].startswith("imitated 10 episodes, 5,000 transitions; the weights are those of epoch ")
     assert lines[4].endswith(f"evaluate {tmp_path / 'a'}")
     assert lines[5].endswith(f"--config {tmp_path}/a/config.yaml --init-from {tmp_path}/a")
 
@@ -285,7 +285,8 @@ def test_data_that_cannot_be_used_is_refused_in_one_line(files, tmp_path, capsys
     (tmp_path / "wide.npz").write_bytes(to_bytes(other))
     for sources, expected in {
         ("none.npz",): "none.npz: there is no such file",
-        (tmp_path / "text.npz",): f"{tmp_path}/text.npz: cannot be read",
+        (tmp_path / "text.npz",): f"{tmp_path}/text.npz: cannot be read (no archive of NumPy)",
+        (demos, demos): f"--data {demos}: it is given twice",
         (
             demos,
             tmp_path / "pendulum.npz",
