@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 TRAIN_FLAGS ?= --capture-video --env-id LunarLander-v2 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048 --seed 1
 TEST_FLAGS ?=
 # in the order of their names, so that tests/processes, with the long files, comes first, and tests/unit last
@@ -16,7 +17,7 @@ FUZZ_FLAGS ?=
 ZOO_FLAGS ?=
 GPU_CHECK_FLAGS ?=
 
-.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install clean
+.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install docs clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -87,6 +88,15 @@ bench-fast: install
 
 bench-install: install
 	cd "$(CURDIR)" && "$(BIN)/python" -m benchmarks.install
+
+# The documentation site, in site/: site/index.html opens in a browser, search included.
+docs: $(DOCS_INSTALLED)
+	cd "$(CURDIR)" && NO_MKDOCS_2_WARNING=1 PYTHONPATH="$(CURDIR)" "$(BIN)/python" -m mkdocs build --quiet --strict
+	@echo "$(CURDIR)/site/index.html"
+
+$(DOCS_INSTALLED): $(INSTALLED) $(CURDIR)/requirements-docs.txt
+	"$(BIN)/python" -m pip install --quiet --requirement "$(CURDIR)/requirements-docs.txt"
+	touch "$(DOCS_INSTALLED)"
 
 install: $(INSTALLED)
 

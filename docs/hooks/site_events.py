@@ -1,0 +1,52 @@
+"""Events of MkDocs: pages from the repository, anchors as GitHub has them, formulas as MathML."""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import reference
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+from sources import Site, slug
+
+_MADE = {"flags.md": reference.flags, "api.md": reference.api}
+"""Pages that the code makes the end of, in place of their paragraph in italics."""
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_config(config: Any) -> Any:
+    """Give headings the anchors that links of the repository have."""
+    config.mdx_configs["toc"]["slugify"] = slug
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Replace the files of `docs/` by the pages of the site."""
+    site = Site()
+    for file in [file for file in files if file.is_documentation_page() or file.is_media_file()]:
+        if not file.src_uri.startswith("assets/"):
+            files.remove(file)
+    for name, text in site.texts.items():
+        if name in _MADE:
+            text = re.sub(r"^_[^_]+_\n", lambda _: _MADE[name](), text, count=1, flags=re.MULTILINE)
+        files.append(File.generated(config, name, content=text))
+    for name, path in site.files.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Write formulas as MathML, which browsers show without a script."""
+
+    def formula(found: re.Match[str]) -> str:
+        display = "block" if found[1] == "div" else "inline"
+        math = convert(html.unescape(found[2]).strip(), display=display)
+        return f'<div class="formula">{math}</div>' if display == "block" else math
+
+    return _FORMULA.sub(formula, content)

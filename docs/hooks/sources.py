@@ -1,0 +1,247 @@
+"""Pages of the documentation site, from the files of the repository.
+
+README.md is cut into pages by its headings, links are those of the repository, and two kinds of
+paragraphs bring in code as it is when the site is built (on GitHub they are links):
+
+    Code: [`ppo_loss`](../fabric_ppo/ppo/loss.py "log_ratio to policy_loss")
+    Diff: [`train_torch.py`](../train_torch.py) [`train_fabric.py`](../train_fabric.py)
+
+The first is a function, or those of its lines that begin with the statement which assigns the first
+name and end with the one which assigns the second. Without a function's name it is the whole file.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+README_PAGES = {
+    "start.md": ("Getting started", ["Two commands", "Start"]),
+    "watch.md": ("Watch a run", ["Watch a run"]),
+    "runs.md": ("Runs and their files", ["Never lose a run", "The run folder", "Bad input and exit statuses"]),
+    "afterwards.md": ("Afterwards", ["Afterwards"]),
+    "python.md": ("From Python", ["From Python"]),
+    "environments.md": ("Your own environment", ["Your own environment"]),
+    "recipes.md": (
+        "Recipes",
+        ["Scores", "Recurrent agents", "Atari", "EnvPool", "How updates are counted"],
+    ),
+    "how.md": ("How it works", ["How it works"]),
+    "benchmarks.md": ("Benchmarks", ["Benchmarks"]),
+    "promises.md": (
+        "What is promised",
+        ["What is promised, and tested", "Deliberate differences from Lightning's PPO tutorial"],
+    ),
+}
+"""Pages that are parts of README.md: their titles, and the headings of the sections that they have.
+
+A section goes up to the next heading that is not below it, or that another page has. The front page
+has the sections that none has.
+"""
+FRONT, FLAGS = "index.md", "flags.md"
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
+_LINK = re.compile(r'(?P<before>(?:\[(?P<text>[^\[\]]*))?\]\(|src=")(?P<target>[^)"\s]+)')
+_CODE = re.compile(r'^Code: \[`([^`]+)`\]\(([^)\s]+)(?: "(\w+)(?: to (\w+))?")?\)$', re.MULTILINE)
+_DIFF = re.compile(r"^Diff: \[`[^`]+`\]\(([^)]+)\) \[`[^`]+`\]\(([^)]+)\)$", re.MULTILINE)
+
+
+def slug(title: str, separator: str = "-") -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", separator)
+
+
+def outside_fences(text: str, change: Callable[[str], str]) -> str:
+    """Apply a change to a text between its fenced blocks."""
+    blocks = _FENCE.findall(text)
+    parts = [change(part) for part in _FENCE.split(text)]
+    return "".join(part + block for part, block in zip(parts, [*blocks, ""], strict=True))
+
+
+def readme_sections() -> Iterator[tuple[str, int, str]]:
+    """Yield heading, level and text, heading included, of all of README.md; of its beginning, too."""
+    text = (ROOT / "README.md").read_text()
+    # a comment of a shell looks like a heading
+    plain = _FENCE.sub(lambda block: "x" * len(block[0]), text)
+    found = list(_HEADING.finditer(plain))
+    stops = [*(each.start() for each in found[1:]), len(text)]
+    for each, stop in zip(found, stops, strict=True):
+        yield each[2], len(each[1]), text[each.start() : stop]
+
+
+def readme_pages() -> tuple[dict[str, str], dict[str, str]]:
+    """Return name -> text of the pages that README.md becomes, and anchor of a heading -> name of its page."""
+    owner = {heading: name for name, (_, headings) in README_PAGES.items() for heading in headings}
+    owner["Flags"] = FLAGS  # its tables are made from the fields
+    texts: dict[str, dict[str, list[str]]] = {name: {each: [] for each in page[1]} for name, page in README_PAGES.items()}
+    texts |= {FRONT: {"": []}, FLAGS: {"Flags": []}}
+    page, top, top_level, anchors = FRONT, "", 1, {}
+    for heading, level, text in readme_sections():
+        if heading in owner:
+            page, top, top_level = owner[heading], heading, level
+        elif level <= top_level:
+            page, top, top_level = FRONT, "", 1
+        anchors[slug(heading)] = page
+        # one section is the page, several are below its title
+        shift = top_level - (2 if len(texts[page]) > 1 else 1)
+        texts[page][top].append(text[shift:])
+    missing = [name for name, parts in texts.items() for each in parts.values() if not each]
+    assert not missing, f"README.md has no longer the headings of {missing}"
+    pages = {}
+    for name, sections in texts.items():
+        title = f"# {README_PAGES[name][0]}\n\n" if len(sections) > 1 else ""
+        pages[name] = title + "".join("".join(parts) for parts in sections.values())
+    del pages[FLAGS]
+    return pages, anchors
+
+
+def page_name(path: str) -> str:
+    """Return the site's name for a file of the repository; of code and of folders a page shows the contents."""
+    name = path.removeprefix("docs/")
+    return name if Path(path).suffix in (".md", ".svg", ".gif", ".webp", ".png") else f"{name}.md"
+
+
+class Site:
+    """All files of the site; `texts` are its pages, name -> Markdown, `files` what is copied, name -> path."""
+
+    def __init__(self) -> None:
+        """Read the repository."""
+        self.texts: dict[str, str] = {}
+        self.files: dict[str, Path] = {}
+        pages, self._anchors = readme_pages()
+        for name, text in pages.items():
+            self.texts[name] = self._linked(text, "README.md", name)
+        for path in sorted((ROOT / "docs").glob("*.md")):
+            self._add(f"docs/{path.name}")
+
+    def _add(self, path: str) -> None:
+        """Add a file of the repository, and all that it links to."""
+        name, where = page_name(path), ROOT / path
+        if name in self.texts or name in self.files:
+            return
+        if name == path.removeprefix("docs/") and where.suffix != ".md":
+            self.files[name] = where
+            return
+        self.texts[name] = ""  # so that two pages may link to each other
+        text = _shown(path) if where.suffix != ".md" else where.read_text()
+        self.texts[name] = self._linked(with_code(text, where.parent), path, name)
+
+    def _linked(self, text: str, path: str, name: str) -> str:
+        """Return a text with links as the site has them, and add what they lead to.
+
+        Args:
+            text: Markdown.
+            path: its file in the repository.
+            name: its page.
+        """
+
+        def link(found: re.Match[str]) -> str:
+            if re.match(r"\w+:", found["target"]):
+                return found[0]
+            target, _, anchor = found["target"].partition("#")
+            goal = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
+            if goal == "README.md":
+                page = self._anchors[anchor] if anchor else FRONT
+            else:
+                assert (ROOT / goal).exists(), f"{path}: {found['target']} is not there"
+                page = page_name(goal)
+                self._add(goal)
+            before = found["before"]
+            if found["text"] == goal and page in self.texts:
+                before = f"[{title_of(goal)}]("  # a page's title reads better than its file's name
+            address = posixpath.relpath(page, posixpath.dirname(name) or ".") if page != name or not anchor else ""
+            return before + address + (f"#{anchor}" if anchor else "")
+
+        return outside_fences(text, lambda part: _LINK.sub(link, part))
+
+
+def title_of(path: str) -> str:
+    """Return the title of a page of the repository, or the path of a file without one."""
+    found = _HEADING.search((ROOT / path).read_text()) if path.endswith(".md") else None
+    return found[2] if found else path
+
+
+def _shown(path: str) -> str:
+    """Return a page that shows a file, or all files of a folder."""
+    where = ROOT / path
+    files = sorted(each for each in where.iterdir() if each.is_file()) if where.is_dir() else [where]
+    blocks = [f"## {each.name}\n\n" * where.is_dir() + fence(each.read_text(), each.suffix) for each in files]
+    return f"# `{path}`\n\n" + "\n\n".join(blocks) + "\n"
+
+
+def fence(text: str, suffix: str) -> str:
+    """Return a fenced block of a file's text; `suffix` is that of the file."""
+    language = {".py": "python", ".yaml": "yaml"}.get(suffix, "text")
+    marks = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{marks}{language}\n{text.rstrip()}\n{marks}"
+
+
+def with_code(text: str, folder: Path) -> str:
+    """Return a page with the code of its paragraphs `Code:` and `Diff:`; their paths are relative to `folder`."""
+
+    def code(found: re.Match[str]) -> str:
+        path = folder / found[2]
+        first, shown = 1, path.read_text()
+        if not found[1].endswith(".py"):
+            first, shown = snippet(shown, found[1], found[3] or "", found[4] or found[3] or "")
+        caption = f"{path.resolve().relative_to(ROOT).as_posix()}: {found[1]}" if first > 1 else found[1]
+        return f'```python title="{caption}" linenums="{first}"\n{shown.rstrip()}\n```'
+
+    def diff(found: re.Match[str]) -> str:
+        old, new = (folder / name for name in found.groups())
+        lines = [each.read_text().splitlines() for each in (old, new)]
+        shown = "\n".join(difflib.unified_diff(*lines, old.name, new.name, lineterm=""))
+        return f'```diff title="diff {old.name} {new.name}"\n{shown}\n```'
+
+    return _DIFF.sub(diff, _CODE.sub(code, text))
+
+
+def snippet(source: str, function: str, first: str = "", last: str = "") -> tuple[int, str]:
+    """Return lines of a function, and the number of the first one in its file.
+
+    Args:
+        source: text of the file.
+        function: its name, or `Class.method`.
+        first, last: names; the lines are those from the first statement that assigns the one, with
+            the comment above it, to the last that assigns the other; `return` stands for the
+            statement that returns. Empty: the whole function.
+
+    Raises:
+        ValueError: there is no such function, or no such assignment in it.
+    """
+    node: ast.AST = ast.parse(source)
+    for name in function.split("."):
+        found = [each for each in ast.walk(node) if each is not node and getattr(each, "name", None) == name]
+        if not found:
+            raise ValueError(f"no {function} in the file")
+        node = found[0]
+    assert isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    lines = source.splitlines()
+    start, stop = min([node.lineno, *(each.lineno for each in node.decorator_list)]), node.end_lineno
+    if first:
+        start = min(_assignments(node, first, function), key=lambda each: each.lineno).lineno
+        stop = max(_assignments(node, last, function), key=lambda each: each.lineno).end_lineno
+        while lines[start - 2].lstrip().startswith("#"):
+            start -= 1
+    shown = lines[start - 1 : stop]
+    indent = min(len(line) - len(line.lstrip()) for line in shown if line.strip())
+    return start, "\n".join(line[indent:] for line in shown)
+
+
+def _assignments(function: ast.AST, name: str, where: str) -> list[ast.stmt]:
+    """Return the statements of a function that assign a name, also as one of several or by `+=`."""
+    found: list[ast.stmt] = []
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, (ast.AnnAssign, ast.AugAssign)) else targets
+        names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        if isinstance(node, ast.stmt) and (name in names or (name == "return" and isinstance(node, ast.Return))):
+            found.append(node)
+    if not found:
+        raise ValueError(f"{where} assigns no {name}")
+    return found
