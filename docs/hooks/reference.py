@@ -14,6 +14,8 @@ from fabric_ppo.config_values import choices_of, field_types, takes_float, takes
 from fabric_ppo.process.errors import flag
 from fabric_ppo.tools.help import MOST_USED, field_docs
 
+_WIDEST = 80
+"""Columns of a signature in one line."""
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example")
 _SECTION = re.compile(rf"^({'|'.join(_SECTIONS)}):\n", re.MULTILINE)
 
@@ -103,20 +105,34 @@ def _entry(name: str, value: Any) -> str:
 
 def _documented(name: str, value: Any, level: int) -> str:
     """Return heading, signature and docstring."""
-    signature = inspect.signature(value)
-    params = [each.replace(annotation=_plain(each.annotation)) for each in signature.parameters.values()]
-    params = [each for each in params if each.name != "self"]
-    signature = signature.replace(parameters=params, return_annotation=_plain(signature.return_annotation))
-    shown = f"{name.rpartition('.')[2]}{signature.format(max_width=80)}"
+    shown = f"{name.rpartition('.')[2]}{_signature(value)}"
     return f"{'#' * level} `{name}`\n\n```python\n{shown}\n```\n\n{_sections(value)}"
 
 
+def _signature(value: Any) -> str:
+    """Return a signature without `self`, a long one with a line for each parameter."""
+    signature = inspect.signature(value)
+    params = [each for each in signature.parameters.values() if each.name != "self"]
+    # annotations are text in these modules, which would be printed in quotes
+    params = [each.replace(annotation=_plain(each.annotation)) for each in params]
+    returns = _plain(signature.return_annotation)
+    line = str(signature.replace(parameters=params, return_annotation=returns))
+    if len(line) <= _WIDEST:
+        return line
+    words = [str(each) for each in params]
+    kinds = [each.kind for each in params]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        words.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    return "(\n" + "".join(f"    {word},\n" for word in words) + f") -> {returns}"
+
+
 def _plain(annotation: Any) -> Any:
-    """Return an annotation that is printed without quotes."""
     return _Name(annotation) if isinstance(annotation, str) else annotation
 
 
 class _Name(str):
+    """Text that is printed without quotes."""
+
     __slots__ = ()
 
     def __repr__(self) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import reference
 from latex2mathml.converter import convert
@@ -34,7 +30,8 @@ def on_files(files: Files, config: Any) -> Files:
             files.remove(file)
     for name, text in site.texts.items():
         if name in _MADE:
-            text = re.sub(r"^_[^_]+_\n", lambda _: _MADE[name](), text, count=1, flags=re.MULTILINE)
+            before, _, after = re.split(r"^(_On the site.*_)$", text, flags=re.MULTILINE)
+            text = before + _MADE[name]() + after
         files.append(File.generated(config, name, content=text))
     for name, path in site.files.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -50,3 +47,9 @@ def on_page_content(content: str, **_: Any) -> str:
         return f'<div class="formula">{math}</div>' if display == "block" else math
 
     return _FORMULA.sub(formula, content)
+
+
+def on_page_context(context: Any, page: Any, **_: Any) -> None:
+    """Give a page that is alone in its tab the room of the empty navigation."""
+    if page.parent is None and page in context["nav"].items:
+        page.meta["hide"] = ["navigation"]

@@ -78,7 +78,9 @@ def readme_pages() -> tuple[dict[str, str], dict[str, str]]:
     """Return name -> text of the pages that README.md becomes, and anchor of a heading -> name of its page."""
     owner = {heading: name for name, (_, headings) in README_PAGES.items() for heading in headings}
     owner["Flags"] = FLAGS  # its tables are made from the fields
-    texts: dict[str, dict[str, list[str]]] = {name: {each: [] for each in page[1]} for name, page in README_PAGES.items()}
+    texts: dict[str, dict[str, list[str]]] = {
+        name: {each: [] for each in page[1]} for name, page in README_PAGES.items()
+    }
     texts |= {FRONT: {"": []}, FLAGS: {"Flags": []}}
     page, top, top_level, anchors = FRONT, "", 1, {}
     for heading, level, text in readme_sections():
@@ -153,15 +155,17 @@ class Site:
                 self._add(goal)
             before = found["before"]
             if found["text"] == goal and page in self.texts:
-                before = f"[{title_of(goal)}]("  # a page's title reads better than its file's name
+                before = f"[{title_of(goal, page)}]("  # a page's title reads better than its file's name
             address = posixpath.relpath(page, posixpath.dirname(name) or ".") if page != name or not anchor else ""
             return before + address + (f"#{anchor}" if anchor else "")
 
         return outside_fences(text, lambda part: _LINK.sub(link, part))
 
 
-def title_of(path: str) -> str:
-    """Return the title of a page of the repository, or the path of a file without one."""
+def title_of(path: str, page: str) -> str:
+    """Return the title of a file's page, or the path of a file without one."""
+    if path == "README.md" and page in README_PAGES:
+        return README_PAGES[page][0]
     found = _HEADING.search((ROOT / path).read_text()) if path.endswith(".md") else None
     return found[2] if found else path
 
@@ -239,7 +243,8 @@ def _assignments(function: ast.AST, name: str, where: str) -> list[ast.stmt]:
     for node in ast.walk(function):
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets = [node.target] if isinstance(node, (ast.AnnAssign, ast.AugAssign)) else targets
-        names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        found_names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+        names = {each.id for each in found_names if isinstance(each.ctx, ast.Store)}
         if isinstance(node, ast.stmt) and (name in names or (name == "return" and isinstance(node, ast.Return))):
             found.append(node)
     if not found:
