@@ -47,6 +47,8 @@ FRONT, FLAGS = "index.md", "flags.md"
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
 _LINK = re.compile(r'(?P<before>(?:\[(?P<text>[^\[\]]*))?\]\(|src=")(?P<target>[^)"\s]+)')
+_LIST = re.compile(r"^(?![-\s|]|\d+\. )(.+\n)(?=- |\d+\. )", re.MULTILINE)
+"""Line of a paragraph before a list without a blank line between, which Python-Markdown needs."""
 _CODE = re.compile(r'^Code: \[`([^`]+)`\]\(([^)\s]+)(?: "(\w+)(?: to (\w+))?")?\)$', re.MULTILINE)
 _DIFF = re.compile(r"^Diff: \[`[^`]+`\]\(([^)]+)\) \[`[^`]+`\]\(([^)]+)\)$", re.MULTILINE)
 
@@ -159,7 +161,7 @@ class Site:
             address = posixpath.relpath(page, posixpath.dirname(name) or ".") if page != name or not anchor else ""
             return before + address + (f"#{anchor}" if anchor else "")
 
-        return outside_fences(text, lambda part: _LINK.sub(link, part))
+        return outside_fences(text, lambda part: _LINK.sub(link, _LIST.sub(r"\1\n", part)))
 
 
 def title_of(path: str, page: str) -> str:

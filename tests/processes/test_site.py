@@ -119,6 +119,6 @@ def test_in_a_browser(site):
             desk.goto((folder / "start.html").as_uri())
             desk.locator("[data-md-component=search-query]").click()
             desk.locator("[data-md-component=search-query]").press_sequentially(words)
-            found = desk.locator(".md-search-result__link[href*='flags.html#--desired-kl']")
-            found.first.wait_for()
+            found = desk.locator("a[href*='flags.html'][href*='#--desired-kl']")
+            found.first.wait_for(state="attached")
         browser.close()

@@ -96,7 +96,7 @@ EQUATIONS = {
 
 def test_equations_stand_beside_the_line_that_computes_them(site):
     text = site.texts["algorithm.md"]
-    sections = dict(re.findall(r"^## (.*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for title, line in EQUATIONS.items():
         code = "\n".join(re.findall(r"^```python.*?^```$", sections[title], re.MULTILINE | re.DOTALL))
         assert line in code, title
