@@ -115,6 +115,7 @@ def test_everything_is_in_the_wheel(wheel):
     scripts = {path.name for path in ROOT.glob("train_*.py")}
     report = ROOT / "fabric_ppo/tools/report"
     parts = [*report.glob("page.*"), *(report / "vendor").iterdir()]
+    parts += [path for path in (ROOT / "fabric_ppo/tools/sweep").glob("page.*") if path.suffix != ".py"]
     data = {str(path.relative_to(ROOT)) for path in parts} | {"fabric_ppo/py.typed", "fabric_ppo/tools/hub_card.md"}
     data |= {f"fabric_ppo/fast/{name}" for name in ("kernels.c", "convolutions.c", "vectors.h")}
     assert names == modules | presets | scripts | data
