@@ -46,7 +46,7 @@ def test_flags_are_fixed_or_searched_with_their_types(tmp_path):
     assert all(isinstance(each, int) for each in space.searched["num_steps"].ends)
     # of the preset, but for what the file says and what is searched
     assert space.fixed["total_timesteps"] == 100000
-    assert space.fixed["gae_lambda"] == 0.8
+    assert space.fixed["gae_lambda"] == 0.95
     assert not space.fixed.keys() & space.searched.keys()
 
 
