@@ -12,9 +12,10 @@ from typing import Any
 import gymnasium
 
 from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.ids import find_batch
 from fabric_ppo.envs.space_text import format_space
-from fabric_ppo.envs.spaces import EnvSpec, env_spec
+from fabric_ppo.envs.spaces import EnvSpec
 from fabric_ppo.envs.tensor_contract import TensorEnvs
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, DoesNotRenderError, first_line
 from fabric_ppo.process.signals import pass_on_stop

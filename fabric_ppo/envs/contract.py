@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fabric_ppo.config_info_keys import ONLY_SUCCESS, InfoKey
 from fabric_ppo.envs.episode_info import Ending
 from fabric_ppo.envs.frame_stack import with_frames
-from fabric_ppo.envs.spaces import EnvSpec, Fit, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import EnvSpec, Fit
 from fabric_ppo.process.errors import ConfigError
 
 Array = NDArray[Any]

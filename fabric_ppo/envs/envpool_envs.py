@@ -14,9 +14,10 @@ from fabric_ppo.envs.atari import envpool_options
 from fabric_ppo.envs.contract import Array, ArrayEnvs, EnvSettings, FinalObs, PastEpisode
 from fabric_ppo.envs.episode_info import ABSENT, PoolInfo, find_in
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.ids import envpool_id
 from fabric_ppo.envs.reading import all_finite, find_not_finite, in_entry
-from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec, env_spec
+from fabric_ppo.envs.spaces import EnvSpec, SpaceSpec
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault, first_line
 from fabric_ppo.seeding import episode_seed
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.space_text import format_space
-from fabric_ppo.envs.spaces import EnvSpec, KeyPath, SpaceSpec, env_spec, part_at
+from fabric_ppo.envs.spaces import EnvSpec, KeyPath, SpaceSpec, part_at
 from fabric_ppo.process.errors import USER_ERRORS, ConfigError, first_line
 from fabric_ppo.process.extras import install
 from fabric_ppo.rollouts.demonstrations import Demonstrations, checked_actions, packed

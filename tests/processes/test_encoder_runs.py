@@ -11,7 +11,7 @@ from gymnasium import spaces
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import flag
 from fabric_ppo.rollouts.evaluate import evaluate
 from tests.fixtures.configs import tiny

@@ -14,7 +14,7 @@ from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.envs.frame_stack import with_frames
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
 from fabric_ppo.tools.export import export

@@ -40,7 +40,7 @@ from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.agents.policy_file import POLICY_FILE, start_from
 from fabric_ppo.config import SCRIPT_CONFIGS, Config
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError, StoppedBySignal, TrainingError, flag
 from fabric_ppo.process.files import Checkpoint
 from fabric_ppo.run.checkpoint import newest_first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -14,20 +13,8 @@ from fabric_ppo.tools.report.page import write_report
 from tests.fixtures.processes import PATIENCE
 from tests.fixtures.run_folders import columns, write_run
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt install chromium")
 RETURN = "Rewards/rew_avg"
 UPDATES = 30
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1000 * PATIENCE)
-        yield started
-        started.close()
 
 
 def noisy(seed, rate):

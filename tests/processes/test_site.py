@@ -6,7 +6,6 @@ In Chromium, where there is one: no page is wider than a phone, and the search f
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,7 +20,6 @@ from tests.fixtures.processes import PATIENCE
 
 LACKING = [name for name in ("mkdocs", "material", "latex2mathml", "pymdownx") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"no {', '.join(LACKING)}: make docs installs what it needs")
-CHROMIUM = shutil.which("chromium")
 
 
 class Page(HTMLParser):
@@ -96,29 +94,23 @@ def test_formulas_are_mathml_and_no_markup_is_left(site):
         assert re.findall(r"arithmatex|\$\$|\\\(|^Code: |\*\*|^\|.*\|$|^- ", body, re.MULTILINE) == [], path
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt install chromium")
-def test_in_a_browser(site):
-    from playwright.sync_api import sync_playwright
-
+def test_in_a_browser(site, browser):
     folder, pages = site
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1000 * PATIENCE)
-        phone = browser.new_context(viewport={"width": 400, "height": 800}, offline=True).new_page()
-        phone.set_default_timeout(1000 * PATIENCE)
-        trouble = []
-        phone.on("pageerror", lambda error: trouble.append(str(error)))
-        phone.on("request", lambda request: None if request.url.startswith("file:") else trouble.append(request.url))
-        for path in pages:
-            phone.goto(path.as_uri())
-            if phone.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
-                trouble.append(f"{path.name} is wider than the window")
-        assert trouble == []
-        desk = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
-        desk.set_default_timeout(1000 * PATIENCE)
-        for words in ("--desired-kl", "desired_kl"):
-            desk.goto((folder / "start.html").as_uri())
-            desk.locator("[data-md-component=search-query]").click()
-            desk.locator("[data-md-component=search-query]").press_sequentially(words)
-            found = desk.locator("a[href*='flags.html'][href*='#--desired-kl']")
-            found.first.wait_for(state="attached")
-        browser.close()
+    phone = browser.new_context(viewport={"width": 400, "height": 800}, offline=True).new_page()
+    phone.set_default_timeout(1000 * PATIENCE)
+    trouble = []
+    phone.on("pageerror", lambda error: trouble.append(str(error)))
+    phone.on("request", lambda request: None if request.url.startswith("file:") else trouble.append(request.url))
+    for path in pages:
+        phone.goto(path.as_uri())
+        if phone.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            trouble.append(f"{path.name} is wider than the window")
+    assert trouble == []
+    desk = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+    desk.set_default_timeout(1000 * PATIENCE)
+    for words in ("--desired-kl", "desired_kl"):
+        desk.goto((folder / "start.html").as_uri())
+        desk.locator("[data-md-component=search-query]").click()
+        desk.locator("[data-md-component=search-query]").press_sequentially(words)
+        found = desk.locator("a[href*='flags.html'][href*='#--desired-kl']")
+        found.first.wait_for(state="attached")

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import concatenate as concatenate_observations
 
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from tests.fixtures.agents import agent_for
 from tests.fixtures.drawn_spaces import leaves, part_of
 from tests.fixtures.mixed_envs import ACTION

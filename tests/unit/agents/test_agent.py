@@ -18,7 +18,8 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import load_agent
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import Packer, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import Packer
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.rollouts.actor import Actor
 from tests.fixtures.agents import masked_agent

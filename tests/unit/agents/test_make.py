@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.agents import masked_agent
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.agents.policy_file import save_policy
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from tests.fixtures.drawn_spaces import leaves, part_of
 from tests.fixtures.mixed_envs import ACTION
 from tests.fixtures.spaces import ACTION_SPACES, samples_of

@@ -15,7 +15,7 @@ from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.agents.policy_file import save_policy, start_from
 from fabric_ppo.api import train
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed

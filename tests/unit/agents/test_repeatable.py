@@ -12,7 +12,7 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.mlp import MLP
 from fabric_ppo.agents.repeatable import require_repeatable
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 
 SPEC = env_spec("Test-v0", spaces.Box(-1, 1, (3,)), spaces.Discrete(4))

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from fabric_ppo.agents.encoders import Encoder
 from fabric_ppo.envs.frame_stack import with_frames
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.spaces import observation_spec
 

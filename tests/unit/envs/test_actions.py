@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 
 from fabric_ppo.envs.actions import ActionConverter, MaskCheck, TensorActionConverter, is_outside
-from fabric_ppo.envs.spaces import Packer, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import Packer
 from tests.fixtures.spaces import ACTION_SPACES, VECTOR
 
 

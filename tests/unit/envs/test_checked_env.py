@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from fabric_ppo.envs.checked_env import CheckedEnv
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.process.signals import signals
 

@@ -18,7 +18,8 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.contract import EnvSettings, PastEpisode
 from fabric_ppo.envs.episodes import Episodes
 from fabric_ppo.envs.frame_stack import frame_of, with_frames
-from fabric_ppo.envs.spaces import EnvSpec, Packer, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import EnvSpec, Packer
 from fabric_ppo.process.errors import ConfigError, EnvironmentFault
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import episode_seed, evaluation_seed

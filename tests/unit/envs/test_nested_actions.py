@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fabric_ppo.agents.distributions import make_distribution
 from fabric_ppo.envs.actions import action_converter, tensor_action_converter
 from fabric_ppo.envs.checked_env import CheckedEnv
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.nested_actions import Unpacker, nested, pack_batch
-from fabric_ppo.envs.spaces import env_spec
 from tests.fixtures.drawn_spaces import draw_action, leaves, part_of
 from tests.fixtures.mixed_envs import ACTION
 from tests.fixtures.spaces import VECTOR

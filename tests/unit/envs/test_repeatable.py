@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.repeatable import _random_action, try_repeating
-from fabric_ppo.envs.spaces import env_spec
 from tests.fixtures import toy_envs, unrepeatable_envs
 
 TOY, WORSE = toy_envs.__name__, unrepeatable_envs.__name__

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fabric_ppo.envs.spaces import SUPPORTED, EnvSpec, Packer, SpaceSpec, env_spec, mask_paths
+from fabric_ppo.envs.gymnasium_spaces import SUPPORTED, env_spec
+from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec, mask_paths
 from fabric_ppo.process.errors import ConfigError
 from tests.fixtures.nested_envs import OBSERVATION
 from tests.fixtures.spaces import ACTION_SPACES, VECTOR, observation_spec

@@ -9,7 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo.envs.spaces import Packer, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import Packer
 from fabric_ppo.envs.tensor_rows import RowMaker
 from tests.fixtures.batches import KINDS, as_kind
 from tests.fixtures.drawn_spaces import draw_observation

@@ -12,7 +12,7 @@ from torch import nn
 
 from fabric_ppo.agents.encoders import Encoder, ImageNetwork
 from fabric_ppo.envs.frame_stack import with_frames
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.fast import compiled_convolutions
 from fabric_ppo.fast.compiled_convolutions import compile_convolutions, compiled_features, convolutions_agree
 from fabric_ppo.fast.loss_module import PPOLoss

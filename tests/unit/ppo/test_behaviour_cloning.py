@@ -12,7 +12,8 @@ from gymnasium import spaces
 from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import Packer, env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
+from fabric_ppo.envs.spaces import Packer
 from fabric_ppo.ppo import behaviour_cloning
 from fabric_ppo.ppo.behaviour_cloning import validate, value_targets
 from fabric_ppo.ppo.demonstrated import make_episodes

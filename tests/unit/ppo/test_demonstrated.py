@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.ppo.demonstrated import discounted_returns, make_episodes, take_statistics
 from fabric_ppo.rollouts.demonstrations import Demonstrations
 from tests.fixtures.agents import random_agent

@@ -12,7 +12,7 @@ from torch import nn
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.schedules import adapt_learning_rate, coefficients, set_learning_rate

@@ -20,9 +20,10 @@ from fabric_ppo.agents.policy import Policy
 from fabric_ppo.config import Config
 from fabric_ppo.envs.batched import make_tensor_envs
 from fabric_ppo.envs.contract import EnvSettings
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.nested_actions import Unpacker
-from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec, env_spec
+from fabric_ppo.envs.spaces import EnvSpec, Packer, SpaceSpec
 from fabric_ppo.envs.tensor.cartpole import CartPole
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts import demonstrations as module

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fabric_ppo.agents.policy import Policy
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import EnvironmentFault
 from fabric_ppo.rollouts import evaluate as evaluation
 from fabric_ppo.rollouts.evaluate import evaluate

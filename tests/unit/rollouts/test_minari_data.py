@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.demonstrations import unpacked
 from fabric_ppo.rollouts.minari_data import MinariDataset

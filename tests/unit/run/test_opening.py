@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.space_text import format_space
-from fabric_ppo.envs.spaces import env_spec
 from fabric_ppo.run import opening
 from fabric_ppo.run.opening import opening_lines
 

@@ -15,9 +15,10 @@ from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy, load_agent
 from fabric_ppo.api import evaluate, train
 from fabric_ppo.config import Config, TorchConfig
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.nested_actions import nested
-from fabric_ppo.envs.spaces import EnvSpec, env_spec, part_at
+from fabric_ppo.envs.spaces import EnvSpec, part_at
 from fabric_ppo.process.errors import ConfigError
 from fabric_ppo.rollouts.demonstrations import Demonstrations, read_demonstrations, to_bytes, unpacked
 from fabric_ppo.run.result import load_run

@@ -18,7 +18,7 @@ from fabric_ppo.agents.agent import Agent, Architecture
 from fabric_ppo.agents.policy import Policy
 from fabric_ppo.agents.policy_file import save_policy
 from fabric_ppo.envs.gymnasium_env import make_gymnasium_env
-from fabric_ppo.envs.spaces import env_spec
+from fabric_ppo.envs.gymnasium_spaces import env_spec
 from fabric_ppo.process.errors import NOT_ALL_WRITTEN
 from fabric_ppo.rollouts.evaluate import evaluate
 from fabric_ppo.seeding import evaluation_seed
