@@ -38,7 +38,7 @@ def test_a_preset_by_its_name_gives_the_flags_of_its_file(tmp_path, monkeypatch)
     by_name = parse_flags(TorchConfig, ["--config", "cartpole", "--seed", "7"])
     by_path = parse_flags(TorchConfig, [f"--config={ROOT}/configs/cartpole.yaml", "--seed", "7"])
     assert by_name.to_dict() == by_path.to_dict()
-    assert by_name.gae_lambda == 0.8
+    assert by_name.activation_function == "tanh"
 
 
 def test_a_file_comes_before_the_preset_and_a_folder_does_not(tmp_path, monkeypatch):
