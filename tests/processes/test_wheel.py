@@ -258,7 +258,7 @@ def test_presets_are_listed_and_trained(fabric_ppo, tmp_path):
     listed = [line.split()[0] for line in fabric_ppo("presets").splitlines()]
     assert listed == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
     fabric_ppo("train", "torch", "--config", "cartpole", *TINY, "--run-dir", "run")
-    assert "gae_lambda: 0.8" in (tmp_path / "run/config.yaml").read_text()
+    assert "activation_function: tanh" in (tmp_path / "run/config.yaml").read_text()
     scores = json.loads(fabric_ppo("evaluate", "run", "--episodes", "3", "--json"))
     assert scores["episodes"] == 3
     fabric_ppo("plot", "run", "--out", "curve.svg")

@@ -93,11 +93,17 @@ def open_storage(url: str) -> BaseStorage:
                 raise ConfigError(f"--storage {shown}: needs psycopg: {install('postgresql')}") from None
             raise ConfigError(f"--storage {shown}: its driver cannot be imported ({first_line(error)})") from None
         except Exception as error:  # each driver has errors of its own
-            # another worker makes the tables at this moment
-            if "already exists" not in str(error) or tries == _TRIES - 1:
+            if tries == _TRIES - 1 or not _is_being_made(error):
                 raise ConfigError(f"--storage {shown}: cannot be opened ({storage_reason(url, error)})") from None
             time.sleep(_RETRY_SECONDS)
     raise AssertionError
+
+
+def _is_being_made(error: BaseException) -> bool:
+    """Return True for an error because another worker makes the tables, or their first rows, at this moment."""
+    from sqlalchemy.exc import IntegrityError
+
+    return "already exists" in str(error) or any(isinstance(each, IntegrityError) for each in (error, error.__cause__))
 
 
 def _open(url: str) -> BaseStorage:

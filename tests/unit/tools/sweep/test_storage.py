@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fabric_ppo.process.errors import ConfigError
+from fabric_ppo.tools.sweep import storage
 from fabric_ppo.tools.sweep.storage import absolute_url, hide_password, open_storage, require_optuna
 
 pytest.importorskip("optuna")
@@ -30,6 +31,26 @@ def test_files_get_absolute_paths(tmp_path, monkeypatch):
 def test_what_is_no_storage_is_refused(url):
     with pytest.raises(ConfigError, match="sqlite:///FILE, journal:///FILE or postgresql"):
         absolute_url(url)
+
+
+@pytest.mark.parametrize(
+    "text", ["UNIQUE constraint failed: alembic_version.version_num", "duplicate key value violates unique constraint"]
+)
+def test_tables_that_another_worker_makes_are_waited_for(tmp_path, monkeypatch, text):
+    """It may be between any two of them, and has written their first rows."""
+    from sqlalchemy.exc import IntegrityError
+
+    errors, opened = [IntegrityError("INSERT", {}, Exception(text))] * 2, storage._open
+
+    def late(url):
+        if errors:
+            raise errors.pop()
+        return opened(url)
+
+    monkeypatch.setattr(storage, "_open", late)
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.0)
+    assert open_storage(f"sqlite:///{tmp_path}/sweep.db").get_all_studies() == []
+    assert not errors
 
 
 def test_a_storage_that_cannot_be_opened_is_named_without_its_password():
