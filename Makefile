@@ -94,6 +94,10 @@ docs: $(DOCS_INSTALLED)
 	cd "$(CURDIR)" && NO_MKDOCS_2_WARNING=1 PYTHONPATH="$(CURDIR)" "$(BIN)/python" -m mkdocs build --quiet --strict
 	@echo "$(CURDIR)/site/index.html"
 
+# The tables of docs/flags.md, from the fields of fabric_ppo/config.py.
+flags: install
+	cd "$(CURDIR)" && PYTHONPATH="$(CURDIR)" "$(BIN)/python" docs/hooks/reference.py
+
 $(DOCS_INSTALLED): $(INSTALLED) $(CURDIR)/requirements-docs.txt
 	"$(BIN)/python" -m pip install --quiet --requirement "$(CURDIR)/requirements-docs.txt"
 	touch "$(DOCS_INSTALLED)"

@@ -1,19 +1,25 @@
-"""Pages that are made from the code: every flag, and the Python API."""
+"""Pages that are made from the code: every flag, and the Python API.
+
+`python docs/hooks/reference.py` writes the tables of docs/flags.md anew; `make flags` calls it.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import fabric_ppo
 from fabric_ppo.config import FLAG_GROUPS, MAY_DIFFER, SCRIPT_CONFIGS, Config, ProcessFlags, script_file
 from fabric_ppo.config_names import same_names
-from fabric_ppo.config_values import choices_of, field_types, takes_float, takes_int
+from fabric_ppo.config_values import choices_of, field_types
 from fabric_ppo.process.errors import flag
-from fabric_ppo.tools.help import MOST_USED, field_docs
+from fabric_ppo.tools.help import field_docs
 
+FLAGS_PAGE = Path(__file__).resolve().parents[1] / "flags.md"
+FLAGS_MARK = "<!-- The tables below are made by `make flags`. -->\n\n"
 _WIDEST = 80
 """Columns of a signature in one line."""
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Example")
@@ -21,30 +27,33 @@ _SECTION = re.compile(rf"^({'|'.join(_SECTIONS)}):\n", re.MULTILINE)
 
 
 def flags() -> str:
-    """Return all flags of the three scripts in Markdown, in the groups of `--help-all`."""
+    """Return all flags of the three scripts in Markdown: a table for each group of `--help-all`."""
     kinds = {name: kind for config in SCRIPT_CONFIGS.values() for name, kind in field_types(config).items()}
     docs = {name: text for config in SCRIPT_CONFIGS.values() for name, text in field_docs(config).items()}
     alone = [name for name in kinds if name not in field_types(Config)]
     parts = []
     for group in FLAG_GROUPS:
-        parts.append(f"## {(group.__doc__ or '').rstrip('.')}\n")
         names = [each.name for each in fields(group)] + (alone if group is ProcessFlags else [])
-        parts += [_flag(name, kinds[name], docs[name]) for name in names]
-    return "\n".join(parts)
+        rows = [_flag(name, kinds[name], docs[name]) for name in names]
+        title = (group.__doc__ or "").rstrip(".")
+        parts.append("\n".join([f"## {title}\n", "| flag | default | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _flag(name: str, kind: Any, text: str) -> str:
-    """Return the entry of a flag: its name, values, default, scripts, other names, and text."""
+    """Return the row of a flag: its name, default, text, choices, scripts, and other names."""
     having = [config for config in SCRIPT_CONFIGS.values() if name in field_types(config)]
     default = next(each.default for each in fields(having[0]) if each.name == name)
-    facts = [f"default {_shown_default(default)}", _values(kind)]
+    meaning = [_escaped(text)]
+    if choices := choices_of(kind):
+        meaning.append("One of " + ", ".join(f"`{each}`" for each in choices) + ".")
     if len(having) < len(SCRIPT_CONFIGS):
-        facts.append("only " + ", ".join(f"`{script_file(each)}`" for each in having))
-    facts += ["in the short help"] if name in MOST_USED else []
-    facts += ["a resumed run may have another"] if name in MAY_DIFFER else []
-    others = [other for other, ours in same_names().items() if ours == name]
-    names = f"\n\nElsewhere: {', '.join(f'`{each}`' for each in others)}." if others else ""
-    return f"### `{flag(name)}`\n\n{'; '.join(filter(None, facts))}\n{{ .facts }}\n\n{_escaped(text)}{names}\n"
+        meaning.append("Only " + ", ".join(f"`{script_file(each)}`" for each in having) + ".")
+    if name in MAY_DIFFER:
+        meaning.append("A resumed run may have another.")
+    if others := [other for other, ours in same_names().items() if ours == name]:
+        meaning.append(f"<br>*Elsewhere:* {', '.join(f'`{each}`' for each in others)}")
+    return f"| `{flag(name)}` | {_shown_default(default)} | {' '.join(meaning)} |"
 
 
 def _shown_default(value: Any) -> str:
@@ -53,16 +62,6 @@ def _shown_default(value: Any) -> str:
     if value is None:
         return "none"
     return f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
-
-
-def _values(kind: Any) -> str:
-    if choices := choices_of(kind):
-        return "one of " + ", ".join(f"`{each}`" for each in choices)
-    if kind is bool:
-        return "a switch"
-    if kind == tuple[int, ...]:
-        return "whole numbers"
-    return "a whole number" if takes_int(kind) else "a number" if takes_float(kind) else "text"
 
 
 def _escaped(text: str) -> str:
@@ -160,3 +159,13 @@ def _items(body: str) -> str:
         names, _, text = each.partition(": ")
         rows.append(f"- `{names}`: {_escaped(' '.join(text.split()))}")
     return "\n".join(rows)
+
+
+def flags_page() -> str:
+    """Return docs/flags.md with the tables of today's flags."""
+    before, mark, _ = FLAGS_PAGE.read_text().partition(FLAGS_MARK)
+    return before + mark + flags()
+
+
+if __name__ == "__main__":
+    FLAGS_PAGE.write_text(flags_page())

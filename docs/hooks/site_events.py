@@ -11,8 +11,8 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 from sources import Site, slug
 
-_MADE = {"flags.md": reference.flags, "api.md": reference.api}
-"""Pages that the code makes the end of, in place of their paragraph in italics."""
+_API = "api.md"
+"""Page whose paragraph in italics the entries of all public names replace."""
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -29,9 +29,8 @@ def on_files(files: Files, config: Any) -> Files:
         if not file.src_uri.startswith("assets/"):
             files.remove(file)
     for name, text in site.texts.items():
-        if name in _MADE:
-            before, _, after = re.split(r"^(_On the site.*_)$", text, flags=re.MULTILINE)
-            text = before + _MADE[name]() + after
+        if name == _API:
+            text = re.sub(r"^_On the site.*_$", lambda _: reference.api(), text, flags=re.MULTILINE)
         files.append(File.generated(config, name, content=text))
     for name, path in site.files.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))

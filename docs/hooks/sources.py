@@ -1,7 +1,7 @@
 """Pages of the documentation site, from the files of the repository.
 
-README.md is cut into pages by its headings, links are those of the repository, and two kinds of
-paragraphs bring in code as it is when the site is built (on GitHub they are links):
+Links are those of the repository, and two kinds of paragraphs bring in code as it is when the site
+is built (on GitHub they are links):
 
     Code: [`ppo_loss`](../fabric_ppo/ppo/loss.py "log_ratio to policy_loss")
     Diff: [`train_torch.py`](../train_torch.py) [`train_fabric.py`](../train_fabric.py)
@@ -16,34 +16,12 @@ import ast
 import difflib
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-README_PAGES = {
-    "start.md": ("Getting started", ["Two commands", "Start"]),
-    "watch.md": ("Watch a run", ["Watch a run"]),
-    "runs.md": ("Runs and their files", ["Never lose a run", "The run folder", "Bad input and exit statuses"]),
-    "afterwards.md": ("Afterwards", ["Afterwards"]),
-    "python.md": ("From Python", ["From Python"]),
-    "environments.md": ("Your own environment", ["Your own environment"]),
-    "recipes.md": (
-        "Recipes",
-        ["Scores", "Recurrent agents", "Atari", "EnvPool", "How updates are counted"],
-    ),
-    "how.md": ("How it works", ["How it works"]),
-    "benchmarks.md": ("Benchmarks", ["Benchmarks"]),
-    "promises.md": (
-        "What is promised",
-        ["What is promised, and tested", "Deliberate differences from Lightning's PPO tutorial"],
-    ),
-}
-"""Pages that are parts of README.md: their titles, and the headings of the sections that they have.
-
-A section goes up to the next heading that is not below it, or that another page has. The front page
-has the sections that none has.
-"""
-FRONT, FLAGS = "index.md", "flags.md"
+FRONT = "index.md"
+"""Page that README.md becomes."""
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
 _LINK = re.compile(r'(?P<before>(?:\[(?P<text>[^\[\]]*))?\]\(|src=")(?P<target>[^)"\s]+)')
@@ -65,47 +43,10 @@ def outside_fences(text: str, change: Callable[[str], str]) -> str:
     return "".join(part + block for part, block in zip(parts, [*blocks, ""], strict=True))
 
 
-def readme_sections() -> Iterator[tuple[str, int, str]]:
-    """Yield heading, level and text, heading included, of all of README.md; of its beginning, too."""
-    text = (ROOT / "README.md").read_text()
-    # a comment of a shell looks like a heading
-    plain = _FENCE.sub(lambda block: "x" * len(block[0]), text)
-    found = list(_HEADING.finditer(plain))
-    stops = [*(each.start() for each in found[1:]), len(text)]
-    for each, stop in zip(found, stops, strict=True):
-        yield each[2], len(each[1]), text[each.start() : stop]
-
-
-def readme_pages() -> tuple[dict[str, str], dict[str, str]]:
-    """Return name -> text of the pages that README.md becomes, and anchor of a heading -> name of its page."""
-    owner = {heading: name for name, (_, headings) in README_PAGES.items() for heading in headings}
-    owner["Flags"] = FLAGS  # its tables are made from the fields
-    texts: dict[str, dict[str, list[str]]] = {
-        name: {each: [] for each in page[1]} for name, page in README_PAGES.items()
-    }
-    texts |= {FRONT: {"": []}, FLAGS: {"Flags": []}}
-    page, top, top_level, anchors = FRONT, "", 1, {}
-    for heading, level, text in readme_sections():
-        if heading in owner:
-            page, top, top_level = owner[heading], heading, level
-        elif level <= top_level:
-            page, top, top_level = FRONT, "", 1
-        anchors[slug(heading)] = page
-        # one section is the page, several are below its title
-        shift = top_level - (2 if len(texts[page]) > 1 else 1)
-        texts[page][top].append(text[shift:])
-    missing = [name for name, parts in texts.items() for each in parts.values() if not each]
-    assert not missing, f"README.md has no longer the headings of {missing}"
-    pages = {}
-    for name, sections in texts.items():
-        title = f"# {README_PAGES[name][0]}\n\n" if len(sections) > 1 else ""
-        pages[name] = title + "".join("".join(parts) for parts in sections.values())
-    del pages[FLAGS]
-    return pages, anchors
-
-
 def page_name(path: str) -> str:
     """Return the site's name for a file of the repository; of code and of folders a page shows the contents."""
+    if path == "README.md":
+        return FRONT
     name = path.removeprefix("docs/")
     return name if Path(path).suffix in (".md", ".svg", ".gif", ".webp", ".png") else f"{name}.md"
 
@@ -117,9 +58,7 @@ class Site:
         """Read the repository."""
         self.texts: dict[str, str] = {}
         self.files: dict[str, Path] = {}
-        pages, self._anchors = readme_pages()
-        for name, text in pages.items():
-            self.texts[name] = self._linked(text, "README.md", name)
+        self._add("README.md")
         for path in sorted((ROOT / "docs").glob("*.md")):
             self._add(f"docs/{path.name}")
 
@@ -149,25 +88,20 @@ class Site:
                 return found[0]
             target, _, anchor = found["target"].partition("#")
             goal = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
-            if goal == "README.md":
-                page = self._anchors[anchor] if anchor else FRONT
-            else:
-                assert (ROOT / goal).exists(), f"{path}: {found['target']} is not there"
-                page = page_name(goal)
-                self._add(goal)
+            assert (ROOT / goal).exists(), f"{path}: {found['target']} is not there"
+            page = page_name(goal)
+            self._add(goal)
             before = found["before"]
             if found["text"] == goal and page in self.texts:
-                before = f"[{title_of(goal, page)}]("  # a page's title reads better than its file's name
+                before = f"[{title_of(goal)}]("  # a page's title reads better than its file's name
             address = posixpath.relpath(page, posixpath.dirname(name) or ".") if page != name or not anchor else ""
             return before + address + (f"#{anchor}" if anchor else "")
 
         return outside_fences(text, lambda part: _LINK.sub(link, _LIST.sub(r"\1\n", part)))
 
 
-def title_of(path: str, page: str) -> str:
+def title_of(path: str) -> str:
     """Return the title of a file's page, or the path of a file without one."""
-    if path == "README.md" and page in README_PAGES:
-        return README_PAGES[page][0]
     found = _HEADING.search((ROOT / path).read_text()) if path.endswith(".md") else None
     return found[2] if found else path
 

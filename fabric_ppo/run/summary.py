@@ -23,7 +23,7 @@ _ENDS = {"callback": "a callback", "stop_at_return": "--stop-at-return"}
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a run: the fields of `summary.json`, as README describes them."""
+    """Result of a run: the fields of `summary.json`, as docs/runs.md describes them."""
 
     script: str
     env_id: str

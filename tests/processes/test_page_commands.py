@@ -1,4 +1,4 @@
-"""Commands of README.md and docs/cluster.md, run as they stand.
+"""Commands of the documentation, run as they stand.
 
 Each runs in a folder of its own, with flags appended that make it tiny (the last of a repeated flag wins). Commands
 that differ in flags only are run once, with the flags of the longest one; `unit/test_pages.py` parses the others.
@@ -21,7 +21,7 @@ from fabric_ppo.tools import cli
 from tests.fixtures.launching import BIN, ROOT, clean_environment, free_port
 from tests.fixtures.logged_runs import write_run
 from tests.fixtures.pages import (
-    PAGES,
+    TEXT,
     TRAINING,
     fences,
     is_for_several_hosts,
@@ -99,7 +99,7 @@ def train(folder):
 @pytest.fixture(scope="module")
 def run_dir(folder, train):
     """A trained agent's folder, made by one of the commands; relative to where they run."""
-    done, made = train(next(words for words in of_kind("script") if script_of(words)[0] == "torch"))
+    done, made = train(["python", "train_torch.py"])
     assert done.returncode == 0, done.stderr
     return str(made.relative_to(folder))
 
@@ -128,7 +128,7 @@ def test_commands_that_train_run(words, folder, train):
         assert made is None
         return
     assert done.returncode == 0, done.stderr
-    assert str(made.parent.relative_to(folder)) + "/" in PAGES[0].read_text()
+    assert str(made.parent.relative_to(folder)) + "/" in TEXT
     text = (made / "summary.json").read_text()
     assert f'"world_size": {wanted.ranks},' in text
     assert f'"env_id": "{wanted.config.env_id}"' in text
@@ -146,7 +146,7 @@ def test_the_run_folder_is_as_listed(folder, run_dir):
     line = (folder / run_dir / "metrics.jsonl").read_text()
     tags = set(re.findall(r'"([A-Z]\w+/\w+)"', line))
     assert tags
-    assert all(f"`{tag}`" in PAGES[0].read_text() for tag in tags)
+    assert all(f"`{tag}`" in TEXT for tag in tags)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_commands_for_afterwards_run(words, folder, run_dir, compared, monkeypat
 def test_python_runs(folder, run_dir, monkeypatch):
     monkeypatch.chdir(folder)
     for block in fences("python"):
-        exec(compile(block.replace('"RUN_DIR"', repr(run_dir)), "README.md", "exec"), {})
+        exec(compile(block.replace('"RUN_DIR"', repr(run_dir)), "page", "exec"), {})
 
 
 def test_the_environment_of_ones_own(folder):
@@ -194,16 +194,15 @@ def test_the_environment_of_ones_own(folder):
     blocks = [block for block in fences("python") if "gymnasium.register(" in block]
     (block,) = blocks
     (folder / "my_envs.py").write_text(block)
-    text = PAGES[0].read_text()
-    (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", text)
-    (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", text))
+    (train,) = re.findall(r"`(python train_torch.py --env-id my_envs:[^`]+)`", TEXT)
+    (evaluate,) = set(re.findall(r"`(python -m fabric_ppo evaluate RUN_DIR --own-code)`", TEXT))
     done = run_here([*train.split(), *TINY, "--run-dir", "runs/own"], folder)
     assert done.returncode == 0, done.stderr
     done = run_here([*evaluate.replace("RUN_DIR", "runs/own").split(), "--episodes", "2", "--json"], folder)
     assert done.returncode == 0, done.stderr
     assert '"episodes": 2' in done.stdout
     (elsewhere := folder / "elsewhere").mkdir()
-    assert "`evaluate RUN_DIR --code-dir FOLDER`" in text
+    assert "`evaluate RUN_DIR --code-dir FOLDER`" in TEXT
     words = ["python", "-m", "fabric_ppo", "evaluate", str(folder / "runs/own"), "--episodes", "2", "--json"]
     refused = run_here([*words, "--own-code"], elsewhere)
     assert refused.returncode == 2

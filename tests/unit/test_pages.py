@@ -1,4 +1,4 @@
-"""README.md and docs/cluster.md: every flag, number and link is true, and every command in them is one that works.
+"""Pages of the documentation: every number and link is true, and every command is one that works.
 
 Commands are parsed here, by their launcher and by the script. A fence or command of a kind that no check knows fails.
 """
@@ -9,22 +9,20 @@ import os
 import re
 import shlex
 import subprocess
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
 from unittest import mock
 
 import pytest
 import torch
 
 from fabric_ppo.agents.make import make_agent
-from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config, ProcessFlags, script_file
+from fabric_ppo.config import SCRIPT_CONFIGS, Config, script_file
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.fast.loss_module import make_optimizer
 from fabric_ppo.ppo.batch import make_batch
 from fabric_ppo.ppo.update import UpdateStats
-from fabric_ppo.process.errors import flag
 from fabric_ppo.process.group import Ranks
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
@@ -32,10 +30,11 @@ from fabric_ppo.run.setup import RunSetup
 from fabric_ppo.tools import cli, suite
 from fabric_ppo.tools.flags import parse_flags
 from fabric_ppo.tools.suite import SUITES
-from tests.fixtures.launching import ROOT, SCRIPTS, clean_environment
+from tests.fixtures.launching import ROOT, clean_environment
 from tests.fixtures.pages import (
     JOB_TITLES,
     PAGES,
+    TEXT,
     TRAINING,
     fences,
     headline_command,
@@ -47,53 +46,6 @@ from tests.fixtures.pages import (
     table_rows,
 )
 from tests.fixtures.processes import PATIENCE
-
-
-def test_every_flag_is_in_the_table_with_its_default():
-    shown = {row[0].strip("`"): (row[1], row[2]) for row in table_rows("| flag | default | meaning |")}
-    assert len(shown) == len(table_rows("| flag | default | meaning |")), "a flag has two rows"
-    configs = SCRIPT_CONFIGS.values()
-    kinds = {name: kind for config in configs for name, kind in get_type_hints(config).items()}
-    defaults = {field.name: field.default for config in configs for field in fields(config)}
-    assert MISSING not in defaults.values()
-    assert sorted(shown) == sorted(map(flag, defaults))
-    for name, default in defaults.items():
-        cell, meaning = shown[flag(name)]
-        assert meaning
-        if default is None:
-            assert cell == "none"
-        elif isinstance(default, bool):
-            assert cell == ("on" if default else "off"), name
-        elif isinstance(default, (int, float)):
-            assert float(cell.strip("`")) == default, name
-        elif isinstance(default, tuple):
-            assert cell == f"`{' '.join(map(str, default))}`", name
-        else:
-            assert cell == f"`{default}`", name
-        if get_origin(kinds[name]) is Literal:
-            for choice in get_args(kinds[name]):
-                assert f"`{choice}`" in meaning, name
-
-
-def test_the_tables_of_flags_are_grouped_as_the_help_is():
-    """The same titles, and under each the same flags in the same order; flags of one script alone are of devices."""
-    expected = []
-    alone = {name: None for kind in SCRIPT_CONFIGS.values() for name in (each.name for each in fields(kind))}
-    alone = [name for name in alone if name not in {each.name for each in fields(Config)}]
-    for group in FLAG_GROUPS:
-        names = [each.name for each in fields(group)] + (alone if group is ProcessFlags else [])
-        expected.append(((group.__doc__ or "").rstrip("."), [flag(name) for name in names]))
-    section = PAGES[0].read_text().partition("\n## Flags\n")[2].partition("\n### ")[0]
-    found = re.findall(r"^(\S.*):\n\n\| flag .*\n\|-.*\n((?:\|.*\n)+)", section, re.MULTILINE)
-    assert [(title, re.findall(r"^\| `(--[\w-]+)`", rows, re.MULTILINE)) for title, rows in found] == expected
-
-
-def test_flags_of_some_scripts_only_name_them():
-    for row in table_rows("| flag | default | meaning |"):
-        name = row[0].strip("`")[2:].replace("-", "_")
-        having = {script for script, config in SCRIPT_CONFIGS.items() if name in {each.name for each in fields(config)}}
-        named = {script for script, module in SCRIPTS.items() if f"`{Path(module.__file__).name}`" in row[2]}
-        assert named == (having if len(having) < len(SCRIPT_CONFIGS) else set()), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -132,7 +84,7 @@ def test_the_diff_is_as_explained():
     removed, added = (len(re.findall(f"^{sign} ?", said, re.MULTILINE)) for sign in "<>")
     lengths = [len((ROOT / name).read_text().splitlines()) for name in words[1:]]
     text = f"{removed} lines of `{words[1]}` (of {lengths[0]}) and {added} of `{words[2]}` (of {lengths[1]})"
-    assert text in PAGES[0].read_text()
+    assert text in TEXT
     rows = table_rows("| lines about | `train_torch.py` | `train_fabric.py` |")
     assert [sum(int(row[column]) for row in rows) for column in (1, 2)] == [removed, added]
 
@@ -142,9 +94,8 @@ def test_updates_are_counted_as_explained():
     config, steps = headline.config, headline.config.num_steps * headline.config.num_envs * headline.ranks
     updates = config.num_updates(headline.ranks)
     iterations = replace(config, timestep_unit="iteration").num_updates(headline.ranks)
-    text = PAGES[0].read_text()
-    assert f"that is {updates} updates and {updates * steps:,} transitions" in text
-    assert f"`--timestep-unit iteration` it would make {iterations}." in text
+    assert f"that is {updates} updates and {updates * steps:,} transitions" in TEXT
+    assert f"`--timestep-unit iteration` it would make {iterations}." in TEXT
 
 
 def without_free_port(line):
@@ -229,7 +180,7 @@ def test_suites_are_what_the_page_says(words, monkeypatch):
     monkeypatch.setattr(suite, "run_suite", run_suite)
     assert cli.main(words[3:]) == 0
     assert run_suite.call_args.args[0]
-    (listed,) = re.findall(r"^Suites are (.*?)\.", PAGES[0].read_text(), re.MULTILINE)
+    (listed,) = re.findall(r"^Suites are (.*?)\.", TEXT, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", listed)) == set(SUITES)
 
 
@@ -243,6 +194,7 @@ def test_every_option_of_evaluate_is_listed(capsys):
     assert shown == has
 
 
+CLUSTER = ROOT / "docs/cluster.md"
 JOBS = fences("slurm")
 JOB_OPTIONS = {
     **dict.fromkeys(("ntasks", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node"), r"[1-9]\d*"),
@@ -321,7 +273,7 @@ def test_jobs_on_one_host_have_ports_of_their_own():
     assert all(1024 <= port < 32768 for port in ports)
 
 
-CHANGES = table_rows("| script | ranks | head of the file | command | two hosts |", PAGES[1])
+CHANGES = table_rows("| script | ranks | head of the file | command | two hosts |")
 
 
 def changed_job(text: str, head: str, command: str) -> str:
@@ -366,7 +318,7 @@ class Recorder:
 
 
 def test_what_is_sent_is_as_the_formulas_say():
-    text = PAGES[1].read_text()
+    text = CLUSTER.read_text()
     headline = parsed(headline_command("torch"))
     config, ranks = headline.config, headline.ranks
     envs = make_envs(config, 0, ranks)
@@ -431,6 +383,6 @@ def test_the_report_is_as_its_formula_says(tmp_path, env_id, observation, action
 
 def report_bytes(t: int, m: int, o: int, a: int) -> int:
     """The formula of docs/cluster.md."""
-    assert "`T x M x (A + 1) + M x (O + 24) + 4224`" in PAGES[1].read_text()
-    assert "The report's 4224 bytes are 527 float64" in PAGES[1].read_text()
+    assert "`T x M x (A + 1) + M x (O + 24) + 4224`" in CLUSTER.read_text()
+    assert "The report's 4224 bytes are 527 float64" in CLUSTER.read_text()
     return t * m * (a + 1) + m * (o + 24) + 4224

@@ -1,4 +1,4 @@
-"""Pages of the documentation site: nothing of the README is lost, code is that of the source, names are ours.
+"""Pages of the documentation site: code is that of the source, flags and names are ours.
 
 `processes/test_site.py` builds the site and follows its links.
 """
@@ -9,15 +9,17 @@ import inspect
 import re
 import textwrap
 from dataclasses import fields
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 import fabric_ppo
-from fabric_ppo.config import SCRIPT_CONFIGS
+from fabric_ppo.config import FLAG_GROUPS, SCRIPT_CONFIGS, Config, ProcessFlags, script_file
 from fabric_ppo.config_names import other_name
 from fabric_ppo.config_values import field_types
 from fabric_ppo.process.errors import flag
 from tests.fixtures.launching import ROOT
+from tests.fixtures.pages import table_rows
 from tests.fixtures.site_hooks import reference, sources
 
 SOURCE = '''
@@ -59,25 +61,6 @@ def test_a_snippet_that_is_gone_is_an_error(function, name):
 @pytest.fixture(scope="module")
 def site():
     return sources.Site()
-
-
-def test_every_line_of_the_readme_is_on_one_page_once():
-    """But for the tables of flags; links and the levels of headings may change."""
-    pages, _ = sources.readme_pages()
-    text = (ROOT / "README.md").read_text()
-    flags = re.search(r"^## Flags\n.*?(?=^### )", text, re.MULTILINE | re.DOTALL)
-    assert flags is not None
-    expected = sorted(line.lstrip("#").strip() for line in text.replace(flags[0], "").splitlines() if line.strip())
-    titles = [f"{title}" for title, headings in sources.README_PAGES.values() if len(headings) > 1]
-    found = [line.lstrip("#").strip() for page in pages.values() for line in page.splitlines() if line.strip()]
-    assert sorted(found) == sorted(expected + titles)
-    assert all(
-        page.startswith("# ") and not re.search(r"^# ", without_fences(page[2:]), re.M) for page in pages.values()
-    )
-
-
-def without_fences(text):
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 EQUATIONS = {
@@ -140,19 +123,41 @@ def test_a_name_of_another_program_is_the_flag_that_a_script_says(name, here):
     raise AssertionError(f"no script knows {name}")
 
 
-def test_every_flag_has_an_entry_with_its_default():
-    text = reference.flags()
-    entries = dict(re.findall(r"^### `(--[\w-]+)`\n\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
-    assert text.count("\n### ") == len(entries)
+FLAGS_HEADER = "| flag | default | meaning |"
+
+
+def test_the_page_of_the_flags_is_that_of_the_code():
+    """`make flags` writes it."""
+    assert reference.FLAGS_PAGE.read_text() == reference.flags_page()
+
+
+def test_every_flag_has_a_row_with_its_default_and_its_choices():
+    rows = {row[0].strip("`"): (row[1], row[2]) for row in table_rows(FLAGS_HEADER)}
+    assert len(rows) == len(table_rows(FLAGS_HEADER)), "a flag has two rows"
     defaults = {each.name: each.default for config in SCRIPT_CONFIGS.values() for each in fields(config)}
-    assert set(entries) == set(map(flag, defaults))
+    assert set(rows) == set(map(flag, defaults))
+    words = {"None": "none", "True": "on", "False": "off"}
     for name, value in defaults.items():
-        shown = re.match(r"default (.*?);", entries[flag(name)])
-        assert shown is not None
-        words = {None: "none", True: "on", False: "off"}
-        expected = words.get(value) if value is None or isinstance(value, bool) else None
+        default, meaning = rows[flag(name)]
         plain = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        assert shown[1] == (expected or f"`{plain}`"), name
+        assert default == words.get(plain, f"`{plain}`"), name
+        if get_origin(KINDS[name]) is Literal:
+            assert all(f"`{choice}`" in meaning for choice in get_args(KINDS[name])), name
+        having = {script_file(config) for config in SCRIPT_CONFIGS.values() if name in field_types(config)}
+        named = set(re.findall(r"`(train_\w+\.py)`", meaning))
+        assert named == (having if len(having) < len(SCRIPT_CONFIGS) else set()), name
+
+
+def test_the_tables_of_flags_are_grouped_as_the_help_is():
+    """The same titles, and under each the same flags in the same order; flags of one script alone are of devices."""
+    alone = [name for name in KINDS if name not in field_types(Config)]
+    expected = []
+    for group in FLAG_GROUPS:
+        names = [each.name for each in fields(group)] + (alone if group is ProcessFlags else [])
+        expected.append(((group.__doc__ or "").rstrip("."), [flag(name) for name in names]))
+    text = reference.FLAGS_PAGE.read_text()
+    found = re.findall(r"^## (.*)\n\n\| flag .*\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert [(title, re.findall(r"^\| `(--[\w-]+)`", rows, re.MULTILINE)) for title, rows in found] == expected
 
 
 def test_every_public_name_and_method_is_on_the_page_of_the_api():
