@@ -112,5 +112,5 @@ def test_in_a_browser(site, browser):
         desk.goto((folder / "start.html").as_uri())
         desk.locator("[data-md-component=search-query]").click()
         desk.locator("[data-md-component=search-query]").press_sequentially(words)
-        found = desk.locator("a[href*='flags.html'][href*='#--desired-kl']")
+        found = desk.locator("a[href*='flags.html'][href*='#algorithm']")
         found.first.wait_for(state="attached")
