@@ -17,7 +17,7 @@ FUZZ_FLAGS ?=
 ZOO_FLAGS ?=
 GPU_CHECK_FLAGS ?=
 
-.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install docs clean
+.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install docs flags clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
