@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fabric_ppo.seeding import SEED_BITS, TEST_BIT, Stream, raw_words
+from fabric_ppo.seeding import SEED_BITS, Stream, raw_words
 
 _MASK = (1 << SEED_BITS) - 1
 _WORDS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -30,20 +30,11 @@ def episode_seeds(seed: int, envs: Tensor, episodes: Tensor, num_envs: int) -> T
         episodes: `[B]` int64, which of its environment's episodes each one is, from 0.
         num_envs: environments on all ranks.
     """
-    return _permuted(seed, Stream.ENV, episodes * num_envs + envs)
-
-
-def evaluation_seeds(seed: int, episodes: Tensor) -> Tensor:
-    """Return `seeding.evaluation_seed` of each of the test's `episodes [B]`, `[B]` int64."""
-    return _permuted(seed, Stream.TEST_ENV, episodes) | TEST_BIT
-
-
-def _permuted(seed: int, stream: Stream, index: Tensor) -> Tensor:
-    """Map indices as `seeding` does, by a keyed permutation of the numbers below 2**30."""
+    index = episodes * num_envs + envs
     # for few numbers NumPy takes half the time of PyTorch
     values: Any = index.numpy() if index.is_cpu else index
     values = values & _MASK
-    for word in _key(seed, stream):
+    for word in _key(seed):
         values = values ^ (word & _MASK)
         values = values * (word >> 32 | 1) & _MASK
         values = values ^ (values >> (SEED_BITS // 2))
@@ -52,9 +43,9 @@ def _permuted(seed: int, stream: Stream, index: Tensor) -> Tensor:
 
 
 @functools.lru_cache
-def _key(seed: int, stream: Stream) -> list[int]:
-    """Return the words that permute the indices of a stream."""
-    words: list[int] = raw_words(seed, stream, (0, 0), 0, 4).tolist()
+def _key(seed: int) -> list[int]:
+    """Return the words that permute the numbers of episodes, as `seeding` does below 2**30."""
+    words: list[int] = raw_words(seed, Stream.ENV, (0, 0), 0, 4).tolist()
     return words
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fabric_ppo.envs.tensor_seeds import episode_seeds, evaluation_seeds, seeded_uniforms
-from fabric_ppo.seeding import episode_seed, evaluation_seed
+from fabric_ppo.envs.tensor_seeds import episode_seeds, seeded_uniforms
+from fabric_ppo.seeding import episode_seed
 
 
 def test_seeds_are_those_of_one_environment_after_the_other():
     envs, episodes = torch.arange(40) % 7, torch.arange(40) * 12345
     expected = [episode_seed(9, env, number, 7) for env, number in zip(envs.tolist(), episodes.tolist(), strict=True)]
     assert episode_seeds(9, envs, episodes, 7).tolist() == expected
-    assert evaluation_seeds(9, episodes).tolist() == [evaluation_seed(9, number) for number in episodes.tolist()]
 
 
 def test_splitmix64_gives_its_published_numbers():
