@@ -62,3 +62,13 @@ def test_a_run_and_its_checkpoint(tmp_path):
         found = {each.key: each.value for each in onnx.load(exported).metadata_props}
         assert (found["seed"], found["env_steps"]) == ("5", steps)
     assert load_agent(run).spec.env_id == found["env_id"]
+
+
+def test_the_program_of_the_page_gives_the_agents_action(tmp_path, monkeypatch):
+    run = train(Config(**tiny(env_id="CartPole-v1", log_dir=str(tmp_path))), verbose=False)
+    export(run, "onnx", tmp_path / "policy.onnx", verify="none")
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(program, names)
+    assert names["action"].tolist() == [load_agent(run).act(names["obs"][0])]
