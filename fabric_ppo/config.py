@@ -1,7 +1,7 @@
 """Flags of the three scripts: each is a field of a dataclass, whose docstring is its `--help`.
 
-Building a Config checks types and values (`config_values.py`), and does nothing else. What takes an
-import or a look at the machine is checked by `fabric_ppo.run.resolve`, before anything starts.
+Building a Config checks types and values (`config_values.py`), and does nothing else. Checks that
+need an import or the machine are made by `fabric_ppo.run.resolve`, before anything starts.
 """
 
 from __future__ import annotations
@@ -41,31 +41,33 @@ class EnvironmentFlags:
     """Environment to train in."""
 
     env_id: str = "CartPole-v1"
-    """Id of the environment, as `gymnasium.make` takes it, `module:Env-v0` included."""
+    """Id of the environment for `gymnasium.make`, also as `module:Env-v0`."""
     num_envs: int = 2
     """Environments per rank."""
     env_kwargs: Arguments = None
-    """Keyword arguments for the environment's constructor (not with envpool), as JSON, such as
-    '{"enable_wind": true}'; in YAML and from Python a mapping."""
+    """Keyword arguments for the environment's constructor, as JSON, such as '{"enable_wind": true}'
+    (not with envpool). In YAML and from Python they are a mapping."""
     env_wrapper: str | None = None
-    """Function `module:name` from environment to environment that each one goes through (not with
-    envpool or vector); several, the innermost first, with commas between them."""
+    """Function `module:name` that takes an environment and returns a wrapped one (not with envpool
+    or vector). Several are separated by commas, the innermost first."""
     env_preset: str | None = None
-    """atari: an Atari game with no-op starts, frame skip 4, 84 x 84 gray frames, four stacked, and
-    for what is learnt rewards by their sign and a lost life as an end. Tests and logged returns are
-    of full games and raw rewards."""
+    """atari: the usual form of an Atari game, with no-op starts, frame skip 4, 84 x 84 gray frames,
+    four of them stacked. Training uses the sign of rewards, and a lost life ends an episode. Tests
+    and logged returns use full games and raw rewards."""
     obs_keys: str | None = None
-    """Parts of a Dict observation that the agent takes, such as image,direction; a part of a nested
-    Dict as outer.inner. None: all. An action_mask is used in any case."""
+    """Parts of a Dict observation that the agent takes, such as image,direction. A part of a nested
+    Dict is written outer.inner. None: all. An action_mask is always used."""
     critic_keys: str | None = None
-    """Parts of a Dict observation that the value network alone takes, named as in --obs-keys, such as
-    state,goal.inner: the policy takes the others, or those of --obs-keys. None: it takes all."""
+    """Parts of a Dict observation for the value network alone, such as state,goal.inner, written as
+    in --obs-keys. The policy takes the others, or those of --obs-keys. None: the policy takes
+    all."""
     frame_stack: int = 1
-    """Last observations that the agent takes for one, oldest first (not with envpool or vector);
-    those of an image are further channels. Where an episode begins, its first one stands for all."""
+    """Number of last observations that are stacked into one, oldest first (not with envpool or
+    vector). Images are stacked as channels. At the start of an episode its first observation is
+    repeated."""
     action_bounds: Literal["clip", "rescale", "squash"] = "rescale"
-    """Mapping of continuous actions into their bounds: cut off there (clip), with -1 .. 1 stretched
-    over the bounds first (rescale), or by way of tanh (squash)."""
+    """Mapping of continuous actions into their bounds: clip cuts them off, rescale first stretches
+    -1 .. 1 over the bounds, squash uses tanh."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,16 @@ class LengthFlags:
     """Length, seed and name of the run."""
 
     config: PathText | None = None
-    """YAML file of flags to start from, such as a run folder's config.yaml, or the name of a preset.
-    Flags override it. `fabric-ppo presets` lists the presets; a file of that name comes first."""
+    """YAML file of flags to start from, such as a run folder's config.yaml, or the name of a
+    preset. Flags override it. `fabric-ppo presets` lists the presets. A file is preferred to a
+    preset of the same name."""
     total_timesteps: int = 65536
     """Length of the training, in units of --timestep-unit."""
     timestep_unit: Literal["transition", "iteration"] = "transition"
     """Unit of --total-timesteps: transitions over all ranks, or calls of a rank's vector
     environment."""
     stop_at_return: float | None = None
-    """End when the mean return of the last 100 training episodes reaches this."""
+    """End the run when the mean return of the last 100 training episodes reaches this value."""
     seed: int = 42
     """Seed of every random draw: environments, actions, minibatches, initial weights."""
     exp_name: str = "default"
@@ -99,54 +102,57 @@ class AlgorithmFlags:
     update_epochs: int = 10
     """Passes over a rollout's data in each update."""
     share_data: bool = False
-    """Gather the data of all ranks; each trains on its part of every minibatch."""
+    """Gather the data of all ranks; each rank trains on its part of every minibatch."""
     optimizer: str = "adam"
-    """Optimizer: adam, adamw (decoupled weight decay), or a class of PyTorch's kind, module:Class."""
+    """Optimizer: adam, adamw (decoupled weight decay), or a class with PyTorch's interface,
+    module:Class."""
     optimizer_kwargs: Arguments = None
-    """Further arguments of the optimizer's constructor, as JSON, such as '{"weight_decay": 0.01}' of
-    adamw; in YAML and from Python a mapping."""
+    """Further arguments of the optimizer's constructor, as JSON, such as '{"weight_decay": 0.01}'
+    for adamw. In YAML and from Python they are a mapping."""
     learning_rate: Scheduled = 1e-3
-    """Step size of the optimizer, or a schedule of it. A number falls to zero over the run unless
-    --no-anneal-lr is given. A schedule, such as cosine:1e-3:1e-5 from 1e-3 to 1e-5, is constant,
-    linear or cosine; it ends at zero where no end is given; :warmup=0.1 behind it has it rise
-    linearly over the first tenth of the run."""
+    """Learning rate, a number or a schedule. A number falls to zero over the run unless
+    --no-anneal-lr is given. A schedule is constant, linear or cosine; cosine:1e-3:1e-5 goes from
+    1e-3 to 1e-5. Without an end value linear and cosine end at zero. With :warmup=0.1 after it the
+    rate rises linearly over the first tenth of the run."""
     anneal_lr: bool = True
-    """Lower a learning rate that is a number linearly to zero over the run."""
+    """Lower --learning-rate linearly to zero over the run, if it is a number."""
     desired_kl: float | None = None
-    """Have the learning rate follow the approximate KL divergence, mean over an update and all
-    ranks: after one above twice this it is divided by 1.5, after one below half of it multiplied,
-    within 1e-5 .. 1e-2. Needs --no-anneal-lr."""
+    """Adapt the learning rate to the approximate KL divergence, mean over an update and all ranks.
+    Above twice this value the rate is divided by 1.5, below half of it multiplied by 1.5, within
+    1e-5 .. 1e-2. Needs --no-anneal-lr."""
     adam_eps: float = 1e-5
     """Epsilon of adam and adamw."""
     max_grad_norm: float = 0.5
-    """Largest norm of the gradient; longer ones are scaled down."""
+    """Largest norm of the gradient; a larger gradient is scaled down."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
     clip_coef: Scheduled = 0.2
-    """Clipping range of the surrogate objective, and of the value with --clip-vloss. A number or a
-    schedule, as of --learning-rate."""
+    """Clipping range of the surrogate objective, and with --clip-vloss of the value. A number or a
+    schedule, as for --learning-rate."""
     anneal_clip_coef: bool = False
     """Lower --clip-coef linearly to zero over the run, if it is a number."""
     clip_vloss: bool = False
     """Clip the value loss around the value at collection time."""
     vf_coef: float = 0.5
-    """Weight of the value loss, which carries a factor 1/2 of its own."""
+    """Weight of the value loss, which itself includes a factor of 1/2."""
     ent_coef: Scheduled = 0.0
-    """Weight of the entropy bonus. A number or a schedule, as of --learning-rate."""
+    """Weight of the entropy bonus. A number or a schedule, as for --learning-rate."""
     anneal_ent_coef: bool = False
     """Lower --ent-coef linearly to zero over the run, if it is a number."""
     target_kl: float | None = None
-    """End an update's epochs early, on all ranks alike, once the approximate KL divergence of the
-    policy from the one that collected, mean over an epoch, exceeds 1.5 times this."""
+    """End an update's epochs early, on all ranks alike, if the policy has moved too far: the
+    approximate KL divergence from the policy that collected the data, mean over an epoch, exceeds
+    1.5 times this value."""
     normalize_advantages: bool = True
     """Normalise advantages once per update, over the transitions of all ranks."""
     normalize_observations: bool = False
-    """Normalise Box observations by their running mean and deviation over all ranks. Of nested ones
-    the Box parts are normalised; images that go through a network are not."""
+    """Normalise Box observations by their running mean and standard deviation over all ranks. Of
+    nested observations the Box parts are normalised. Images that go through an image network are
+    not."""
     normalize_rewards: bool = False
-    """Divide rewards by the running deviation of discounted returns over all ranks."""
+    """Divide rewards by the running standard deviation of discounted returns over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -162,32 +168,32 @@ class NetworkFlags:
     layer_norm: bool = False
     """Normalise each hidden layer before its activation."""
     encoder: str = "auto"
-    """Network that policy and value share for images of bytes: nature, impala, small (a third of
+    """Network for images of bytes, shared by policy and value: nature, impala, small (a third of
     nature's work), flatten (none), or auto, which is nature from 36 x 36 on. Or a class of your own
     for all Box observations, `module:Class`."""
     recurrent: Literal["none", "lstm", "gru"] = "none"
-    """Let the agent remember: a recurrent layer before policy and value, after what they share."""
+    """Recurrent layer, as a memory, after the layers that policy and value share."""
     recurrent_size: int = 64
     """Width of the recurrent layer."""
     sequence_length: int = 16
-    """Steps through which gradients flow back in time with --recurrent; a rollout is cut into
-    sequences of so many."""
+    """Steps through which gradients flow back in time with --recurrent. A rollout is cut into
+    sequences of this length."""
     log_std_init: float = 0.0
-    """Log standard deviation that continuous actions start with."""
+    """Initial log standard deviation of continuous actions."""
     state_dependent_std: bool = False
-    """Have the policy network give the log standard deviation of continuous actions too."""
+    """Let the policy network also output the log standard deviation of continuous actions."""
     log_std_min: float | None = None
-    """Bound below the log standard deviation of continuous actions. None: -20 with
+    """Lower bound of the log standard deviation of continuous actions. None: -20 with
     --state-dependent-std, else no bound."""
     log_std_max: float | None = None
-    """Bound above the log standard deviation of continuous actions. None: 2 with
+    """Upper bound of the log standard deviation of continuous actions. None: 2 with
     --state-dependent-std, else no bound."""
     ortho_init: bool = False
     """Initialise weights orthogonally (gains sqrt(2), 0.01 for the policy head, 1 for the value
-    head), but for an encoder of your own."""
+    head), except those of an encoder of your own."""
     init_from: PathText | None = None
-    """Run folder or checkpoint whose policy the training starts with, or hf://USER/NAME of the Hugging
-    Face Hub; every rank with environments reads it."""
+    """Run folder or checkpoint whose policy the training starts with, or hf://USER/NAME of the
+    Hugging Face Hub. Every rank with environments reads it."""
 
 
 @dataclass(frozen=True)
@@ -196,20 +202,21 @@ class ProcessFlags:
 
     env_backend: Literal["sync", "async", "envpool", "vector"] = "sync"
     """Backend of the environments: this process (sync), a worker process each (async), EnvPool's
-    threads, or environments that step as a batch (vector), which ids that have no others imply."""
+    threads (envpool), or environments that step as a batch (vector). An id that exists only as a
+    batch implies vector."""
     env_timeout: float = 60.0
     """Seconds that an async worker may take for one step or reset."""
     env_start_method: Literal["fork", "forkserver", "spawn"] | None = None
-    """How async workers start; None: fork on Linux, else spawn. Threads do not survive a fork."""
+    """Start method of async workers. None: fork on Linux, else spawn. Threads do not survive a fork."""
     restart_envs: bool = False
-    """Replace an async worker that died or hangs, rebuild its episode, and go on."""
+    """Replace an async worker that died or hangs, rebuild its episode, and continue."""
     num_threads: int = 0
-    """Threads of each rank, PyTorch's and EnvPool's; 0: the cores of the host over its ranks, but
-    one for PyTorch where matrix products are small."""
+    """Threads of each rank, PyTorch's and EnvPool's. 0: the cores of the host divided by its ranks,
+    but one for PyTorch if matrix products are small."""
     timeout: float = 300.0
     """Seconds after which a rank that does not answer ends the run."""
     compile: bool = False
-    """Have torch.compile translate the loss before training starts; needs a C++ compiler."""
+    """Let torch.compile translate the loss before training starts; needs a C++ compiler."""
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
 
@@ -221,15 +228,14 @@ class RecordFlags:
     run_dir: PathText | None = None
     """Folder of this run; by default a new one in --log-dir."""
     resume: bool = False
-    """Go on with the newest checkpoint in --run-dir, or start there if it has none. The folder
-    holds the run's flags: to go on no other is needed. Those that are given besides must be the
-    run's own, but for --total-timesteps (upward: with --anneal-lr the learning rate, and what else
-    is annealed, follows the new total, and jumps) and those that leave the result as it is:
-    --stop-at-return, --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes,
-    --test-step-limit, --env-backend (sync, async), --env-timeout, --env-start-method,
-    --restart-envs, --timeout, --num-threads, --profile, --quiet, --track, --track-project,
-    --track-group, --track-tags, --track-timeout, --callback, --info-keys, --exp-name,
-    --init-from."""
+    """Continue from the newest checkpoint in --run-dir, or start there if it has none. The folder
+    holds the run's flags, so no other flag is needed. Other flags must be the run's own, except for
+    --total-timesteps, which may grow, and those that do not change the result: --stop-at-return,
+    --checkpoint-every, --keep-checkpoints, --capture-video, --test-episodes, --test-step-limit,
+    --env-backend (sync, async), --env-timeout, --env-start-method, --restart-envs, --timeout,
+    --num-threads, --profile, --quiet, --track, --track-project, --track-group, --track-tags,
+    --track-timeout, --callback, --info-keys, --exp-name, --init-from. With more timesteps the
+    learning rate and other annealed values follow the new total, and jump."""
     log_dir: PathText = "logs"
     """Folder in which run folders are made."""
     checkpoint_every: int = 0
@@ -238,7 +244,7 @@ class RecordFlags:
     """Number of newest checkpoints to keep, besides the best."""
     eval_every: int = 0
     """Updates between evaluations; 0: none. Each plays --eval-episodes greedy episodes in
-    environments of their own; best.ckpt is then the best by these. Other ranks wait for it, no
+    environments of its own, and best.ckpt is then the best by these. Other ranks wait for it, no
     longer than --timeout."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
@@ -247,44 +253,44 @@ class RecordFlags:
     test_step_limit: int = TEST_STEP_LIMIT
     """Steps after which an episode of a test or an evaluation is cut off and counted as such."""
     capture_video: bool = False
-    """Record environment 0 of rank 0 into train_videos/ (not with envpool or vector), one test
-    episode into test_videos/."""
+    """Record environment 0 of rank 0 to train_videos/ (not with envpool or vector), and one test
+    episode to test_videos/."""
     track: str = "tensorboard,jsonl"
-    """Where metrics go, several names with spaces or commas between them: tensorboard, jsonl
-    (metrics.jsonl), wandb, mlflow, trackio, or a tracker of your own, module:Class; none alone for
-    no tracker. Into wandb, mlflow and trackio metrics.jsonl is copied, which is written for them,
-    too."""
+    """Trackers that get the metrics, separated by spaces or commas: tensorboard, jsonl
+    (metrics.jsonl), wandb, mlflow, trackio, or your own, module:Class; none alone for no tracker.
+    For wandb, mlflow and trackio metrics.jsonl is written, too, and copied into them."""
     track_project: str = "fabric-ppo"
     """Project of W&B and Trackio, experiment of MLflow."""
     track_group: str | None = None
-    """Group of runs there; None: the environment's id and --exp-name, so that seeds are together."""
+    """Group of the run in W&B, MLflow and Trackio. None: the environment's id and --exp-name, so that
+    all seeds are in one group."""
     track_tags: str | None = None
-    """Tags of the run there, several words or with commas between them; none drops those of a
+    """Tags of the run in W&B, MLflow and Trackio, separated by spaces or commas; none drops those of a
     resumed run."""
     track_timeout: float = 60.0
-    """Seconds after which a tracker that does not answer is given up; files are waited for."""
+    """Seconds after which a tracker that does not answer is given up. Trackers that write files are
+    always waited for."""
     callback: str | None = None
-    """Callback of your own, module:Class; several with spaces or commas between them, or the flag
-    repeated; none drops those of a resumed run."""
+    """Callback of your own, module:Class. For several, separate them by spaces or commas, or repeat
+    the flag; none drops those of a resumed run."""
     info_keys: str | None = None
-    """Numbers in the info of an episode's last step to log besides is_success, with commas between
-    them, such as reward_forward,stats.speed; sum:reward_ctrl adds up those of all its steps; none
-    drops those of a resumed run."""
+    """Numbers to log besides is_success, from the info of an episode's last step, separated by
+    commas, such as reward_forward,stats.speed. sum:reward_ctrl adds up a number over all steps of
+    the episode; none drops the keys of a resumed run."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     profile: bool = False
-    """Print where the time went, in a table at the end; write a trace for Chrome's or Perfetto's
-    viewer."""
+    """Print a table of the times at the end, and write a trace for Chrome's or Perfetto's viewer."""
 
 
 # dataclasses take the fields of their bases from the last to the first
 @called_from_python
 @dataclass(frozen=True, repr=False)
 class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlags, EnvironmentFlags):
-    """Hyperparameters of a run. Building one checks types and values.
+    """Hyperparameters of a run. The constructor checks types and values.
 
-    NumPy's numbers are kept as Python has them, a float without a fraction is a whole number, and a
-    list of names is one text with commas. A name that is no flag's raises a ConfigError.
+    NumPy's numbers become Python's, a float without a fraction becomes an int, and a list of names
+    becomes one text with commas. An unknown name raises a ConfigError.
 
     Example:
         >>> from fabric_ppo import Config
@@ -307,7 +313,7 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         check_values(self)
 
     def __repr__(self) -> str:
-        """Return the call that makes this Config: only what differs from the defaults is in it."""
+        """Return the call that makes this Config, with the values that differ from the defaults."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         given = {name: value for name, (value, default) in values.items() if value != default}
         for name in ARGUMENT_FIELDS:
@@ -322,20 +328,19 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
 
     @property
     def effective_sequence_length(self) -> int:
-        """Rows that minibatches keep together: --sequence-length with --recurrent, else 1."""
+        """Number of rows that minibatches keep together: --sequence-length with --recurrent, else 1."""
         return 1 if self.recurrent == "none" else self.sequence_length
 
     @property
     def initial_learning_rate(self) -> float:
-        """The number in --learning-rate; with a schedule, the one that it starts with."""
+        """Number in --learning-rate, or the one with which its schedule starts."""
         return flag_schedule(self, "learning_rate").start
 
     def num_updates(self, num_ranks: int) -> int:
         """Return the number of updates of a run, rounded down.
 
-        With the unit `transition` it is total / (num_steps * num_envs * ranks), as is usual; with
-        `iteration` it is total / num_steps, where a timestep is one call of the vectorised
-        environment on each rank.
+        With the unit `transition`, as is usual, it is total / (num_steps * num_envs * ranks). With
+        `iteration` it is total / num_steps: a timestep is one call of each rank's vector environment.
 
         Args:
             num_ranks: number of ranks with environments.
@@ -363,9 +368,9 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
         self.num_updates(world_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the flags in config.yaml, field name -> value of a type that YAML has.
+        """Return the flags of config.yaml: field name -> value of a type that YAML has.
 
-        Equal configurations have equal values, also where an int stands for a float.
+        Equal configurations have equal values, also if an int is given for a float.
         """
         kinds = field_types(type(self))
         return {
@@ -378,7 +383,7 @@ class Config(RecordFlags, ProcessFlags, NetworkFlags, AlgorithmFlags, LengthFlag
 @called_from_python
 @dataclass(frozen=True, repr=False)
 class TorchConfig(Config):
-    """Flags of `train_torch.py`: those of `Config`, checked alike, and `cuda`.
+    """Flags of `train_torch.py`: those of `Config`, and `cuda`.
 
     Example:
         >>> from fabric_ppo import TorchConfig
@@ -402,9 +407,9 @@ class DecoupledConfig(Config):
     cuda: bool = False
     """Put the trainers on GPUs."""
     player_on_gpu: bool = False
-    """Put the player on a GPU too; with --cuda."""
+    """Put the player on a GPU too; needs --cuda."""
     overlap: bool = False
-    """Collect the next rollout while the trainers optimise: its policy is one update old."""
+    """Collect the next rollout while the trainers optimise; its policy is one update old."""
 
     def __post_init__(self) -> None:
         """See `Config`."""
@@ -418,7 +423,7 @@ class DecoupledConfig(Config):
         return self.overlap
 
     def check_launch(self, world_size: int, on_this_host: int) -> None:
-        """See `Config`: one process is the player, each other one trains on at least one row."""
+        """See `Config`: one process is the player, and each of the others trains on at least one row."""
         script = script_file(type(self))
         if world_size < 2:
             raise ConfigError(

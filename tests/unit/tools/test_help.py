@@ -149,7 +149,7 @@ def test_defaults_are_those_of_the_file(capsys, tmp_path):
     text = " ".join(capsys.readouterr().out.split())
     assert "Discount factor. (default: 0.5)" in text
     assert "network alike. (default: 8)" in text
-    assert "--anneal-lr Lower a learning rate that is a number linearly to zero over the run. (default: off)" in text
+    assert "--anneal-lr Lower --learning-rate linearly to zero over the run, if it is a number. (default: off)" in text
     assert "(default: runs/a)" in text
     assert "--torch-deterministic, --no-torch-deterministic" in text
 
