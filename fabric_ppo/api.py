@@ -1,4 +1,4 @@
-"""Training from Python: a notebook, a sweep, a larger program."""
+"""Training and evaluation from Python, such as in a notebook, a sweep or a larger program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _POLICY = "an agent or the folder of a run, as in evaluate('RUN_DIR'),"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `train`, which has printed a line about it: notebooks show no traceback."""
+    """Ctrl-C during `train`, which has printed a line about it; notebooks show no traceback."""
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython shows."""
@@ -72,29 +72,29 @@ def train(
 ) -> RunResult:
     """Train in this process, to the same result as `python train_torch.py` with the same flags.
 
-    PyTorch's settings and the filters of warnings are afterwards as they were before. Ctrl-C prints
-    a line and raises KeyboardInterrupt. A finished or interrupted run goes on with `resume=True`,
-    as from the command line.
+    Afterwards PyTorch's settings and Python's warning filters are restored. Ctrl-C prints a line
+    and raises KeyboardInterrupt. With `resume=True` a finished or interrupted run continues, as
+    from the command line.
 
     Args:
-        config: the flags. Where the Config has the default, those of the file `config.config` hold,
-            or with `resume=True` those of the run, which needs no other flag then.
-            `quiet=True` is that of the command line: warnings are printed.
-        verbose: False: print nothing, warnings included; code of your own still prints.
-        callbacks, trackers: objects of subclasses of `Callback` and `Tracker`, or such classes,
-            called after those that the flags name, on rank 0. They are not in `config.yaml`: a run
-            that is resumed is given them again.
+        config: the flags. A flag with its default value is replaced by that of the file
+            `config.config`, or with `resume=True` by that of the run. So to resume a run no other
+            flag is needed. With `quiet=True` warnings are still printed.
+        verbose: False: print nothing, not even warnings; your own code still prints.
+        callbacks, trackers: objects of subclasses of `Callback` and `Tracker`, or such classes.
+            They are called on rank 0, after those of the flags. They are not in `config.yaml`, so
+            pass them again when you resume a run.
 
     Returns:
         The run: its folder, summary, metrics and agent.
 
     Raises:
-        ConfigError: flags that cannot work; nothing has been written.
+        ConfigError: invalid flags; nothing has been written.
         EnvironmentFault, TrainingError: the training failed; the folder has a checkpoint from
             before.
-        NotAllWrittenError: done, but something could not be written.
-        KeyboardInterrupt: the training was interrupted; the folder has a checkpoint, unless that
-            was before the first update.
+        NotAllWrittenError: the training is done, but something could not be written.
+        KeyboardInterrupt: the training was interrupted. The folder has a checkpoint, unless it
+            was interrupted before the first update.
 
     Example:
         >>> from fabric_ppo import Config, train
@@ -147,24 +147,26 @@ def evaluate(
     """Play test episodes, as `fabric-ppo evaluate` does; the same seed gives the same episodes.
 
     Args:
-        policy: the agent, or what `load_agent` takes: the folder of a run, a RunResult.
+        policy: the agent, or an argument of `load_agent`: the folder of a run, a RunResult.
         episodes: number of episodes.
-        seed: determines the episodes, none of which training can draw.
-        own_code: import modules that a run's files name; agents and results of `train` need it not.
-        video_dir: folder for a video of the first episode; empty for none.
+        seed: determines the episodes; training cannot draw the same ones.
+        own_code: import modules that a run's files name. Not needed for agents, and for results of
+            `train`.
+        video_dir: folder for a video of the first episode; empty: no video.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
         step_limit: steps after which an episode is cut off.
-        report: called after each step with the episodes that are done, and the steps of all so far.
-        info_keys: numbers of `info` to read, as `--info-keys` has them.
+        report: function called after each step with the number of finished episodes, and of all
+            steps so far.
+        info_keys: numbers of `info` to read, in the form of `--info-keys`.
         record: file `.npz` for every transition, which `fabric-ppo imitate` reads; see
-            `rollouts/demonstrations.py`. That it could not be written is noted in the result.
+            `rollouts/demonstrations.py`. The result notes if it could not be written.
 
     Returns:
         The returns (sums of rewards) and lengths (steps) of the episodes; its repr has their mean.
 
     Raises:
-        ConfigError: an argument cannot work, there is no policy, or its environment cannot be made.
+        ConfigError: an argument is invalid, there is no policy, or its environment cannot be made.
         EnvironmentFault: the environment failed.
 
     Example:
@@ -219,7 +221,7 @@ def _whole_argument(name: str, given: Any, least: int, most: int) -> int:
 
 
 def _require_kinds(video_dir: Any, report: Any, info_keys: Any, record: Any) -> None:
-    """Raise a ConfigError for an argument of `evaluate` that is of another kind than expected."""
+    """Raise a ConfigError for an argument of `evaluate` of the wrong type."""
     path = (str, os.PathLike)
     _require_argument("video_dir", video_dir, isinstance(video_dir, path), "a folder")
     _require_argument("report", report, report is None or callable(report), "a function")
@@ -229,13 +231,13 @@ def _require_kinds(video_dir: Any, report: Any, info_keys: Any, record: Any) -> 
 
 
 def _require_argument(name: str, given: Any, is_right: bool, expected: str) -> None:
-    """Raise a ConfigError that says what is expected, unless an argument of `evaluate` `is_right`."""
+    """Raise a ConfigError with the expected value, unless an argument of `evaluate` `is_right`."""
     if not is_right:
         raise ConfigError(f"evaluate({name}={format_given(given)}): {expected} is expected")
 
 
 def _agent_of(given: Any, own_code: bool) -> Policy:
-    """Return the agent that `evaluate` is given, or that lies in a run's folder; raise as `evaluate`."""
+    """Return the agent of `evaluate`: the given one, or that of a run's folder; raise as `evaluate`."""
     from fabric_ppo.agents.policy import Policy, load_agent, require_own_modules
     from fabric_ppo.envs.ids import resolve_env_id
 
@@ -252,7 +254,7 @@ def _agent_of(given: Any, own_code: bool) -> Policy:
 
 
 def _require_one_process(config: object) -> None:
-    """Raise a ConfigError for what cannot be trained in this process."""
+    """Raise a ConfigError unless the argument is a Config that can be trained in this process."""
     if not isinstance(config, Config):
         kind = config.__name__ if isinstance(config, type) else type(config).__name__
         raise ConfigError(f"train({kind}): a Config is expected, as in train(Config(env_id='CartPole-v1'))")
@@ -266,8 +268,8 @@ def _require_one_process(config: object) -> None:
 def _flags(config: Config) -> dict[str, Any]:
     """Return field name -> value.
 
-    Those at their default are those of the file `config.config`, where there is one, or else of the
-    run that is resumed.
+    Values at their default are replaced by those of the file `config.config`, if there is one, or
+    else by those of the resumed run.
 
     Raises:
         ConfigError: a file cannot be read, or the run is another script's.

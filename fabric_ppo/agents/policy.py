@@ -41,12 +41,12 @@ class Policy:
     """A trained agent that takes and returns NumPy arrays; `load_agent` makes one.
 
     Attributes:
-        spec: the environment's spaces, of observations the parts that the policy takes.
+        spec: the environment's spaces; of a Dict observation only the parts that the policy takes.
         module: the agent as a PyTorch module, for other programs.
-        noise_size: number of draws for sampling one action.
+        noise_size: number of random numbers that sample one action.
         memory_size: number of entries of a recurrent agent's memory; 0 for other agents.
-        pack: function from one observation to its row in a batch, checked; a Dict's or Tuple's is
-            bytes. It takes a whole Dict also where the policy takes some of its parts.
+        pack: function that checks one observation and returns its row in a batch. The row of a Dict
+            or Tuple is bytes. A Dict is passed whole, also if the policy takes some of its parts.
 
     Example:
         >>> import numpy as np
@@ -85,20 +85,20 @@ class Policy:
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
         def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError that says what there is instead, as for `learn` and `save`."""
+            """Raise an AttributeError that names the method to use instead, as for `learn` and `save`."""
             own = [each for each in dir(type(self)) if not each.startswith("_")]
             raise AttributeError(f"'Policy' object has no attribute {name!r}{agent_hint(name, own)}")
 
     @functools.cached_property
     def module(self) -> PolicyModule:
-        """The agent as one module, for `torch.export` and other programs; a copy of the weights."""
+        """Agent as one module with a copy of the weights, for `torch.export` and other programs."""
         weights = self._agent.state_dict()
         return PolicyModule(_build(self._agent.spec, self._agent.architecture, weights)).to(self._device).eval()
 
     def new_memory(self, batch: int | None = None) -> NDArray[Any]:
-        """Return the memory with which an episode begins, zeros.
+        """Return the memory at the start of an episode: zeros.
 
-        Its shape is `[memory_size]`, with `batch` episodes `[batch, memory_size]`.
+        Its shape is `[memory_size]`, or with `batch` episodes `[batch, memory_size]`.
         """
         batch = python_scalar(batch)
         if batch is not None and (type(batch) is not int or batch < 0):
@@ -119,24 +119,24 @@ class Policy:
         """Choose actions, in the form that the environment takes.
 
         Args:
-            obs: one observation, or a batch `[B, ...]` of them; a batch of Dict or Tuple
+            obs: one observation, or a batch `[B, ...]` of them. A batch of Dict or Tuple
                 observations is a dict or tuple of arrays, or a list (see `ObservationReader`).
             noise: `[B, noise_size]`, uniform in (0, 1): sample the actions with it.
-            memory: a recurrent agent's, from `new_memory`; updated in place. None: an episode
-                begins.
-            deterministic: take the most probable actions; False: sample them.
-            seed: what to sample with. The same number gives the same draws: take another one in
-                each step. Or NumPy's generator, from which they are drawn. None: the first such
-                call of a Policy has the same draws in every program, the second has others, ...
+            memory: memory of a recurrent agent, from `new_memory`; updated in place. None: an
+                episode begins.
+            deterministic: True: take the most probable actions; False: sample them.
+            seed: seed of the sampling. The same number gives the same draws, so take another one
+                in each step; or pass a NumPy generator. None: the draws depend only on how many
+                such calls this Policy has had, and are the same in every program.
 
         Returns:
-            One action, or `[B, ...]` for a batch; where actions are a Dict or Tuple, a dict or tuple
+            One action, or `[B, ...]` for a batch. If actions are a Dict or Tuple, a dict or tuple
             of these, as `gymnasium.vector` takes them.
 
         Raises:
-            ValueError: an argument has another shape, `obs` has numbers that its space, or
-                float32, cannot hold, or its action mask allows nothing. A batch may have such
-                rows, where an episode has ended.
+            ValueError: an argument has the wrong shape, `obs` has numbers that its space, or
+                float32, cannot hold, or its action mask allows no action. In a batch such masks
+                are allowed, for rows whose episode has ended.
         """
         rows = self._read(obs)
         if noise is None and not (deterministic is True or switch_argument("act", "deterministic", deterministic)):
@@ -157,12 +157,12 @@ class Policy:
 
         Args:
             observation: as in `act`.
-            state: a recurrent agent's memory, as the last call returned it; None: episodes begin.
+            state: memory of a recurrent agent, as the last call returned it; None: episodes begin.
             episode_start: `[B]`, true where an episode begins, so that its memory is reset.
             deterministic, seed: as in `act`.
 
         Returns:
-            The actions, and the memory after them; of an agent without memory, `state`.
+            The actions, and the memory after them; `state` for an agent without memory.
 
         Raises:
             ValueError: as in `act`.
@@ -181,7 +181,7 @@ class Policy:
         """Estimate the discounted return from `obs` on.
 
         Args:
-            obs: as in `act`, with the parts that the value network alone takes (`--critic-keys`).
+            obs: as in `act`, with the parts for the value network alone (`--critic-keys`).
             memory: as in `act`; it is not updated.
 
         Returns:
@@ -238,7 +238,7 @@ class Policy:
         return uniforms(int(seed), Stream.POLICY, index, 0, math.prod(shape)).reshape(shape)
 
     def _reset(self, state: NDArray[Any] | None, episode_start: Any, given: int | None) -> NDArray[Any]:
-        """Return a copy of the memory `state` of `given` rows, zeros where an episode begins."""
+        """Return a copy of the memory `state` of `given` rows, with zeros where an episode begins."""
         memory = self.new_memory(given)
         if state is None:
             return memory
@@ -278,16 +278,16 @@ class Policy:
 
 @answering(_RUN_DIR)
 def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False, device: str | torch.device = "cpu") -> Policy:
-    """Load the policy of a run, of a checkpoint or of the Hub; opens no environment.
+    """Load the policy of a run, of a checkpoint or of the Hub, without opening an environment.
 
     Args:
-        run_dir: folder of a run, its `policy.safetensors`, or a file in its `checkpoints`. The
-            policy of a run that was stopped is that of its newest checkpoint, which a line on
-            stderr says. Or the address `hf://USER/NAME`, `hf://USER/NAME@REVISION`, of a repository
-            on the Hugging Face Hub.
+        run_dir: folder of a run, its `policy.safetensors`, or a file in its `checkpoints`. For a
+            run that was stopped, the newest checkpoint is loaded, and a line on stderr reports it.
+            Or the address `hf://USER/NAME` or `hf://USER/NAME@REVISION` of a repository on the
+            Hugging Face Hub.
         own_code: import the module of the user's own encoder, which the file names. Without this,
             loading a file never imports or runs code that it names.
-        device: where the networks are. Actions are the same on each, but for rounding.
+        device: device of the networks. Actions are the same on each device, up to rounding.
 
     Raises:
         ConfigError: there is no readable policy, it needs `own_code`, or there is no such device.
@@ -317,7 +317,7 @@ def load_agent(run_dir: str | os.PathLike[str], own_code: bool = False, device: 
 
 
 def _device_argument(given: Any) -> torch.device:
-    """Return the device that `load_agent` is asked for; raise a ConfigError if it is not there."""
+    """Return the device for `load_agent`; raise a ConfigError if it is not there."""
     try:
         device = torch.device(given)
         torch.zeros(0, device=device)
@@ -329,7 +329,7 @@ def _device_argument(given: Any) -> torch.device:
 
 
 def _lacks(path: Path, encoder: str, own_code: bool) -> str:
-    """Return why the encoder of a policy is not imported; empty where it is, or is built in."""
+    """Return the reason why the encoder of a policy is not imported; empty if it is, or is built in."""
     module, colon, _ = encoder.partition(":")
     if not colon:
         return ""

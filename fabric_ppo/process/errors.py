@@ -15,7 +15,7 @@ USER_ERRORS = (Exception, SystemExit)
 
 
 class ConfigError(ValueError):
-    """An input that the user can get wrong: one line that names it and says what is accepted.
+    """An invalid input: one line that names the input and the accepted values.
 
     Example:
         >>> from fabric_ppo import Config, ConfigError
@@ -27,12 +27,12 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        """Take any text: what is not printable is escaped, what is long is cut in the middle."""
+        """Take any text: unprintable characters are escaped, a long text is cut in the middle."""
         super().__init__(one_line(message))
 
 
 class DoesNotRenderError(ConfigError):
-    """An environment that does not render as it is asked to."""
+    """An environment that does not render in the requested mode."""
 
     def __init__(self, env_id: str, mode: str) -> None:
         """Take the environment's id, and the mode of `gymnasium.make`."""
@@ -49,7 +49,7 @@ class HubError(ConnectionError):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment that raised, died or returned a value that is not finite, by name.
+    """An environment that raised, died or returned a value that is not finite; the message names it.
 
     Example:
         >>> import gymnasium
@@ -68,7 +68,7 @@ class EnvironmentFault(RuntimeError):
 
 
 class TrainingError(RuntimeError):
-    """A loss, gradient or weight that is not finite, so that training cannot go on.
+    """A loss, gradient or weight that is not finite: the training has stopped.
 
     The folder has a checkpoint from before that update, unless it was the first.
 
@@ -83,21 +83,21 @@ class TrainingError(RuntimeError):
 
 
 class LostContactError(RuntimeError):
-    """Another rank that died or does not answer; the cause is to be found in that rank's output."""
+    """Another rank that died or does not answer; the output of that rank shows the cause."""
 
 
 class StoppedBySignal(BaseException):
-    """The orderly end of a run that a signal asked to stop; all that it resumes from is saved.
+    """The orderly end of a run after a signal; its state is saved.
 
-    Not an Exception: it may be raised anywhere, also inside code that takes every Exception for an
+    Not an Exception: it may be raised anywhere, also inside code that treats every Exception as an
     environment's fault.
     """
 
 
 class NotAllWrittenError(Exception):
-    """The end of a run that is done, but could not write everything; the message names what.
+    """The end of a run that is done, but could not write everything; the message names the files.
 
-    The run's result is in its folder as far as the disk took it.
+    The run's folder has the results that could be written.
 
     Example:
         >>> from fabric_ppo import Config, NotAllWrittenError, train
@@ -109,16 +109,16 @@ class NotAllWrittenError(Exception):
 
 
 def one_line(text: str, longest: int = _LONGEST_LINE) -> str:
-    """Return a text with what is not printable escaped, and cut in the middle where it is long."""
+    """Return a text with unprintable characters escaped; a long one is cut in the middle."""
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def reason_line(text: str) -> str:
-    """Return the text of somebody else's error as a part of a line: its lines joined, and cut.
+    """Return the text of another library's error as a part of a line: its lines joined, and cut.
 
-    A statement that a database could not carry out is left out.
+    A failed SQL statement is left out.
     """
     return one_line(" ".join(text.split("[SQL:")[0].split()), _LONGEST_REASON)
 
@@ -134,7 +134,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """Return an error's text; none where having it is an error, too."""
+    """Return an error's text; empty if computing it raises, too."""
     try:
         return str(error)
     except USER_ERRORS:

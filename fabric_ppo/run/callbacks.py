@@ -1,4 +1,4 @@
-"""Callbacks: code of the user's own that is called during a run, and may ask it to stop."""
+"""Callbacks: the user's own code, which is called during a run, and may ask it to stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fabric_ppo.run.summary import Summary
 from fabric_ppo.seeding import callback_seed
 
 _SETTING = ("on_start", "on_evaluation", "on_update")
-"""Methods that may set attributes: what they ask for is in the next checkpoint."""
+"""Methods that may set attributes: the next checkpoint has them."""
 _METHODS = (*_SETTING, "on_checkpoint", "on_end")
 _ASKING = ("on_update", "on_evaluation")
 """Methods that may ask to stop."""
@@ -30,14 +30,14 @@ _ASKING = ("on_update", "on_evaluation")
 
 @dataclass(frozen=True)
 class RunView:
-    """A run, as callbacks get it.
+    """A run, as callbacks see it.
 
-    Nothing of it can be changed but attributes of the environments, by `envs.set`.
+    Callbacks cannot change it, except for attributes of the environments, with `envs.set`.
 
     Attributes:
         config: flag -> value, as in `config.yaml`.
         run_dir: the run's folder.
-        policy: the agent with its present weights, to act with; it cannot be changed through this.
+        policy: the agent with its present weights, to act with; its weights cannot be changed.
         update, env_steps: updates and transitions over all ranks so far.
         num_updates: updates of the whole run.
         envs: the training environments of all ranks.
@@ -63,35 +63,38 @@ class RunView:
 
 
 class EnvsView:
-    """The training environments of all ranks, as callbacks get them."""
+    """The training environments of all ranks, as callbacks see them."""
 
     def __init__(self, attributes: EnvAttributes, is_settable: bool) -> None:
-        """Refuse `set` unless `is_settable`."""
+        """Allow `set` only if `is_settable`."""
         self._attributes, self._is_settable = attributes, is_settable
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Attributes that callbacks have set so far, name -> value, also before a run was resumed."""
+        """Attributes that callbacks have set so far, name -> value, also before the run was resumed."""
         return self._attributes.values
 
     def set(self, **values: Any) -> None:
         """Set attributes in all environments on all ranks, such as `set(difficulty=0.5)`.
 
-        In `on_start` of a new run they are set before the first episodes. Later they are announced
-        with the following update: from the rollout after it on (with `--overlap` from the one after
-        that), each environment has them from its next reset on. An episode in progress keeps what
-        it began with. In `on_start` of a resumed run, attributes that have a value keep it.
+        When the values take effect:
 
-        `env.set_wrapper_attr` sets them, in order, again before each reset: in the outermost
-        wrapper that has the attribute, else in the environment itself. Environments of tests and
-        evaluations keep their own values.
+        - In `on_start` of a new run: before the first episodes. In `on_start` of a resumed run,
+          attributes that have a value keep it.
+        - Later: all ranks get them with the following update. In the rollout after it (with
+          `--overlap` the one after that), each environment takes them at its next reset. An episode
+          in progress keeps the values with which it began.
+
+        `env.set_wrapper_attr` sets them in order before each reset: in the outermost wrapper that
+        has the attribute, else in the environment itself. Environments of tests and evaluations
+        keep their own values.
 
         Args:
-            values: attribute -> value, as JSON has it: texts, numbers, true, false, None, and lists
-                and mappings of these. Numbers and arrays of NumPy and PyTorch become these.
+            values: attribute -> value of a JSON type: text, number, true, false, None, and lists
+                and mappings of these. Numbers and arrays of NumPy and PyTorch are converted.
 
         Raises:
-            ConfigError: the environment has no such attribute, the value is none of JSON, the
+            ConfigError: the environment has no such attribute, the value has no JSON type, the
                 backend is EnvPool, or the method is `on_checkpoint` or `on_end`.
         """
         if not self._is_settable:
@@ -101,13 +104,15 @@ class EnvsView:
 
 
 class Callback:
-    """Code that is called on rank 0 while a run trains; a subclass overrides what it needs.
+    """Code that is called on rank 0 while a run trains; a subclass overrides the methods it needs.
 
-    It changes no weight, bit for bit: settings of this process that it changes are restored after
-    each call, and what it draws from the global random generators depends on `--seed` and the
-    update alone. Other ranks wait for it, but not longer than `--timeout`. If `on_update` or
-    `on_evaluation` returns True, the run ends after the next update, on all ranks. An error ends
-    the run, which can be resumed.
+    If `on_update` or `on_evaluation` returns True, the run ends after the next update, on all
+    ranks. An error ends the run, which can be resumed. Other ranks wait for a callback, but not
+    longer than `--timeout`.
+
+    A callback cannot change the weights, bit for bit. Settings of this process that it changes are
+    restored after each call, and its draws from the global random generators depend on `--seed`
+    and the update alone.
 
     Example:
         >>> from fabric_ppo import Callback, Config, train
@@ -120,22 +125,25 @@ class Callback:
     """
 
     def on_start(self, run: RunView) -> None:
-        """React to a run before its first update, or before the first one after resuming."""
+        """React to the start of a run: before its first update, or the first one after resuming."""
 
     def on_update(self, run: RunView, metrics: Mapping[str, float]) -> bool | None:
-        """React to an update and its scalars, tag -> value; True asks to stop."""
+        """React to an update and its scalars, tag -> value; return True to stop the run."""
 
     def on_evaluation(self, run: RunView, result: Mapping[str, Any]) -> bool | None:
-        """React to an evaluation (`--eval-every`), as `evaluate --json` prints it; True: stop."""
+        """React to an evaluation (`--eval-every`); return True to stop the run.
+
+        `result` is as `evaluate --json` prints it.
+        """
 
     def on_checkpoint(self, run: RunView, path: Path) -> None:
         """React to a checkpoint that has been written to `path`, after `on_update`.
 
-        One that is written in the middle of an update, after a signal or a failure, is left out.
+        It is not called for a checkpoint in the middle of an update, after a signal or a failure.
         """
 
     def on_end(self, run: RunView, summary: Mapping[str, Any]) -> None:
-        """React to the summary of a run that is over, as in `summary.json`."""
+        """React to the end of a run; `summary` is as in `summary.json`."""
 
 
 class Callbacks:
@@ -167,10 +175,10 @@ class Callbacks:
         )
 
     def _call(self, method: str, counts: Counts, make_argument: Callable[[], Any] | None = None) -> bool:
-        """Call a method of each, with an argument of its own; return True if one returns True.
+        """Call a method of each callback, with an argument of its own; return True if one does.
 
         Raises:
-            ConfigError: one that may ask to stop returns neither True nor False nor None.
+            ConfigError: a method that may ask to stop returns neither True nor False nor None.
         """
         asked = False
         for index, callback in enumerate(self._callbacks):
@@ -191,7 +199,7 @@ class Callbacks:
         return asked
 
     def _asks_to_stop(self, callback: Callback, method: str, answer: Any) -> bool:
-        """Return True for an answer that asks to stop; raise a ConfigError for what is no answer."""
+        """Return True for an answer that asks to stop; raise a ConfigError for an invalid one."""
         name, value = f"the callback {_name(callback)}", python_scalar(answer)
         if method not in _ASKING:
             if (name, method) not in self._ignored:
@@ -209,10 +217,10 @@ class Callbacks:
         self._call("on_start", counts)
 
     def on_update(self, counts: Counts, metrics: Mapping[str, float], evaluation: TestResult | None) -> bool:
-        """Call `Callback.on_evaluation`, where there was one, and `Callback.on_update`.
+        """Call `Callback.on_evaluation`, if there was one, and `Callback.on_update`.
 
         Returns:
-            True if one asks to stop; all are called all the same.
+            True if one asks to stop; all are called in any case.
         """
         asked = evaluation is not None and self._call("on_evaluation", counts, evaluation.to_dict)
         return self._call("on_update", counts, lambda: dict(metrics)) or asked

@@ -1,4 +1,4 @@
-"""A run's folder from Python: its summary, its metrics, its agent."""
+"""A run's folder in Python: its summary, its metrics, its agent."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 _RUN_DIR = "the folder of a run, as in load_run('RUN_DIR'),"
 """Description of the first argument of `load_run`."""
 RETURN_WINDOW = 100
-"""Number of episodes, the last ones of all ranks, that a mean return is taken over."""
+"""Number of episodes, the last ones of all ranks, over which a mean return is taken."""
 WINDOW_RETURN = f"Rewards/rew_last_{RETURN_WINDOW}"
 """Name of that mean return in the logs."""
 _COUNTS = ("step", "update")
-"""Metrics that are whole numbers, and that every line has."""
+"""Metrics that are whole numbers, and in every line."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Safe loader of YAML, the one in C where there is one: it takes a tenth of the time."""
+"""Safe loader of YAML; the one in C, if available, takes a tenth of the time."""
 
 
 class RunResult(os.PathLike[str]):
-    """The folder of a run and what is in it; also of a run that is stopped or still trains.
+    """The folder of a run and its contents; the run may be finished, stopped, or still training.
 
-    It stands for its folder wherever Python takes a path. What is read is kept: open the folder
-    again (`load_run`) for what a run that still trains has written since.
+    It can be used as a path wherever Python takes one. Contents are read once: to see what a
+    running training has written since, open the folder again (`load_run`).
 
     Attributes:
         run_dir: the folder.
-        summary: `summary.json`; empty where the run has not finished.
+        summary: `summary.json`; empty if the run has not finished.
         flags: `config.yaml`.
-        metrics: what was logged; see there.
+        metrics: the logged scalars; see there.
         agent: the trained agent.
         own_code: true if the module of the user's own encoder may be imported; see `load_agent`.
 
@@ -61,13 +61,13 @@ class RunResult(os.PathLike[str]):
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], own_code: bool = False) -> None:
-        """Open a folder; nothing is read yet. For `own_code` see `load_agent`."""
+        """Open a folder, without reading it yet. For `own_code` see `load_agent`."""
         self.run_dir = Path(path_argument("RunResult", run_dir, "the folder of a run"))
         self.own_code = own_code
 
     @functools.cached_property
     def is_finished(self) -> bool:
-        """True if the run has reached its end, and has not gone on since."""
+        """True if the run has reached its end, and has not been continued since."""
         # PyTorch is imported where it is needed: tables of many runs are to be there at once
         from fabric_ppo.agents.policy_file import has_gone_on
 
@@ -75,12 +75,12 @@ class RunResult(os.PathLike[str]):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The values of `summary.json`; empty where the run has not finished."""
+        """Values of `summary.json`; empty if the run has not finished."""
         return self.last_summary if self.is_finished else {}
 
     @functools.cached_property
     def last_summary(self) -> dict[str, Any]:
-        """The values of `summary.json`, also of an end after which the run has gone on."""
+        """Values of `summary.json`, also if the run has been continued since."""
         try:
             values = json.loads((self.run_dir / "summary.json").read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -95,7 +95,7 @@ class RunResult(os.PathLike[str]):
 
     @functools.cached_property
     def flags(self) -> dict[str, Any]:
-        """The flags in `config.yaml`, field name -> value; empty where it cannot be read."""
+        """Flags in `config.yaml`, field name -> value; empty if it cannot be read."""
         try:
             values = yaml.load((self.run_dir / CONFIG_FILE).read_bytes(), _YamlLoader)
         except Exception:  # PyYAML raises many types of errors
@@ -104,15 +104,17 @@ class RunResult(os.PathLike[str]):
 
     @functools.cached_property
     def metrics(self) -> dict[str, NDArray[Any]]:
-        """The scalars of `metrics.jsonl`, name -> `[updates]`, NaN where an update has none.
+        """Scalars of `metrics.jsonl`, name -> `[updates]`, NaN where an update has none.
 
-        `step` and `update` are int64, the others float64: pandas and polars make a table of it.
-        Empty where the run has logged nothing there. Lines from the first damaged one on are left
-        out; of an update that comes more than once its last line counts, and none from before it
-        that is of a later update; a value that is no number is NaN.
+        `step` and `update` are int64, the others float64; pandas and polars can make a table of
+        it. Empty if the run has logged nothing there.
+
+        If the file is damaged, it is read up to the first damaged line. If an update occurs more
+        than once, its last line counts, and earlier lines of later updates are dropped, as a
+        resumed run does. A value that is no number is NaN.
 
         Raises:
-            ConfigError: the file is there and cannot be read.
+            ConfigError: the file exists and cannot be read.
         """
         rows: list[dict[str, Any]] = []
         for row in self._lines:
@@ -143,16 +145,16 @@ class RunResult(os.PathLike[str]):
         """Number of lines of `metrics.jsonl` up to the first damaged one.
 
         Raises:
-            ConfigError: as of `metrics`.
+            ConfigError: as in `metrics`.
         """
         return len(self._lines)
 
     @functools.cached_property
     def agent(self) -> Policy:
-        """The trained agent; of a run that has not finished, as `load_agent` has it.
+        """Trained agent; for a run that has not finished see `load_agent`.
 
         Raises:
-            ConfigError: as `load_agent`.
+            ConfigError: as in `load_agent`.
         """
         from fabric_ppo.agents.policy import load_agent
 
@@ -161,7 +163,7 @@ class RunResult(os.PathLike[str]):
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
         def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError that says what there is instead, as for `learn` and `predict`."""
+            """Raise an AttributeError that names the method to use instead, as for `learn` and `predict`."""
             own = [each for each in dir(type(self)) if not each.startswith("_")]
             raise AttributeError(f"'RunResult' object has no attribute {name!r}{run_hint(name, own)}")
 
@@ -178,7 +180,7 @@ class RunResult(os.PathLike[str]):
         return self.run_dir / name
 
     def __repr__(self) -> str:
-        """Return the path, and how far the run has come or how well it did."""
+        """Return the path, and the progress or the score of the run."""
         return f"RunResult({str(self)!r}: {self._describe()})"
 
     def _describe(self) -> str:
@@ -193,12 +195,12 @@ class RunResult(os.PathLike[str]):
 
 
 def _is_counted(row: dict[str, Any]) -> bool:
-    """Return True if a line of `metrics.jsonl` has its counts."""
+    """Return True if a line of `metrics.jsonl` has the counts that every line has."""
     return all(type(row.get(name)) is int and 0 <= row[name] < 2**63 for name in _COUNTS)
 
 
 def _number(value: Any) -> float:
-    """Return a metric's value; NaN for what is no number."""
+    """Return a metric's value; NaN if it is no number."""
     try:
         return float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:
@@ -207,14 +209,14 @@ def _number(value: Any) -> float:
 
 @answering(_RUN_DIR)
 def load_run(run_dir: str | os.PathLike[str], own_code: bool = False) -> RunResult:
-    """Open the folder of a run that has finished, was stopped, or still trains.
+    """Open the folder of a run that has finished, was stopped, or is still training.
 
     Args:
         run_dir: the folder.
         own_code: see `load_agent`.
 
     Raises:
-        ConfigError: it is no run's folder.
+        ConfigError: it is not the folder of a run.
 
     Example:
         >>> from fabric_ppo import load_run

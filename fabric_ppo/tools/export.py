@@ -43,12 +43,12 @@ Format = Literal["onnx", "torchscript"]
 Verify = Literal["episodes", "space", "none"]
 FORMATS, WAYS_TO_VERIFY = ("onnx", "torchscript"), ("episodes", "space", "none")
 VERIFY_STEPS = 1000
-"""Observations of a comparison, by default."""
+"""Default number of observations of a comparison."""
 
 
 @dataclass(frozen=True)
 class Exported(os.PathLike[str]):
-    """The files of an exported policy; it stands for the policy's path.
+    """The files of an exported policy; it can be used as the policy's path.
 
     Attributes:
         path: of the policy.
@@ -82,23 +82,25 @@ def export(
     verify_steps: int = VERIFY_STEPS,
     own_code: bool = False,
 ) -> Exported:
-    """Write the policy of a run or a checkpoint as a file that needs nothing of this package.
+    """Write the policy of a run or a checkpoint to a file that does not need this package.
 
-    It is compared with the agent before: same actions, greedy and sampled, and numbers that differ
-    by 1e-5 at most, relative where they are larger than 1. If not, nothing is written.
+    Before, it is compared with the agent. The actions, greedy and sampled, must be the same, and
+    numbers may differ by 1e-5 at most (relative if they are larger than 1). Else nothing is
+    written.
 
     Args:
-        run_dir: as `load_agent` takes it.
+        run_dir: as in `load_agent`.
         to: `onnx`, or `torchscript`.
-        out: file to write, `.onnx`, or `.pt`, `.pth`, `.ts` or `.torchscript`; beside it a program
-            is written that plays with it: for `NAME.onnx` it is `NAME_onnx_run.py`.
+        out: file to write, `.onnx`, or `.pt`, `.pth`, `.ts` or `.torchscript`. Beside it a program
+            is written that plays with the policy: for `NAME.onnx` it is `NAME_onnx_run.py`.
         opset: version of ONNX's operators; None: 18.
-        verify: observations to compare on: of test episodes, drawn from their space, or none.
+        verify: observations for the comparison: of test `episodes`, drawn from their `space`, or
+            `none`.
         verify_steps: number of observations.
-        own_code: import the modules of an encoder or environment of the user's own.
+        own_code: import the modules of the user's own encoder or environment.
 
     Raises:
-        ConfigError: an argument cannot be used, the agent cannot be exported, or what was exported
+        ConfigError: an argument is invalid, the agent cannot be exported, or the exported policy
             differs from it; nothing has been written.
         EnvironmentFault: the environment failed.
 
@@ -126,7 +128,7 @@ def export(
 
 
 def require_arguments(to: str, out: Path, opset: int | None, verify: str, verify_steps: int) -> None:
-    """Raise a ConfigError for arguments of `export` that cannot be used."""
+    """Raise a ConfigError for invalid arguments of `export`."""
     for name, value, expected in (("--to", to, FORMATS), ("--verify", verify, WAYS_TO_VERIFY)):
         if value not in expected:
             raise ConfigError(f"{name} {value}: {', '.join(expected)} is expected")

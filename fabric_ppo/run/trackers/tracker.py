@@ -1,4 +1,4 @@
-"""Trackers: the protocol for built-in ones and the user's own, and all trackers of a run."""
+"""Trackers: the base class of built-in ones and the user's own, and all trackers of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fabric_ppo.run.slips import print_uncalled_methods
 from fabric_ppo.run.writes import Writes
 
 REPORT_FILE = "report.html"
-"""Page about a run in its folder, which may be there."""
+"""Page about a run in its folder, if there is one."""
 
 
 class Position(NamedTuple):
@@ -25,21 +25,22 @@ class Position(NamedTuple):
 
 
 class TrackerError(OSError):
-    """A tracker that could not do something; the text says what, for a warning."""
+    """A failure of a tracker; the text describes it, for a warning."""
 
 
 class GivenUp(TrackerError):
-    """A tracker that does not answer, or has ended: it is called no more."""
+    """A tracker that does not answer, or has ended: it is not called again."""
 
 
 class Tracker:
-    """Destination of metrics, on rank 0; a subclass overrides what it needs.
+    """Destination of metrics, on rank 0; a subclass overrides the methods it needs.
 
-    An error in a method other than `start` is printed, and the run goes on. A call that takes
-    longer than `--track-timeout` is the last one. A tracker cannot change the weights.
+    An error in a method other than `start` is printed, and the run continues. If a call takes
+    longer than `--track-timeout`, the tracker is not called again. A tracker cannot change the
+    weights.
 
     Attributes:
-        label: name of what it writes, for messages.
+        label: name of its output, for messages.
 
     Example:
         >>> from fabric_ppo import Config, Tracker, train
@@ -60,21 +61,21 @@ class Tracker:
         Args:
             config: flag -> value, as in `config.yaml`.
             run_dir: the run's folder, which exists.
-            resumed_at: progress of the checkpoint that the run resumes from. Everything that was
-                logged after it will be logged again.
+            resumed_at: progress of the checkpoint from which the run resumes; everything logged
+                after it will be logged again. Zeros for a new run.
         """
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the scalars of an update, tag -> value, after `step` transitions over all ranks."""
 
     def flush(self) -> None:
-        """Write everything logged to its destination, before a checkpoint is written."""
+        """Write everything that was logged, before a checkpoint is written."""
 
     def artifact(self, path: Path, kind: str) -> None:
         """Track a file of the run; `kind` is `policy`, `report`, or `video` for a folder of videos."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Stop tracking; `summary` is as in `summary.json`, None if the run did not finish."""
+        """Stop tracking; `summary` is as in `summary.json`, or None if the run did not finish."""
 
 
 class Trackers:
@@ -117,7 +118,7 @@ class Trackers:
                 tracker.flush()
 
     def artifact(self, path: Path, kind: str) -> None:
-        """See `Tracker.artifact`; what could not be written, which was reported, is none."""
+        """See `Tracker.artifact`; a file that could not be written, which was reported, is skipped."""
         for name, tracker in [*self._trackers.items()] if path.exists() else []:
             with self._tolerating(name):
                 tracker.artifact(path, kind)
@@ -134,7 +135,7 @@ class Trackers:
 
     @contextlib.contextmanager
     def _tolerating(self, name: str) -> Iterator[None]:
-        """Record an error of a tracker; one that is given up is called no more."""
+        """Record an error of a tracker; one that is given up is not called again."""
         with self._writes.tolerating(name, USER_ERRORS):
             try:
                 yield
@@ -144,15 +145,15 @@ class Trackers:
 
 
 def make_part(name: str, of_flag: str, kind: type[Any]) -> Any:
-    """Make a part of the user's own from its class.
+    """Make one of the user's own parts from its class.
 
     Args:
         name: the class, `module:Name`.
         of_flag: field of the Config that names it, for messages.
-        kind: class that it must inherit from.
+        kind: required base class.
 
     Raises:
-        ConfigError: it cannot be made, or is not of this kind.
+        ConfigError: it cannot be made, or does not have this base class.
     """
     try:
         made = named_function(name, of_flag)()
