@@ -1,5 +1,5 @@
 """PPO itself, as a textbook has it: advantages, loss, minibatches, update, schedules.
 
-Read this room first, in that order. It uses agents, rollouts, process, config and seeding; nothing
-in it knows of `fast`.
+Read this folder first, in that order. It imports agents, rollouts, process, config and seeding, and
+never `fast`.
 """

@@ -31,13 +31,13 @@ class Rows(NamedTuple):
     environment.
 
     Attributes:
-        obs: raw, as the environment gave them.
+        obs: raw observations, as the environment returned them.
         actions: as drawn.
         log_probs, values: of the policy that collected.
         advantages, returns: from GAE.
         weights: relative weights in a mean: 0 for a row that is no transition, 1 on average over
             all ranks. In a minibatch they include the division by its size (`Batch.minibatches`).
-        sequences: `[b / L, ...]`, as `Memory.along` takes them; empty where the agent is not
+        sequences: `[b / L, ...]`, as `Memory.along` takes them; empty if the agent is not
             recurrent.
     """
 
@@ -57,12 +57,12 @@ class Batch:
 
     Attributes:
         rows: rows that this rank holds: its own, or with shared data those of all ranks.
-        share: index of this rank's part of every minibatch, of `num_shares`.
-        num_shares: number of parts; 1 where each rank trains on rows of its own.
+        share: index of this rank's part of every minibatch, below `num_shares`.
+        num_shares: number of parts; 1 if each rank trains on its own rows.
         seed, update: determine the order of the rows in each epoch.
-        sequence_length: L, rows that no permutation or cut separates.
-        rows_per_rank: number of rows of each rank, where ranks hold unequal numbers of their own;
-            empty where all hold the same number.
+        sequence_length: L, number of consecutive rows that always stay together.
+        rows_per_rank: number of rows of each rank, if ranks hold unequal numbers of their own; empty
+            if all hold the same number.
     """
 
     rows: Rows
@@ -74,7 +74,7 @@ class Batch:
     rows_per_rank: tuple[int, ...] = ()
 
     def num_minibatches(self, per_rank_batch_size: int) -> int:
-        """Return the minibatches of an epoch: `ceil(rows / (num_shares * per_rank_batch_size))`."""
+        """Return the number of minibatches of an epoch: `ceil(rows / (num_shares * per_rank_batch_size))`."""
         length = self.sequence_length
         # from the largest rank's rows, which all know: ranks with different numbers of gradient
         # steps would wait for each other for ever
@@ -86,10 +86,10 @@ class Batch:
         """Return this rank's part of each minibatch of some epochs.
 
         In each epoch the rows (or sequences) are permuted and cut into chunks, the minibatches,
-        whose sizes differ by at most one; each chunk is split over the shares in the same way.
-        Where one minibatch holds all rows they stay in order. Weights are scaled by
-        `num_shares / chunk size`: the mean over ranks of a dot product with them is the mean over
-        the chunk, however it was split.
+        whose sizes differ by at most one. Each chunk is split over the shares in the same way. If
+        one minibatch holds all rows, they stay in order. Weights are scaled by
+        `num_shares / chunk size`. So the mean over ranks of a dot product with them is the mean
+        over the chunk, however it was split.
 
         Args:
             epochs: numbers of the epochs.
@@ -131,12 +131,12 @@ class Batch:
 
     @property
     def _large_obs(self) -> Tensor | None:
-        """Observations that are many bytes, of single rows; else None."""
+        """Observations, if they are large and of single rows; else None."""
         is_large = self.sequence_length == 1 and self.rows.obs.nbytes > _BYTES_AT_A_TIME * self.num_shares
         return self.rows.obs if is_large else None
 
     def stretches(self, num_epochs: int, one_by_one: bool) -> list[range]:
-        """Split an update's epochs into groups whose rows are permuted at once, of about 16 MB.
+        """Split an update's epochs into groups of about 16 MB, whose rows are permuted at once.
 
         Args:
             num_epochs: number of epochs.
@@ -156,7 +156,7 @@ def _split(rows: Rows, sizes: list[int], sequence_length: int) -> Iterator[Rows]
 
 
 def _with_obs(minibatches: Iterator[Rows], obs: Tensor, parts: Sequence[Tensor]) -> Iterator[Rows]:
-    """Give each minibatch its observations, those at `parts`, `[b]` each, when its turn has come."""
+    """Yield the minibatches with their observations at `parts`, `[b]` each, selected one by one."""
     select = timed("minibatches")(obs.index_select)
     return (rows._replace(obs=select(0, part)) for rows, part in zip(minibatches, parts, strict=True))
 
@@ -165,7 +165,7 @@ def take(rows: Rows, index: Tensor, sequence_length: int) -> Rows:
     """Return some sequences of `rows`, or single rows where the length is 1.
 
     Args:
-        rows: where they are taken from.
+        rows: the rows to select from.
         index: `[n]` int64 on the CPU, the sequences' numbers.
         sequence_length: L, rows of a sequence.
     """
@@ -211,15 +211,15 @@ def make_batch(rollout: Rollout, config: Config, ranks: Ranks, update: int, devi
     a part of each minibatch; otherwise each rank trains on its own rows.
 
     Args:
-        rollout: this rank's, `[T, N, ...]`.
+        rollout: rollout of this rank, `[T, N, ...]`.
         config: hyperparameters.
-        ranks: those with rollouts.
+        ranks: the ranks with rollouts.
         update: number of the update, which determines the order of the rows.
-        device: of the rows.
+        device: device of the rows.
 
     Raises:
-        ConfigError: `gae` has returned something else than advantages and returns.
-        TrainingError: these are not finite, though rewards and values are.
+        ConfigError: `gae` has not returned advantages and returns.
+        TrainingError: these are not finite, although rewards and values are.
     """
     estimated = estimator.gae(
         rollout.rewards.to(rollout.values.dtype),

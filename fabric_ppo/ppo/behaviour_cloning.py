@@ -1,4 +1,4 @@
-"""Behaviour cloning: a policy that acts as demonstrations do, and their values, to begin PPO with.
+"""Behaviour cloning: policy and value function from demonstrations, from which PPO can start.
 
 The policy maximises the likelihood of the demonstrated actions (Pomerleau, 1988; the name is that of
 arXiv 1805.01954, section 3), the value function regresses to discounted returns R:
@@ -33,13 +33,13 @@ class EpochResult(NamedTuple):
     """Numbers of an epoch; NaN for those that it does not have.
 
     Attributes:
-        train_nll, value_loss: means over the epoch's minibatches: negative log-likelihood in nats,
-            and half the squared error of the values, as they were trained on.
+        train_nll, value_loss: means over the epoch's minibatches, as they were trained on: negative
+            log-likelihood in nats, and half the squared error of the values.
         validation_nll: negative log-likelihood of the episodes held out, after the epoch.
-        accuracy: of choices in these, share of the rows in which the greedy policy takes all of
-            them, too.
-        squared_error: of the numbers of Boxes in these, mean over entries and rows of the squared
-            distance from the greedy policy's, as they are stored. Nested actions may have both.
+        accuracy: for choices in these, share of the rows in which the greedy policy makes the same
+            choices.
+        squared_error: for Boxes in these, squared distance of the stored actions to the greedy
+            policy's, mean over entries and rows. Nested actions may have both.
     """
 
     train_nll: float
@@ -58,12 +58,12 @@ def clone(
     validation: float,
     report: Callable[[int, EpochResult], None] = lambda epoch, result: None,
 ) -> list[EpochResult]:
-    """Train an agent on demonstrations; it ends with the weights that explain held-out ones best.
+    """Train an agent on demonstrations; keep the weights with the best score on held-out episodes.
 
     Args:
-        agent: gets the weights, and the running statistics of what it trains on.
-        demonstrations: of its environment.
-        optimizer: of the agent's weights.
+        agent: gets the weights, and the running statistics of the episodes to train on.
+        demonstrations: demonstrations in its environment.
+        optimizer: optimizer of the agent's weights.
         config: learning rate, coefficients, rows of a minibatch, and the seed.
         epochs: passes over the demonstrations.
         validation: share of the episodes that is held out; 0: none, and the last weights are kept.
@@ -74,7 +74,7 @@ def clone(
 
     Raises:
         ConfigError: there is no episode to hold out, or a mask excludes an action.
-        TrainingError: the loss is not finite any more.
+        TrainingError: the loss is not finite.
     """
     train, held_out = _split(demonstrations.num_episodes, validation, config.seed)
     rewards = take_statistics(agent, demonstrations, train)
@@ -138,7 +138,7 @@ def _step(
 
 @torch.no_grad()
 def value_targets(agent: Agent, episodes: Episodes) -> Tensor:
-    """Return the returns of all rows, `[R]`, with the present values of what followed truncated episodes."""
+    """Return the returns of all rows, `[R]`, with present values of truncated episodes' final observations."""
     if not bool(episodes.discounts.any()):
         return episodes.returns
     if agent.memory is None:

@@ -26,8 +26,8 @@ class Minibatch(NamedTuple):
     """Rows of a forward pass.
 
     Attributes:
-        rows: `[n, L]`, their numbers: n single ones, or n whole episodes of a recurrent agent, the
-            shorter ones filled up with their final observation.
+        rows: `[n, L]`, numbers of the rows: n single rows, or n whole episodes of a recurrent agent.
+            Shorter episodes are filled up with their final observation.
         obs, actions: `[n * L, ...]`.
         weights: `[n * L]`, 0 for final observations, equal for the others; their sum is 1.
         sequences: as `Memory.along` takes them.
@@ -62,7 +62,7 @@ class Episodes:
     memory_size: int
 
     def units(self, numbers: Indices) -> Indices:
-        """Return what is permuted of some episodes: rows, or for a recurrent agent the episodes."""
+        """Return the units that are permuted: rows of some episodes, or for a recurrent agent episodes."""
         if self.memory_size:
             return numbers
         rows = [np.arange(first, last) for first, last in zip(self.first[numbers], self.last[numbers], strict=True)]
@@ -92,7 +92,7 @@ class Episodes:
 
 
 def make_episodes(demonstrations: Demonstrations, agent: Agent, rewards: NDArray[np.float64], gamma: float) -> Episodes:
-    """Lay out demonstrations for an agent, with the `rewards [S]` that it learns from."""
+    """Arrange demonstrations for an agent, with the `rewards [S]` from which it learns."""
     starts = np.flatnonzero(demonstrations.episode_starts)
     ends = np.append(starts[1:], len(rewards))
     # before an episode there is a final observation of each one before it
@@ -115,7 +115,7 @@ def make_episodes(demonstrations: Demonstrations, agent: Agent, rewards: NDArray
 def discounted_returns(
     rewards: NDArray[np.float64], terminated: NDArray[np.bool_], truncated: NDArray[np.bool_], gamma: float
 ) -> NDArray[np.float64]:
-    """Compute the returns of demonstrated rewards, and the discounts of what came after them.
+    """Compute the returns of demonstrated rewards, and the discounts of the final observations' values.
 
     A truncated episode of T steps would have gone on. As in PPO the value of its final observation
     stands for the rest: the whole return of row t is `R[t] + discount[t] * V(final)`, where
@@ -145,7 +145,7 @@ def discounted_returns(
 def take_statistics(agent: Agent, demonstrations: Demonstrations, numbers: Indices) -> NDArray[np.float64]:
     """Add some episodes to the agent's running statistics; return the rewards to learn from, `[S]`.
 
-    As in a rollout these are signs in Atari games, and divided where the agent scales rewards.
+    As in a rollout, rewards of Atari games are signs, and they are divided if the agent scales rewards.
     """
     episode = np.cumsum(demonstrations.episode_starts) - 1
     taken = torch.from_numpy(np.flatnonzero(np.isin(episode, numbers)))

@@ -1,13 +1,13 @@
 """The PPO objective (arXiv 1707.06347, equations 7 and 9) on one minibatch.
 
-Every mean is a dot product with the rows' weights. Where each rank holds a part of a minibatch, the
-weights make the mean over ranks the mean over the minibatch. A row that is no transition has
-weight 0.
+Every mean is a dot product with the rows' weights. If each rank holds a part of a minibatch, the
+weights are such that the mean over ranks is the mean over the minibatch. A row that is no transition
+has weight 0.
 
-This is the loss that trains. `fast/compiled_loss.py` replaces it only where both compute the same,
-which is checked when a run begins: an edit of this file takes effect, at the price of autograd.
-`--compile` gets a part of that back. Logged parts need not be dot products with the weights: what is
-logged is the mean over minibatches.
+This is the loss that trains. `fast/compiled_loss.py` replaces it only if both compute the same, which
+is checked when a run begins. So an edit of this file takes effect, at the price of autograd;
+`--compile` recovers a part of that. Logged parts need not be dot products with the weights: their
+mean over minibatches is logged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fabric_ppo.ppo.returned import checked_losses
 
 
 class Coefficients(NamedTuple):
-    """Hyperparameters of the loss in one update; see the flags of the same names."""
+    """Hyperparameters of the loss in one update; see the flags with the same names."""
 
     clip_coef: float
     vf_coef: float
@@ -102,7 +102,7 @@ def ppo_loss(rows: Rows, new: Evaluation, coefs: Coefficients) -> Losses:
 
 
 def minibatch_loss(agent: Agent, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
-    """Compute the PPO loss of a minibatch for any agent, by autograd.
+    """Compute the PPO loss of a minibatch for any agent, with autograd.
 
     Args:
         agent: called as `Agent.forward`; its other attributes train too, such as `agent.value`.

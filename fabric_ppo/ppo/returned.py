@@ -1,4 +1,4 @@
-"""Checks of what functions return that users edit or replace: their errors are one line each."""
+"""Checks of the results of functions that users may edit or replace; each error is one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=NamedTuple)
 
 
 def checked_losses(found: Any, names: Sequence[str]) -> Any:
-    """Return what `ppo_loss` has returned, if it is a tuple of one scalar for each of `names`.
+    """Return the result of `ppo_loss` if it is a tuple of one scalar for each of `names`.
 
     Raises:
         ConfigError: it is not.
@@ -32,15 +32,15 @@ def checked_losses(found: Any, names: Sequence[str]) -> Any:
 
 
 def checked_minibatch_loss(found: Any, expected: type[T], num_parts: int) -> T:
-    """Return what `minibatch_loss` has returned, if a gradient can be computed of it.
+    """Return the result of `minibatch_loss` if its gradient can be computed.
 
     Args:
-        found: what it has returned.
-        expected: the named tuple that it has to be, with fields `loss` and `parts`.
+        found: the result.
+        expected: the required named tuple, with fields `loss` and `parts`.
         num_parts: number of the loss's parts.
 
     Raises:
-        ConfigError: it is another type, its loss is no scalar with a gradient, or its parts are not
+        ConfigError: it has another type, its loss is no scalar with a gradient, or its parts are not
             `num_parts` numbers.
     """
     if not isinstance(found, expected):
@@ -60,16 +60,16 @@ def checked_minibatch_loss(found: Any, expected: type[T], num_parts: int) -> T:
 
 
 def checked_advantages(found: Any, rollout: Rollout, update: int) -> tuple[Tensor, Tensor]:
-    """Return what `gae` has returned, if it is advantages and returns of a rollout, each `[T, N]`.
+    """Return the result of `gae` if it is advantages and returns of a rollout, each `[T, N]`.
 
     Args:
-        found: what it has returned.
-        rollout: what it was computed from.
+        found: the result.
+        rollout: the rollout from which it was computed.
         update: updates before this one, for the text.
 
     Raises:
         ConfigError: it is something else.
-        TrainingError: it is not finite, though rewards and values are.
+        TrainingError: it is not finite, although rewards and values are.
     """
     shape = list(rollout.values.shape)
     expected = f"advantages and returns, tensors of shape {shape}, are expected"
@@ -85,7 +85,7 @@ def checked_advantages(found: Any, rollout: Rollout, update: int) -> tuple[Tenso
 
 
 def _require_finite(estimated: dict[str, Tensor], rollout: Rollout, update: int) -> None:
-    """Raise a TrainingError for advantages or returns that are not finite, unless rewards or values are not either."""
+    """Raise a TrainingError if advantages or returns are not finite, although rewards and values are."""
     if not all(bool(each.isfinite().all()) for each in (rollout.rewards, rollout.values, rollout.next_values)):
         return  # not the estimator's fault: the guard of the run reports it
     for name, each in estimated.items():
@@ -98,7 +98,7 @@ def _require_finite(estimated: dict[str, Tensor], rollout: Rollout, update: int)
 
 
 def checked_optimizer(found: Any) -> torch.optim.Optimizer:
-    """Return what `make_optimizer` has returned, if it is an optimizer that the scripts can step.
+    """Return the result of `make_optimizer` if it is an optimizer that the scripts can step.
 
     Its step needs no closure, and its groups have learning rates.
 
@@ -128,7 +128,7 @@ def checked_optimizer(found: Any) -> torch.optim.Optimizer:
 
 
 def checked_norm(found: Any, step: Callable[..., Any]) -> Tensor:
-    """Return what a script's step has returned, if it is a scalar tensor.
+    """Return the result of a script's step if it is a scalar tensor.
 
     Raises:
         ConfigError: it is not; the text names the step by its file.
@@ -147,7 +147,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """Return what a value is, in a few words."""
+    """Return a short description of a value."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     if value is None or isinstance(value, (bool, int, float)):

@@ -19,8 +19,8 @@ _RATE_STEP = 1.5
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: int, num_updates: int) -> float:
     """Set the optimizer's learning rate for an update, and return it.
 
-    It is that of the first parameter group (see `put_learning_rate`), and follows `scheduled`. With
-    `desired_kl` it is, after the first update, what `adapt_learning_rate` has set.
+    It is the rate of the first parameter group (see `put_learning_rate`), and follows `scheduled`.
+    With `desired_kl`, `adapt_learning_rate` sets it after the first update.
 
     Args:
         optimizer: gets the rate.
@@ -34,7 +34,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, update: 
 
 
 def put_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the first parameter group; the rates of others keep their ratio to it.
+    """Set the learning rate of the first parameter group; other groups keep their ratio to it.
 
     Raises:
         ConfigError: the optimizer was made with a rate of zero for the first group.
@@ -64,11 +64,11 @@ def coefficients(config: Config, update: int, num_updates: int) -> Coefficients:
 
 
 def scheduled(config: Config, name: str, update: int, num_updates: int) -> float:
-    """Return the value in an update of a flag that a schedule may change.
+    """Return the value of a flag with a schedule in an update.
 
-    A number falls linearly to zero over the run where its flag says so (alpha of arXiv 1707.06347,
-    table 5), and is constant elsewhere. A cosine is that of arXiv 1608.03983, equation 5. A warm-up
-    rises linearly (arXiv 1706.02677, section 2.2), and the schedule spans the updates after it.
+    A number falls linearly to zero over the run if its `anneal` flag is on (alpha of arXiv 1707.06347,
+    table 5), else it is constant. A cosine is that of arXiv 1608.03983, equation 5. A warm-up rises
+    linearly (arXiv 1706.02677, section 2.2), and the schedule spans the updates after it.
 
     Args:
         config: hyperparameters.
@@ -89,7 +89,7 @@ def scheduled(config: Config, name: str, update: int, num_updates: int) -> float
 
 
 def adapt_learning_rate(optimizer: torch.optim.Optimizer, config: Config, approx_kl: float) -> None:
-    """Lower or raise the learning rate for the next update with `desired_kl`; else do nothing.
+    """Lower or raise the learning rate for the next update if `desired_kl` is set.
 
     The rule is that of rsl_rl (arXiv 2109.11978), with the KL divergence of a whole update instead
     of a minibatch's.

@@ -38,7 +38,7 @@ class UpdateStats(Metrics):
     The sums are over this rank's transitions: of the returns r and of the values' errors d = r - V.
     Added up over all ranks, they give the explained variance, `1 - Var[d] / Var[r]`.
 
-    `own` are metrics of one's own, from `with_metric`.
+    `own` are the user's own metrics, from `with_metric`.
     """
 
     derived: ClassVar[tuple[str, ...]] = ("Info/explained_variance",)
@@ -65,7 +65,7 @@ class UpdateStats(Metrics):
 
         Args:
             tag: name in the logs, such as `Info/weight_norm`.
-            value: a number, or a tensor of one; of a GPU's it waits.
+            value: a number, or a tensor of one; for a tensor on a GPU the call waits.
             merge: how ranks merge it.
 
         Raises:
@@ -104,10 +104,10 @@ def ppo_update(
             gradient's norm, a scalar tensor.
         coefs: the loss's hyperparameters.
         config: epochs, batch size and `target_kl`.
-        ranks: those that train together; with `target_kl` they stop after the same epoch.
+        ranks: the ranks that train together; with `target_kl` they stop after the same epoch.
 
     Raises:
-        ConfigError: `step` returns another thing, or the loss has parts that UpdateStats has not.
+        ConfigError: `step` returns no scalar tensor, or UpdateStats lacks a part of the loss.
     """
     _require_same_parts()
     started = time.perf_counter()
@@ -142,9 +142,9 @@ def run_epochs(
     config: Config,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Take the gradient steps of `ppo_update`, whose arguments these are.
+    """Take the gradient steps of `ppo_update`, with the same arguments.
 
-    Nothing here waits for a device, but with `target_kl` once an epoch.
+    Nothing here waits for a device, except once an epoch with `target_kl`.
 
     Returns:
         The first of `_COMPUTED`, up to `gradient_steps`, `[7]` float64.
@@ -168,7 +168,7 @@ def run_epochs(
 
 
 def _is_too_far(approx_kl: Tensor, config: Config, ranks: Ranks) -> bool:
-    """Return whether the policy has moved as far as `target_kl` allows in one update."""
+    """Return True if the policy has moved further than `target_kl` allows in one update."""
     assert config.target_kl is not None
     # the mean over ranks, so that all stop together: gradients are averaged over all of them
     return bool(ranks.gather(approx_kl).mean() > _KL_MARGIN * config.target_kl)

@@ -1,4 +1,4 @@
-"""The rollout: its data, and the buffer that they are written into."""
+"""The rollout: its data, and the buffer into which they are written."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ class Rollout:
     """T steps of N environments.
 
     Attributes:
-        obs: `[T, N, ...]`, raw, in the environment's dtype; on the agent's device, if it has acted
-            there, else on that of the environments, as all others.
+        obs: `[T, N, ...]`, raw, in the environment's dtype; on the agent's device if it has acted
+            there, else on the environments' device, like the other fields.
         actions: `[T, N, ...]`, as drawn, before `actions.ActionConverter`.
-        log_probs, values: `[T, N]`, of the agent that acted, or after `revalue` of a later one.
+        log_probs, values: `[T, N]`, of the agent that acted; after `revalue` of a later one.
         importance: `[T, N]`, probability of the action under the agent of `log_probs`, divided by
             that under the agent that acted; 1 without `revalue`.
-        rewards: `[T, N]`, scaled where the agent scales them; in Atari games their signs.
+        rewards: `[T, N]`, scaled if the agent scales them; in Atari games their signs.
         terminated, truncated: `[T, N]` bool; a life lost in an Atari game counts as terminated.
         valid: `[T, N]` bool, false where a row is no transition.
         next_values: `[T, N]`, V of the true successor, which is the final observation where the
@@ -152,18 +152,18 @@ class RolloutTensors(NamedTuple):
 
 
 class RolloutBuffer:
-    """The data that `collect` writes a rollout into, and the episodes in progress.
+    """The memory into which `collect` writes a rollout, and the episodes in progress.
 
     A Rollout refers to these data: it is valid until the next `collect`.
 
     Attributes:
-        envs, make_actor, num_steps, num_envs, first_env: what a rollout is collected with; global
-            environment ids begin with `first_env`.
+        envs, make_actor, num_steps, num_envs, first_env: settings of a rollout; global environment
+            ids begin with `first_env`.
         tensors: the data, on the device of the environments.
         obs, memory, begins, actions, rewards, terminated, truncated, valid, lost_life: the same as
-            arrays: on the CPU the same memory, else what `bring` has brought.
-        final_obs: `[T, N, ...]`, where TensorEnvs give final observations; else None.
-        finals: final observations that ArrayEnvs gave of the episodes that ended, each with its step.
+            arrays: on the CPU the same memory, else copies made by `bring`.
+        final_obs: `[T, N, ...]`, if TensorEnvs return final observations; else None.
+        finals: final observations of the episodes that ended in ArrayEnvs, each with its step.
         endings: numbers of `info` of the episodes that ended, each with its step.
         returns, lengths, discounted: `[N]`, of the episodes in progress.
         log_dtype: smallest dtype that holds an action.
@@ -224,7 +224,7 @@ class RolloutBuffer:
                     self.envs.reset(self.obs[-1])
 
     def restart(self) -> None:
-        """Start the environments' first episodes again, before anything is collected."""
+        """Start the environments' first episodes again, before any step is collected."""
         self._has_started = False
         self.start()
 
@@ -236,8 +236,8 @@ class RolloutBuffer:
             seconds: time for all of them, after which the rest fails.
 
         Returns:
-            For each environment the reason why that failed, with which it starts a new episode;
-            empty where it did not fail.
+            For each environment an empty text, or the reason why that failed; then it starts a new
+            episode.
         """
         self._has_started = True
         with torch_settings_kept():
@@ -253,14 +253,14 @@ class RolloutBuffer:
         return failed
 
     def steps(self) -> list[StepOutputs]:
-        """Return the rows that each step of TensorEnvs is written into."""
+        """Return the rows into which each step of TensorEnvs is written."""
         tensors, last = self.tensors, self.final_obs
         columns = (tensors.obs[1:], tensors.rewards, tensors.terminated, tensors.truncated, tensors.valid)
         rows = zip(*columns, [None] * self.num_steps if last is None else last, strict=True)
         return [StepOutputs(*row) for row in rows]
 
     def bring(self) -> None:
-        """Bring to the arrays, in one transfer, what bookkeeping needs of a rollout on another device."""
+        """Copy to the arrays, in one transfer, what bookkeeping needs of a rollout on another device."""
         if self.tensors.obs.is_cpu:
             return
         names = ("actions", "rewards", "terminated", "truncated", "valid")

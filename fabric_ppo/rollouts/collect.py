@@ -20,16 +20,16 @@ from fabric_ppo.seeding import action_uniforms
 def collect(agent: Agent, buffer: RolloutBuffer, seed: int, update: int, with_values: bool = True) -> Rollout:
     """Step the environments T times, and compute the values of all observations.
 
-    In a step the agent only chooses actions. Values follow in one pass at the end, as the weights
-    do not change meanwhile, and log-probabilities from the distributions' parameters. Where a network
-    encodes the observations, values are computed from what it made of them in the steps.
+    In a step the agent only chooses actions. Values are computed in one pass at the end, because the
+    weights do not change meanwhile; log-probabilities come from the distributions' parameters. If a
+    network encodes the observations, values are computed from its outputs in the steps.
 
     Args:
         agent: the plain module, not a wrapped one.
-        buffer: arrays to write into; the rollout starts from the last observations in it.
+        buffer: memory for the rollout, which starts from the last observations in it.
         seed: the run's seed.
         update: number of the rollout; with `seed` it determines the action noise.
-        with_values: false leaves NaN for all values, until `revalue`.
+        with_values: False: all values are NaN, until `revalue`.
 
     Raises:
         EnvironmentFault: an environment failed, or returned a value that is not finite.

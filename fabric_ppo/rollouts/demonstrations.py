@@ -1,4 +1,4 @@
-"""Demonstrations: transitions of whole episodes that somebody has played, and the file with them.
+"""Demonstrations: transitions of whole recorded episodes, and their file.
 
 The file is NumPy's `.npz` without pickled objects. Its arrays have a row for each of S transitions,
 one episode after the other, or for each of E episodes:
@@ -171,10 +171,10 @@ def _dotted(path: KeyPath) -> str:
 
 
 class EpisodeLog:
-    """Record of episodes that are being played, from which their file is written.
+    """Record of episodes in play, from which their file is written.
 
-    An episode has a `place`, a number that no other one in play has; the file has the episodes in
-    the order of these.
+    Each episode in play has a number of its own, its `place`. The file has the episodes in the order
+    of these numbers.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -197,17 +197,17 @@ class EpisodeLog:
         """Add a step; none of the arrays may change afterwards.
 
         Args:
-            place: of the episode.
-            obs, next_obs: before and after the step, packed; the latter is kept where it is final.
+            place: place of the episode.
+            obs, next_obs: before and after the step, packed; `next_obs` is kept if it is final.
             action: as the environment got it, packed.
-            reward, terminated, truncated: what it returned.
+            reward, terminated, truncated: as the environment returned them.
         """
         self._open.setdefault(place, []).append((obs, action, reward, terminated, truncated))
         if terminated or truncated:
             self._ended.append((place, self._open.pop(place), next_obs))
 
     def cut_off(self, place: int, obs: Any) -> None:
-        """End the episode at `place`, if there is one, as truncated where it is, at `obs`."""
+        """Truncate the episode at `place`, if there is one, with the final observation `obs`."""
         if place in self._open:
             before, action, reward, _, _ = self._open[place].pop()
             self.add(place, before, action, reward, False, True, obs)
@@ -232,7 +232,7 @@ class EpisodeLog:
         )
 
     def write(self, path: Path) -> str:
-        """Write the file; return why it could not be written, after a line on stderr, else nothing."""
+        """Write the file; return the reason if that fails, after a line on stderr, else empty text."""
         try:
             write_atomically(path, to_bytes(self.demonstrations()))
         except OSError as error:
@@ -268,7 +268,7 @@ def to_bytes(demonstrations: Demonstrations) -> bytes:
 
 
 def read_demonstrations(path: Path) -> Demonstrations:
-    """Read a file, and check all that is in it.
+    """Read a file, and check its contents.
 
     Raises:
         ConfigError: it is missing or damaged, lacks an array, or has one that does not fit.
@@ -295,7 +295,7 @@ def _from_arrays(arrays: Mapping[str, Array]) -> Demonstrations:
 
     Raises:
         KeyError: an array is missing.
-        ValueError: one does not fit; names it.
+        ValueError: an array does not fit; the error names it.
     """
     try:
         spec = EnvSpec.from_json(str(arrays["env_spec"]))
@@ -322,7 +322,7 @@ def _leaves(arrays: Mapping[str, Array], name: str, space: SpaceSpec) -> dict[Ke
 
 
 def _column(arrays: Mapping[str, Array], name: str, kinds: str, dtype: Any) -> Array:
-    """Return an array with one number a row; raise a ValueError if it is another."""
+    """Return an array with one number a row; raise a ValueError if it has another shape."""
     array = arrays[name]
     if array.ndim != 1 or array.dtype.kind not in kinds:
         expected = "(B,) of numbers" if "f" in kinds else "(B,) of bool"

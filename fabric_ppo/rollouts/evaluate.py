@@ -34,10 +34,10 @@ from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.seeding import Stream, evaluation_seed, uniforms
 
 _SLOTS = 8
-"""Environments that play at once at most, as a batch of the policy."""
+"""Largest number of environments that play at once, as a batch of the policy."""
 
 ReportProgress = Callable[[int, int], None]
-"""Function that is called with the episodes that are done, and the steps of all so far."""
+"""Function that is called with the number of finished episodes, and of all steps so far."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TestResult:
         cut_off: number of episodes that did not end within the limit of steps.
         unwritten: "a video in FOLDER (REASON)" if the video could not be written, else empty.
         info: numbers of `info`, over the episodes.
-        infos: those of each episode, by their names; None where an episode has none.
+        infos: numbers of `info` of each episode, by name; None if an episode has none.
         info_names: keys that have numbers in the `info` of an episode's last step.
     """
 
@@ -73,8 +73,8 @@ class TestResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the values of `summary.json` and `evaluate --json`; std is the population's.
 
-        Means over no episode are None. `info` is there if an episode had a number of it, or one
-        was asked for.
+        Means over no episode are None. `info` is included if an episode had a number of it, or if
+        one was requested.
         """
         has_any = len(self.returns) > 0
         info = self.info.means()
@@ -108,20 +108,20 @@ def evaluate(
     Args:
         policy: the agent that acts.
         episodes: number of episodes.
-        seed: determines the episodes' reset seeds, none of which training can draw.
-        video_dir: folder for a video of the first episode; empty for none. A video that cannot be
-            written is noted in the result.
+        seed: determines the episodes' reset seeds; training cannot draw the same ones.
+        video_dir: folder for a video of the first episode; empty: no video. The result notes a
+            video that cannot be written.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
-        at_once: most environments to open, 8 at most; it does not hold for Gymnasium's own, and
-            where a second one cannot be made, one plays all.
+        at_once: largest number of environments to open, at most 8; not for Gymnasium's own. If a
+            second one cannot be made, one plays all.
         step_limit: steps after which an episode is cut off.
         report: called after each step of all environments.
-        info_keys: numbers of `info` to read, as `--info-keys` has them.
+        info_keys: numbers of `info` to read, in the form of `--info-keys`.
         log: gets every transition.
 
     Raises:
-        ConfigError: the environment cannot be made, or does not render so; or a key is none.
+        ConfigError: the environment cannot be made or rendered in this mode, or a key is invalid.
         EnvironmentFault: the environment failed, or returned a value that is not finite.
     """
     keys = info_keys_of(info_keys)
@@ -201,7 +201,7 @@ def _open_slots(
     video_dir: str,
     render_mode: str | None,
 ) -> list[_Slot]:
-    """Make as many environments as play at once; `stack` closes them.
+    """Make the environments that play at once; `stack` closes them.
 
     Raises:
         ConfigError: not even one can be made.
@@ -255,12 +255,12 @@ def _step_all(
 
 
 def cut_off_text(cut_off: int, episodes: int, step_limit: int) -> str:
-    """Return the text that says how many episodes were cut off."""
+    """Return a text with the number of episodes that were cut off."""
     return f"{cut_off} of {episodes} episodes did not end, and were cut off after {step_limit:,} steps"
 
 
 def _start(slots: list[_Slot], seed: int, waiting: Iterator[int]) -> list[_Slot]:
-    """Start an episode in each environment; return those that play.
+    """Start an episode in each environment; return the environments that play.
 
     Raises:
         EnvironmentFault: an environment failed.
@@ -335,7 +335,7 @@ class _Slot(CheckedEnv):
 
     @property
     def differs(self) -> bool:
-        """Return True once the environment was made otherwise than the others, to be recorded."""
+        """Return True if the environment was made in another way than the others, to be recorded."""
         return isinstance(self.env, Recorder) and self.env.is_remade
 
     def _close(self) -> None:

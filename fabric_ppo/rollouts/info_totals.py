@@ -1,4 +1,4 @@
-"""Numbers of `info` over episodes: their means, over how many, and what could not be read."""
+"""Numbers of `info` over episodes: their means, the number of episodes, and unreadable values."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class InfoTotals:
         return InfoTotals(self.keys, tuple((a, b, c, d) for a, b, c, d in added))
 
     def tagged(self, group: str, num_episodes: float) -> dict[str, float]:
-        """Return what is logged, tag -> value, of `num_episodes` episodes.
+        """Return the scalars to log, tag -> value, for `num_episodes` episodes.
 
-        That is the mean of a key over the episodes that had it; and their number, where it is not
-        that of all.
+        These are the mean of a key over the episodes that had it, and the number of these episodes
+        if it is not that of all.
         """
         tags = {}
         for key, (total, count, *_) in zip(self.keys, self.rows, strict=True):
@@ -93,7 +93,7 @@ class InfoTotals:
 
 
 def no_number_line(key: InfoKey) -> str:
-    """Return the warning about a key at which there was something else than a number."""
+    """Return the warning about a key whose value was not a number."""
     return f"warning: {_where(key)}: no number in an episode's info, which counts as without; a number is expected"
 
 

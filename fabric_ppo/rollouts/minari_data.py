@@ -20,10 +20,10 @@ PREFIX = "minari:"
 
 
 class MinariDataset:
-    """A dataset of Minari that is on this machine.
+    """A dataset of Minari on this machine.
 
     Attributes:
-        env_id: id of the environment that it was played in; empty where it does not say.
+        env_id: id of the environment in which it was played; empty if the dataset does not name it.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,7 +57,7 @@ class MinariDataset:
             obs_keys: parts of its observations that are taken, as in `env_spec`.
 
         Raises:
-            ConfigError: it has others; names both.
+            ConfigError: it has other spaces; the error names both.
         """
         theirs = env_spec(self.name, self._data.observation_space, self._data.action_space, spec.action.fit, obs_keys)
         for what in ("observation", "action"):
@@ -72,7 +72,7 @@ class MinariDataset:
         """Read all episodes; one that neither terminated nor was truncated counts as truncated.
 
         Raises:
-            ConfigError: an episode cannot be read, or what is in it is not of the spaces.
+            ConfigError: an episode cannot be read, or its values are not in the spaces.
         """
         try:
             episodes = list(self._data.iterate_episodes())
@@ -120,7 +120,7 @@ def _columns(
     """Return the arrays of each episode for the path of each leaf.
 
     Raises:
-        ValueError: one has not the length that is expected of its episode.
+        ValueError: an array does not have the length of its episode.
     """
     columns = {path: [np.asarray(part_at(getattr(each, name), path)) for each in episodes] for path, _ in space.leaves}
     for each, expected, *parts in zip(episodes, lengths, *columns.values(), strict=True):

@@ -22,7 +22,7 @@ from fabric_ppo.rollouts.buffer import RolloutBuffer
 
 
 def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Actor:
-    """Fill the buffer; return what acted."""
+    """Fill the buffer with the steps of a rollout; return the actor."""
     tensors, envs, n = buffer.tensors, buffer.envs, buffer.num_envs
     buffer.finals, buffer.endings = [], []
     # the observation after the last rollout is the first of this one
@@ -119,7 +119,7 @@ def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> No
 
 
 def _require_choices(buffer: RolloutBuffer, envs: TensorEnvs, check: MaskCheck) -> None:
-    """Raise an EnvironmentFault if an action mask left nothing to choose where an agent has acted."""
+    """Raise an EnvironmentFault if an action mask allowed no action where the agent has acted."""
     masks = buffer.tensors.obs[:-1, :, check.place].cpu().numpy()
     allowed = check.allows(masks) | ~buffer.valid
     if not allowed.all():

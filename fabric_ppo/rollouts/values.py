@@ -30,7 +30,7 @@ def value_rollout(agent: Agent, buffer: RolloutBuffer, actor: Actor) -> tuple[Te
     Args:
         agent: with the weights that acted.
         buffer: holds the observations.
-        actor: what acted; its `inputs` are not computed again.
+        actor: actor of the rollout, whose `inputs` are used again.
     """
     obs, memory = buffer.tensors.obs, buffer.tensors.memory
     values, inputs = actor.values(obs.flatten(0, 1)), actor.inputs()
@@ -51,8 +51,8 @@ def revalue(agent: Agent, buffer: RolloutBuffer, rollout: Rollout) -> Rollout:
     """Return a rollout with log-probabilities, values and importance of a later policy.
 
     The later policy is the proximal policy of the decoupled objective (arXiv 2110.00641, equation
-    5). The surrogate is clipped around it, and multiplied by `importance`, its probability of the
-    action divided by that of the policy that acted.
+    5). The surrogate is clipped around it, and multiplied by `importance`: the action's probability
+    under the later policy, divided by that under the policy that acted.
 
     Args:
         agent: with the later weights.
