@@ -21,7 +21,7 @@ def agent_code() -> dict[str, str]:
 
 @functools.cache
 def digest(path: Path) -> str:
-    """Return a digest of a file as it was when it was first asked for: that is what runs."""
+    """Return a digest of a file as it was at the first call, which is the code that runs."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -30,7 +30,7 @@ def other_code(metadata: Mapping[str, Any]) -> str:
 
     Args:
         metadata: of a policy file, or the values of a checkpoint. Files of older versions have no
-            digests: they are taken for equal.
+            digests, and count as equal.
     """
     try:
         before = json.loads(metadata["code"]) if "code" in metadata else metadata["surroundings"]["code"]

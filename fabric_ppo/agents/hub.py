@@ -54,10 +54,10 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Return the address that a text is.
+        """Return the address in a text.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the text is no address.
         """
         found = _ADDRESS.fullmatch(text)
         if found is None:
@@ -69,7 +69,7 @@ class HubAddress:
 
 
 def is_hub_address(path: str | os.PathLike[str]) -> bool:
-    """Return True if a text, or a `Path` made of one, begins as the address of a repository does."""
+    """Return True if a text, or a `Path` made of one, begins like the address of a repository."""
     return os.fspath(path).startswith(("hf://", "hf:/"))
 
 
@@ -93,12 +93,12 @@ def require_client(given: str) -> None:
 
 
 def pull(address: HubAddress, needed: str, wanted: Sequence[str] = ()) -> Path:
-    """Return the path of a file in the cache; where the Hub has a newer one, that is downloaded first.
+    """Return the path of a file in the cache, after downloading it if the Hub has a newer one.
 
     Args:
         address: the repository.
         needed: the file's name.
-        wanted: further files of the same commit to have beside it, where the repository has them.
+        wanted: further files of the same commit to download, if the repository has them.
 
     Raises:
         ConfigError: there is no such repository, revision or file, or it may not be read.
@@ -130,7 +130,7 @@ def hub_client(address: HubAddress, outcome: str = "") -> Iterator[HfApi]:
         outcome: words that errors begin with, such as "nothing was pushed".
 
     Raises:
-        ConfigError: the package is missing, or the Hub refused what was asked.
+        ConfigError: the package is missing, or the Hub refused the request.
         HubError: the network or the Hub failed.
     """
     require_client(str(address))
@@ -170,7 +170,7 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Bound the time that the client waits for an answer: by itself, it waits for ever."""
+    """Limit the time that the client waits for an answer, which is infinite by default."""
     from huggingface_hub import get_session
 
     session = get_session()
@@ -212,7 +212,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explain_answer(error: BaseException) -> tuple[type[ConfigError] | type[HubError], str]:
-    """Return the exception for an answer of the Hub that is an error, and its reason."""
+    """Return the exception for an error that the Hub has returned, and its reason."""
     from huggingface_hub import errors, get_token
 
     unknown = f"there is no such repository, or it is private and needs a token: {_LOG_IN}"

@@ -21,7 +21,7 @@ from fabric_ppo.seeding import init_seed
 def make_agent(spec: EnvSpec, config: Config) -> Agent:
     """Make the agent that a run starts with.
 
-    It depends on nothing but the spaces and the configuration, so it is the same on every rank.
+    It depends only on the spaces and the configuration, so it is the same on every rank.
 
     Args:
         spec: the environment's spaces.
@@ -104,7 +104,7 @@ def _require_same_layers(built: dict[str, str], agent: Agent) -> None:
 
 
 def _require_repeatable(agent: Agent) -> None:
-    """Raise a ConfigError if the networks behind the encoder make other numbers from call to call."""
+    """Raise a ConfigError if the networks after the encoder give other outputs from call to call."""
     encoder = agent.encoder
     inputs = torch.linspace(-1, 1, 8 * encoder.num_features, dtype=agent.dtype).view(8, -1).to(agent.device)
     inputs = torch.cat([inputs, inputs.new_ones(8, encoder.num_masks)], dim=-1)

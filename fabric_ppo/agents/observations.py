@@ -1,4 +1,4 @@
-"""Observations as a program has them, one or a batch: as the rows that an agent takes."""
+"""Conversion of one observation or a batch, as a program has them, to the rows of an agent."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Rows:
 class ObservationReader:
     """A function from one observation, or a batch of them, to rows.
 
-    The shapes say which it is: an array of a batch has one axis more than that of an observation.
-    A batch of a Dict is a dict of arrays `[B, ...]`, as `gymnasium.make_vec` gives it, of a Tuple a
-    tuple of them, of nested spaces likewise; or it is a list of observations, or an array of rows
-    that `pack` made.
+    The shapes decide: an array of a batch has one axis more than that of one observation. A batch of
+    a Dict is a dict of arrays `[B, ...]`, as `gymnasium.make_vec` returns it, a batch of a Tuple a
+    tuple of them, and nested spaces likewise. A batch may also be a list of observations, or an array
+    of rows made by `pack`.
 
     Attributes:
         pack: function from one observation to its row.
     """
 
     def __init__(self, space: SpaceSpec, whole: SpaceSpec) -> None:
-        """Read observations of `space`, which may have other parts of `whole` besides."""
+        """Read observations of `space`; they may also have other parts of `whole`."""
         self.pack = Packer(space)
         self._space, self._whole, self._reader = space, whole, reader_of(space)
         self._parts = [(path, leaf, reader_of(leaf, path_name(path))) for path, leaf in space.parts]
@@ -74,7 +74,7 @@ class ObservationReader:
         return f"{format_parts(self._space)} is expected"
 
     def _require_observation_alone(self, obs: tuple[Any, ...]) -> None:
-        """Raise a ValueError for what `reset` or `step` returned, of which the observation is a part."""
+        """Raise a ValueError for the whole result of `reset` or `step`, which contains the observation."""
         names = {2: "obs, info = env.reset()", 5: "obs, reward, terminated, truncated, info = env.step(action)"}
         if len(obs) not in names or not isinstance(obs[-1], dict):
             return

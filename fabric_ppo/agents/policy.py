@@ -377,7 +377,7 @@ def require_own_modules(
         spec: the environment's.
         run_dir: the run that was trained in it.
         own_code: import what the run's files name.
-        how: the way to have that, for the error's text.
+        how: the call or flag that allows it, for the error's text.
     """
     if modules := own_modules(spec):
         needs = f"{run_dir}: its environment needs {', '.join(modules)}"

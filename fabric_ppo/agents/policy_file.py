@@ -31,10 +31,10 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
     """Return the file that holds the policy of a run; print a line if it is a checkpoint's.
 
     Args:
-        run_dir: the folder of a run: the file is `policy.safetensors`, or, where the run was
-            stopped or still trains, the newest checkpoint that is whole. Or a checkpoint or a
-            `.safetensors` file, which is returned. Or `hf://USER/NAME`, of which the policy is
-            pulled into the Hub's cache.
+        run_dir: the folder of a run: the file is `policy.safetensors`, or the newest undamaged
+            checkpoint if the run was stopped or is still training. Or a checkpoint or a
+            `.safetensors` file, which is returned. Or `hf://USER/NAME`, whose policy is downloaded
+            into the Hub's cache.
 
     Raises:
         ConfigError: there is no such file.
@@ -73,12 +73,12 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Return True if a folder has the policy of a run's end, and the run has not gone on since."""
+    """Return True if a folder has the policy of a finished run that has not been continued since."""
     return (run_dir / POLICY_FILE).is_file() and not has_gone_on(run_dir)
 
 
 def has_gone_on(run_dir: Path) -> bool:
-    """Return True if a run has a checkpoint from after the end that its summary is of."""
+    """Return True if a run has a checkpoint that is newer than its summary."""
     newest = newest_whole(run_dir / "checkpoints")
     return newest is not None and update_of(newest) > _updates_of(run_dir)
 
@@ -94,7 +94,7 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def _updates_of(run_dir: Path) -> float:
-    """Return the updates of a finished run: more than any, if its summary cannot be read."""
+    """Return the number of updates of a finished run; infinite if its summary cannot be read."""
     try:
         return float(json.loads((run_dir / "summary.json").read_bytes())["updates"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -120,8 +120,8 @@ def described(metadata: Mapping[str, str]) -> tuple[EnvSpec, Architecture]:
     """Return the spaces and the architecture of the agent in a file, from what `read_policy` returned.
 
     Raises:
-        ValueError: the file lacks them, as one of another program.
-        Exception: of many kinds, where it is damaged.
+        ValueError: the file lacks them, like one of another program.
+        Exception: of many kinds, if it is damaged.
     """
     if missing := [name for name in ("env_spec", "agent") if name not in metadata]:
         raise ValueError(f"its metadata has no {' and no '.join(missing)}")
@@ -138,7 +138,7 @@ def no_policy(error: Exception) -> str:
 
 
 def policy_bytes(path: Path) -> bytes:
-    """Return a policy as the content of a `policy.safetensors`, also where it is a checkpoint's.
+    """Return a policy as the content of a `policy.safetensors`, also from a checkpoint.
 
     Raises:
         Exception: of many kinds, where the file is damaged.
@@ -162,7 +162,7 @@ def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, 
     """Check that weights have the names and shapes of the expected ones, and are finite.
 
     Raises:
-        ValueError: they do not; names the first tensor that is wrong.
+        ValueError: they do not; the error names the first wrong tensor.
     """
     if odd := sorted(weights.keys() ^ expected.keys()):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'unknown'}")
@@ -175,7 +175,7 @@ def require_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, 
 
 
 def _differing_text(theirs: Any, ours: Any) -> tuple[str, str]:
-    """Return two spaces or architectures in a few words, those in which they differ."""
+    """Return two spaces or architectures in short, with the entries in which they differ."""
     texts = [format_space(each) if isinstance(each, SpaceSpec) else "" for each in (theirs, ours)]
     if texts[0] != texts[1]:
         return texts[0], texts[1]

@@ -1,6 +1,6 @@
-"""A check that networks make the same numbers of an observation whenever they see it.
+"""A check that networks give the same outputs for an observation in every call.
 
-The ratio of probabilities is that of the policy's change only if the same observation has the same
+The ratio of probabilities measures the policy's change only if the same observation has the same
 features in the rollout and in every minibatch.
 """
 
@@ -20,16 +20,16 @@ _INSTEAD = "without is expected, or LayerNorm or GroupNorm"
 
 
 def require_repeatable(network: nn.Module, compute: Callable[[Any], Tensor], whose: str) -> None:
-    """Check that a network makes the same of an observation in each call, in training as in a test.
+    """Check that a network gives the same outputs for an observation in each call and each mode.
 
     Args:
-        network: the network; it is neither called nor changed, but copies of it.
+        network: the network; only copies of it are called and changed.
         compute: function from such a network to its outputs for some observations.
         whose: beginning of the error's text, such as `--encoder mine:Net: its`.
 
     Raises:
-        ConfigError: it has a layer that depends on chance, on other observations, on earlier calls or
-            on the mode, or its outputs do.
+        ConfigError: one of its layers, or its output, depends on chance, on other observations, on
+            earlier calls or on the mode.
     """
     for each in network.modules():
         if _depends(each):
