@@ -1,5 +1,5 @@
 """One training run: its folder, logs, checkpoints, resuming, summary.
 
-This room uses fast, ppo, rollouts, agents, envs, process and config. It changes nothing that is
-learned.
+This folder imports fast, ppo, rollouts, agents, envs, process and config. It does not change what an
+agent learns.
 """

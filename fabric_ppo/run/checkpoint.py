@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: writing, dropping old ones, and finding the newest whole one."""
+"""Checkpoint files of a run: writing, deleting old ones, and finding the newest undamaged one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoints:
     """The newest snapshot of a run, in memory on rank 0, and the files that are written from it.
 
     Attributes:
-        last: end of a message that says where the last file is.
+        last: end of a message with the path of the last file.
         path: the last file; None before the first.
         saved_at: time at which this process wrote it, from `time.monotonic`; None if it did not.
     """
@@ -36,8 +36,8 @@ class Checkpoints:
         Args:
             folder: `checkpoints` in the run's folder.
             config: the run's configuration.
-            writes: notes a checkpoint that cannot be written.
-            flush: writes out the logs.
+            writes: records a checkpoint that cannot be written.
+            flush: writes the logs to disk.
         """
         self._folder, self._config, self._writes, self._flush = folder, config, writes, flush
         self._newest: Snapshot | None = None
@@ -50,11 +50,11 @@ class Checkpoints:
         self.saved_at: float | None = None
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
-        """Count a checkpoint that the run was resumed from as written."""
+        """Count the checkpoint from which the run was resumed as written."""
         self._note_written(checkpoint.values["update"], checkpoint.values["best_return"])
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Replace the snapshot that `save` writes."""
+        """Replace the snapshot for `save`."""
         self._newest = snapshot
 
     def is_due(self, update: int, eval_return: float | None) -> bool:
@@ -72,7 +72,7 @@ class Checkpoints:
 
     @timed("checkpoint")
     def save(self) -> str:
-        """Write the newest snapshot, unless that has been done; return `last`.
+        """Write the newest snapshot, unless it has been written; return `last`.
 
         Any thread may call it, also in the middle of an update or when another rank has died: it
         uses no collective.
@@ -103,7 +103,7 @@ class Checkpoints:
 
 
 def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_best: bool) -> Path:
-    """Write `update_<n>.ckpt`, and `best.ckpt` if it is the best; drop all but the newest files.
+    """Write `update_<n>.ckpt`, and `best.ckpt` if it is the best; delete all but the newest files.
 
     Args:
         folder: is made if it is missing.
@@ -128,7 +128,7 @@ def save_checkpoint(folder: Path, update: int, content: bytes, keep: int, is_bes
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Drop all but the `keep` newest numbered checkpoints."""
+    """Delete all but the `keep` newest numbered checkpoints."""
     for old in list(newest_first(folder))[keep:]:
         old.unlink()
 

@@ -1,4 +1,4 @@
-"""Code that a run is trained with: its files, and which of them have changed since a checkpoint."""
+"""Code of a run: its files, and the files that have changed since a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NAMED = 3
 
 
 def code_of(config: Config) -> dict[str, str]:
-    """Return the files that a run is trained with, name -> digest.
+    """Return the code files of a run, name -> digest.
 
     They are those of this package, the script, and the user's own environment, wrappers and encoder
-    with all that these import; names do not depend on the folder that they lie in. A copy of the
-    script has the script's name.
+    with all their imports. Names do not depend on the folder of a file. A copy of the script has the
+    script's name.
     """
     files = {path.relative_to(_PACKAGE.parent).as_posix(): path for path in sorted(_PACKAGE.rglob("*.py"))}
     name = script_file(type(config))
@@ -35,21 +35,21 @@ def code_of(config: Config) -> dict[str, str]:
 
 
 def _running_script() -> Path | None:
-    """Return the script that this process runs, maybe a copy in a folder of one's own; None for no script."""
+    """Return the script of this process, which may be a copy in a folder of the user's; None for no script."""
     main = sys.modules.get("__main__")
     is_script = signals.is_script and isinstance(getattr(main, "CONFIG", None), Config)
     return Path(main.__file__) if is_script and main is not None and main.__file__ else None
 
 
 def changed_files(before: Mapping[str, str], current: Mapping[str, str]) -> str:
-    """Return the names of files that have changed, have come or have gone, for a line; empty for none."""
+    """Return the names of changed, added and removed files, for a line; empty for none."""
     changed = sorted(name for name in before.keys() | current.keys() if before.get(name) != current.get(name))
     more = len(changed) - _NAMED
     return ", ".join(changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def own_modules(config: Config) -> set[str]:
-    """Return the modules that hold environment, wrappers and encoder, libraries' included."""
+    """Return the modules of environment, wrappers and encoder, including those of libraries."""
     import gymnasium
 
     named = [config.env_id, config.encoder, *(config.env_wrapper or "").split(",")]
@@ -61,9 +61,9 @@ def own_modules(config: Config) -> set[str]:
 
 
 def own_folders(config: Config) -> dict[str, str]:
-    """Return the modules of environment, wrappers and encoder that no library has, and their folders.
+    """Return the modules of environment, wrappers and encoder outside of libraries, and their folders.
 
-    The folder is the one that `import` looks in; empty where there is no file, as in a notebook.
+    The folder is the one in which `import` looks; empty if there is no file, as in a notebook.
     """
     found = {}
     for name in sorted(own_modules(config)):
@@ -76,7 +76,7 @@ def own_folders(config: Config) -> dict[str, str]:
 
 
 def _files_of(modules: set[str]) -> dict[str, Path]:
-    """Return the files of modules and of all that they import, but for libraries, by name."""
+    """Return the files of modules and of all their imports, except libraries, by name."""
     found: dict[str, Path] = {}
     waiting, seen = list(modules), set[str]()
     while waiting:
@@ -119,5 +119,5 @@ def _imported_by(module: str, path: Path) -> Iterator[str]:
 
 @functools.cache
 def _digest(path: Path) -> str:
-    """Return a digest of a file as it was when it was first asked for: that is what runs."""
+    """Return a digest of a file as it was at the first call, which is the code that runs."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

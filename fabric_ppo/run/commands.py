@@ -1,4 +1,4 @@
-"""Commands that a run prints: to go on with it, to begin another from it, to test its agent again."""
+"""Commands that a run prints: to resume it, to begin another from it, to test its agent again."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from fabric_ppo.run.code import own_folders
 
 
 def go_on_with(run_dir: Path) -> str:
-    """Return the command that goes on with a run: for a shell, or in a notebook for Python."""
+    """Return the command that resumes a run: for a shell, or in a notebook for Python."""
     if not signals.is_script:
         return _python("Config, train", f"train(Config(run_dir={str(run_dir)!r}, resume=True))")
     return command_with(["--run-dir", str(run_dir), "--resume"])
 
 
 def go_on_text(run_dir: Path) -> str:
-    """Return `go on with`, and the command; it names what differs between hosts."""
+    """Return `go on with`, and the command; it names the arguments that differ between hosts."""
     hosts = " on each host, with its own number," if signals.is_script and num_hosts() > 1 else ""
     return f"go on{hosts} with {go_on_with(run_dir)}"
 
 
 def _python(names: str, call: str) -> str:
-    """Return Python code that stands alone: public names of this package are imported for the call."""
+    """Return Python code that runs alone: it imports the public names of this package for the call."""
     return f"from fabric_ppo import {names}; {call}"
 
 
 def play_again(run_dir: Path, config: Config, named: Collection[str]) -> str:
     """Return the command that tests a run's agent: for a shell, whole, in any folder.
 
-    It is for Python where only this program has the environment, as a notebook has one of its own.
+    It is for Python if only this program has the environment, such as one defined in a notebook.
 
     Args:
         run_dir: the run's folder.
         config: its flags.
-        named: modules of the user's own that the environment's id and its wrappers name.
+        named: the user's own modules in the names of the environment's id and its wrappers.
     """
     folders = own_folders(config)
     is_registered_here = not signals.is_script and not named and bool(folders)
@@ -59,12 +59,12 @@ def play_again(run_dir: Path, config: Config, named: Collection[str]) -> str:
 
 
 def begin_from(config: Config, flags: Mapping[str, Any], keeps_policy: bool) -> str:
-    """Return the command for a new run with a run's flags, but for some.
+    """Return the command for a new run with the flags of another run, except for some.
 
     Args:
-        config: the flags of the new run, but for its folder, which is that of the other.
-        flags: those that differ, field name -> value as `Config.to_dict` has it.
-        keeps_policy: true if the new run is to start with the policy of the other.
+        config: the flags of the new run, except for its folder, which is that of the other.
+        flags: flags that differ, field name -> value as in `Config.to_dict`.
+        keeps_policy: true if the new run starts with the policy of the other.
     """
     policy = {"init_from": os.fspath(config.run_dir or "")} if keeps_policy else {}
     if not signals.is_script:
@@ -79,7 +79,7 @@ def begin_from(config: Config, flags: Mapping[str, Any], keeps_policy: bool) -> 
 
 
 def flag_words(name: str, value: Any) -> list[str]:
-    """Return the words that give a flag a value of `Config.to_dict` on the command line."""
+    """Return the words that set a flag to a value of `Config.to_dict` on the command line."""
     if isinstance(value, bool):
         return [flag(name) if value else f"--no-{flag(name)[2:]}"]
     if isinstance(value, (list, tuple)):

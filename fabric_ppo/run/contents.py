@@ -1,6 +1,6 @@
 """Checks of a checkpoint's contents, and the episodes in progress in it.
 
-A checksum finds damage only: a file of another program, or version, has a valid one too.
+A checksum detects only damage: a file of another program, or version, has a valid one too.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _VALUES: dict[str, tuple[type, ...]] = {
 }
 """Values of a checkpoint, and the types that each may have."""
 _MOST = 2**53
-"""Bound of all numbers: up to it a float holds every integer."""
+"""Bound of all numbers: up to it a float represents every integer."""
 
 
 def require_values(values: Any) -> None:
     """Check names, types and ranges of a checkpoint's values.
 
     Raises:
-        ValueError: they are not those of `Snapshot.values`; names the first that is wrong.
+        ValueError: they are not those of `Snapshot.values`; the error names the first wrong one.
     """
     if not isinstance(values, dict):
         raise ValueError("it holds no values")
@@ -75,13 +75,13 @@ def require_tensors(
     Args:
         checkpoint: a checkpoint after `require_values`.
         agent: the run's agent.
-        optimizer: the tensors that its optimizer's state has before the first step.
-        buffer: a rank's, for the shapes of environments' tensors.
+        optimizer: the tensors of its optimizer's state before the first step.
+        buffer: buffer of a rank, for the shapes of environments' tensors.
         num_envs: number of environments on all ranks.
         overlaps: true if rollouts and updates overlap.
 
     Raises:
-        ValueError: they do not fit; names the first that is wrong.
+        ValueError: they do not fit; the error names the first wrong one.
     """
     weights = agent.state_dict()
     expected = {f"weights.{name}": tensor for name, tensor in weights.items()}
@@ -149,7 +149,7 @@ def past_episodes(
         first_env: global id of the first of these environments.
         num_envs: number of these environments.
         action: the environments' action space.
-        info_keys: numbers of `info` that the environments read, which may be others than before.
+        info_keys: numbers of `info` that the environments read; they may have changed.
     """
     env = {name: tensor.numpy() for name, tensor in checkpoint.under("env.").items()}
     ends = np.cumsum(checkpoint.values["state_sizes"], dtype=int).tolist()

@@ -18,7 +18,7 @@ from fabric_ppo.run.trackers.tracker import Position
 
 @dataclass
 class Counts:
-    """Counts of a run, the same on all ranks but for times.
+    """Counts of a run; except for times, they are the same on all ranks.
 
     Attributes:
         updates, env_steps, gradient_steps: numbers so far; env_steps are transitions on all ranks.
@@ -27,10 +27,10 @@ class Counts:
         wall_seconds_before: seconds of all processes of the run before this one.
         is_exact: true if the result is that of a run without interruptions, bit for bit.
         asked_to_stop: true if a callback has asked to stop (known on rank 0 only).
-        ended_by_callback: true if the last update was the last of the run for that reason.
+        ended_by_callback: true if the run ended after its last update because of a callback.
         window: returns of the last RETURN_WINDOW episodes of all ranks.
         info: numbers of `info` of the same episodes, and of the whole run.
-        started: time at which this process began with the run, from `time.perf_counter`.
+        started: time at which this process began the run, from `time.perf_counter`.
     """
 
     updates: int = 0
@@ -96,13 +96,13 @@ class Counts:
         }
 
     def ended_by(self, config: Config) -> str:
-        """Return why a run ends here: `callback`, or the flag, as in `summary.json`."""
+        """Return the reason why a run ends here: `callback`, or the flag, as in `summary.json`."""
         if self.ended_by_callback:
             return "callback"
         return "stop_at_return" if self.has_reached(config.stop_at_return) else "total_timesteps"
 
     def ends_early(self, config: Config) -> bool:
-        """Return True if a run ends here for another reason than its length."""
+        """Return True if a run ends here before its full length."""
         return self.ended_by(config) != "total_timesteps"
 
     def resume_from(self, values: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ class Counts:
             self.info = InfoHistory.from_values(values["info"])
 
     def resume_ending(self, values: Mapping[str, Any], config: Config, callbacks: str) -> None:
-        """Continue with a callback's request to stop, if that still holds.
+        """Continue with a callback's request to stop, if that is still valid.
 
         A run that a callback ended is over, unless it has other callbacks or a greater length now.
 

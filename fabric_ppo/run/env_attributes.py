@@ -1,7 +1,7 @@
 """Attributes of environments that the callbacks of a run set: the same on all ranks, and kept.
 
-A callback asks on rank 0. The following update takes that to all ranks (`merge`), and from its end
-on all environments have it at their next reset, however many ranks there are.
+A callback sets them on rank 0. The following update sends them to all ranks (`merge`). From the end of
+that update on, all environments of all ranks take them at their next reset.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class EnvAttributes:
     """Attributes of the environments of all ranks.
 
     Attributes:
-        on_set: is called whenever a callback has asked for attributes.
+        on_set: function that is called whenever a callback has set attributes.
     """
 
     def __init__(self, buffer: RolloutBuffer, ranks: Ranks, overlaps: bool) -> None:
         """Start with the environments of `buffer` as they are made.
 
         Args:
-            buffer: of this rank's environments.
-            ranks: those with environments.
+            buffer: buffer of this rank's environments.
+            ranks: the ranks with environments.
             overlaps: true if a rollout has begun when the update before it ends.
         """
         self._buffer, self._ranks, self._overlaps = buffer, ranks, overlaps
@@ -42,21 +42,21 @@ class EnvAttributes:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Attributes that were last asked for, name -> value; empty for none."""
+        """Attributes that were set last, name -> value; empty for none."""
         return dict(json.loads(self._asked or "{}"))
 
     @property
     def is_asked(self) -> bool:
-        """True if attributes were asked for that other ranks do not know yet."""
+        """True if attributes were set that other ranks do not have yet."""
         return self._asked != self._agreed
 
     def set(self, values: Mapping[str, Any]) -> None:
-        """Ask for attributes, on rank 0.
+        """Set attributes, on rank 0.
 
-        While a resumed run starts, those that have a value keep it.
+        While a resumed run starts, attributes that have a value keep it.
 
         Raises:
-            ConfigError: a value is none of JSON, or the environments have no such attribute.
+            ConfigError: a value has no JSON type, or the environments have no such attribute.
         """
         asked = attributes_text("", values)  # also those that are left out are checked
         self._buffer.envs.check_attributes(names_of(asked))
@@ -67,7 +67,7 @@ class EnvAttributes:
             self.on_set()
 
     def start(self, call: Callable[[], object]) -> None:
-        """Call the callbacks' `on_start`; the first episodes of a new run have what that asks for."""
+        """Call the callbacks' `on_start`; the first episodes of a new run have the attributes set there."""
         self._is_starting = True
         call()
         self._is_starting = False
@@ -81,7 +81,7 @@ class EnvAttributes:
         self.apply()
 
     def merge(self, is_asked: bool) -> None:
-        """Take what was asked for to all ranks (two collectives), if it was; the same on all ranks."""
+        """Send attributes to all ranks if `is_asked`, the same on all ranks (two collectives)."""
         if is_asked:
             content = b"+" + self._asked.encode()  # a collective takes no empty tensor
             self._agreed = from_rank_zero(content, self._ranks)[1:].decode()
@@ -94,7 +94,7 @@ class EnvAttributes:
         self._log.current = self._handed if self._overlaps else self._agreed
 
     def apply(self) -> None:
-        """Hand the environments of this rank what has been agreed on."""
+        """Pass the attributes of all ranks to the environments of this rank."""
         self._hand(self._agreed)
 
     def _hand(self, text: str) -> None:
@@ -107,10 +107,10 @@ class EnvAttributes:
         return {"asked": self._asked, "agreed": self._agreed, "log": self._log.to_values()}
 
     def load_values(self, values: Mapping[str, Any] | None) -> None:
-        """Restore what `to_values` returned; None, of an older version, is no attributes.
+        """Restore the result of `to_values`; None, of an older version, means no attributes.
 
         Raises:
-            ValueError, KeyError, TypeError: they are of another kind.
+            ValueError, KeyError, TypeError: the values have another form.
         """
         self._is_resumed = True
         if values is not None:
@@ -120,12 +120,12 @@ class EnvAttributes:
             self._log.load_values(values["log"])
 
     def of_episodes(self) -> list[str]:
-        """Return what the episodes in progress of this rank's environments began with."""
+        """Return the attributes with which this rank's episodes in progress began."""
         first = self._ranks.rank * self._buffer.num_envs
         return self._log.of_episodes[first : first + self._buffer.num_envs]
 
     def hand_to_next_rollout(self) -> None:
-        """Hand the environments, before episodes are rebuilt, what the next rollout begins with."""
+        """Pass the attributes of the next rollout to the environments, before episodes are rebuilt."""
         self._hand(self._log.current)
 
     def begin_anew(self, begun: Array) -> None:

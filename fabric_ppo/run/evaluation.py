@@ -31,15 +31,15 @@ def play_test(config: Config, agent: Agent, video_dir: str) -> TestResult:
         video_dir: folder for a video of the first episode; empty for none.
 
     Raises:
-        EnvironmentFault: the environment failed, or cannot be made once more.
+        EnvironmentFault: the environment failed, or cannot be made again.
     """
     return _play("test", config, agent, config.test_episodes, config.seed, video_dir)
 
 
 def _play(name: str, config: Config, agent: Agent, episodes: int, seed: int, video_dir: str = "") -> TestResult:
-    """Play episodes; print how far it is, and how many were cut off.
+    """Play episodes; print the progress, and the number of episodes that were cut off.
 
-    On the CPU, where `evaluate` plays the run's policy later: it takes the same actions.
+    It plays on the CPU, as `evaluate` does later, so that both take the same actions.
     """
     limit, progress = config.test_step_limit, TestProgress(name, episodes, not config.quiet)
     try:

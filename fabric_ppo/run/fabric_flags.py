@@ -1,4 +1,4 @@
-"""Flags of `fabric run`, which reach a script as environment variables: what agents train with."""
+"""Flags of `fabric run`, which reach a script as environment variables: checks of their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ACCELERATORS = (None, "auto", "cpu", "gpu", "cuda", "mps")
 
 
 def require_fabric_variables(config: Config) -> None:
-    """Raise a ConfigError for what Lightning would take from this process's environment.
+    """Raise a ConfigError for variables that Lightning would read from this process's environment.
 
     `fabric run` passes its flags on as `LT_...`; without it a script is one process.
     """
@@ -36,7 +36,7 @@ def require_fabric_flags(
     """Raise a ConfigError for flags of `fabric run` that agents cannot train with on this host.
 
     Args:
-        accelerator: `--accelerator`; None where it is not given, as with the others.
+        accelerator: `--accelerator`; this and the others are None if not given.
         strategy: `--strategy`.
         precision: `--precision`.
         num_devices: devices on this host.
@@ -54,9 +54,9 @@ def require_fabric_flags(
 
 
 def require_devices(num_devices: int) -> None:
-    """Raise a ConfigError where `fabric run --devices` without `--accelerator` would lack GPUs.
+    """Raise a ConfigError if `fabric run --devices` without `--accelerator` would lack GPUs.
 
-    Where there is a GPU, it takes GPUs only.
+    If there is a GPU, it takes only GPUs.
     """
     import torch
 
@@ -68,7 +68,7 @@ def require_devices(num_devices: int) -> None:
 
 
 def _require_mps(accelerator: str, strategy: str | None, num_devices: int) -> None:
-    """Raise a ConfigError where Apple's GPU is missing, or more than one process is to train on it."""
+    """Raise a ConfigError if Apple's GPU is missing, or more than one process would train on it."""
     is_there = sys.platform == "darwin"
     if is_there:
         import torch

@@ -34,15 +34,15 @@ _OF_A_RUN = (
     *("policy.safetensors", "summary.json", "metrics.jsonl", "events.out.tfevents.*", "tracked_by_*.json"),
     *("trace_rank_*.json", "report.html", "wandb"),
 )
-"""Patterns of what a run writes into its folder."""
+"""Patterns of the files that a run writes into its folder."""
 _LOGS = ("metrics.jsonl", "events.out.tfevents.*", "tracked_by_*.json", "trace_rank_*.json")
-"""Patterns of what is removed before another run begins in the folder."""
+"""Patterns of the files that are removed before another run begins in the folder."""
 _OF_THE_SYSTEM = (".DS_Store", ".gitignore", ".gitkeep", ".nfs*", "lost+found")
-"""Patterns of what may lie in a folder that its user takes for empty."""
+"""Patterns of files that do not count in an empty folder."""
 _MOST_NAMED = 3
-"""Files of others that an error names."""
+"""Largest number of foreign files that an error names."""
 IMITATION = "imitate"
-"""Command that stands for the script in the folder of a policy that imitates demonstrations."""
+"""Command that takes the script's place in the folder of a policy that imitates demonstrations."""
 _HEADER = re.compile(rf"# (train_\w+\.py|{IMITATION})(?: with (.*))?")
 """First line of config.yaml: the script, and the flags of its launcher."""
 
@@ -54,7 +54,7 @@ def new_run_dir(config: Config) -> Path:
 
     Raises:
         ConfigError: `--run-dir` holds a run already, or with `--resume` something that is no run,
-            or there cannot be such a folder.
+            or the folder cannot be made.
     """
     try:
         return _named_folder(config) if config.run_dir is not None else _new_folder(config)
@@ -75,10 +75,10 @@ def _named_folder(config: Config) -> Path:
 
 
 def require_usable(config: Config) -> None:
-    """Raise a ConfigError where no run can begin or go on in `--run-dir`.
+    """Raise a ConfigError if no run can begin or resume in `--run-dir`.
 
-    Without `--resume` it must not hold a run, unless this has ended before its first checkpoint;
-    with it, what it holds must be a run's.
+    Without `--resume` it must not hold a run, unless this has ended before its first checkpoint.
+    With `--resume` it must not hold foreign files without a run.
     """
     if config.run_dir is None:
         return
@@ -96,7 +96,7 @@ def replace_run(run_dir: Path) -> bool:
     The folder must be locked by this process.
 
     Raises:
-        ConfigError: the run has something to go on from, by now; nothing is removed.
+        ConfigError: the run has a checkpoint by now; nothing is removed.
     """
     if not (run_dir / CONFIG_FILE).exists():
         return False
@@ -120,7 +120,7 @@ def has_nothing_to_keep(run_dir: Path) -> bool:
 
 
 def _has_ended(run_dir: Path) -> bool:
-    """Return True if no process trains in a folder where one has; False where that cannot be known."""
+    """Return True if a process has trained in a folder and none does now; False if that is unknown."""
     if (run_dir / FAILURE_FILE).exists():
         return True
     with (run_dir / _LOCK_FILE).open("rb") as lock, contextlib.suppress(OSError):
@@ -134,12 +134,12 @@ def _holds_a_run(run_dir: Path) -> str:
 
 
 def is_of_a_run(name: str) -> bool:
-    """Return True for the name of a file or folder that a run writes into its own."""
+    """Return True for the name of a file or folder that a run writes into its folder."""
     return any(fnmatchcase(name, each) for each in _OF_A_RUN)
 
 
 def require_nothing_foreign(run_dir: Path) -> None:
-    """Raise a ConfigError for a folder with other things, but no run, and an OSError for no folder."""
+    """Raise a ConfigError for a folder with foreign files and no run, and an OSError for no folder."""
     is_run = started_with(str(run_dir))[0] or any((run_dir / "checkpoints").glob("update_*.ckpt*"))
     names = sorted(each.name for each in run_dir.iterdir())
     foreign = [name for name in names if not is_of_a_run(name)]
@@ -157,7 +157,7 @@ def require_nothing_foreign(run_dir: Path) -> None:
 
 
 def _is_own_output(path: Path) -> bool:
-    """Return True for the file that this process prints into, as a shell or a scheduler has opened it."""
+    """Return True for the file into which this process prints, opened by a shell or a scheduler."""
     streams = []
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # closed
@@ -166,7 +166,7 @@ def _is_own_output(path: Path) -> bool:
 
 
 def _newest_run_below(folder: Path) -> Path | None:
-    """Return the folder of the run that was begun last, of those one or two folders below; None for none."""
+    """Return the folder of the newest run, one or two folders below; None for none."""
     found = (path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG_FILE}"))
     runs = [path for path in found if started_with(str(path.parent))[0]]
     return max(runs, key=lambda path: path.stat().st_mtime).parent if runs else None
@@ -201,7 +201,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def make_folder(run_dir: Path, config: Config) -> None:
-    """Make the folder, where it is missing, and write `config.yaml`.
+    """Make the folder, if it is missing, and write `config.yaml`.
 
     Raises:
         ConfigError: it cannot be written.
@@ -220,7 +220,7 @@ def make_folder(run_dir: Path, config: Config) -> None:
 def started_with(run_dir: str) -> tuple[str, dict[str, str]]:
     """Return the script that began a run, and the flags of its launcher, name -> value.
 
-    Both are empty where `config.yaml` does not say, as that of an older version.
+    Both are empty if `config.yaml` does not have them, like that of an older version.
     """
     try:
         with Path(run_dir, CONFIG_FILE).open(encoding="utf-8") as file:
@@ -278,12 +278,12 @@ def is_locked(run_dir: Path) -> bool:
 
 
 def note_failure(run_dir: Path, error: BaseException, is_final: bool) -> None:
-    """Write what a run has failed of into its folder.
+    """Write the error of a failed run into its folder.
 
     Args:
-        run_dir: the folder; nothing is written where it is missing.
+        run_dir: the folder; nothing is written if it is missing.
         error: the failure.
-        is_final: False where another rank may have noted a better reason.
+        is_final: False if another rank may have written a better reason.
     """
     line = f"{first_line(error)}\n".encode("utf-8", "backslashreplace")
     # where it cannot be written, as on a full disk: the failure is printed in any case

@@ -14,14 +14,14 @@ from fabric_ppo.run.snapshot import copies
 
 _FINITE = ("policy_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
 _COMPUTING = tuple(dict.fromkeys((*LOSS, *ACTING)))
-"""Files of which it is known whether they are edited: an edit is the likeliest cause."""
+"""Files whose edits are detected: an edit is the most likely cause."""
 
 
 class Guard:
     """Copy of the weights and running statistics that an update starts from.
 
     Attributes:
-        kept: the copy, name -> tensor on the CPU; it does not change, each update has another.
+        kept: the copy, name -> tensor on the CPU; each update makes a new one.
     """
 
     def __init__(self, agent: nn.Module) -> None:
@@ -44,7 +44,7 @@ class Guard:
             update: updates before this one.
 
         Raises:
-            TrainingError: they are not; the agent has the weights that were kept.
+            TrainingError: they are not; the agent has the kept weights again.
         """
         broken = [name for name in _FINITE if not math.isfinite(getattr(stats, name))]
         weights = self._weights

@@ -1,4 +1,4 @@
-"""Numbers of `info` over a whole run: those of its last episodes, and what was never there."""
+"""Numbers of `info` over a whole run: those of its last episodes, and keys that never occurred."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class InfoHistory:
 
         Args:
             info_keys: the flag `--info-keys`.
-            test: the run's test, which may have what training had not.
+            test: the run's test, which may have keys that training did not have.
         """
         in_test, num_episodes = test.info.by_name(), self.num_episodes + len(test.returns)
         lines = []

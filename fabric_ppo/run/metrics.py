@@ -21,14 +21,14 @@ from fabric_ppo.rollouts.info_totals import InfoTotals
 from fabric_ppo.run.result import RETURN_WINDOW, WINDOW_RETURN
 
 _OTHERS = ("Episode/", "Eval/", "Test/")
-"""Beginnings of the names of what is not logged in each update."""
+"""Beginnings of the names of scalars that are not logged in each update."""
 
 
 @dataclass(frozen=True)
 class Requests(Metrics):
     """Requests to stop, from a signal or a callback, and to set attributes of environments.
 
-    As 0 or 1; that of one rank is enough.
+    Each is 0 or 1; one rank with a 1 is enough.
     """
 
     signal: float = metric("max")
@@ -71,11 +71,11 @@ class UpdateResult:
 def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks: Ranks) -> UpdateResult:
     """Merge an update over all ranks, in one collective.
 
-    Environments' states take two more, and so do metrics of one's own.
+    Environments' states need two more, and so do the user's own metrics.
 
     Args:
-        rollout, stats, requests: this rank's.
-        ranks: those with rollouts.
+        rollout, stats, requests: numbers of this rank.
+        ranks: the ranks with rollouts.
     """
     # every rank sends the same number of rows, whatever number of episodes ended: NaN for none
     episodes = _episode_rows(rollout.episodes[-RETURN_WINDOW:], len(rollout.info.keys))
@@ -96,10 +96,10 @@ def merge_update(rollout: Rollout, stats: UpdateStats, requests: Requests, ranks
 
 
 def require_own_names(result: UpdateResult, more: Sequence[Metrics]) -> None:
-    """Check that metrics of one's own have names that the run does not log itself.
+    """Check that the user's own metrics have names that the run does not log itself.
 
     Args:
-        result: of an update.
+        result: result of an update.
         more: further numbers that are logged.
 
     Raises:
@@ -114,13 +114,13 @@ def require_own_names(result: UpdateResult, more: Sequence[Metrics]) -> None:
 
 
 def merge_stats(stats: UpdateStats, of_ranks: Tensor, have_own: bool, ranks: Ranks) -> UpdateStats:
-    """Merge the numbers of an update, with metrics of one's own (two more collectives).
+    """Merge the numbers of an update, with the user's own metrics (two more collectives).
 
     Args:
-        stats: this rank's.
-        of_ranks: those of all ranks, as `UpdateStats.merge` takes them.
-        have_own: true if any rank has metrics of its own; the same on all ranks.
-        ranks: those that train.
+        stats: numbers of this rank.
+        of_ranks: numbers of all ranks, as `UpdateStats.merge` takes them.
+        have_own: true if any rank has metrics of the user's own; the same on all ranks.
+        ranks: the ranks that train.
     """
     merged = UpdateStats.merge(of_ranks)
     if not have_own:

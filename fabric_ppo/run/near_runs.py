@@ -15,14 +15,14 @@ from fabric_ppo.process.files import newest_first, run_around
 from fabric_ppo.run.folder import CONFIG_FILE, is_of_a_run, require_nothing_foreign, started_with
 
 _SAY_NOT_WHAT = {"run_dir", "log_dir", "resume", "quiet", "profile", "config"}
-"""Flags that do not say what to train; of `config` it is what the file holds that counts."""
+"""Flags that do not determine the training; for `config` the contents of the file count."""
 
 
 def require_run_or_flags(run_dir: str, given: Collection[str], log_dir: str | os.PathLike[str]) -> None:
-    """Check that a command with `--resume` has a run to go on with, or flags for a new one.
+    """Check that a command with `--resume` has a run to resume, or flags for a new one.
 
-    A typing error in the folder would begin a run of the default flags otherwise. Rank 0 checks it:
-    other hosts may not have the folder.
+    Otherwise a typing error in the folder would begin a run with the default flags. Rank 0 checks it,
+    because other hosts may not have the folder.
 
     Args:
         run_dir: the folder.
@@ -30,7 +30,7 @@ def require_run_or_flags(run_dir: str, given: Collection[str], log_dir: str | os
         log_dir: the folder of all runs.
 
     Raises:
-        ConfigError: there is neither, or the folder is a part of a run.
+        ConfigError: it has neither, or the folder is a part of a run.
     """
     path = Path(run_dir)
     if not is_rank_zero() or _is_run(path):
@@ -48,7 +48,7 @@ def require_run_or_flags(run_dir: str, given: Collection[str], log_dir: str | os
 
 
 def nearest_run(path: Path, log_dir: str | os.PathLike[str]) -> Path | None:
-    """Return the run whose path is most like one that has no run; None for none."""
+    """Return the run whose path is most similar to a path without a run; None for none."""
     with contextlib.suppress(OSError):  # a folder that must not be read
         if (corrected := _corrected(path)) is not None:
             return corrected
@@ -56,12 +56,12 @@ def nearest_run(path: Path, log_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def is_numbered_alike(path: Path, other: Path) -> bool:
-    """Return True for names that differ in their numbers alone, as those of jobs do that belong to each other."""
+    """Return True for names that differ only in their numbers, such as those of an array of jobs."""
     return re.sub(r"\d+", "0", path.name) == re.sub(r"\d+", "0", other.name)
 
 
 def _newest_beside(path: Path, log_dir: str | os.PathLike[str]) -> str:
-    """Return the end of a message: the newest run beside a folder, or what else is expected."""
+    """Return the end of a message: the newest run beside a folder, or the expected arguments."""
     runs = _runs_of(path.parent) or _runs_of(Path(log_dir))
     newest = max(runs, key=lambda each: (each / CONFIG_FILE).stat().st_mtime, default=None)
     expected = "the folder of a run, or flags of a new one, such as --env-id, are expected"
@@ -83,14 +83,14 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def _closest(name: str, runs: Collection[Path]) -> Path | None:
-    """Return the run whose name is most like a name; None where none is."""
+    """Return the run with the most similar name; None if no name is similar."""
     by_name = {each.name.lower(): each for each in runs}
     close = difflib.get_close_matches(name.lower(), by_name, n=1)
     return by_name[close[0]] if close else None
 
 
 def _corrected(path: Path) -> Path | None:
-    """Return the run that a path leads to once its parts that are missing are those that are most like them."""
+    """Return the run at a path after its missing parts are replaced by the most similar names."""
     whole = path.absolute()
     folder = next(each for each in whole.parents if each.is_dir())
     for name in whole.relative_to(folder).parts[:-1]:

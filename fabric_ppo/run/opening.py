@@ -19,7 +19,7 @@ def opening_lines(config: Config, run_dir: Path, agent: Agent, num_ranks: int, f
         run_dir: the run's folder.
         agent: the agent, on its device.
         num_ranks: number of ranks with environments.
-        first_update: updates that a resumed run has behind it; else 0.
+        first_update: updates that a resumed run has done before; else 0.
     """
     spec, count = agent.spec, sum(each.numel() for each in agent.parameters())
     ranks = f" x {num_ranks} ranks" if num_ranks > 1 else ""
@@ -40,7 +40,7 @@ def opening_lines(config: Config, run_dir: Path, agent: Agent, num_ranks: int, f
 def _devices(config: Config, agent: Agent) -> str:
     """Return the device that trains; with a player and trainers, the devices of both.
 
-    Where a GPU is not used, it names the flag that would.
+    If a GPU is there but not used, it names the flag for it.
     """
     devices = {agent.device.type}
     text = str(agent.device)

@@ -1,4 +1,4 @@
-"""State of any PyTorch optimizer, as tensors and numbers that checkpoints and packets carry."""
+"""State of any PyTorch optimizer, as tensors and numbers for checkpoints and packets."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NOT_OF_GROUPS = ("params", "lr", "initial_lr")
 
 _GROUPS = "groups."
 NO_SETTINGS: Mapping[str, Any] = {}
-"""Settings of which nothing is known: all numbers of a state are loaded."""
+"""Unknown settings: all numbers of a state are loaded."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
     """State of an optimizer of any class.
 
-    The name of an entry is `<index of the parameter>.<name>`, of one that belongs to no parameter
-    `<name>.`, of one of a parameter group `groups.<index>.<name>`: nothing but the optimizer itself
-    knows the last part.
+    An entry of a parameter is named `<index of the parameter>.<name>`, one of a parameter group
+    `groups.<index>.<name>`, and any other `<name>.`. Only the optimizer itself knows the meaning of
+    the last part.
 
     Attributes:
         tensors: name -> tensor.
@@ -38,7 +38,7 @@ class OptimizerState:
     values: dict[str, Any]
 
     def require_fit(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a ValueError if it is of an optimizer of another class, or has other tensors than it says."""
+        """Raise a ValueError if the optimizer's class is another, or the tensors are not the declared ones."""
         if not self.values:
             return
         if self.values["class"] != class_of(optimizer):
@@ -48,10 +48,10 @@ class OptimizerState:
 
 
 def read_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """Return the state of an optimizer; its tensors themselves, not copies.
+    """Return the state of an optimizer, with its tensors themselves, not copies.
 
     Raises:
-        ConfigError: it holds something that is neither tensor nor number.
+        ConfigError: an entry is neither tensor nor number.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def read_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the numbers of an optimizer's groups as it was made, `groups.<index>.<name>`, as JSON has them."""
+    """Return the numbers of a new optimizer's groups, `groups.<index>.<name>`, as JSON values."""
     numbers = read_optimizer(optimizer).values["numbers"]
     settings: dict[str, Any] = json.loads(json.dumps({key: numbers[key] for key in numbers if key.startswith(_GROUPS)}))
     return settings
@@ -84,13 +84,13 @@ def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimizer(
     optimizer: torch.optim.Optimizer, state: OptimizerState, settings: Mapping[str, Any] = NO_SETTINGS
 ) -> None:
-    """Load into an optimizer the state that `read_optimizer` returned.
+    """Load the result of `read_optimizer` into an optimizer.
 
     Args:
-        optimizer: keeps its settings, such as a weight decay, as it was made with them.
-        state: of an optimizer of the same class.
-        settings: what `settings_of` returned when that one was made: numbers of its groups that it
-            has not changed since are no state.
+        optimizer: keeps the settings with which it was made, such as a weight decay.
+        state: state of an optimizer of the same class.
+        settings: result of `settings_of` when that one was made. Numbers of its groups that have not
+            changed since are settings, not state.
 
     Raises:
         ValueError: it is the state of another optimizer.
@@ -130,7 +130,7 @@ def _restore_types(optimizer: torch.optim.Optimizer, entries: Mapping[int | str,
 
 
 def _like(own: Any, value: Any, name: str) -> Any:
-    """Return a group's value as the optimizer has it: JSON has no tuples."""
+    """Return a group's value with the optimizer's type: JSON has no tuples."""
     if isinstance(own, tuple) and isinstance(value, list):
         return tuple(value)
     if own is not None and value is not None:
@@ -141,7 +141,7 @@ def _like(own: Any, value: Any, name: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True for what JSON has and an optimizer may count with."""
+    """Return True for a JSON value that may be a number of an optimizer."""
     if isinstance(value, (list, tuple)):
         return all(each is None or isinstance(each, (int, float, str)) for each in value)
     return value is None or isinstance(value, (int, float, str))

@@ -1,4 +1,4 @@
-"""The panel of a run on a terminal: how far it is, how it learns, and what is saved where."""
+"""The panel of a run on a terminal: its progress, its scores, and where it is saved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POINTS = 40
 """Number of the latest updates whose returns are drawn."""
 _SECONDS_BETWEEN_DRAWINGS = 0.5
 _MOST_OF_TIME = 0.005
-"""Share of the time that drawing may take: on a busy machine it is drawn less often."""
+"""Largest share of the time for drawing: on a busy machine the panel is drawn less often."""
 _MOST_COLUMNS = 100
 _HIGH_KL = 0.05
 """KL divergence of an update above which it is too large, as in a report."""
@@ -29,18 +29,18 @@ _GAP = "   "
 
 @dataclass(frozen=True)
 class PanelState:
-    """The numbers that a panel shows; None where there is none yet.
+    """The numbers on a panel; None if there is none yet.
 
     Attributes:
         env_id, run_dir: environment and folder of the run.
         steps, total_steps: transitions so far, and those of the whole run.
-        speed, left: transitions per second, and the time that is left, as text.
+        speed, left: transitions per second, and the remaining time, as text.
         returns: mean return of the episodes of each of the last updates, the newest last; updates
             without an episode have none.
         window_mean, window_size: mean return of the last episodes, and their number.
         explained_variance, approx_kl, entropy: of the last update.
         target_kl: `--target-kl`.
-        evaluation: mean return of the last evaluation, and the update that it came after.
+        evaluation: mean return of the last evaluation, and the update before it.
         evaluates: true if there are evaluations.
         checkpoint: name of the last checkpoint.
         saved_at: when it was saved, by `time.monotonic`.
@@ -67,7 +67,7 @@ class PanelState:
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Characters that a panel is drawn with; `frame` has four corners, and lines across and down."""
+    """Characters of a panel; `frame` has four corners, and horizontal and vertical lines."""
 
     done: str
     rest: str
@@ -82,7 +82,7 @@ ASCII = Glyphs("#", ".", "_.-~=+*#", "ok", "++++-|", "...")
 
 
 class Panel:
-    """A panel on the terminal that stdout is."""
+    """A panel on stdout, which must be a terminal."""
 
     def __init__(self) -> None:
         """Begin without a panel."""
@@ -94,7 +94,7 @@ class Panel:
         self._next_at = -math.inf
 
     def update(self, state: PanelState) -> None:
-        """Show `state`, unless something has been drawn just before."""
+        """Show `state`, unless the panel has just been drawn."""
         self._state = state
         if time.monotonic() >= self._next_at:
             self._draw(state)
@@ -128,10 +128,10 @@ def shows_unicode(encoding: str | None, environ: Mapping[str, str]) -> bool:
 
 
 def panel_lines(state: PanelState, console: Console, glyphs: Glyphs, columns: int, rows: int) -> list[str]:
-    """Return the lines of a panel for a terminal of so many columns and rows.
+    """Return the lines of a panel for a terminal with these columns and rows.
 
-    They are narrower than the terminal by one, so that it never breaks a line; one line where it
-    has too few rows or columns for a panel.
+    They are one column narrower than the terminal, so that it never breaks a line. If it has too few
+    rows or columns for a panel, one line is returned.
     """
     width = min(columns - 1, _MOST_COLUMNS)
     texts = _texts(state, glyphs, width - 4)
@@ -174,7 +174,7 @@ def _texts(state: PanelState, glyphs: Glyphs, width: int) -> list[Text]:
 
 
 def _flow(cells: Sequence[Text], width: int) -> list[Text]:
-    """Put cells side by side, as many to a line as there is room for."""
+    """Put cells side by side, as many on a line as fit."""
     rows: list[Text] = []
     for cell in cells:
         if rows and rows[-1].cell_len + len(_GAP) + cell.cell_len <= width:
@@ -281,6 +281,6 @@ def _named(name: str, value: str) -> Text:
 
 
 def _plain(text: str, glyphs: Glyphs) -> str:
-    """Return a text without characters that a terminal would act on, or does not have."""
+    """Return a text without control characters, and without those that the terminal does not have."""
     is_ascii = glyphs is ASCII
     return "".join(each if each.isprintable() and (each.isascii() or not is_ascii) else "?" for each in text)

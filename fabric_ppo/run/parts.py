@@ -1,4 +1,4 @@
-"""Parts of the user's own that `train` is given as objects: callbacks and trackers."""
+"""The user's own parts that are passed to `train` as objects: callbacks and trackers."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from fabric_ppo.run.trackers.tracker import Tracker
 
 @dataclass(frozen=True)
 class Parts:
-    """Callbacks and trackers, which come after those that flags name; only rank 0's are used."""
+    """Callbacks and trackers, called after those of the flags; only rank 0's are used."""
 
     callbacks: Sequence[Callback] = ()
     trackers: Sequence[Tracker] = ()
 
 
 NO_PARTS = Parts()
-"""No objects: those alone that flags name."""
+"""No objects, only those of the flags."""
 
 
 def parts_of(callbacks: Sequence[Any], trackers: Sequence[Any]) -> Parts:
-    """Return objects as `Parts`; of a class an object is made.
+    """Return objects as `Parts`; an object is made of each class.
 
     Raises:
-        ConfigError: one is of another kind, or cannot be made.
+        ConfigError: an object has another type, or cannot be made.
     """
     return Parts(_objects("callbacks", callbacks, Callback), _objects("trackers", trackers, Tracker))
 
 
 def name_of(part: object) -> str:
-    """Return the name of an object's class, as a flag has it: `module:Class`."""
+    """Return the name of an object's class, as in a flag: `module:Class`."""
     return f"{type(part).__module__}:{type(part).__qualname__}"
 
 

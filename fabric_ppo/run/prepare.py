@@ -17,7 +17,7 @@ from fabric_ppo.process.launch import cores_per_rank
 from fabric_ppo.process.signals import signals
 
 _MULTIPLY_ADDS_FOR_THREADS = 2**25
-"""Multiplications in one matrix product from which threads make it faster."""
+"""Number of multiplications in one matrix product from which several threads are faster."""
 
 
 def prepare_process(config: Config, ranks: Ranks) -> None:
@@ -50,7 +50,7 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
 def useful_threads(config: Config) -> int:
     """Return the number of PyTorch's threads for a rank.
 
-    It is one where matrix products are small, else the rank's share of the host's cores.
+    It is one if matrix products are small, else the rank's share of the host's cores.
     """
     # products of a minibatch with small layers take microseconds: threads gain nothing by sharing
     # them, and on a busy machine lose a time slice whenever they wait for each other
@@ -63,7 +63,7 @@ def require_same_config(config: Config, ranks: Ranks) -> None:
     """Compare the configurations of all ranks.
 
     Raises:
-        ConfigError: they differ; names the flags, and the first rank that differs from rank 0.
+        ConfigError: they differ; the error names the flags, and the first rank unlike rank 0.
     """
     # digests first, whose size does not depend on the flags
     text = json.dumps(config.to_dict() | {"resume": config.resume}).encode()

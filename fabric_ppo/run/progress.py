@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WINDOW_SECONDS, _WINDOW_UPDATES = 30.0, 20
-"""The last updates over which a speed is taken: those of so many seconds, but at least so many."""
+"""Time and least number of the last updates over which a speed is taken."""
 _MOST_UPDATES = 1000
 _MOST_RETURNS = 40
-"""Number of updates, the last with an episode, whose returns a panel draws."""
+"""Number of the last updates with an episode whose returns a panel draws."""
 
 
 class Speed:
@@ -58,7 +58,7 @@ class Progress:
         Args:
             config: the run's configuration.
             run_dir: the run's folder.
-            checkpoints: those of the run, of which the last one is shown.
+            checkpoints: checkpoints of the run; the last one is shown.
             total_steps, steps: transitions of the whole run, and those so far.
             enabled: true on rank 0, without `--quiet`.
         """
@@ -74,10 +74,10 @@ class Progress:
             self._panel = Panel()
 
     def update(self, counts: Counts, metrics: Mapping[str, float], seconds: float) -> None:
-        """Show transitions so far, latest mean return, speed, time left, and in a panel what is logged.
+        """Show transitions so far, latest mean return, speed, time left, and in a panel the metrics.
 
         Args:
-            counts: those after the update.
+            counts: counts after the update.
             metrics: tag -> value, as logged.
             seconds: length of the update.
         """
@@ -96,7 +96,7 @@ class Progress:
             print_line(text, sys.stdout)
 
     def _state(self, counts: Counts, metrics: Mapping[str, float], speed: str, left: str) -> PanelState:
-        """Return what the panel shows after an update."""
+        """Return the state of the panel after an update."""
         entropy = metrics.get("Loss/entropy_loss")
         name, saved_at = self._last_checkpoint()
         if "Rewards/rew_avg" in metrics:
@@ -131,13 +131,13 @@ class Progress:
             self._panel.close(*self._last_checkpoint())
 
     def _last_checkpoint(self) -> tuple[str | None, float | None]:
-        """Return name and time of the last checkpoint, as a panel has them."""
+        """Return name and time of the last checkpoint, for a panel."""
         path = self._checkpoints.path
         return None if path is None else path.stem, self._checkpoints.saved_at
 
 
 class TestProgress:
-    """Progress of a test or an evaluation, on stdout; nothing is printed of a short one."""
+    """Progress of a test or an evaluation, on stdout; a short one prints nothing."""
 
     def __init__(self, name: str, episodes: int, enabled: bool) -> None:
         """Count towards `episodes`; print nothing unless `enabled`."""
@@ -162,5 +162,5 @@ def _clock(seconds: float) -> str:
 
 
 def _can_draw(environ: Mapping[str, str]) -> bool:
-    """Return False for terminals that only print, such as those of some editors and CI systems."""
+    """Return False for terminals without cursor control, such as those of some editors and CI systems."""
     return environ.get("TERM", "").lower() not in ("", "dumb", "unknown") and environ.get("TTY_INTERACTIVE") != "0"

@@ -1,7 +1,7 @@
 """Resolution of a Config: checks that need an import, the environment's id or this machine.
 
 Building a Config checks values only. This step comes once after it, before anything starts or is
-written. It loads torch for `--cuda` only, so that a wrong flag is answered at once.
+written. It loads torch only for `--cuda`, so that errors about flags appear quickly.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ C = TypeVar("C", bound=Config)
 def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
     """Check that a Config can run on this machine, and return it with its final values.
 
-    These have the id of the environment that runs, floats as floats, widths as a tuple and the
-    arguments of its constructor as JSON, so that equal runs have equal values, and absolute paths,
-    since the user's code may change the working directory.
+    Values have one form, so that equal runs have equal values: the id of the environment that runs,
+    its constructor's arguments as JSON, floats as floats, and widths as a tuple. Paths are absolute,
+    because the user's code may change the working directory.
 
     Args:
         config: the flags.
@@ -68,16 +68,16 @@ def resolve(config: C, world_size: int = 1, ranks_on_host: int = 1) -> C:
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    """Return an absolute path; the address of a policy on the Hub is none, and stays."""
+    """Return an absolute path; the address of a policy on the Hub stays as it is."""
     if path is None or is_hub_address(path):
         return None if path is None else os.fspath(path)
     return os.path.abspath(path)
 
 
 def _require_modules(config: Config) -> None:
-    """Raise a ConfigError for a module of the user's own that is not found, or is named as a file.
+    """Raise a ConfigError for one of the user's own modules that is not found, or is named as a file.
 
-    It names where the module lies, if that is above the run's folder or the working directory.
+    It names the module's folder, if that is above the run's folder or the working directory.
     """
     near = Path(config.run_dir or os.getcwd())
     for name in ("env_id", "encoder", "optimizer", "env_wrapper", "track", "callback"):
@@ -92,7 +92,7 @@ def _require_modules(config: Config) -> None:
 
 
 def _require_importable(config: Config, trains_on_gpu: bool) -> None:
-    """Raise a ConfigError for a part of the user's own, `module:name`, that cannot be imported or made."""
+    """Raise a ConfigError for one of the user's own parts, `module:name`, that cannot be imported or made."""
     if ":" in config.encoder:
         named_function(config.encoder, "encoder")
     for flag_name in ("env_wrapper", "track", "callback"):
@@ -107,7 +107,7 @@ def _require_importable(config: Config, trains_on_gpu: bool) -> None:
 
 
 def require_cuda(num_devices: int, of: str = "--cuda") -> None:
-    """Raise a ConfigError if this host has fewer CUDA devices than the flag `of` asks for."""
+    """Raise a ConfigError if this host has fewer CUDA devices than the flag `of` needs."""
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0

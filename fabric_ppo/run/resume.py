@@ -40,14 +40,14 @@ from fabric_ppo.run.optimizer_state import NO_SETTINGS, OptimizerState, load_opt
 from fabric_ppo.run.surroundings import changes, surroundings
 
 _SECONDS_OF_TRIAL, _SECONDS_OF_SILENCE = 10.0, 5.0
-"""Time for trying whether episodes repeat, and time after which a line says what takes so long."""
+"""Time for the trial whether episodes repeat, and time after which a line reports a slow step."""
 _NOT_OF_ITS_POLICY = {
     *(field.name for flags in (EnvironmentFlags, NetworkFlags) for field in fields(flags)),
     *("normalize_observations", "normalize_rewards"),
 } - {"num_envs", "env_kwargs", "init_from", "sequence_length"}
-"""Flags with whose other values a run's policy does not fit, or is not what its user begins with."""
+"""Flags whose change makes a run's policy unsuitable as the start of a new run."""
 _DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
-"""Errors that the contents of a checkpoint can cause where they are used."""
+"""Errors that the contents of a checkpoint can cause when they are used."""
 
 
 def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint | None:
@@ -83,7 +83,7 @@ def find_checkpoint(run_dir: Path, config: Config, ranks: Ranks) -> Checkpoint |
 
 
 def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: int) -> None:
-    """Print a line where a new `--total-timesteps` moves what is annealed."""
+    """Print a line if a new `--total-timesteps` changes annealed values."""
     before, update = values["config"]["total_timesteps"], values["update"]
     if config.quiet or config.total_timesteps == before:
         return
@@ -106,7 +106,7 @@ def _print_new_schedule(config: Config, values: Mapping[str, Any], num_ranks: in
 
 
 def _scheduled(config: Config, update: int, num_updates: int) -> dict[str, float]:
-    """Return the values of flags in an update, as the schedules compute them, as shares of their own."""
+    """Return the scheduled values of flags in an update, as shares of their start values."""
     optimizer = torch.optim.SGD([torch.zeros(1)], config.initial_learning_rate)
     rate = set_learning_rate(optimizer, config, update, num_updates)
     values = {"learning_rate": rate, **coefficients(config, update, num_updates)._asdict()}
@@ -142,11 +142,11 @@ def restore(
     """Restore agent, optimizer and environments from a checkpoint; every rank must call this.
 
     Args:
-        checkpoint: what `find_checkpoint` returned.
+        checkpoint: result of `find_checkpoint`.
         run_dir: the run's folder.
         config: the run's configuration.
-        ranks: those with environments.
-        agent, optimizer, buffer, attributes: what is restored.
+        ranks: the ranks with environments.
+        agent, optimizer, buffer, attributes: objects to restore.
 
     Returns:
         The run's counts, and the log of the actions of all environments.
@@ -187,7 +187,7 @@ def restore(
 
 
 def _has_policy_for(agent: Agent, checkpoint: Checkpoint) -> bool:
-    """Return True if the policy in a checkpoint is one that `--init-from` can begin this run with."""
+    """Return True if `--init-from` can start this run with the policy in a checkpoint."""
     try:
         spec = EnvSpec.from_json(checkpoint.values["env_spec"])
         require_weights(checkpoint.under("weights."), agent.state_dict())
@@ -197,7 +197,7 @@ def _has_policy_for(agent: Agent, checkpoint: Checkpoint) -> bool:
 
 
 def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate that `--desired-kl` had reached; raise a ValueError if it cannot be."""
+    """Set the learning rate that `--desired-kl` had reached; raise a ValueError if it is invalid."""
     if not LEARNING_RATES[0] <= rate <= LEARNING_RATES[1]:
         raise ValueError(f"its learning_rate is {rate}")
     put_learning_rate(optimizer, rate)
@@ -206,7 +206,7 @@ def _restore_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> Non
 def _rebuild_episodes(buffer: RolloutBuffer, past: list[PastEpisode], ranks: Ranks, timeout: float) -> torch.Tensor:
     """Rebuild this rank's episodes in progress, and print why that failed (one collective).
 
-    Other ranks wait for the slowest: it ends in time for them.
+    Other ranks wait for the slowest rank, which stops before their timeout.
 
     Returns:
         `[W, 1 + N]` bool: for each rank, true if it cannot resume exactly, and then for each of its
@@ -249,10 +249,10 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
     Args:
         config: the present flags.
         world_size: the present number of processes.
-        values: those of the checkpoint.
+        values: values of the checkpoint.
 
     Raises:
-        ConfigError: flags differ that must not; names them.
+        ConfigError: flags differ that must not; the error names them.
     """
     script = config.script
     # a flag that an older version did not have was at its default
@@ -293,9 +293,9 @@ def require_same_run(config: Config, world_size: int, values: Mapping[str, Any])
 
 
 def _new_run(config: Config, before: Mapping[str, Any], fits: bool = True) -> str:
-    """Return the end of a message: the command for a new run with the flags that are refused.
+    """Return the end of a message: the command for a new run with the refused flags.
 
-    It begins with the policy of the run, if that is for these flags, and `fits` their agent.
+    The new run starts with the policy of the run, if it is for these flags and `fits` their agent.
     """
     if config.run_dir is None:
         return ""
@@ -315,7 +315,7 @@ def _as_given(value: Any) -> Any:
 def _per_rank_flags(script: str, before: int, current: int) -> dict[str, tuple[int, int]]:
     """Return the flags that count per rank: name -> (ranks before, ranks at present).
 
-    Value times ranks must stay the same. It is empty where the number of ranks is the same.
+    Value times ranks must stay the same. Empty if the number of ranks is the same.
     """
     if before == current:
         return {}

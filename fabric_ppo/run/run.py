@@ -1,4 +1,4 @@
-"""A training run: it counts, logs, saves and tests, and changes nothing that is learned.
+"""A training run: it counts, logs, saves and tests, but does not change what an agent learns.
 
 In each update a script calls `merge` with its numbers, changes what depends on the result, such as
 running statistics, and calls `finish_update` with it.
@@ -52,11 +52,11 @@ from fabric_ppo.run.writes import Writes
 
 @dataclass(frozen=True)
 class Books:
-    """Destinations of all that a run writes; trackers and callbacks are empty but on rank 0.
+    """Destinations of everything that a run writes; trackers and callbacks exist only on rank 0.
 
-    `close_envs` closes the environments of this rank, after training; `callback_names` has the
-    classes of all callbacks, with commas; `attributes` are those that callbacks set;
-    `optimizer_settings` those that the optimizer was made with.
+    `close_envs` closes the environments of this rank, after training. `callback_names` has the
+    classes of all callbacks, separated by commas. `attributes` are set by callbacks. The optimizer
+    was made with `optimizer_settings`.
     """
 
     dir: Path
@@ -71,15 +71,15 @@ class Books:
 
 
 class Run:
-    """A run from its first update on; `RunSetup.start` makes one.
+    """A run after its setup; `RunSetup.start` makes one.
 
     After each update rank 0 keeps a snapshot, from which a checkpoint can be written at any moment:
     in the middle of the next update, or when another rank has died.
 
     Attributes:
         num_updates: number of updates of the whole run.
-        first_update: number of the update that it begins with; above 0 where it was resumed.
-        in_flight: weights that the rollout in progress was collected with, in a resumed run with
+        first_update: number of the first update of this process; above 0 in a resumed run.
+        in_flight: weights with which the rollout in progress was collected, in a resumed run with
             overlap; else empty.
     """
 
@@ -123,7 +123,7 @@ class Run:
         return self._counts.updates == 0
 
     def updates(self) -> Iterator[int]:
-        """Yield the numbers of the updates until the run is over; after each, write what is due."""
+        """Yield the numbers of the updates until the run is over; write due checkpoints after each."""
         checkpoints = self._books.checkpoints
         self._progress = Progress(*self._progress_of)
         self._has_begun = True
@@ -147,7 +147,7 @@ class Run:
         signals.end_training()
 
     def _save(self) -> None:
-        """Write a checkpoint, unless that has been done, and let callbacks know."""
+        """Write a checkpoint, unless it has been written, and call the callbacks."""
         checkpoints = self._books.checkpoints
         before = checkpoints.path
         checkpoints.save()
@@ -155,7 +155,7 @@ class Run:
             self._callbacks.on_checkpoint(self._counts, checkpoints.path)
 
     def _save_late(self) -> str:
-        """Write a checkpoint, from any thread, as the process ends in the middle of an update."""
+        """Write a checkpoint, from any thread, when the process ends in the middle of an update."""
         try:
             return self._books.checkpoints.save()
         finally:
@@ -165,7 +165,7 @@ class Run:
     def merge(self, rollout: Rollout, stats: UpdateStats) -> UpdateResult:
         """Merge this rank's part of an update with those of all ranks (one collective).
 
-        Where a callback has set attributes of environments, these take two more.
+        If a callback has set attributes of environments, these need two more.
 
         Raises:
             TrainingError: a number is not finite; the agent has the weights from before this
@@ -189,13 +189,13 @@ class Run:
         """Log and print an update, evaluate if that is due, and keep a snapshot of the run.
 
         Args:
-            result: what `merge` returned.
+            result: result of `merge`.
             learning_rate: learning rate of this update.
             more: further numbers to log.
 
         Raises:
             TrainingError: running statistics are not finite.
-            ConfigError: a metric of your own has a name that is taken.
+            ConfigError: one of the user's own metrics has a name that is taken.
         """
         require_own_names(result, more)
         if len(result.moments):  # sums of observations can overflow
@@ -259,7 +259,7 @@ class Run:
         return Snapshot(weights, optimizer, in_flight, result.snapshot, log, values)
 
     def finish(self) -> Summary:
-        """Test the agent and write its files on rank 0; return the summary, elsewhere without test.
+        """Test the agent and write its files on rank 0; return the summary, on other ranks without test.
 
         Raises:
             StoppedBySignal: the run was stopped before its end; a checkpoint has been written.
@@ -283,7 +283,7 @@ class Run:
         return self._summary
 
     def _test(self) -> None:
-        """Play the test episodes, and pass the summary on to file, trackers, callbacks, console."""
+        """Play the test episodes, and pass the summary to file, trackers, callbacks and console."""
         config, books = self._config, self._books
         records = config.capture_video
         result = play_test(config, self._agent, str(books.dir / "test_videos") if records else "")
@@ -303,10 +303,10 @@ class Run:
             print_line(_closing_lines(summary, config, self._agent, books.dir), sys.stdout)
 
     def fail(self) -> str | None:
-        """Save the state from before the failed update; return where.
+        """Save the state from before the failed update.
 
         Returns:
-            None before the first update and after the test, when there is nothing to go on with.
+            Where it is; None before the first update and after the test, when nothing can be resumed.
         """
         if not self._has_begun or self._is_finished:
             return None
@@ -314,7 +314,7 @@ class Run:
         return self._books.checkpoints.save() if self._leads else ""
 
     def close(self) -> None:
-        """Close everything that the run writes into."""
+        """Close all destinations of the run."""
         signals.end_training()
         if self._has_begun:
             self._progress.close()
@@ -357,5 +357,5 @@ def _closing_lines(summary: Summary, config: Config, agent: Agent, run_dir: Path
 
 
 def _has_video(folder: Path) -> bool:
-    """Return True if there is a video in a folder: none may have been made."""
+    """Return True if there is a video in a folder, for making one may have failed."""
     return any(folder.glob("*.mp4"))

@@ -56,7 +56,7 @@ class Closable(Protocol):
 
 
 class RunSetup(contextlib.ExitStack):
-    """Context of a run: `start` begins the run, and leaving the context closes all it has opened.
+    """Context of a run: `start` begins the run, and leaving the context closes everything it opened.
 
     Attributes:
         dir: the run's folder; it does not exist yet, and a run that cannot start leaves none.
@@ -68,9 +68,9 @@ class RunSetup(contextlib.ExitStack):
 
         Args:
             config: the run's configuration, resolved.
-            ranks: those with environments.
-            run_dir: what `new_run_dir` returned.
-            parts: callbacks and trackers besides those that flags name.
+            ranks: the ranks with environments.
+            run_dir: result of `new_run_dir`.
+            parts: callbacks and trackers besides those of the flags.
 
         Raises:
             ConfigError: ranks have different flags, or the checkpoint does not fit these flags.
@@ -116,7 +116,7 @@ class RunSetup(contextlib.ExitStack):
         return resource
 
     def _close_resources(self) -> None:
-        """Close what `closing` was given; once more later, which does nothing."""
+        """Close the resources passed to `closing`; a second call does nothing."""
         for close in reversed(self._close_early):
             close()
 
@@ -180,11 +180,11 @@ class RunSetup(contextlib.ExitStack):
         return [*made, *self._parts.callbacks]
 
     def _callback_names(self) -> str:
-        """Return the classes of all callbacks, with commas."""
+        """Return the classes of all callbacks, separated by commas."""
         return ",".join([*filter(None, [self._config.callback]), *map(name_of, self._parts.callbacks)])
 
     def _open_folder(self, trackers: Trackers, counts: Counts, agent: Agent) -> None:
-        """Make and lock the folder, start the trackers in it, and print what begins."""
+        """Make and lock the folder, start the trackers in it, and print the opening lines."""
         config = self._config
         # before anything is written: another run may have been started there
         if not self._is_locked:
@@ -238,7 +238,7 @@ class RunSetup(contextlib.ExitStack):
         return suppresses
 
     def _fail(self, error: BaseException) -> None:
-        """Save the state from before the update that failed, and print where it is."""
+        """Save the state from before the failed update, and print where it is."""
         # from here on no signal interrupts the writing
         signals.stopping()
         is_refused = isinstance(error, ConfigError) and (self._run is None or self._run.is_at_start)
@@ -252,7 +252,7 @@ class RunSetup(contextlib.ExitStack):
             signals.failed(error)
 
     def _remove_new_folder(self) -> None:
-        """Remove the folder of a run that is refused after it was made, but nothing that the run has not written."""
+        """Remove the folder of a run that is refused after it was made, but no foreign files."""
         if not self._is_new:
             return
         with contextlib.suppress(OSError):
@@ -262,7 +262,7 @@ class RunSetup(contextlib.ExitStack):
             self.dir.rmdir()
 
     def _remove_empty_folders(self) -> None:
-        """Remove the folders of a run that did not begin, which videos are prepared for."""
+        """Remove the folders for videos of a run that did not begin."""
         for path in self._missing:
             with contextlib.suppress(OSError):  # missing, or no longer empty
                 path.rmdir()

@@ -1,4 +1,4 @@
-"""Methods of the user's callbacks and trackers that nothing calls, as one that is misspelt."""
+"""Methods of the user's callbacks and trackers that nothing calls, such as misspelt ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _LIKENESS = 0.8
 
 
 def uncalled_methods(part: object, kind: type) -> dict[str, str]:
-    """Return the methods of a part that look like those that are called, but are none.
+    """Return the methods of a part whose names are similar to those of called methods, but not equal.
 
     Args:
         part: a callback or a tracker.
         kind: class whose methods are called.
 
     Returns:
-        Name -> the method that may be meant; empty for none.
+        Name -> the method that was probably meant; empty for none.
     """
     called = [name for name, each in vars(kind).items() if not name.startswith("_") and callable(each)]
     event = "on_" if all(name.startswith("on_") for name in called) else None

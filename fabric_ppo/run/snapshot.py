@@ -24,8 +24,8 @@ class Snapshot:
     Attributes:
         weights: the agent's state, name -> tensor.
         optimizer: the optimizer's state.
-        in_flight: weights that the rollout in progress is collected with, where rollouts and
-            updates overlap; else empty.
+        in_flight: weights with which the rollout in progress is collected, if rollouts and updates
+            overlap; else empty.
         envs: the environments of all ranks.
         log: their actions since their resets.
         values: everything else, as JSON values.
@@ -61,7 +61,7 @@ class Snapshot:
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copy of each tensor, on the CPU; of a GPU's they come in one transfer."""
+    """Return a copy of each tensor, on the CPU; tensors on a GPU come in one transfer."""
     detached = [tensor.detach() for tensor in tensors.values()]
     brought = move_together(detached, torch.device("cpu"))
     return {

@@ -59,7 +59,7 @@ class Summary:
         Args:
             run_dir: the run's folder.
             video_dirs: folders with videos.
-            again: the command that tests the agent once more; empty where its file is missing.
+            again: the command that tests the agent again; empty if its file is missing.
         """
         lines = [
             f"trained {self.env_steps:,} steps in {self.train_seconds:.1f} s ({self.steps_per_second:,.0f} steps/s)",
@@ -74,7 +74,7 @@ class Summary:
 
 
 def _curves(run_dir: Path) -> str:
-    """Return the command that shows a run's curves; empty where nothing has them."""
+    """Return the command that shows a run's curves; empty if nothing has them."""
     if any(run_dir.glob("events.out.tfevents.*")):
         return f"tensorboard --logdir {shlex.quote(str(run_dir))}"
     if (run_dir / METRICS_FILE).exists():

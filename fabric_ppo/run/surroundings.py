@@ -1,4 +1,4 @@
-"""Everything besides flags on which the last bits of a run depend, and what of it has changed."""
+"""Everything besides flags on which the last bits of a run depend, and changes of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def surroundings(config: Config, agent: Agent) -> dict[str, Any]:
 
 
 def _compiled_functions(agent: Agent) -> str:
-    """Return a name for the compiled functions that act for an agent and train it, or `none`."""
+    """Return a name for the compiled functions that act with an agent and train it, or `none`."""
     library = kernels(agent.dtype) if has_compiled_actor(agent) else None
     return "none" if library is None else origin(library)
 

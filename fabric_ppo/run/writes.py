@@ -1,4 +1,4 @@
-"""Writing that may fail: training goes on where the disk is full or read-only."""
+"""Writing that may fail: training continues if the disk is full or read-only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Writes:
             self._failed[what] = why
 
     def note(self, error: OSError) -> None:
-        """Record an error that was printed already, with text that names what was not written."""
+        """Record an error that was already printed, with text that names the unwritten files."""
         self._failed[str(error)] = ""
 
     def raise_if_incomplete(self) -> None:

@@ -19,7 +19,7 @@ class JsonLines(Tracker):
     label = METRICS_FILE
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Open the file, and cut off lines of updates that will come again."""
+        """Open the file, and cut off lines of updates that will be logged again."""
         path = run_dir / METRICS_FILE
         if path.exists():
             kept = lines_until(path.read_bytes(), resumed_at.update)

@@ -1,4 +1,4 @@
-"""The trackers that flags name."""
+"""The trackers of the flags."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TOOLS = {"wandb": "W&B", "mlflow": "MLflow", "trackio": "Trackio"}
 def make_trackers(config: Config) -> dict[str, Tracker]:
     """Return the trackers of `--track`, name -> tracker.
 
-    `metrics.jsonl` is written for the tools, too, and comes first: it is what they copy.
+    `metrics.jsonl` is written for the tools, too, and comes first, because they copy it.
 
     Raises:
-        ConfigError: one of the user's own cannot be made.
+        ConfigError: one of the user's own trackers cannot be made.
     """
     names = [] if config.track == NO_TRACKER else config.track.split(",")
     if any(name in _TOOLS for name in names):
@@ -69,7 +69,7 @@ def _make(name: str, config: Config) -> Tracker:
 
 
 def _of_flags(config: Config) -> dict[str, Any]:
-    """Return the values of a `TrackedRun` that flags give."""
+    """Return the values of a `TrackedRun` that come from flags."""
     return {
         "log_dir": os.path.abspath(config.log_dir),
         "project": config.track_project,

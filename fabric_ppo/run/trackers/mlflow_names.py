@@ -1,4 +1,4 @@
-"""Names as MLflow takes them: some characters, no paths that lead elsewhere, not too long."""
+"""Names for MLflow: only some characters, no paths outside of a folder, not too long."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LONGEST = 250
 
 
 def mlflow_name(text: str) -> str:
-    """Return a name of a tag or a metric as MLflow takes it: the same where it is valid.
+    """Return a valid name for a tag or a metric of MLflow: the same name if it is valid.
 
-    Else it ends with digits that depend on the text alone: two texts have two names, and a run that is
-    resumed has the same ones again.
+    Else it ends with digits that depend on the text alone. So two texts have two names, and a resumed
+    run has the same ones again.
 
     >>> mlflow_name("Game/x position"), mlflow_name("Game/x[0]")
     ('Game/x position', 'Game/x_0_ 9afbad77')

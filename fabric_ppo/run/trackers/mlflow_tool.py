@@ -32,8 +32,8 @@ _KEY = "fabric_ppo_run"
 class Mlflow:
     """Tool that keeps a run on the server of `MLFLOW_TRACKING_URI`, or in `mlflow.db` in the log dir.
 
-    MLflow takes back no numbers. Where it has some that come again, as after most kills, the run is
-    deleted and a new one gets all its rows; else, as after a signal, the run goes on.
+    MLflow cannot delete numbers. If it has some that will be logged again, as after most kills, the run
+    is deleted and a new one gets all its rows. Else, as after a signal, the run continues.
     """
 
     def address(self, run: TrackedRun) -> str:
@@ -62,7 +62,7 @@ class Mlflow:
         return Opened(held, self._place(database, experiment))
 
     def _experiment(self, name: str, database: str) -> str:
-        """Return the id of the experiment of a name; where there is none, make it."""
+        """Return the id of the experiment with a name; make it if there is none."""
         from mlflow.exceptions import MlflowException
 
         # else artifacts would be in the working directory
@@ -79,7 +79,7 @@ class Mlflow:
         return str(found.experiment_id)
 
     def _go_on(self, run: TrackedRun, key: str, experiments: list[str], warn: Callable[[str], None]) -> int:
-        """Go on with the run of an earlier process; return its last step, -1 if a new one is needed."""
+        """Continue the run of an earlier process; return its last step, or -1 if a new one is needed."""
         held = -1
         for old in self._client.search_runs(experiments, f"tags.{_KEY} = '{key}'"):
             steps = self._clean_steps(old, run)
@@ -93,7 +93,7 @@ class Mlflow:
         return held
 
     def _clean_steps(self, old: Any, run: TrackedRun) -> list[int]:
-        """Return the steps of a run; none where it has any but the rows that are in the file."""
+        """Return the steps of a run; empty if it has other rows than those in the file."""
         if old.data.params != _params(run) or any(tag.startswith("Test/") for tag in old.data.metrics):
             return []
         points = self._client.get_metric_history(old.info.run_id, _OF_EACH_ROW)
@@ -191,7 +191,7 @@ def _params(run: TrackedRun) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _making(database: str) -> Iterator[None]:
-    """Let no other run make the same database in the block: MLflow does not expect that."""
+    """Lock the making of a database within the block: MLflow does not expect two runs to make one."""
     if not database:
         yield
         return

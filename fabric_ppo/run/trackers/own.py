@@ -1,4 +1,4 @@
-"""Trackers of the user's own, in a thread: one that hangs does not hold the run for ever."""
+"""The user's own trackers, each in a thread, so that one that hangs does not block the run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker, TrackerE
 
 
 class OwnTracker(Tracker):
-    """Tracker that has another one do the work, in a thread of its own, and waits for each call.
+    """Tracker that calls another one in a thread of its own, and waits for each call.
 
-    All calls come from the same thread, the constructor's too, one after the other, while the run
-    waits: what a tracker draws from global generators, or changes, is where it would be without.
+    All calls, also of the constructor, come from the same thread, one after the other, while the run
+    waits. So a tracker's random draws and changes of state happen at the same points as without a thread.
     """
 
     def __init__(self, make: Callable[[], Tracker], timeout: float) -> None:
         """Make the tracker.
 
         Args:
-            make: returns it.
+            make: function that returns the tracker.
             timeout: seconds that a call may take; then the tracker is given up.
 
         Raises:
-            GivenUp: that took too long; besides, whatever `make` raises.
+            GivenUp: this took too long. Errors of `make` are raised, too.
         """
         self._timeout = timeout
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -39,7 +39,7 @@ class OwnTracker(Tracker):
         self.label = self._tracker.label
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """See `Tracker.start`; as all methods, raise GivenUp where that takes too long."""
+        """See `Tracker.start`; like all methods, raise GivenUp if it takes too long."""
         self._call(self._tracker.start, config, run_dir, resumed_at)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -18,7 +18,7 @@ class TensorBoard(Tracker):
     label = "TensorBoard's events"
 
     def start(self, config: Mapping[str, Any], run_dir: Path, resumed_at: Position) -> None:
-        """Open an event file, and remove events from older ones that will come again."""
+        """Open an event file, and remove events from older ones that will be logged again."""
         from torch.utils.tensorboard import SummaryWriter
 
         if events := sorted(run_dir.glob("events.out.tfevents.*")):
@@ -61,7 +61,7 @@ def _cut_back(events: list[Path], env_steps: int) -> None:
 
 
 def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
-    """Yield the records with a version or a scalar up to `env_steps`, but none of the test's."""
+    """Yield the records with a version or a scalar up to `env_steps`, except those of the test."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # a kill in the middle of `_cut_back` leaves records in two files
@@ -80,7 +80,7 @@ def _scalars_until(paths: list[Path], env_steps: int) -> Iterator[bytes]:
 
 
 def _events(path: Path) -> Iterator[tuple[Any, bytes]]:
-    """Yield the events of a file and the records that they were read from, up to any damage."""
+    """Yield the events of a file with their records, up to the first damaged one."""
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event

@@ -1,7 +1,7 @@
-"""Tools that keep the metrics of many runs, such as MLflow: their protocol, and what they are given.
+"""Tools that keep the metrics of many runs, such as MLflow: their protocol, and its values.
 
 A tool runs in a process of its own (`tool_process.py`), which copies `metrics.jsonl` into it. So
-this file, and those of the tools, import nothing heavy of the package.
+this file, and those of the tools, import no slow part of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fabric_ppo.process.files import write_atomically
 METRICS_FILE = "metrics.jsonl"
 """File in a run's folder that is copied into the tools."""
 _ROWS = 50
-"""Rows that a tool is given at a time: MLflow takes no more than 1,000 numbers."""
+"""Rows that are passed to a tool at a time: MLflow takes no more than 1,000 numbers."""
 
 
 class Row(NamedTuple):
@@ -35,8 +35,8 @@ class TrackedRun:
 
     Attributes:
         dir: the run's folder.
-        log_dir: folder of all runs, for what a tool keeps of all of them.
-        step: transitions at the checkpoint that it resumes from; 0 for a new run.
+        log_dir: folder of all runs, for a tool's files about all of them.
+        step: transitions at the checkpoint from which it resumes; 0 for a new run.
         config: flag -> value, as in `config.yaml`.
     """
 
@@ -49,7 +49,7 @@ class TrackedRun:
     config: dict[str, Any]
 
     def remembered(self, tool: str) -> dict[str, str]:
-        """Return what `remember` was given in an earlier process of this run; else nothing."""
+        """Return the argument of `remember` in an earlier process of this run; empty for none."""
         with contextlib.suppress(OSError, ValueError):
             values = json.loads(self._memory_of(tool).read_bytes())
             if isinstance(values, dict) and all(isinstance(value, str) for value in values.values()):
@@ -57,7 +57,7 @@ class TrackedRun:
         return {}
 
     def remember(self, tool: str, **values: str) -> None:
-        """Keep what finds the run in a tool again."""
+        """Store the key with which the tool finds the run again."""
         write_atomically(self._memory_of(tool), json.dumps(values).encode() + b"\n")
 
     def _memory_of(self, tool: str) -> Path:
@@ -75,10 +75,10 @@ class Tool(Protocol):
     """A tool; each method may raise anything, and is called by one thread."""
 
     def address(self, run: TrackedRun) -> str:
-        """Return where the run goes: a server's address, or a path; called before all others."""
+        """Return the destination of the run: a server's address, or a path; called before all others."""
 
     def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
-        """Begin a run, or go on with the one of this folder, without rows that will come again."""
+        """Begin a run, or continue that of this folder, without rows that will be logged again."""
 
     def log(self, rows: Sequence[Row]) -> None:
         """Add rows."""
@@ -87,11 +87,11 @@ class Tool(Protocol):
         """Add a file or a folder of the run."""
 
     def close(self, summary: dict[str, Any] | None) -> None:
-        """End the run; `summary` is None where it did not finish."""
+        """End the run; `summary` is None if it did not finish."""
 
 
 class MetricsReader:
-    """Reader of a `metrics.jsonl` that another process appends to."""
+    """Reader of a `metrics.jsonl` to which another process appends."""
 
     def __init__(self, path: Path, held: int) -> None:
         """Read the file at `path`, but no rows up to step `held`."""
@@ -125,11 +125,11 @@ class MetricsReader:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text whose addresses of servers have no user and password any more."""
+    """Return a text with user and password removed from addresses of servers."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def test_score(summary: dict[str, Any]) -> list[Row]:
-    """Return the mean return of the test at the end, as TensorBoard has it; nothing without test."""
+    """Return the mean return of the test at the end, as in TensorBoard; empty without test."""
     mean = summary["test"].get("return_mean")  # there may be no test, or one without episodes
     return [] if mean is None else [Row(summary["env_steps"], {"Test/cumulative_reward": mean})]

@@ -1,7 +1,7 @@
-"""Process of a tool, which copies `metrics.jsonl` into the tool, as it is asked to.
+"""Process of a tool, which copies `metrics.jsonl` into the tool, on request.
 
-A process, since a tool may hang, print, start threads, change the environment variables or draw
-random numbers: nothing of that reaches the training, and what hangs can be killed.
+A tool may hang, print, start threads, change the environment variables or draw random numbers. In a
+process of its own none of that reaches the training, and a tool that hangs can be killed.
 
 Requests and answers are JSON, one a line. A request has `do` and `until`, the step up to which rows
 are copied first. Answers are `{"address": text}`, `{"warning": text}`, `{"place": text}` and
@@ -52,7 +52,7 @@ def serve() -> None:
 
 
 def _reason(text: str) -> str:
-    """Return a text of a tool as it may be printed."""
+    """Return a text of a tool in printable form."""
     return reason_line(without_passwords(text))
 
 
@@ -65,7 +65,7 @@ class _Server:
         self._tool: Tool | None = None
 
     def handle(self, request: dict[str, Any]) -> bool:
-        """Do what is asked, and answer; return True if it was the last request."""
+        """Handle a request, and answer; return True if it was the last one."""
         try:
             if request["do"] == "open":
                 self._open(request)

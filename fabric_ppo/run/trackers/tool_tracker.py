@@ -21,15 +21,15 @@ from fabric_ppo.run.trackers.tool_process import COMMAND
 from fabric_ppo.run.trackers.tracker import GivenUp, Position, Tracker, TrackerError
 
 _SECONDS_BETWEEN = 1.0
-"""Seconds between two requests to copy rows: MLflow takes a hundred rows as fast as one."""
+"""Seconds between two requests to copy rows: MLflow takes a hundred rows as quickly as one."""
 _SECONDS_UNFINISHED = 10.0
-"""The most seconds that closing takes where the run was stopped, whose process may be killed soon."""
+"""Largest number of seconds for closing after the run was stopped: its process may soon be killed."""
 
 
 class ToolTracker(Tracker):
-    """Tracker that has a process copy `metrics.jsonl` into a tool, whenever it is ready for more.
+    """Tracker whose process copies `metrics.jsonl` into a tool, whenever it is ready for more.
 
-    An update costs it the storing of a number. What the tool lacks after a kill is in the file, so
+    In an update it only stores a number. Rows that the tool lacks after a kill are in the file, so
     `flush` has nothing to do.
     """
 
@@ -39,9 +39,9 @@ class ToolTracker(Tracker):
         Args:
             tool: its name.
             label: its name for people.
-            run: the values of a `TrackedRun` that flags give.
+            run: the values of a `TrackedRun` that come from flags.
             timeout: seconds after which a tool that does not answer is given up.
-            quiet: do not print where the run is found.
+            quiet: do not print the place of the run.
         """
         self.label = label
         self._tool, self._given, self._timeout, self._quiet = tool, dict(run), timeout, quiet
@@ -70,17 +70,17 @@ class ToolTracker(Tracker):
         threading.Thread(target=self._talk, daemon=True).start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Have the rows up to `step` copied, before long."""
+        """Request a copy of the rows up to `step`."""
         self._step = step
         self._check()
 
     def artifact(self, path: Path, kind: str) -> None:
-        """Have an artifact tracked."""
+        """Request that an artifact is tracked."""
         self._ask_for("artifact", path=str(path), kind=kind)
         self._check()
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Have everything copied and the run closed, and wait for that."""
+        """Request that everything is copied and the run closed, and wait for that."""
         self._ask_for("close", summary=None if summary is None else dict(summary))
         ends = time.monotonic() + (threading.TIMEOUT_MAX if summary is not None else _SECONDS_UNFINISHED)
         errors: list[TrackerError] = []
@@ -101,11 +101,11 @@ class ToolTracker(Tracker):
         self._requests.put({"do": what, "until": self._step, **more})
 
     def _check(self) -> None:
-        """Print what the tool has to say.
+        """Print the messages of the tool.
 
         Raises:
-            TrackerError: it could not do something.
-            GivenUp: it does not answer, has ended or could not begin; its process is no more.
+            TrackerError: the tool has failed to do something.
+            GivenUp: it does not answer, has ended or could not begin; its process has ended.
         """
         since = self._since
         while not self._answers.empty():
@@ -126,19 +126,19 @@ class ToolTracker(Tracker):
             raise GivenUp(self._reason(f"no answer for {self._timeout:g} s"))
 
     def _reason(self, error: str) -> str:
-        """Return what is wrong, where, and how the tool gets later what it lacks."""
+        """Return the error, its place, and how the tool gets the missing rows later."""
         where = f"{self._address}: " if self._address else ""
         return f"{where}{error}; later, all of it is written by {go_on_with(self._dir)}"
 
     def _kill(self) -> None:
-        """Kill the process, and what it has started; where it has closed the run, they are idle."""
+        """Kill the process and its children; if it has closed the run, they are idle."""
         self._is_lost = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _talk(self) -> None:
-        """Pass requests on, one after the other, and rows in between; the thread's work."""
+        """Pass requests on, one after the other, and rows in between; the thread runs this."""
         while not self._closed.is_set():
             try:
                 request = self._requests.get(timeout=_SECONDS_BETWEEN)
@@ -153,7 +153,7 @@ class ToolTracker(Tracker):
                 self._closed.set()
 
     def _is_answered(self, request: dict[str, Any]) -> bool:
-        """Pass a request on; return False where there can be no other one after it."""
+        """Pass a request on; return False if no other one can follow."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):  # it has ended, or was killed

@@ -14,7 +14,7 @@ from typing import Any
 from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score
 
 _RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
-"""Names that Trackio has for itself, as those that begin with two underscores."""
+"""Names that Trackio reserves, besides those that begin with two underscores."""
 
 
 class Trackio:
@@ -29,7 +29,7 @@ class Trackio:
         return os.environ.get("TRACKIO_DIR") or known.get("folder") or str(run.log_dir / "trackio")
 
     def open(self, run: TrackedRun, warn: Callable[[str], None]) -> Opened:
-        """See `Tool`; the run's name is the one of its folder, unless another run has it."""
+        """See `Tool`; the run's name is that of its folder, unless another run has it."""
         known = run.remembered("trackio")
         folder = os.environ["TRACKIO_DIR"] = self.address(run)
         # it reports what has gone wrong in this way only
@@ -72,21 +72,21 @@ class Trackio:
         self._raise_problems()
 
     def close(self, summary: dict[str, Any] | None) -> None:
-        """See `Tool`; of the summary there is the test's mean return, and the file."""
+        """See `Tool`; the test's mean return and the file of the summary are tracked."""
         if summary is not None:
             self.log(test_score(summary))
         self._run.finish()
         self._raise_problems()
 
     def _raise_problems(self) -> None:
-        """Raise what Trackio has warned of."""
+        """Raise an error for Trackio's warnings."""
         if self._problems:
             problems, self._problems = self._problems, []
             raise RuntimeError("; ".join(problems))
 
 
 def _name(tag: str) -> str:
-    """Return a name of a metric as Trackio takes it."""
+    """Return a valid name of a metric for Trackio."""
     return f"metric/{tag}" if tag in _RESERVED or tag.startswith("__") else tag
 
 

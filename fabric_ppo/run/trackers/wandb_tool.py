@@ -16,10 +16,10 @@ from fabric_ppo.run.trackers.tool import Opened, Row, TrackedRun, test_score, wi
 class Wandb:
     """Tool that keeps a run on a server of W&B, or in the run's folder for `wandb sync`.
 
-    `WANDB_MODE` says which; where it is not set, it is the server if the user has logged in there.
-    Files of W&B are only appended to: a resumed run without server gets new ones with all its rows,
-    and the old ones are removed. A server cannot take rows back either, and has those that come
-    again already, with the same numbers where the run is resumed exactly.
+    `WANDB_MODE` decides; if it is not set, the server is used if the user has logged in there. W&B can
+    only append to its files: a resumed run without server gets new ones with all its rows, and the old
+    ones are removed. A server cannot remove rows either. It already has those that are logged again,
+    with the same numbers if the run is resumed exactly.
     """
 
     def address(self, run: TrackedRun) -> str:
@@ -104,7 +104,7 @@ class Wandb:
 
 
 def _folder(run: TrackedRun) -> Path:
-    """Return the folder that W&B writes into."""
+    """Return the folder into which W&B writes."""
     return Path(os.environ.get("WANDB_DIR") or run.dir, "wandb")
 
 
