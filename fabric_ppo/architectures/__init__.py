@@ -1,4 +1,4 @@
 """Code of single architectures: the LightningModule, and player and trainers.
 
-This room uses run, fast, ppo, rollouts, agents, envs, process and config; only the scripts use it.
+This folder imports run, fast, ppo, rollouts, agents, envs, process and config; only the scripts import it.
 """

@@ -46,7 +46,7 @@ EXTRAS = {
 
 def own_version() -> str:
     """Return the version of this package."""
-    # the package itself is above this room, and lists its public names; it is imported by now
+    # the package itself is above this folder, and lists its public names; it is imported by now
     return str(sys.modules["fabric_ppo"].__version__)
 
 

@@ -1,4 +1,4 @@
 """Command line, benchmark suite, plots and videos.
 
-This room uses run, rollouts, agents, envs, process and config; the scripts use its `flags`.
+This folder imports run, rollouts, agents, envs, process and config; the scripts import its `flags`.
 """
