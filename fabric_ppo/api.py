@@ -150,14 +150,12 @@ def evaluate(
         policy: the agent, or an argument of `load_agent`: the folder of a run, a RunResult.
         episodes: number of episodes.
         seed: determines the episodes; training cannot draw the same ones.
-        own_code: import modules that a run's files name. Not needed for agents, and for results of
-            `train`.
+        own_code: import modules that a run's files name; not needed for results of `train`.
         video_dir: folder for a video of the first episode; empty: no video.
         render_mode: `human` to watch.
         stochastic: sample actions instead of taking the most probable ones.
         step_limit: steps after which an episode is cut off.
-        report: function called after each step with the number of finished episodes, and of all
-            steps so far.
+        report: called after each step with the numbers of finished episodes and of all steps.
         info_keys: numbers of `info` to read, in the form of `--info-keys`.
         record: file `.npz` for every transition, which `fabric-ppo imitate` reads; see
             `rollouts/demonstrations.py`. The result notes if it could not be written.
