@@ -216,7 +216,8 @@ class ProcessFlags:
     timeout: float = 300.0
     """Seconds after which a rank that does not answer ends the run."""
     compile: bool = False
-    """Let torch.compile translate the loss before training starts; needs a C++ compiler."""
+    """Let torch.compile translate the loss before training starts; needs a C++ compiler. On a GPU a
+    gradient step is also recorded as one CUDA graph, which needs no compiler."""
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
 
@@ -394,7 +395,7 @@ class TorchConfig(Config):
     script: ClassVar[str] = "torch"
 
     cuda: bool = False
-    """Train on GPUs, one per rank, with nccl."""
+    """Train on GPUs, one per rank. If there are fewer GPUs, ranks share them, over gloo instead of nccl."""
 
 
 @called_from_python
