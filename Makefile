@@ -16,8 +16,9 @@ STRESS_FLAGS ?=
 FUZZ_FLAGS ?=
 ZOO_FLAGS ?=
 GPU_CHECK_FLAGS ?=
+NOTEBOOKS ?=
 
-.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install docs flags clean
+.PHONY: train test test-fast wheel-check gpu-check stress fuzz zoo check format lint types bench bench-growth bench-compare bench-chart bench-fast bench-install install docs flags notebooks clean
 
 train: install
 	@echo "Paths and commands below are meant in $(CURDIR), after: source .venv/bin/activate"
@@ -97,6 +98,10 @@ docs: $(DOCS_INSTALLED)
 # The tables of docs/flags.md, from the fields of fabric_ppo/config.py.
 flags: install
 	cd "$(CURDIR)" && PYTHONPATH="$(CURDIR)" "$(BIN)/python" docs/hooks/reference.py
+
+# Executes the notebooks in examples/, and writes them back with what they print and draw: two to three minutes.
+notebooks: install
+	cd "$(CURDIR)" && "$(BIN)/python" -m tests.fixtures.notebooks $(NOTEBOOKS)
 
 $(DOCS_INSTALLED): $(INSTALLED) $(CURDIR)/requirements-docs.txt
 	"$(BIN)/python" -m pip install --quiet --requirement "$(CURDIR)/requirements-docs.txt"
