@@ -26,7 +26,7 @@ from fabric_ppo.process.extras import CORE, EXTRAS, install
 from tests.fixtures.launching import ROOT, clean_environment
 from tests.fixtures.processes import PATIENCE
 
-IN_THE_WHEEL = ("fabric_ppo", "configs", "LICENSE", "README.md", "pyproject.toml")
+BUILT_FROM = ("fabric_ppo", "configs", "LICENSE", "README.md", "pyproject.toml", "MANIFEST.in", "examples")
 REAL = os.environ.get("FABRIC_PPO_WHEEL") == "real"
 only_real = pytest.mark.skipif(not REAL, reason="asks package registries: FABRIC_PPO_WHEEL=real, as for a release")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
@@ -49,7 +49,7 @@ def call(words, folder, **variables):
 def source(tmp_path_factory):
     """A copy of what is built: in a checkout, an older build may lie about and get into it."""
     source = tmp_path_factory.mktemp("source")
-    for path in (*(ROOT / name for name in IN_THE_WHEEL), *ROOT.glob("train_*.py")):
+    for path in (*(ROOT / name for name in BUILT_FROM), *ROOT.glob("train_*.py")):
         if path.is_dir():
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -130,11 +130,13 @@ def contents(wheel):
 
 
 def test_the_sdist_makes_the_same_wheel(wheel, sdist, tmp_path):
-    """Metadata included. It has what the wheel is made of, and nothing else of the folder."""
+    """Metadata included. It has what the wheel is made of, the notebooks, and nothing else of the folder."""
     with tarfile.open(sdist) as opened:
         files = {name.partition("/")[2] for name in opened.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "train_torch.py", "configs/cartpole.yaml"} <= files
     assert not [name for name in files if name.startswith(("tests", "docs", "benchmarks", "logs", ".venv"))]
+    notebooks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.ipynb")}
+    assert {name for name in files if name.startswith("examples/")} == {"examples/README.md"} | notebooks
     assert contents(build_wheel(sdist, tmp_path)) == contents(wheel)
 
 
