@@ -32,6 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
         if name == _API:
             text = re.sub(r"^_On the site.*_$", lambda _: reference.api(), text, flags=re.MULTILINE)
         files.append(File.generated(config, name, content=text))
+    for name, picture in site.pictures.items():
+        files.append(File.generated(config, name, content=picture))
     for name, path in site.files.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files

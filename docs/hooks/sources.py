@@ -19,6 +19,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import notebooks
+
 ROOT = Path(__file__).resolve().parents[2]
 FRONT = "index.md"
 """Page that README.md becomes."""
@@ -48,19 +50,22 @@ def page_name(path: str) -> str:
     if path == "README.md":
         return FRONT
     name = path.removeprefix("docs/")
+    if name.endswith(".ipynb"):
+        return name.removesuffix(".ipynb") + ".md"
     return name if Path(path).suffix in (".md", ".svg", ".gif", ".webp", ".png") else f"{name}.md"
 
 
 class Site:
-    """All files of the site; `texts` are its pages, name -> Markdown, `files` what is copied, name -> path."""
+    """All files of the site: pages, name -> Markdown, files to copy, name -> path, and notebooks' pictures."""
 
     def __init__(self) -> None:
         """Read the repository."""
         self.texts: dict[str, str] = {}
         self.files: dict[str, Path] = {}
+        self.pictures: dict[str, bytes] = {}
         self._add("README.md")
-        for path in sorted((ROOT / "docs").glob("*.md")):
-            self._add(f"docs/{path.name}")
+        for path in (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.ipynb"))):
+            self._add(path.relative_to(ROOT).as_posix())
 
     def _add(self, path: str) -> None:
         """Add a file of the repository, and all that it links to."""
@@ -71,7 +76,11 @@ class Site:
             self.files[name] = where
             return
         self.texts[name] = ""  # so that two pages may link to each other
-        text = _shown(path) if where.suffix != ".md" else where.read_text()
+        if where.suffix == ".ipynb":
+            text, pictures = notebooks.page(where)
+            self.pictures |= {posixpath.join(posixpath.dirname(name), each): pictures[each] for each in pictures}
+        else:
+            text = _shown(path) if where.suffix != ".md" else where.read_text()
         self.texts[name] = self._linked(with_code(text, where.parent), path, name)
 
     def _linked(self, text: str, path: str, name: str) -> str:
@@ -88,6 +97,8 @@ class Site:
                 return found[0]
             target, _, anchor = found["target"].partition("#")
             goal = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
+            if goal in self.pictures:
+                return found[0]
             assert (ROOT / goal).exists(), f"{path}: {found['target']} is not there"
             page = page_name(goal)
             self._add(goal)
@@ -102,7 +113,10 @@ class Site:
 
 def title_of(path: str) -> str:
     """Return the title of a file's page, or the path of a file without one."""
-    found = _HEADING.search((ROOT / path).read_text()) if path.endswith(".md") else None
+    where = ROOT / path
+    if where.suffix not in (".md", ".ipynb"):
+        return path
+    found = _HEADING.search(where.read_text() if where.suffix == ".md" else notebooks.page(where).text)
     return found[2] if found else path
 
 
