@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 import yaml
 
 import fabric_ppo
 from tests.fixtures.launching import ROOT
+from tests.fixtures.processes import PATIENCE
 
 VERSION = fabric_ppo.__version__
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
@@ -45,6 +48,22 @@ def test_what_a_page_names_exists(name):
     assert [path for path in paths if not (ROOT / path).exists()] == []
     targets = re.findall(r"`(?:\w+=\w+ )?make ([\w-]+)`", text)
     assert [each for each in targets if not re.search(rf"^{each}:", (ROOT / "Makefile").read_text(), re.M)] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "installed"), [("train", ["requirements.txt"]), ("docs", ["requirements-docs.txt"])]
+)
+def test_what_tests_need_is_installed_for_tests_only(target, installed, tmp_path):
+    """Some of it has no version for Python 3.10, which trains."""
+
+    def wanted(target):
+        words = ["make", "-n", "--no-print-directory", "-C", str(ROOT), f"VENV={tmp_path}/venv", target]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        commands = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+        return re.findall(r"--requirement \S*/(requirements[\w-]*\.txt)", commands)
+
+    assert wanted(target) == list(dict.fromkeys(["requirements.txt", *installed]))
+    assert wanted("test") == ["requirements.txt", "requirements-dev.txt"]
 
 
 def test_the_citation_has_what_its_schema_demands():
