@@ -50,8 +50,9 @@ def summary(run_dir):
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_of_the_page_train(words, tmp_path):
-    """Tiny, with the page's module where the page says that it is; the environments are made as the flags say."""
-    (tmp_path / "my_batch.py").write_text(next(block for block in blocks("python") if "class Corridor" in block))
+    """Tiny, with the page's modules where the page says that they are; the environments are made as the flags say."""
+    for name, content in (("my_batch", "class Corridor"), ("my_games", "class Hunt")):
+        (tmp_path / f"{name}.py").write_text(next(block for block in blocks("python") if content in block))
     config = parse_flags(Config, words[2:])
     done = subprocess.run(
         [sys.executable, str(ROOT / words[1]), *words[2:], *TINY, "--run-dir", "run"],
