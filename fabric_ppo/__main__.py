@@ -3,11 +3,13 @@
 import sys
 from typing import NoReturn
 
+from fabric_ppo.process.extras import missing_package, name_missing_packages
 from fabric_ppo.process.hold import hold_signals
 
 
 def console() -> NoReturn:
     """Run the command line in a process of its own."""
+    name_missing_packages()
     if sys.argv[1:2] == ["train"]:
         hold_signals()  # until they are handled: the imports take a moment
     try:
@@ -25,7 +27,8 @@ def _without_packages(error: Exception) -> int:
 
     if sys.argv[1:2] == ["doctor"]:
         return doctor.run(sys.argv[2:])
-    print_line(f"error: {reason_line(describe_error(error))}; fabric-ppo doctor says what is missing", sys.stderr)
+    why = missing_package(error) or f"{reason_line(describe_error(error))}; fabric-ppo doctor lists what is missing"
+    print_line(f"error: {why}", sys.stderr)
     return FAILED
 
 

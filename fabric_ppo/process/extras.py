@@ -7,6 +7,7 @@ may be anybody's.
 from __future__ import annotations
 
 import sys
+from types import TracebackType
 
 CORE = {
     "click": "",
@@ -42,6 +43,31 @@ EXTRAS = {
     "wandb": ("wandb",),
 }
 """Extra of `pyproject.toml` -> the packages in it; a test compares them."""
+
+
+_MODULES = {"pyyaml": "yaml"}
+"""Package of the core -> module, where it has another name."""
+
+
+def name_missing_packages() -> None:
+    """Have this process end with a line, not a traceback, where a package of the core is not installed."""
+    sys.excepthook = _print_missing
+
+
+def _print_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if line := missing_package(error):
+        sys.stderr.write(f"error: {line}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def missing_package(error: BaseException) -> str:
+    """Return the line about a package of the core that an import did not find; empty for any other error."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module not in {_MODULES.get(package, package) for package in CORE}:
+        return ""
+    places = "in a clone, source .venv/bin/activate or pip install -r requirements.txt"
+    return f"{module} is not installed for {sys.executable}: {places}; fabric-ppo doctor lists what is missing"
 
 
 def own_version() -> str:

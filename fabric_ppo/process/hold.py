@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import signal
 
+from fabric_ppo.process.extras import name_missing_packages
+
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that ask a run to stop."""
 
 
 def hold_signals() -> None:
-    """Hold back the signals of STOPPING in this thread, and in processes that it starts or becomes."""
+    """Begin a script: hold back the signals of STOPPING in this thread, and in processes that it starts or becomes.
+
+    A package that the imports after it miss is named in one line.
+    """
+    name_missing_packages()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 

@@ -41,7 +41,7 @@ _MODULES = {
 _TITLES = {
     **{"atari": "Atari", "envpool": "EnvPool", "hub": "Hugging Face Hub", "jax": "JAX environments"},
     **{"minari": "Minari", "minigrid": "MiniGrid", "mlflow": "MLflow", "mujoco": "MuJoCo"},
-    **{"postgresql": "sweeps in PostgreSQL", "sweep": "sweeps"},
+    **{"postgresql": "PostgreSQL", "sweep": "sweeps"},
     **{"onnx": "ONNX export", "pettingzoo": "PettingZoo", "plot": "plots", "trackio": "Trackio", "wandb": "W&B"},
 }
 """Extra -> its name in the table, where that is another."""
@@ -287,7 +287,7 @@ def _imported_row(modules: Sequence[str], row: Row, answers: Mapping[str, Mappin
 
 
 def _module(package: str) -> str:
-    return _MODULES.get(package, package.replace("-", "_"))
+    return _MODULES.get(package, package.partition("[")[0].replace("-", "_"))
 
 
 def _distribution(package: str) -> str:

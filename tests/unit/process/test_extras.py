@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from fabric_ppo.process.extras import CORE, EXTRAS, install
 from tests.fixtures.launching import ROOT
+from tests.fixtures.processes import PATIENCE
 
 DECLARED = re.findall(
     r"^(\w+) = \[(.*)\]",
@@ -43,3 +47,29 @@ FILES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "fabric_ppo
 def test_nothing_asks_for_this_package_on_pypi(path):
     """It is not there."""
     assert not re.search(r"pip install [^\n`]*fabric[-_]ppo", path.read_text())
+
+
+@pytest.mark.parametrize("package", CORE)
+def test_a_package_of_the_core_that_is_not_installed_is_named_in_a_line(package, tmp_path):
+    """Whatever imports it, after the beginning of a script or of the command line."""
+    module = {"pyyaml": "yaml"}.get(package, package)
+    code = "from fabric_ppo.process.hold import hold_signals; import sys; hold_signals(); sys.modules[{0!r}] = None\n"
+    for line in (f"import {module}", f"from {module}.part import name"):
+        words = [sys.executable, "-c", code.format(module) + line]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: {module} is not installed for {sys.executable}: in a clone, source .venv/bin/activate or pip "
+            "install -r requirements.txt; fabric-ppo doctor lists what is missing\n"
+        )
+
+
+def test_a_missing_module_of_somebody_else_is_a_traceback(tmp_path):
+    code = "from fabric_ppo.process.hold import hold_signals; hold_signals(); import torch_of_mine"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'torch_of_mine'\n")

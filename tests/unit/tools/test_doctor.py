@@ -203,9 +203,23 @@ def test_another_command_says_in_a_line_that_a_package_is_broken(tmp_path):
     words = [sys.executable, "-m", "fabric_ppo", "presets"]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (FAILED, "")
-    assert done.stderr == "error: ImportError: broken; fabric-ppo doctor says what is missing\n"
+    assert done.stderr == "error: ImportError: broken; fabric-ppo doctor lists what is missing\n"
 
 
 def test_an_unknown_flag_is_answered(capsys):
     assert cli.main(["doctor", "--jsn"]) == BAD_INPUT
     assert capsys.readouterr().err == "error: --jsn: unknown flag; did you mean --json?\n"
+
+
+def test_a_package_with_an_extra_of_its_own_is_found(tmp_path, monkeypatch):
+    """As `minari[hdf5]`: the module has the name before the bracket."""
+    put(tmp_path, {"minari": "", "psycopg": ""})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = {name: row for name, (_, row) in doctor._features()}
+    assert (rows["Minari"].state, rows["PostgreSQL"].state) == ("ok", "ok")
+
+
+def test_names_fit_their_column():
+    from fabric_ppo.tools.commands.doctor import _NAMES
+
+    assert max(map(len, dict(doctor._features()))) < _NAMES
