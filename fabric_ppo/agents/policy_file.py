@@ -65,6 +65,8 @@ def policy_path(run_dir: str | os.PathLike[str]) -> Path:
             raise ConfigError(f"{run_dir}: {is_there}; did you mean {around}?")
         elif not path.exists():
             raise ConfigError(f"{run_dir}: there is no such folder, and so no {POLICY_FILE} in it; {where}")
+        elif runs := [each.parent for depth in ("*", "*/*") for each in path.glob(f"{depth}/{POLICY_FILE}")]:
+            where = f"the newest run in it is {max(runs, key=lambda each: (each / POLICY_FILE).stat().st_mtime)}"
         raise ConfigError(f"{run_dir}: no {POLICY_FILE} and no whole checkpoint in it; {where}")
     has_ended = (path / "summary.json").is_file() and not has_gone_on(path)
     reason = f"{POLICY_FILE} is missing" if has_ended else "the run has not finished"

@@ -29,7 +29,7 @@ from fabric_ppo.run.callbacks import Callback
 from fabric_ppo.run.checkpoint import Checkpoints, drop_old
 from fabric_ppo.run.counts import Counts
 from fabric_ppo.run.env_attributes import EnvAttributes
-from fabric_ppo.run.folder import is_of_a_run, lock_folder, make_folder, note_failure, replace_run
+from fabric_ppo.run.folder import CONFIG_FILE, is_of_a_run, lock_folder, make_folder, note_failure, replace_run
 from fabric_ppo.run.near_runs import is_numbered_alike, nearest_run
 from fabric_ppo.run.opening import opening_lines
 from fabric_ppo.run.optimizer_state import settings_of
@@ -94,7 +94,8 @@ class RunSetup(contextlib.ExitStack):
             self.callback(lock_folder(self.dir))
         self._checkpoint = find_checkpoint(self.dir, config, ranks) if config.resume else None
         if config.resume and self._checkpoint is None and not config.quiet:
-            near = nearest_run(self.dir, config.log_dir)
+            # a folder that holds a run, killed before its first checkpoint, is the one that was meant
+            near = None if (self.dir / CONFIG_FILE).is_file() else nearest_run(self.dir, config.log_dir)
             hint = "" if near is None or is_numbered_alike(near, self.dir) else f"; did you mean {near}?"
             print_from_rank_zero(f"nothing to go on from in {self.dir}: a new run begins{hint}")
         if config.quiet:

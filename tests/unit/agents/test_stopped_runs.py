@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -94,6 +96,17 @@ def test_without_a_whole_checkpoint_it_is_refused(stopped):
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no policy.safetensors and no whole checkpoint in it; .* is expected$"):
         load_agent(stopped)
+
+
+def test_a_folder_of_runs_names_the_newest(tmp_path):
+    """The one that was written last, in it or one folder below."""
+    for time, name in ((2, "old"), (3, "logs/new"), (1, "oldest")):
+        (tmp_path / name).mkdir(parents=True)
+        path = tmp_path / name / "policy.safetensors"
+        path.touch()
+        os.utime(path, (time, time))
+    with pytest.raises(ConfigError, match=f"the newest run in it is {re.escape(str(tmp_path / 'logs/new'))}$"):
+        load_agent(tmp_path)
 
 
 def test_a_run_that_has_no_checkpoint_yet_says_when_there_is_one(tmp_path):

@@ -121,3 +121,10 @@ def test_a_run_that_begins_anyway_asks_for_the_one_that_was_meant(typed, is_aske
     train(Config(**TINY, run_dir=typed, resume=True))
     (line,) = [each for each in capfd.readouterr().err.splitlines() if each.startswith("nothing to go on from")]
     assert line.endswith(f"a new run begins; did you mean {runs / RUNS[0]}?" if is_asked else "a new run begins")
+
+
+def test_a_folder_whose_run_was_killed_before_its_first_checkpoint_is_the_one_that_was_meant(runs, capfd):
+    make_folder(runs / "runs/cartpol", TorchConfig(**TINY))
+    train(Config(run_dir="runs/cartpol", resume=True))
+    (line,) = [each for each in capfd.readouterr().err.splitlines() if each.startswith("nothing to go on from")]
+    assert line.endswith("a new run begins")
