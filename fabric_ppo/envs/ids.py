@@ -288,7 +288,8 @@ def _nearest_ids(prefix: str, plain_id: str) -> str:
         return f"did you mean {', '.join(ids)}?"
     if plain_id.startswith("tensor/") and not ids:
         return f"{', '.join(TENSOR_ENVS)} are there"
-    own = "ne of your own is module:" + ("Env-v0" if plain_id.endswith(".py") else plain_id)
+    # many packages register their environments when they are imported
+    own = "ne of your own, or of a package, is module:" + ("Env-v0" if plain_id.endswith(".py") else plain_id)
     return f"did you mean {', '.join(ids)}? O{own}" if ids else f"an id that gymnasium.make takes is expected; o{own}"
 
 

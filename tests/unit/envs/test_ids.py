@@ -75,7 +75,7 @@ def test_an_unknown_id_names_the_nearest(env_id, nearest):
     """By the name: versions are much alike."""
     message = refusal(["--env-id", env_id])
     assert message.startswith(f"--env-id {env_id}: unknown environment; did you mean {nearest}")
-    assert message.endswith(f"? One of your own is module:{env_id}")
+    assert message.endswith(f"? One of your own, or of a package, is module:{env_id}")
 
 
 ELSEWHERE = {
@@ -109,7 +109,7 @@ def test_a_game_may_be_named_with_its_module(env_id):
 def test_an_id_that_is_like_none(env_id):
     """As one of the user's own, without its module."""
     own = "Env-v0" if env_id == "my_envs.py" else env_id
-    hint = f"an id that gymnasium.make takes is expected; one of your own is module:{own}"
+    hint = f"an id that gymnasium.make takes is expected; one of your own, or of a package, is module:{own}"
     assert refusal(["--env-id", env_id]) == f"--env-id {env_id}: unknown environment; {hint}"
 
 
