@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -285,7 +285,7 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
     known |= {"--no-" + name.replace("_", "-"): name for name, kind in kinds.items() if kind is bool}
     given: dict[str, list[str]] = {}
     current, room = "", 0
-    for word in args:
+    for place, word in enumerate(args):
         if flag_of(word) in (*HELP, HELP_ALL):
             continue
         if not word.startswith("--"):
@@ -296,13 +296,21 @@ def _given_flags(config_type: type[Config], args: Sequence[str]) -> dict[str, li
             continue
         current, value = flag_of(word), word.partition("=")[2]
         if current not in known:
-            raise ConfigError(f"{current}: unknown flag; {flag_hint(current, known)}")
+            raise ConfigError(_unknown_flags(args[place:], known))
         kind = kinds[known[current]]
         if kind is bool and value:
             raise ConfigError(f"{word}: {flag(known[current])} or --no-{flag(known[current])[2:]} is expected")
         room = 0 if kind is bool or value else len(args) if kind == tuple[int, ...] else 1
         given[known[current]] = [value] if value else []
     return given
+
+
+def _unknown_flags(words: Sequence[str], known: Collection[str]) -> str:
+    """Return the text of the error about all unknown flags of `words`, of which the first is one."""
+    flags = dict.fromkeys(flag_of(word) for word in words if word.startswith("--"))
+    unknown = [each for each in flags if each not in (*known, *HELP, HELP_ALL)]
+    hints = [f"{each}: {'unknown flag; ' * (each == unknown[0])}{flag_hint(each, known)}" for each in unknown]
+    return "; ".join(hints)
 
 
 def _no_room(current: str, name: str, word: str, kinds: Mapping[str, Any]) -> str:

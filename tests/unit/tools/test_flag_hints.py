@@ -304,3 +304,12 @@ def test_so_is_a_value_that_an_edit_would_add():
     text = refusal(["--activation-function", "gelu"])
     assert text.startswith("--activation-function gelu: one of relu, tanh is expected; another one is an edit of ")
     assert '"Change the algorithm" in docs/architecture.md' in text
+
+
+def test_all_names_of_another_program_are_answered_at_once():
+    """In one line, in the order of the command line, each once; a flag of ours is left out."""
+    words = ["--gamma", "0.98", "--n-steps=32", "--n-epochs", "20", "--clip-coef", "0.1", "--n_steps", "5", "--n-epoch"]
+    assert refusal(words) == (
+        "--n-steps: unknown flag; here it is --num-steps; --n-epochs: here it is --update-epochs; "
+        "--n-epoch: " + flag_hint("--n-epoch", ["--update-epochs"])
+    )
