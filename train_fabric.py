@@ -6,10 +6,10 @@ fabric run --accelerator=cpu --strategy=ddp --devices=2 train_fabric.py --env-id
 python train_fabric.py                                   # one process, no launcher
 """
 
-from fabric_ppo.process.hold import hold_signals
+from fabric_ppo.process.hold import begin_script
 
 if __name__ == "__main__":
-    hold_signals()  # until the flags are read, from when on they stop a run
+    begin_script()  # signals wait until the flags are read, from when on they stop a run
 
 from fabric_ppo.config import Config
 from fabric_ppo.tools.flags import parse_args

@@ -4,10 +4,10 @@ torchrun --nproc_per_node=2 --standalone train_torch.py --env-id LunarLander-v3
 python train_torch.py                                    # one process, no launcher
 """
 
-from fabric_ppo.process.hold import hold_signals
+from fabric_ppo.process.hold import begin_script
 
 if __name__ == "__main__":
-    hold_signals()  # until the flags are read, from when on they stop a run
+    begin_script()  # signals wait until the flags are read, from when on they stop a run
 
 from fabric_ppo.config import TorchConfig
 from fabric_ppo.tools.flags import parse_args

@@ -32,7 +32,7 @@ def page(path: Path) -> Page:
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
         parts.append(_code(source) if cell["cell_type"] == "code" else source)
-        # that it has written its file says its title
+        # a cell that writes a file prints only its name, which is the title of the block
         outputs = [] if _WRITES.match(source) else cell.get("outputs", [])
         for number, output in enumerate(outputs, start=1):
             if output["output_type"] == "error":
@@ -43,7 +43,7 @@ def page(path: Path) -> Page:
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![Output of the code above]({name})")
             else:
-                parts.append(_fence(_STYLE.sub("", _text(output)), "text"))
+                parts.append(fence(_STYLE.sub("", _text(output)), "text"))
     return Page("\n\n".join(part for part in parts if part) + "\n", pictures)
 
 
@@ -55,12 +55,16 @@ def _code(source: str) -> str:
     """Return the fence of a cell; of one that writes a file it has the file's content, and its name as the title."""
     found = _WRITES.match(source)
     if found is None:
-        return _fence(source, "python")
-    language = {".py": "python", ".yaml": "yaml"}.get(Path(found[1]).suffix, "text")
-    return _fence(source[found.end() :], f'{language} title="{found[1]}"')
+        return fence(source, "python")
+    return fence(source[found.end() :], f'{language(found[1])} title="{found[1]}"')
 
 
-def _fence(text: str, head: str) -> str:
+def language(path: str) -> str:
+    """Return the language that a file's text is shown in."""
+    return {".py": "python", ".yaml": "yaml"}.get(Path(path).suffix, "text")
+
+
+def fence(text: str, head: str) -> str:
     """Return a fenced block, whose marks are longer than any in the text; empty for an empty text."""
     marks = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
     return f"{marks}{head}\n{text.rstrip()}\n{marks}" if text.strip() else ""

@@ -124,15 +124,11 @@ def _shown(path: str) -> str:
     """Return a page that shows a file, or all files of a folder."""
     where = ROOT / path
     files = sorted(each for each in where.iterdir() if each.is_file()) if where.is_dir() else [where]
-    blocks = [f"## {each.name}\n\n" * where.is_dir() + fence(each.read_text(), each.suffix) for each in files]
+    blocks = [
+        f"## {each.name}\n\n" * where.is_dir() + notebooks.fence(each.read_text(), notebooks.language(each.name))
+        for each in files
+    ]
     return f"# `{path}`\n\n" + "\n\n".join(blocks) + "\n"
-
-
-def fence(text: str, suffix: str) -> str:
-    """Return a fenced block of a file's text; `suffix` is that of the file."""
-    language = {".py": "python", ".yaml": "yaml"}.get(suffix, "text")
-    marks = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
-    return f"{marks}{language}\n{text.rstrip()}\n{marks}"
 
 
 def with_code(text: str, folder: Path) -> str:

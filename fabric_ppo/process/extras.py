@@ -45,8 +45,8 @@ EXTRAS = {
 """Extra of `pyproject.toml` -> the packages in it; a test compares them."""
 
 
-_MODULES = {"pyyaml": "yaml"}
-"""Package of the core -> module, where it has another name."""
+CORE_MODULES = {"pyyaml": "yaml"}
+"""Package of the core -> module to import, where it has another name."""
 
 
 def name_missing_packages() -> None:
@@ -64,7 +64,7 @@ def _print_missing(kind: type[BaseException], error: BaseException, trace: Trace
 def missing_package(error: BaseException) -> str:
     """Return the line about a package of the core that an import did not find; empty for any other error."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if module not in {_MODULES.get(package, package) for package in CORE}:
+    if module not in {CORE_MODULES.get(package, package) for package in CORE}:
         return ""
     places = "in a clone, source .venv/bin/activate or pip install -r requirements.txt"
     return f"{module} is not installed for {sys.executable}: {places}; fabric-ppo doctor lists what is missing"

@@ -15,12 +15,14 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that ask a run to stop."""
 
 
-def hold_signals() -> None:
-    """Begin a script: hold back the signals of STOPPING in this thread, and in processes that it starts or becomes.
-
-    A package that the imports after it miss is named in one line.
-    """
+def begin_script() -> None:
+    """Hold back signals, and have a package that is not installed named in one line."""
     name_missing_packages()
+    hold_signals()
+
+
+def hold_signals() -> None:
+    """Hold back the signals of STOPPING in this thread, and in processes that it starts or becomes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 

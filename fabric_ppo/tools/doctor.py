@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from fabric_ppo.process.errors import reason_line
-from fabric_ppo.process.extras import CORE, EXTRAS, install, pip_install
+from fabric_ppo.process.extras import CORE, CORE_MODULES, EXTRAS, install, pip_install
 from fabric_ppo.process.machine import c_compiler, cache_folder, machine
 
 LEAST_PYTHON = (3, 10)
 _SECONDS = 60
 """Seconds that a process has for all that it tries; a cold disk of a cluster takes half of it."""
 _MODULES = {
-    **{"pyyaml": "yaml", "lightning": "lightning.fabric", "gymnasium[mujoco]": "mujoco"},
+    **CORE_MODULES,
+    **{"lightning": "lightning.fabric", "gymnasium[mujoco]": "mujoco"},
     **{"gymnasium[box2d]": "Box2D", "ale-py": "ale_py", "opencv-python-headless": "cv2"},
     **{"mlflow-skinny": "mlflow"},
 }

@@ -52,8 +52,8 @@ def test_nothing_asks_for_this_package_on_pypi(path):
 @pytest.mark.parametrize("package", CORE)
 def test_a_package_of_the_core_that_is_not_installed_is_named_in_a_line(package, tmp_path):
     """Whatever imports it, after the beginning of a script or of the command line."""
-    module = {"pyyaml": "yaml"}.get(package, package)
-    code = "from fabric_ppo.process.hold import hold_signals; import sys; hold_signals(); sys.modules[{0!r}] = None\n"
+    module = "yaml" if package == "pyyaml" else package
+    code = "from fabric_ppo.process.hold import begin_script; import sys; begin_script(); sys.modules[{0!r}] = None\n"
     for line in (f"import {module}", f"from {module}.part import name"):
         words = [sys.executable, "-c", code.format(module) + line]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -66,7 +66,7 @@ def test_a_package_of_the_core_that_is_not_installed_is_named_in_a_line(package,
 
 
 def test_a_missing_module_of_somebody_else_is_a_traceback(tmp_path):
-    code = "from fabric_ppo.process.hold import hold_signals; hold_signals(); import torch_of_mine"
+    code = "from fabric_ppo.process.hold import begin_script; begin_script(); import torch_of_mine"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE
