@@ -54,8 +54,8 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
         agent = make_agent(envs.spec, config)
         module = PPOModule(agent, config)
         wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-        loss_fn = loss_through(wrapped)
-        reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)
+        loss_fn, ddp = loss_through(wrapped), ddp_inside(wrapped)
+        reduce_in_shared_memory(ddp, ranks, config.timeout)
         compile_loss(module.loss, config)
         clip_gradient = GradientClip(module, config.max_grad_norm)
 
@@ -67,7 +67,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
             agent.clamp_log_std()
             return norm
 
-        captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
+        captured = CapturedStep(loss_fn, step, optimizer, config, ranks, ddp)
         buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():

@@ -141,17 +141,17 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
 def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchCollective, placement: Placement) -> None:
     """Optimise on the rows that the player sends; DDP among the trainers averages the gradients."""
     ranks = ranks_of(trainers, placement.trainers_gather_on)
-    ddp = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
+    several = DDPStrategy(process_group=trainers.group, cluster_environment=TrainerEnvironment(ranks))
     # a single trainer has nothing to average, and DDP would only take time
-    strategy = ddp if ranks.size > 1 else "auto"
+    strategy = several if ranks.size > 1 else "auto"
     fabric = Fabric(accelerator=placement.accelerator, devices=placement.devices, strategy=strategy)
     fabric.launch()
 
     agent = make_agent(receive_spec(world, placement.packets_on), config)
     module = PPOModule(agent, config, prints=ranks.rank == 0)
     wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-    loss_fn = loss_through(wrapped)
-    reduce_in_shared_memory(ddp_inside(wrapped), ranks, config.timeout)
+    loss_fn, ddp = loss_through(wrapped), ddp_inside(wrapped)
+    reduce_in_shared_memory(ddp, ranks, config.timeout)
     compile_loss(module.loss, config)
     clip_gradient = GradientClip(module, config.max_grad_norm)
 
@@ -163,7 +163,7 @@ def trainer(config: DecoupledConfig, world: TorchCollective, trainers: TorchColl
         agent.clamp_log_std()
         return norm
 
-    captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
+    captured = CapturedStep(loss_fn, step, optimizer, config, ranks, ddp)
     exchange = Exchange(world, agent, module, optimizer, config, placement.packets_on)
     waiting, num_updates = Stopwatch(), config.num_updates(1)
     first_update = exchange.receive_start()

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.envs.make import make_envs
-from fabric_ppo.fast.captured_step import CapturedStep
+from fabric_ppo.fast.captured_step import CapturedStep, recordable
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, compile_loss, make_optimizer
@@ -67,7 +67,8 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
         ppo = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)
         devices = [device] if config.cuda else None
-        ddp = DistributedDataParallel(ppo, device_ids=devices) if launch.world_size > 1 else None
+        with recordable(device):
+            ddp = DistributedDataParallel(ppo, device_ids=devices) if launch.world_size > 1 else None
         loss_fn = ddp or ppo
         reduce_in_shared_memory(ddp, ranks, config.timeout)
         compile_loss(ppo, config)
@@ -81,7 +82,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
             agent.clamp_log_std()
             return norm
 
-        captured = CapturedStep(loss_fn, step, optimizer, config, ranks)
+        captured = CapturedStep(loss_fn, step, optimizer, config, ranks, ddp)
         buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():

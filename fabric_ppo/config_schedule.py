@@ -42,11 +42,6 @@ class Schedule:
         end = f":{self.end!r}" if self.shape != "constant" and self.end else ""
         return f"{self.shape}:{self.start!r}{end}" + (f":warmup={self.warmup!r}" if self.warmup else "")
 
-    @property
-    def changes(self) -> bool:
-        """Return whether the value is another one in some update."""
-        return self.warmup > 0 or self.start != self.end
-
 
 def schedule_of(value: Scheduled, anneals: bool = False) -> Schedule:
     """Return the schedule of a flag's value; a number is constant, or where it `anneals` falls to zero.

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fabric_ppo.config_arguments import ATARI_ARGUMENTS, Arguments, arguments_of, expected_arguments
 from fabric_ppo.config_given import format_given, names_of
 from fabric_ppo.config_info_keys import info_keys_of
-from fabric_ppo.config_schedule import SCHEDULED, SCHEDULES, Scheduled, flag_schedule, require_schedule, schedule_of
+from fabric_ppo.config_schedule import SCHEDULED, SCHEDULES, Scheduled, require_schedule, schedule_of
 from fabric_ppo.process.errors import ConfigError, flag
 
 LEARNING_RATES = (1e-5, 1e-2)
@@ -288,9 +288,6 @@ def _check_combinations(config: Any) -> None:
             raise ConfigError(f"--env-wrapper: --env-backend sync or async is needed, {backend} cannot be wrapped")
     if config.env_preset and config.env_wrapper:
         raise ConfigError("--env-preset: cannot be had with --env-wrapper, one of the two is expected")
-    changing = [name for name in ("clip_coef", "ent_coef") if flag_schedule(config, name).changes]
-    if config.compile and changing:
-        raise ConfigError(f"--compile: cannot be had with {flag(changing[0])} that changes; a constant is expected")
     if config.critic_keys and config.shared_trunk:
         # behind a trunk the value head is linear: it could not relate the critic's own parts to others
         raise ConfigError("--critic-keys: --no-shared-trunk is needed too, a value network with layers of its own")

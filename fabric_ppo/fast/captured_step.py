@@ -2,18 +2,23 @@
 
 For small networks a GPU computes a step of some sixty kernels in less time than the host takes to
 start them. A graph is started at once (https://pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs").
+Among several ranks the graph averages their gradients, too, by nccl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
+from fabric_ppo.fast.coefficient_tensors import CoefficientTensors, rest_of
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
 from fabric_ppo.ppo.returned import checked_optimizer
@@ -30,6 +35,21 @@ _COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint
 """Types of which several columns are copied by one kernel."""
 _WARM_UP = 3
 """Steps of each size that are taken one by one first, in which libraries allocate and choose kernels."""
+_TOGETHER = 100
+"""Steps of a run among which several ranks record: at each of them they ask whether one of them has to."""
+
+
+@contextlib.contextmanager
+def recordable(device: torch.device) -> Iterator[None]:
+    """Have what is made within the block, such as DDP, take no part in the default stream, which no graph can hold."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, default = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(default)
+    with torch.cuda.stream(stream):
+        yield
+    default.wait_stream(stream)
 
 
 class CapturedStep:
@@ -37,6 +57,7 @@ class CapturedStep:
 
     A graph is used from the fourth minibatch of its size on, if its first step gives the same bits as
     the kernels one by one. Where it cannot be recorded, these are started as ever, and a line says why.
+    Several ranks record at the same steps, whatever the sizes of their minibatches.
 
     Attributes:
         loss: from a minibatch and coefficients to a MinibatchLoss; of a graph, it takes the step too.
@@ -50,6 +71,7 @@ class CapturedStep:
         optimizer: Any,
         config: Config,
         ranks: Ranks,
+        ddp: DistributedDataParallel | None = None,
         record: Record | None = None,
     ) -> None:
         """Choose for a script's loss and step.
@@ -58,12 +80,12 @@ class CapturedStep:
             loss_fn, step: as `ppo_update` takes them.
             optimizer: what `step` steps, perhaps in Fabric's wrapper.
             config: whether to `compile`.
-            ranks: those whose gradients are averaged; among several DDP does that, and nothing is
-                recorded.
+            ranks: those whose gradients are averaged. They use graphs all together, or none.
+            ddp: what averages them; None where there is only one rank.
             record: what records; None: a CUDA graph, if all that trains is on a GPU.
         """
         self.loss, self.step = loss_fn, step
-        if not config.compile or ranks.size > 1:
+        if not config.compile or (ranks.size > 1 and ddp is None):
             return
         bare = checked_optimizer(getattr(optimizer, "optimizer", optimizer))
         trained = [each for group in bare.param_groups for each in group["params"]]
@@ -72,10 +94,16 @@ class CapturedStep:
         if not isinstance(bare, LeanAdam):
             _say_why(f"an optimizer of your own, {type(bare).__name__}")
             return
+        if record is None and ddp is not None and "cuda:nccl" not in dist.get_backend_config(ddp.process_group):
+            _say_why("ranks that share a GPU average their gradients by gloo, on the CPU")
+            return
+        self._ranks, self._average = ranks, _Average(ddp) if ddp else None
+        self._device = trained[0].device
         self._loss_fn, self._step, self._optimizer = loss_fn, step, bare
         self._record: Record | None = record or _CudaGraphs()
         self._steps: dict[tuple[int, Coefficients], _Steps] = {}
-        self._norm = torch.zeros(())
+        self._taken, self._norm = 0, torch.zeros(())
+        self._coefs = CoefficientTensors(self._device)
         self.loss, self.step = self._take, self._norm_of
 
     def _take(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
@@ -85,10 +113,10 @@ class CapturedStep:
             loss = self._loss_fn(rows, coefs)
             self._norm = self._step(loss.loss)
             return loss._replace(loss=loss.loss.detach())
-        key = len(rows.weights), coefs
+        key = len(rows.weights), rest_of(coefs)
         if key not in self._steps:
             self._steps[key] = _Steps(rows)
-        parts, self._norm = self._run(self._steps[key], rows, coefs)
+        parts, self._norm = self._run(self._steps[key], rows, self._coefs.put(coefs))
         return MinibatchLoss(parts[0].detach(), parts)
 
     def _norm_of(self, _: Tensor) -> Tensor:
@@ -103,12 +131,14 @@ class CapturedStep:
             loss, parts = self._loss_fn(steps.rows, coefs)
             return parts, self._step(loss)
 
-        if steps.replay is not None:
-            steps.replay()
-            return steps.results[0].clone(), steps.results[1].clone()
-        assert self._record is not None
-        steps.taken += 1
-        return self._one_by_one(run) if steps.taken <= _WARM_UP else self._record_step(steps, run)
+        self._taken, steps.taken = self._taken + 1, steps.taken + 1
+        may_record = self._ranks.size == 1 or self._taken <= _TOGETHER
+        if may_record and self._is_on_any_rank(steps.replay is None and steps.taken > _WARM_UP):
+            return self._record_step(steps, run)
+        if steps.replay is None:
+            return self._one_by_one(run)
+        steps.replay()
+        return steps.results[0].clone(), steps.results[1].clone()
 
     def _one_by_one(self, run: Run) -> tuple[Tensor, Tensor]:
         """Take a step, on the stream of the recordings where there is one."""
@@ -121,23 +151,61 @@ class CapturedStep:
         before = [each.detach().clone() for each in state]
         expected = [each.detach().clone() for each in self._one_by_one(run)]
         after = [each.detach().clone() for each in state]
+        # recording may itself take a step, as with a stand-in for graphs
+        _put_back(state, before)
+        why = ""
         try:
-            _put_back(state, before)
-            replay, results = self._record(run)
-            # recording may itself take a step, as with a stand-in for graphs
-            _put_back(state, before)
-            replay()
-            is_equal = all(map(torch.equal, [*results, *state], [*expected, *after]))
-            why = "" if is_equal else "its step differs from that of the kernels one by one"
+            with self._average.in_place_of_ddp() if self._average else contextlib.nullcontext():
+                steps.replay, steps.results = self._record(run)
         except (RuntimeError, ConfigError) as error:
             why = first_line(error)
-        if why:
+        if not self._is_on_any_rank(bool(why)):
+            assert steps.replay is not None
+            _put_back(state, before)
+            steps.replay()
+            if not all(map(torch.equal, [*steps.results, *state], [*expected, *after])):
+                why = "its step differs from that of the kernels one by one"
+        if self._is_on_any_rank(bool(why)):
             self._record = None
-            _say_why(why)
-        else:
-            steps.replay, steps.results = replay, results
+            _say_why(why or "another rank cannot use one")
         _put_back(state, after)
         return expected[0], expected[1]
+
+    def _is_on_any_rank(self, flag: bool) -> bool:
+        """Return True if a flag is set on a rank; among several, all must ask."""
+        if self._ranks.size == 1:
+            return flag
+        return bool(self._ranks.gather(torch.tensor(float(flag), device=self._device)).any())
+
+
+class _Average:
+    """Average of the ranks' gradients as an operation of the backward pass, as a graph can hold it.
+
+    DDP's own keeps account of each backward pass, and is lost if a recording breaks off.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp, self._group, self._is_on = ddp, ddp.process_group, False
+        for each in ddp.parameters():
+            if each.requires_grad:
+                each.register_post_accumulate_grad_hook(self._reduce)
+
+    @contextlib.contextmanager
+    def in_place_of_ddp(self) -> Iterator[None]:
+        """Average here, and not in DDP, within the block."""
+        self._is_on = True
+        try:
+            with self._ddp.no_sync():
+                yield
+        finally:
+            self._is_on = False
+
+    @torch.no_grad()
+    def _reduce(self, parameter: Tensor) -> None:
+        if self._is_on and parameter.grad is not None:
+            # the division comes before the sum, and is a product, as in DDP
+            parameter.grad.mul_(1 / self._group.size())
+            dist.all_reduce(parameter.grad, group=self._group)
 
 
 class _Steps:

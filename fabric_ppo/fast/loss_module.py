@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fabric_ppo.agents.agent import Agent
 from fabric_ppo.config import Config
+from fabric_ppo.fast.coefficient_tensors import CoefficientTensors, rest_of
 from fabric_ppo.fast.compiled_agent import has_small_layers
 from fabric_ppo.fast.compiled_convolutions import compile_convolutions
 from fabric_ppo.fast.compiled_loss import CompiledLoss, has_compiled_loss, in_graph, mixes_precisions
@@ -78,8 +79,8 @@ class PPOLoss(nn.Module):
 
     def forward(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
         """Compute the loss of a minibatch; `loss.backward()` gives the gradient of `weights`."""
-        if self._compiled is not None and coefs == self._compiled_with:
-            return MinibatchLoss(*self._compiled(*rows))
+        if self._compiled is not None and rest_of(coefs) == self._compiled_with:
+            return MinibatchLoss(*self._compiled(coefs, *rows))
         fast = self._fast_loss(rows, coefs)
         if fast is None:
             return plain_loss(self.weights, rows, coefs)
@@ -131,13 +132,21 @@ class PPOLoss(nn.Module):
     def compile_loss(self) -> None:
         """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
         (agent,) = self._agent
-        # they stay, for --compile refuses those that anneal; one of your own may change
-        coefs = self._compiled_with = coefficients(self._config, 0, 1)
+        coefs = coefficients(self._config, 0, 1)
+        tensors, self._compiled_with = CoefficientTensors(self.weights.flat.device), rest_of(coefs)
 
-        def columns(*rows: Tensor) -> tuple[Tensor, ...]:
+        def columns(coefs: Coefficients, *rows: Tensor) -> tuple[Tensor, ...]:
             return tuple(plain_loss(self.weights, Rows(*rows), coefs))
 
-        self._compiled = torch.compile(columns, dynamic=True)
+        function = torch.compile(columns, dynamic=True)
+
+        def compiled(coefs: Coefficients, *rows: Tensor) -> tuple[Tensor, ...]:
+            # a recorded step comes with tensors of its own
+            is_put = torch.is_tensor(coefs.clip_coef)
+            found: tuple[Tensor, ...] = function(coefs if is_put else tensors.put(coefs), *rows)
+            return found
+
+        self._compiled = compiled
         blank = blank_rows(agent, self._config.per_rank_batch_size)
         # compilation starts at the first call, that of the backward pass at the first gradient
         torch.autograd.grad(self(blank, coefs).loss, self.weights.flat)

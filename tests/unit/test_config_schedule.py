@@ -80,15 +80,9 @@ def test_what_is_none_is_refused(text):
         ({"learning_rate": "linear:0:1"}, "--learning-rate linear:0:1: a number above 0 is expected"),
         ({"clip_coef": "cosine:0"}, "--clip-coef cosine:0: a number above 0 is expected"),
         ({"ent_coef": "linear:0:1e31"}, r"--ent-coef linear:0:1e31: at most 1e\+30 is expected"),
-        ({"compile": True, "ent_coef": "cosine:0.1"}, "--compile: cannot be had with --ent-coef that changes"),
-        ({"compile": True, "anneal_clip_coef": True}, "--compile: cannot be had with --clip-coef that changes"),
         ({"desired_kl": 0.01, "anneal_lr": False, "learning_rate": "constant:1e-3"}, "with --desired-kl a number"),
     ],
 )
 def test_what_does_not_go_with_others_is_refused(flags, said):
     with pytest.raises(ConfigError, match=said):
         Config(**flags)
-
-
-def test_values_that_stay_go_with_compile():
-    Config(compile=True, ent_coef="constant:0.1", clip_coef="linear:0.2:0.2", learning_rate="cosine:1e-3:warmup=0.1")

@@ -13,14 +13,14 @@ from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Batch
-from fabric_ppo.ppo.schedules import set_learning_rate
+from fabric_ppo.ppo.schedules import coefficients, set_learning_rate
 from fabric_ppo.ppo.update import ppo_update
 from fabric_ppo.process.group import ALONE, Ranks
 from tests.fixtures.agents import build_agent
 from tests.fixtures.recorded import record
 from tests.fixtures.rows import make_rows
 from tests.fixtures.spaces import ACTIONS
-from tests.fixtures.updates import CONFIG, coefs_of
+from tests.fixtures.updates import CONFIG
 
 COMPILED = dataclasses.replace(CONFIG, compile=True, anneal_lr=True)
 UPDATES = 3
@@ -51,12 +51,12 @@ class Trained:
             self.agent.clamp_log_std()
             return norm
 
-        self.captured = CapturedStep(self.module, change(step), self.optimizer, config, ranks, recorder)
+        self.captured = CapturedStep(self.module, change(step), self.optimizer, config, ranks, record=recorder)
         self.stats = []
         for update in range(UPDATES):
             set_learning_rate(self.optimizer, config, update, UPDATES)
             batch = Batch(make_rows(self.agent, 30, 0.1), 0, 1, config.seed, update)
-            given = (self.captured.loss, batch, self.captured.step, coefs_of(config), config)
+            given = (self.captured.loss, batch, self.captured.step, coefficients(config, update, UPDATES), config)
             self.stats.append(dataclasses.replace(ppo_update(*given), seconds=0.0))
 
 
@@ -91,6 +91,18 @@ def test_replayed_steps_give_the_bits_of_steps_one_by_one(kind):
         assert mine.tagged() == pytest.approx(theirs.tagged(), rel=1e-6, abs=1e-9)
     (step,) = {float(state["step"]) for state in replayed.optimizer.state.values()}
     assert step == UPDATES * CONFIG.update_epochs * 4
+
+
+def test_a_graph_reads_coefficients_that_change():
+    """A clipping range and an entropy bonus that fall need no graphs of their own in each update."""
+    falling = {"anneal_clip_coef": True, "anneal_ent_coef": True, "clip_vloss": True}
+    counted, config = Counted(), dataclasses.replace(COMPILED, **falling)
+    one_by_one = Trained("box", dataclasses.replace(CONFIG, **falling), None)
+    replayed = Trained("box", config, counted)
+    assert counted.recordings == 2
+    torch.testing.assert_close(replayed.module.weights.flat, one_by_one.module.weights.flat, rtol=1e-5, atol=1e-8)
+    for mine, theirs in zip(replayed.stats, one_by_one.stats, strict=True):
+        assert mine.tagged() == pytest.approx(theirs.tagged(), rel=1e-5, abs=1e-8)
 
 
 def test_a_replayed_step_is_that_of_tensors_one_by_one_bit_for_bit(monkeypatch):
@@ -166,4 +178,4 @@ def test_fabrics_wrapper_of_an_optimizer_is_looked_into():
 
     module = PPOLoss(build_agent(ACTIONS["discrete"]), Config())
     wrapped = Wrapper(make_optimizer(module, Config()))
-    assert CapturedStep(module, torch.detach, wrapped, COMPILED, ALONE, record).loss is not module
+    assert CapturedStep(module, torch.detach, wrapped, COMPILED, ALONE, record=record).loss is not module

@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @needs_compiler
 @pytest.mark.parametrize("action", ["discrete", "multi_discrete"])
 def test_the_compiled_loss_is_the_loss(action):
-    """Compiled once, before the first minibatch: other sizes, and weights that move, need no further compiling."""
+    """Compiled once, before the first minibatch: other sizes, moved weights and annealed coefficients need no more."""
     agent = build_agent(ACTIONS[action])
     weights, rows = PPOLoss(agent, CONFIG), make_rows(agent, 40)
     compiled = PPOLoss(free := copy.deepcopy(agent), dataclasses.replace(CONFIG, compile=True))
@@ -34,9 +34,9 @@ def test_the_compiled_loss_is_the_loss(action):
     assert all(torch.equal(value, before[name]) for name, value in free.state_dict().items())
     assert compiled.weights.flat.grad is None
     steps = [make_step(owner, module, CONFIG) for owner, module in ((agent, weights), (free, compiled))]
-    coefs = coefs_of(CONFIG)
     with torch.compiler.set_stance("fail_on_recompile"):
         for size in (8, 7, 3, 7):
+            coefs = coefs_of(CONFIG)._replace(clip_coef=size / 100, ent_coef=size / 50)
             part = Rows(*(column[:size] for column in rows))
             want, got = weights(part, coefs), compiled(part, coefs)
             torch.testing.assert_close(got[:4], want[:4], rtol=1e-9, atol=1e-9)
@@ -46,12 +46,12 @@ def test_the_compiled_loss_is_the_loss(action):
 
 
 def test_the_compiled_loss_is_not_used_for_other_coefficients(monkeypatch):
-    """It holds those of its compilation as constants; one of the user's own may change along the run."""
+    """It holds those that no flag anneals as constants; they may change along a run of a changed script."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     agent, config = build_agent(ACTIONS["discrete"]), dataclasses.replace(CONFIG, compile=True)
     compiled, rows = PPOLoss(agent, config), make_rows(agent, 16, 0.3)
     compile_loss(compiled, config)
-    for coefs in (coefs_of(config), coefs_of(config)._replace(ent_coef=0.5)):
+    for coefs in (coefs_of(config), coefs_of(config)._replace(vf_coef=0.5)):
         torch.testing.assert_close(compiled(rows, coefs).loss, minibatch_loss(compiled.weights, rows, coefs).loss)
 
 
