@@ -24,6 +24,7 @@ from torch import Tensor
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.architectures.lightning_module import PPOModule, ddp_inside, loss_through
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
@@ -68,7 +69,7 @@ def main(config: Config, parts: Parts = NO_PARTS) -> Summary:
             return norm
 
         captured = CapturedStep(loss_fn, step, optimizer, config, ranks, ddp)
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent), CapturedRollout(config))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)

@@ -47,6 +47,7 @@ from fabric_ppo.architectures.placement import (
     ranks_of,
 )
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.flat_weights import FlatWeights
@@ -107,7 +108,7 @@ def player(config: DecoupledConfig, world: TorchCollective, placement: Placement
         optimizer = make_optimizer(weights, config)
         exchange = Exchange(world, agent, weights, optimizer, config, placement.packets_on)
 
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent), CapturedRollout(config))
         run = setup.start(agent, optimizer, buffer)
         exchange.start(run.first_update)
         ahead, waiting = RolloutAhead(agent, buffer, config), Stopwatch()

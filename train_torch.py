@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.fast.captured_step import CapturedStep, recordable
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
@@ -83,7 +84,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
             return norm
 
         captured = CapturedStep(loss_fn, step, optimizer, config, ranks, ddp)
-        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+        buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent), CapturedRollout(config))
         run = setup.start(agent, optimizer, buffer)
         for update in run.updates():
             learning_rate = set_learning_rate(optimizer, config, update, run.num_updates)

@@ -32,6 +32,7 @@ from benchmarks.update import EPOCHS, ROWS_AT_LEAST, make_batch, update_of
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
 from fabric_ppo.envs.make import make_envs
+from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.fast.captured_step import CapturedStep
 from fabric_ppo.fast.compiled_actor import ActorChoice
 from fabric_ppo.fast.gradient_clip import GradientClip
@@ -184,6 +185,14 @@ def the_architectures(out: Path) -> None:
         "recurrent": [*launched(TORCH, 0), "--cuda", "--recurrent", "lstm", *TINY],
         "continuous": [*launched(TORCH, 0), "--cuda", "--env-id", "Pendulum-v1", *TINY],
         "tensor environments": [*launched(TORCH, 0), "--cuda", "--env-id", "tensor/CartPole-v1", *TINY],
+        "tensor environments, graphs": [
+            *launched(TORCH, 0),
+            "--cuda",
+            "--compile",
+            "--env-id",
+            "tensor/CartPole-v1",
+            *TINY,
+        ],
         "fabric, images, workers": [*launched(FABRIC, 1, "cuda"), *BREAKOUT, "--total-timesteps", "2048"],
     }
     together(out, commands)
@@ -241,7 +250,7 @@ def trainings(num_envs: int, compiles: bool) -> Iterator[tuple[Callable[[], obje
         return norm
 
     captured = CapturedStep(module, step, optimizer, config, ALONE)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent), CapturedRollout(config))
     numbers = iter(range(10**9))
     yield lambda: collect(agent, buffer, 1, next(numbers)), config.num_steps * num_envs
 
@@ -255,9 +264,10 @@ def trainings(num_envs: int, compiles: bool) -> Iterator[tuple[Callable[[], obje
 
 def the_tensors(out: Path) -> None:
     """Transitions a second of tensor CartPole, environments and agent on the GPU."""
-    print(f"{'envs':>6} | {'rollout':>12} | {'training':>12} | {'CUDA graphs':>12} transitions/s")
+    heads = ("rollout", "training", "one graph", "with graphs")
+    print(f"{'envs':>6} | " + " | ".join(f"{head:>12}" for head in heads) + " transitions/s")
     for num_envs in (1024, 4096, 16384, 65536):
-        ways = [*trainings(num_envs, False), *list(trainings(num_envs, True))[1:]]
+        ways = [*trainings(num_envs, False), *trainings(num_envs, True)]
         speeds = [count / seconds_of(way, 4) for way, count in ways]
         print(f"{num_envs:6} | " + " | ".join(f"{each:12,.0f}" for each in speeds), flush=True)
 

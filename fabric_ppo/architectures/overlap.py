@@ -13,7 +13,7 @@ from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.rollouts.buffer import Rollout, RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
 from fabric_ppo.rollouts.values import revalue
-from fabric_ppo.run.snapshot import copies
+from fabric_ppo.run.snapshot import Copies
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RolloutAhead:
         """
         if in_flight:
             # an interrupted run must go on with the same rollout, which newer weights would change
-            newest = copies(self._agent.state_dict())
+            newest = Copies(self._agent.state_dict())
             self._agent.load_state_dict(in_flight)
             self.collect(update)
             self._agent.load_state_dict(newest)

@@ -236,6 +236,15 @@ class FunctionalEnvs(TensorEnvs):
         self._steps = self._steps.masked_fill(ended, 0)
         return tree_map(lambda old, new: _where(ended, new, old), state, begun)
 
+    def carried(self) -> list[Tensor]:
+        """See `TensorEnvs.carried`."""
+        return [*tree_flatten(self._state)[0], self._steps, self._numbers, self._seeds]
+
+    def carry(self, tensors: Sequence[Tensor]) -> None:
+        """See `TensorEnvs.carry`."""
+        *leaves, self._steps, self._numbers, self._seeds = tensors
+        self._state = tree_unflatten(leaves, tree_flatten(self._state)[1])
+
     def states(self) -> list[bytes]:
         """See `VectorEnvs.states`."""
         leaves, _ = tree_flatten(self._state)

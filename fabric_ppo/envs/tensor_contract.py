@@ -72,6 +72,17 @@ class TensorEnvs(VectorEnvs):
             EnvironmentFault: an environment failed.
         """
 
+    def carried(self) -> list[Tensor]:
+        """Return all that a step reads of the steps before it, if a graph can record steps; else nothing.
+
+        A graph can if, on a GPU, a step waits for no number, and nothing but these tensors changes.
+        """
+        return []
+
+    def carry(self, tensors: Sequence[Tensor]) -> None:
+        """Go on from other tensors, in the order of `carried`."""
+        raise NotImplementedError
+
     def over(self, outputs: StepOutputs) -> Tensor:
         """Return where the last step ended an episode, or a whole game, `[N]` bool."""
         return outputs.terminated | outputs.truncated

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fabric_ppo.config import Config
 from fabric_ppo.fast.adam import LeanAdam
 from fabric_ppo.fast.coefficient_tensors import CoefficientTensors, rest_of
+from fabric_ppo.fast.cuda_graphs import CudaGraphs, Record, put_back
 from fabric_ppo.ppo.batch import Rows
 from fabric_ppo.ppo.loss import Coefficients, LossFn, MinibatchLoss
 from fabric_ppo.ppo.returned import checked_optimizer
@@ -28,8 +29,6 @@ from fabric_ppo.process.group import Ranks
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """A gradient step on rows that are in place; returns the loss's parts and the gradient's norm."""
-Record = Callable[[Run], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
-"""Function that records a Run without taking it; returns what replays it, and where it writes its results."""
 
 _COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 """Types of which several columns are copied by one kernel."""
@@ -100,7 +99,7 @@ class CapturedStep:
         self._ranks, self._average = ranks, _Average(ddp) if ddp else None
         self._device = trained[0].device
         self._loss_fn, self._step, self._optimizer = loss_fn, step, bare
-        self._record: Record | None = record or _CudaGraphs()
+        self._record: Record | None = record or CudaGraphs()
         self._steps: dict[tuple[int, Coefficients], _Steps] = {}
         self._taken, self._norm = 0, torch.zeros(())
         self._coefs = CoefficientTensors(self._device)
@@ -142,7 +141,7 @@ class CapturedStep:
 
     def _one_by_one(self, run: Run) -> tuple[Tensor, Tensor]:
         """Take a step, on the stream of the recordings where there is one."""
-        return self._record.warm_up(run) if isinstance(self._record, _CudaGraphs) else run()
+        return self._record.warm_up(run) if isinstance(self._record, CudaGraphs) else run()
 
     def _record_step(self, steps: _Steps, run: Run) -> tuple[Tensor, Tensor]:
         """Take a step one by one, and again from a graph that is recorded; keep it if both are equal."""
@@ -152,7 +151,7 @@ class CapturedStep:
         expected = [each.detach().clone() for each in self._one_by_one(run)]
         after = [each.detach().clone() for each in state]
         # recording may itself take a step, as with a stand-in for graphs
-        _put_back(state, before)
+        put_back(state, before)
         why = ""
         try:
             with self._average.in_place_of_ddp() if self._average else contextlib.nullcontext():
@@ -161,14 +160,14 @@ class CapturedStep:
             why = first_line(error)
         if not self._is_on_any_rank(bool(why)):
             assert steps.replay is not None
-            _put_back(state, before)
+            put_back(state, before)
             steps.replay()
             if not all(map(torch.equal, [*steps.results, *state], [*expected, *after])):
                 why = "its step differs from that of the kernels one by one"
         if self._is_on_any_rank(bool(why)):
             self._record = None
             _say_why(why or "another rank cannot use one")
-        _put_back(state, after)
+        put_back(state, after)
         return expected[0], expected[1]
 
     def _is_on_any_rank(self, flag: bool) -> bool:
@@ -238,40 +237,6 @@ class _Steps:
             torch._foreach_copy_([self.rows[k] for k in places], [rows[k] for k in places])
         for place in self._others:
             self.rows[place].copy_(rows[place])
-
-
-class _CudaGraphs:
-    """Recorder of CUDA graphs, on a stream of their own as PyTorch asks for, with one pool of memory."""
-
-    def __init__(self) -> None:
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def warm_up(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Take a step on the stream of the recordings."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            results = run()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return results
-
-    def __call__(self, run: Run) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
-        """Record a step; a `Record`."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            # other threads may use the GPU meanwhile, such as those that pin memory
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                results = run()
-        except RuntimeError as error:
-            # the end of a broken recording raises another error, and leaves its stream in use
-            torch.cuda.set_stream(stream)
-            raise RuntimeError(first_line(error.__context__ or error)) from error
-        return graph.replay, results
-
-
-@torch.no_grad()
-def _put_back(state: list[Tensor], values: list[Tensor]) -> None:
-    for each, value in zip(state, values, strict=True):
-        each.copy_(value)
 
 
 def _say_why(why: str) -> None:

@@ -154,7 +154,7 @@ class CompiledActor(Actor):
         self.scale = torch.ones(()) if free is None else agent.bounded(free).exp()
         if free is not None and (choices := noise.shape[-1] - len(free)):  # before the numbers
             self.scale = torch.cat([self.scale.new_ones(choices), self.scale])
-        scaled = self._noise if free is None else self._noise * self.scale
+        scaled = self.noise if free is None else self.noise * self.scale
         self._scaled_noise, self._step = scaled.contiguous().numpy(), 0
         self._outputs = np.empty_like(self._scaled_noise)
         # choices [T, N], or perturbed parameters [T, N, n]

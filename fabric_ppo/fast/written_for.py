@@ -26,7 +26,7 @@ FINGERPRINTS = {
     "agents/mlp.py": "6d9d3e505f9c174c",
     "agents/normalize.py": "09841e20fb21a8fb",
     "ppo/loss.py": "86b81dda1f508a67",
-    "rollouts/actor.py": "fdf6965cec531858",
+    "rollouts/actor.py": "372909a0a584a1b7",
 }
 """File -> `fingerprint` of the code that `fast/` has been compared with, line by line."""
 

@@ -5,7 +5,8 @@ Either costs its latency, not the few bytes of a column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +59,27 @@ def move_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     is_pinned = device.type == "cuda" and away[0].is_cpu
     moved = iter(unpack(pack(away, is_pinned).to(device, non_blocking=is_pinned), away))
     return [each if each.device == device else next(moved) for each in tensors]
+
+
+def begin_copy(packet: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """Begin to copy a packet from a GPU, beside what the GPU does next.
+
+    Returns:
+        Where it arrives, in pinned memory, and a function that waits until it has.
+    """
+    host = torch.empty(packet.shape, dtype=packet.dtype, pin_memory=True)
+    stream, arrived = _side_stream(packet.device), torch.cuda.Event()
+    stream.wait_stream(torch.cuda.current_stream(packet.device))
+    with torch.cuda.stream(stream):
+        host.copy_(packet, non_blocking=True)
+        arrived.record()
+    packet.record_stream(stream)  # its memory is free for others afterwards
+    return host, arrived.synchronize
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ class Actor:
     Attributes:
         row_multiple: multiple to which batches are padded, so that actions in an environment are
             the same bits however many other environments there are.
+        noise: of all steps, `[T, rows, noise_size]` on the agent's device.
         memory: a recurrent agent's, `[rows, memory_size]` on its device; the first N rows are those
             of the environments, the others padding.
     """
@@ -35,7 +36,7 @@ class Actor:
         # padding rows act, too, on zeros; their actions are dropped
         padding = -self._num_envs % self.row_multiple
         rows = self._num_envs + padding
-        self._noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
+        self.noise = pad(noise, (0, 0, 0, padding)).to(agent.device)
         blank = np.zeros((rows, *agent.spec.observation.shape), agent.spec.observation.dtype)
         self._obs = torch.from_numpy(blank).to(agent.device)
         self._params: list[Tensor] = []
@@ -58,7 +59,7 @@ class Actor:
         features = agent.shared(self._encode(self._obs))
         features, self.memory = agent.remember(features, self.memory)
         params = agent.policy_params(features)
-        actions = agent.distribution.sample(params, self._noise[len(self._params)])
+        actions = agent.distribution.sample(params, self.noise[len(self._params)])
         self._params.append(params)
         return actions[: self._num_envs]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fabric_ppo.envs.tensor_contract import Envs, StepOutputs, TensorEnvs
 from fabric_ppo.envs.torch_settings import torch_settings_kept
 from fabric_ppo.process.metrics import Metrics, metric
 from fabric_ppo.process.packets import copy_together
-from fabric_ppo.rollouts.actor import MakeActor, make_plain_actor
+from fabric_ppo.rollouts.actor import Actor, MakeActor, make_plain_actor
 from fabric_ppo.rollouts.info_totals import InfoTotals
 
 
@@ -151,14 +151,18 @@ class RolloutTensors(NamedTuple):
     lost_life: Tensor
 
 
+TakeSteps: TypeAlias = "Callable[[Agent, RolloutBuffer, TensorEnvs, Actor], Actor]"
+"""Function that takes the steps of a rollout in tensor environments; it returns the actor that has acted."""
+
+
 class RolloutBuffer:
     """The memory into which `collect` writes a rollout, and the episodes in progress.
 
     A Rollout refers to these data: it is valid until the next `collect`.
 
     Attributes:
-        envs, make_actor, num_steps, num_envs, first_env: settings of a rollout; global environment
-            ids begin with `first_env`.
+        envs, make_actor, take_steps, num_steps, num_envs, first_env: settings of a rollout; global
+            environment ids begin with `first_env`.
         tensors: the data, on the device of the environments.
         obs, memory, begins, actions, rewards, terminated, truncated, valid, lost_life: the same as
             arrays: on the CPU the same memory, else copies made by `bring`.
@@ -175,6 +179,7 @@ class RolloutBuffer:
         agent: Agent,
         num_steps: int,
         make_actor: MakeActor = make_plain_actor,
+        take_steps: TakeSteps | None = None,
     ) -> None:
         """Allocate the arrays.
 
@@ -183,9 +188,10 @@ class RolloutBuffer:
             agent: gives the shapes of actions and memory.
             num_steps: T.
             make_actor: makes the actor of each rollout.
+            take_steps: takes the steps in TensorEnvs; None: `stepping.step_tensors`.
         """
         t, n, spec, distribution = num_steps, envs.num_envs, envs.spec, agent.distribution
-        self.envs, self.make_actor = envs, make_actor
+        self.envs, self.make_actor, self.take_steps = envs, make_actor, take_steps
         self.num_steps, self.num_envs, self.first_env = t, n, envs.first_env
         self._has_started = False
         self.obs = np.zeros((t + 1, n, *spec.observation.shape), spec.observation.dtype)

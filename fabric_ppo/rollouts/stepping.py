@@ -31,7 +31,7 @@ def step_environments(agent: Agent, buffer: RolloutBuffer, noise: Tensor) -> Act
     actor.memory[:n] = tensors.memory[0]  # from whatever device
     with torch_settings_kept():
         if isinstance(envs, TensorEnvs):
-            _step_tensors(agent, buffer, envs, actor)
+            actor = (buffer.take_steps or step_tensors)(agent, buffer, envs, actor)
             buffer.bring()
             _require_finite(agent, buffer, envs)
             if (check := MaskCheck(envs.spec)).has_mask:
@@ -64,8 +64,8 @@ def _step_arrays(agent: Agent, buffer: RolloutBuffer, envs: ArrayEnvs, actor: Ac
             _remember(buffer, actor, t, torch.from_numpy(begins))
 
 
-def _step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: Actor) -> None:
-    """Take the steps of a rollout in environments that write tensors; none of them leaves its device."""
+def step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: Actor) -> Actor:
+    """Take the steps of a rollout in environments that write tensors, which stay on their device; a `TakeSteps`."""
     tensors, obs = buffer.tensors, buffer.tensors.obs[0]
     to_env_actions = tensor_action_converter(envs.spec.action, envs.device)
     choose, step = timed("policy")(actor.choose), timed("environment")(envs.step)
@@ -83,6 +83,7 @@ def _step_tensors(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs, actor: 
             if envs.finals != "next row":
                 begins = begins | outputs.terminated | outputs.truncated
             _remember(buffer, actor, t, begins)
+    return actor
 
 
 def _require_finite(agent: Agent, buffer: RolloutBuffer, envs: TensorEnvs) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from fabric_ppo.fast.written_for import ACTING, LOSS, edited, replaced
 from fabric_ppo.ppo.update import UpdateStats
 from fabric_ppo.process.errors import TrainingError
-from fabric_ppo.run.snapshot import copies
+from fabric_ppo.run.snapshot import Copies
 
 _FINITE = ("policy_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
 _COMPUTING = tuple(dict.fromkeys((*LOSS, *ACTING)))
@@ -29,11 +29,11 @@ class Guard:
         self._agent = agent
         # the tensors themselves, which stay where they are while a run trains
         self._weights = agent.state_dict()
-        self.kept = copies(self._weights)
+        self.kept = Copies(self._weights)
 
     def keep(self) -> None:
         """Copy the weights at the end of an update."""
-        self.kept = copies(self._weights)
+        self.kept = Copies(self._weights)
 
     @torch.no_grad()
     def check(self, stats: UpdateStats, update: int) -> None:

@@ -34,7 +34,7 @@ class OptimizerState:
             list of these), and the names of `tensors`. Empty in checkpoints of older versions.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     values: dict[str, Any]
 
     def require_fit(self, optimizer: torch.optim.Optimizer) -> None:

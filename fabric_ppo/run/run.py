@@ -43,7 +43,7 @@ from fabric_ppo.run.metrics import Requests, UpdateResult, merge_update, require
 from fabric_ppo.run.optimizer_state import OptimizerState, read_optimizer
 from fabric_ppo.run.progress import Progress
 from fabric_ppo.run.result import WINDOW_RETURN
-from fabric_ppo.run.snapshot import Snapshot, copies
+from fabric_ppo.run.snapshot import Copies, Snapshot
 from fabric_ppo.run.summary import Summary, summarize
 from fabric_ppo.run.surroundings import surroundings
 from fabric_ppo.run.trackers.tracker import Trackers
@@ -248,10 +248,10 @@ class Run:
         self._books.trackers.log(metrics, self._counts.env_steps)
         self._log.append(result.snapshot.actions, result.snapshot.ended)
 
-    def _snapshot(self, result: UpdateResult, in_flight: dict[str, Tensor]) -> Snapshot:
+    def _snapshot(self, result: UpdateResult, in_flight: Mapping[str, Tensor]) -> Snapshot:
         """Return a snapshot of the run after an update."""
         state = read_optimizer(self._optimizer)
-        weights, optimizer = self._guard.kept, OptimizerState(copies(state.tensors), state.values)
+        weights, optimizer = self._guard.kept, OptimizerState(Copies(state.tensors), state.values)
         mean = self._eval_return if self._config.eval_every else self._counts.return_mean
         values = self._constants | self._counts.to_values() | {"attributes": self._attributes.to_values()}
         values |= {"learning_rate": float(self._optimizer.param_groups[0]["lr"]), "return_mean": mean}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fabric_ppo.envs.action_log import LogView
 from fabric_ppo.process.files import Checkpoint
-from fabric_ppo.process.packets import move_together
+from fabric_ppo.process.packets import begin_copy, pack, unpack
 from fabric_ppo.rollouts.buffer import EnvSnapshot
 from fabric_ppo.run.optimizer_state import OptimizerState
 
@@ -31,9 +31,9 @@ class Snapshot:
         values: everything else, as JSON values.
     """
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     optimizer: OptimizerState
-    in_flight: dict[str, Tensor]
+    in_flight: Mapping[str, Tensor]
     envs: EnvSnapshot
     log: LogView
     values: dict[str, Any]
@@ -60,10 +60,31 @@ class Snapshot:
         return Checkpoint(tensors, self.values | values | more)
 
 
-def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copy of each tensor, on the CPU; tensors on a GPU come in one transfer."""
-    detached = [tensor.detach() for tensor in tensors.values()]
-    brought = move_together(detached, torch.device("cpu"))
-    return {
-        name: each.clone() if each is own else each for name, own, each in zip(tensors, detached, brought, strict=True)
-    }
+class Copies(Mapping[str, Tensor]):
+    """Copies of tensors on the CPU, by name; those of a GPU come in one transfer, beside what it does next.
+
+    They are as the tensors were. Whoever reads the first one waits until the transfer has ended.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors, or begin to."""
+        self._names = list(tensors)
+        self._away = [name for name, each in tensors.items() if not each.is_cpu]
+        self._like = [tensors[name].detach() for name in self._away]
+        self._found = {name: each.detach().clone() for name, each in tensors.items() if each.is_cpu}
+        self._packet, self._wait = begin_copy(pack(self._like)) if self._like else (torch.empty(0), lambda: None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a copy."""
+        if len(self._found) < len(self._names):
+            self._wait()
+            self._found |= zip(self._away, unpack(self._packet, self._like), strict=True)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names in their order."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._names)

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.agents.policy import Policy
@@ -19,7 +20,8 @@ from fabric_ppo.config import Config
 from fabric_ppo.envs.ids import TENSOR_ENVS
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.envs.spaces import SpaceSpec
-from fabric_ppo.fast.captured_step import CapturedStep
+from fabric_ppo.fast.captured_rollout import CapturedRollout
+from fabric_ppo.fast.captured_step import CapturedStep, recordable
 from fabric_ppo.fast.compiled_actor import ActorChoice, CompiledActor
 from fabric_ppo.fast.flat_weights import FlatWeights
 from fabric_ppo.fast.gradient_clip import GradientClip
@@ -31,7 +33,8 @@ from fabric_ppo.process.packets import move_together
 from fabric_ppo.rollouts.actor import Actor
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
-from fabric_ppo.rollouts.stepping import _step_tensors
+from fabric_ppo.rollouts.stepping import step_tensors
+from fabric_ppo.run.snapshot import Copies
 from tests.fixtures.agents import build_acting_agent, build_agent, masked_agent
 from tests.fixtures.recurrent import make_recurrent, recurrent_config
 from tests.fixtures.rollouts import rollouts
@@ -190,6 +193,38 @@ def test_a_graph_takes_the_steps_that_its_kernels_take(kind, monkeypatch, capfd)
     assert ends[0][1:] == ends[1][1:]
 
 
+@needs_gpu
+def test_a_graph_holds_the_average_of_ranks_by_nccl(tmp_path, capfd):
+    """Of one rank, for nccl takes no two on one GPU: the same bits as with DDP's own average."""
+    torch.cuda.set_device(DEVICE)
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    ends = []
+    try:
+        for compiles in (False, True):
+            config, agent, module, batch = training("box", compile=compiles)
+            with recordable(DEVICE):
+                ddp = DistributedDataParallel(module, device_ids=[DEVICE])
+            optimizer, clip = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
+
+            def step(loss, optimizer=optimizer, clip=clip):
+                optimizer.zero_grad()
+                loss.backward()
+                norm = clip()
+                optimizer.step()
+                return norm
+
+            captured = CapturedStep(ddp, step, optimizer, config, ALONE, ddp)
+            for _ in range(4):
+                ppo_update(captured.loss, batch, captured.step, COEFS, config)
+            ends.append(module.weights.flat.detach().cpu())
+            del agent
+    finally:
+        torch.distributed.destroy_process_group()
+    said = capfd.readouterr()
+    assert "not one CUDA graph" not in said.out + said.err
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-8)  # rates are float32 in a graph
+
+
 @pytest.mark.parametrize("action", ["discrete", "box"])
 @torch.no_grad()
 def test_a_small_agent_acts_on_the_cpu_as_it_would_there(action):
@@ -216,12 +251,12 @@ def test_images_cross_the_bus_once():
     assert torch.equal(crossed.cpu(), torch.from_numpy(np.stack(seen)))
 
 
-def tensor_rollouts(device, count=2, env_id="tensor/CartPole-v1"):
+def tensor_rollouts(device, count=2, env_id="tensor/CartPole-v1", **flags):
     """Rollouts in an environment as tensor code, and what they were collected with."""
-    config = Config(env_id=env_id, env_backend="vector", num_envs=64, num_steps=40, hidden_sizes=(8,))
+    config = Config(env_id=env_id, env_backend="vector", num_envs=64, num_steps=40, hidden_sizes=(8,), **flags)
     envs = make_envs(config, 0, 1, "", str(device))
     agent = make_agent(envs.spec, config).to(device)
-    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent))
+    buffer = RolloutBuffer(envs, agent, config.num_steps, ActorChoice(agent), CapturedRollout(config))
     return config, envs, agent, buffer, [collect(agent, buffer, 1, update) for update in range(count)]
 
 
@@ -243,9 +278,20 @@ def test_no_step_of_a_rollout_on_the_gpu_waits_for_it(env_id):
         actor = buffer.make_actor(agent, noise, buffer.tensors.obs[0])
         torch.cuda.set_sync_debug_mode("error")
         try:
-            _step_tensors(agent, buffer, envs, actor)
+            step_tensors(agent, buffer, envs, actor)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("env_id", TENSOR_ENVS)
+def test_a_graph_takes_the_steps_of_a_rollout_that_its_kernels_take(env_id, capfd):
+    rewards = []
+    for compiles in (False, True):
+        *_, rollouts = tensor_rollouts(DEVICE, count=5, env_id=env_id, compile=compiles)
+        rewards.append((rollouts[-1].rewards.cpu(), rollouts[-1].obs.cpu(), rollouts[-1].log_probs.cpu()))
+    said = capfd.readouterr()
+    assert "not one CUDA graph" not in said.out + said.err
+    assert all(map(torch.equal, *rewards))
 
 
 @needs_gpu
@@ -270,3 +316,13 @@ def test_packets_arrive():
     there = move_together(own, DEVICE)
     assert all(each.device == DEVICE for each in there)
     assert all(map(functools.partial(torch.equal), own, move_together(there, torch.device("cpu"))))
+
+
+def test_copies_for_a_checkpoint_are_of_the_moment():
+    """However late they are read, and whatever the device does meanwhile."""
+    own = {name: torch.rand(1000, 1000) for name in "abc"}
+    there = {name: each.to(DEVICE, copy=True) for name, each in own.items()}
+    copies = Copies(there)
+    for each in there.values():
+        each.zero_()
+    assert all(torch.equal(copies[name], each) for name, each in own.items())

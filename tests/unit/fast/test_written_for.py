@@ -116,15 +116,15 @@ EDITS = {
     ),
     "the actor, later": (
         "rollouts/actor.py",
-        "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
+        "        actions = agent.distribution.sample(params, self.noise[len(self._params)])\n",
         "        with torch.no_grad(): params = params / (2 if len(self._params) > 64 else 1)\n"
-        "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
+        "        actions = agent.distribution.sample(params, self.noise[len(self._params)])\n",
         "fast/compiled_actor.py",
     ),
     "how the actor draws": (
         "rollouts/actor.py",
-        "        actions = agent.distribution.sample(params, self._noise[len(self._params)])\n",
-        "        actions = agent.distribution.sample(params / 3, self._noise[len(self._params)])\n",
+        "        actions = agent.distribution.sample(params, self.noise[len(self._params)])\n",
+        "        actions = agent.distribution.sample(params / 3, self.noise[len(self._params)])\n",
         "fast/compiled_actor.py",
     ),
     "a rare step": (
