@@ -162,7 +162,7 @@ def _draw_panel(axes: Any, panel: Panel, look: Look, is_alone: bool) -> None:
             axes.fill_between(line.x, *line.band, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel=look.x_title)
     if is_alone:
-        axes.set_ylabel(Y_TITLES.get(panel.metric, panel.metric))
+        axes.set_ylabel(Y_TITLES.get(panel.metric, panel.metric), wrap=True)
     else:  # in a small panel there is more room above
         axes.set_title(panel.metric, fontsize="medium")
     if max((line.x[-1] for line in panel.lines if len(line.x)), default=0) >= _LONG:

@@ -250,8 +250,8 @@ def test_different_environments_on_an_axis_are_told(tmp_path, capsys):
     assert found == ["different environments: Acrobot-v1, CartPole-v1; their returns are on different scales"]
 
 
-def legend_of(monkeypatch, args):
-    """Legend and panel of the picture, in pixels, and the legend's texts."""
+def figure_of(monkeypatch, args):
+    """The picture that is saved."""
     from matplotlib.figure import Figure
 
     figures, savefig = [], Figure.savefig
@@ -259,6 +259,21 @@ def legend_of(monkeypatch, args):
         patch.setattr(Figure, "savefig", lambda self, *a, **b: (figures.append(self), savefig(self, *a, **b))[1])
         assert main(["plot", *map(str, args)]) == 0
     (figure,) = figures
+    return figure
+
+
+@pytest.mark.parametrize("size", ["7x3", "4x2.5", "7x5"])
+def test_the_title_of_a_low_pictures_axis_is_in_it(tmp_path, monkeypatch, size):
+    run = write_run(tmp_path / "run", [1.0, 2.0])
+    figure = figure_of(monkeypatch, [run, "--size", size, "--out", tmp_path / "x.png"])
+    title = figure.axes[0].yaxis.label.get_window_extent()
+    assert figure.bbox.y0 <= title.y0
+    assert title.y1 <= figure.bbox.y1
+
+
+def legend_of(monkeypatch, args):
+    """Legend and panel of the picture, in pixels, and the legend's texts."""
+    figure = figure_of(monkeypatch, args)
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     return legend.get_window_extent(), figure.axes[0].get_window_extent(), figure.bbox, texts
