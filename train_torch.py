@@ -68,7 +68,7 @@ def main(config: TorchConfig, parts: Parts = NO_PARTS) -> Summary:
         ppo = PPOLoss(agent, config).to(device)
         optimizer = make_optimizer(ppo, config)
         devices = [device] if config.cuda else None
-        with recordable(device):
+        with recordable(device, config):
             ddp = DistributedDataParallel(ppo, device_ids=devices) if launch.world_size > 1 else None
         loss_fn = ddp or ppo
         reduce_in_shared_memory(ddp, ranks, config.timeout)

@@ -178,6 +178,7 @@ def the_architectures(out: Path) -> None:
     """Several processes on what GPUs there are: ranks, player and trainers."""
     commands = {
         "two ranks": [*launched(TORCH, 2), "--cuda", *TINY],
+        "two ranks, graphs": [*launched(TORCH, 2), "--cuda", "--compile", *TINY],  # with nccl on two GPUs
         "decoupled, 1 trainer": [*launched(DECOUPLED, 2), "--cuda", *TINY],
         "decoupled, 2 trainers": [*launched(DECOUPLED, 3), "--cuda", *TINY],
         "decoupled, player on GPU": [*launched(DECOUPLED, 2), "--cuda", "--player-on-gpu", *TINY],
@@ -195,7 +196,7 @@ def the_architectures(out: Path) -> None:
         ],
         "fabric, images, workers": [*launched(FABRIC, 1, "cuda"), *BREAKOUT, "--total-timesteps", "2048"],
     }
-    together(out, commands)
+    together(out, commands, 120)
 
 
 def seconds_of(function: Callable[[], object], rounds: int) -> float:

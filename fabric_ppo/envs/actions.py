@@ -7,6 +7,7 @@ for the environment (`nested_actions.Unpacker`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ def action_converter(space: SpaceSpec) -> ActionConverter | PackingConverter:
     return PackingConverter(space) if space.parts else ActionConverter(space)
 
 
+@functools.cache  # it has tensors on the device, which cannot be brought there while a CUDA graph is recorded
 def tensor_action_converter(space: SpaceSpec, device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """Return the same for tensors on a device."""
     return TensorPackingConverter(space, device) if space.parts else TensorActionConverter(space, device)

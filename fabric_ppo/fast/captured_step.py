@@ -35,15 +35,17 @@ _COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint
 _WARM_UP = 3
 """Steps of each size that are taken one by one first, in which libraries allocate and choose kernels."""
 _TOGETHER = 100
-"""Steps of a run among which several ranks record: at each of them they ask whether one of them has to."""
+"""Steps of a run among which several ranks record; at each of them they compare the sizes of their minibatches."""
 
 
 @contextlib.contextmanager
-def recordable(device: torch.device) -> Iterator[None]:
+def recordable(device: torch.device, config: Config) -> Iterator[None]:
     """Have what is made within the block, such as DDP, take no part in the default stream, which no graph can hold."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not config.compile:
         yield
         return
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     stream, default = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(default)
     with torch.cuda.stream(stream):
@@ -56,7 +58,8 @@ class CapturedStep:
 
     A graph is used from the fourth minibatch of its size on, if its first step gives the same bits as
     the kernels one by one. Where it cannot be recorded, these are started as ever, and a line says why.
-    Several ranks record at the same steps, whatever the sizes of their minibatches.
+    Several ranks use graphs only if their minibatches have the same sizes: nccl wants a collective to be
+    recorded on all of them, or on none.
 
     Attributes:
         loss: from a minibatch and coefficients to a MinibatchLoss; of a graph, it takes the step too.
@@ -93,8 +96,8 @@ class CapturedStep:
         if not isinstance(bare, LeanAdam):
             _say_why(f"an optimizer of your own, {type(bare).__name__}")
             return
-        if record is None and ddp is not None and "cuda:nccl" not in dist.get_backend_config(ddp.process_group):
-            _say_why("ranks that share a GPU average their gradients by gloo, on the CPU")
+        if record is None and ddp is not None and (why := _why_not_in_graphs(ddp)):
+            _say_why(why)
             return
         self._ranks, self._average = ranks, _Average(ddp) if ddp else None
         self._device = trained[0].device
@@ -102,12 +105,15 @@ class CapturedStep:
         self._record: Record | None = record or CudaGraphs()
         self._steps: dict[tuple[int, Coefficients], _Steps] = {}
         self._taken, self._norm = 0, torch.zeros(())
-        self._coefs = CoefficientTensors(self._device)
+        self._coefs = CoefficientTensors(trained[0])
         self.loss, self.step = self._take, self._norm_of
 
     def _take(self, rows: Rows, coefs: Coefficients) -> MinibatchLoss:
         """Take a step on a minibatch; the loss that it returns has no gradient."""
         self._optimizer.write_rates()
+        self._taken += 1
+        if self._record is not None and self._have_other_sizes(len(rows.weights)):
+            self._give_up("minibatches of the ranks differ in size")
         if self._record is None:
             loss = self._loss_fn(rows, coefs)
             self._norm = self._step(loss.loss)
@@ -130,9 +136,9 @@ class CapturedStep:
             loss, parts = self._loss_fn(steps.rows, coefs)
             return parts, self._step(loss)
 
-        self._taken, steps.taken = self._taken + 1, steps.taken + 1
+        steps.taken += 1
         may_record = self._ranks.size == 1 or self._taken <= _TOGETHER
-        if may_record and self._is_on_any_rank(steps.replay is None and steps.taken > _WARM_UP):
+        if may_record and steps.replay is None and steps.taken > _WARM_UP:
             return self._record_step(steps, run)
         if steps.replay is None:
             return self._one_by_one(run)
@@ -165,16 +171,28 @@ class CapturedStep:
             if not all(map(torch.equal, [*steps.results, *state], [*expected, *after])):
                 why = "its step differs from that of the kernels one by one"
         if self._is_on_any_rank(bool(why)):
-            self._record = None
-            _say_why(why or "another rank cannot use one")
+            self._give_up(why or "another rank cannot use one")
         put_back(state, after)
         return expected[0], expected[1]
+
+    def _have_other_sizes(self, size: int) -> bool:
+        """Return True if another rank's minibatch has another size; only the first steps are compared."""
+        if self._ranks.size == 1 or self._taken > _TOGETHER:
+            return False
+        sizes = self._ranks.gather(torch.tensor(float(size), device=self._device))
+        return bool((sizes != size).any())
 
     def _is_on_any_rank(self, flag: bool) -> bool:
         """Return True if a flag is set on a rank; among several, all must ask."""
         if self._ranks.size == 1:
             return flag
         return bool(self._ranks.gather(torch.tensor(float(flag), device=self._device)).any())
+
+    def _give_up(self, why: str) -> None:
+        """Start kernels one by one from now on."""
+        self._record = None
+        self._steps.clear()
+        _say_why(why)
 
 
 class _Average:
@@ -237,6 +255,13 @@ class _Steps:
             torch._foreach_copy_([self.rows[k] for k in places], [rows[k] for k in places])
         for place in self._others:
             self.rows[place].copy_(rows[place])
+
+
+def _why_not_in_graphs(ddp: DistributedDataParallel) -> str:
+    """Return why a graph cannot average gradients as DDP does; empty if it can."""
+    if "cuda:nccl" not in dist.get_backend_config(ddp.process_group):
+        return "ranks that share a GPU average their gradients by gloo, on the CPU"
+    return "DDP looks for unused parameters" if ddp.find_unused_parameters else ""
 
 
 def _say_why(why: str) -> None:

@@ -5,28 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fabric_ppo.ppo.loss import Coefficients
 
 
 class CoefficientTensors:
-    """The coefficients that a schedule may change, in memory that stays: a vector of two numbers.
+    """The coefficients that a schedule may change, in memory that stays."""
 
-    They have double precision. So an operation with a float32 tensor rounds them as it rounds numbers.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._vector = torch.zeros(2, dtype=torch.float64, device=device)
+    def __init__(self, weights: Tensor) -> None:
+        """Make them on the device of the weights that train."""
+        # it is compared with vectors, which round it as they round a number
+        self._clip_coef = torch.zeros((), dtype=torch.float64, device=weights.device)
+        # it is a factor of scalars, which would take its precision
+        self._ent_coef = torch.zeros((), dtype=weights.dtype, device=weights.device)
         self._written: Coefficients | None = None
 
     def put(self, coefs: Coefficients) -> Coefficients:
         """Write coefficients, if they are others than before; return them with tensors in place of the numbers."""
         if coefs != self._written:
             self._written = coefs
-            for place, value in zip(self._vector, (coefs.clip_coef, coefs.ent_coef), strict=True):
-                place.fill_(value)
-        both: Any = self._vector
-        return coefs._replace(clip_coef=both[0], ent_coef=both[1])
+            self._clip_coef.fill_(coefs.clip_coef)
+            self._ent_coef.fill_(coefs.ent_coef)
+        tensors: Any = self._clip_coef, self._ent_coef
+        return coefs._replace(clip_coef=tensors[0], ent_coef=tensors[1])
 
 
 def rest_of(coefs: Coefficients) -> Coefficients:

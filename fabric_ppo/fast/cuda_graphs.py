@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,14 @@ from fabric_ppo.process.errors import first_line
 
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """Function that records a function without calling it; returns what replays it, and its results, whose memory stays."""
+
+_graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+
+def release_graphs() -> None:
+    """Free all graphs; nccl does not end before those that hold its collectives are gone."""
+    for graph in list(_graphs):
+        graph.reset()
 
 
 class CudaGraphs:
@@ -36,9 +46,13 @@ class CudaGraphs:
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 results = run()
         except RuntimeError as error:
-            # the end of a broken recording raises another error, and leaves its stream in use
+            # the end of a broken recording raises another error, and leaves its stream in use; before
+            # PyTorch 2.13 its pool of memory, too
             torch.cuda.set_stream(stream)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device.index, self._pool)
             raise RuntimeError(first_line(error.__context__ or error)) from error
+        _graphs.add(graph)
         return graph.replay, results
 
 

@@ -133,7 +133,7 @@ class PPOLoss(nn.Module):
         """Compile autograd's loss with `torch.compile` at once, for minibatches of any size."""
         (agent,) = self._agent
         coefs = coefficients(self._config, 0, 1)
-        tensors, self._compiled_with = CoefficientTensors(self.weights.flat.device), rest_of(coefs)
+        tensors, self._compiled_with = CoefficientTensors(self.weights.flat), rest_of(coefs)
 
         def columns(coefs: Coefficients, *rows: Tensor) -> tuple[Tensor, ...]:
             return tuple(plain_loss(self.weights, Rows(*rows), coefs))

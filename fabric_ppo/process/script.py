@@ -114,6 +114,8 @@ def _quieten_libraries() -> None:
 
 def _destroy_process_group() -> None:
     """Destroy the default process group: a process that ends with one alive can abort."""
-    distributed = sys.modules.get("torch.distributed")
+    distributed, graphs = (sys.modules.get(name) for name in ("torch.distributed", "fabric_ppo.fast.cuda_graphs"))
+    if graphs is not None:
+        graphs.release_graphs()
     if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()

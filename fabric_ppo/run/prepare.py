@@ -39,6 +39,9 @@ def prepare_process(config: Config, ranks: Ranks) -> None:
         torch.set_deterministic_debug_mode("warn")
         # each new tensor would be filled before it is written: nothing here reads what nothing wrote
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # a CUDA graph that holds a collective need not be that of the other ranks then (nccl, "Environment
+    # Variables"); read when the first collective is started
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
     require_same_config(config, ranks)
     if ranks.size > 1:
         # a signal that reaches one process of this host is passed on to its other ranks

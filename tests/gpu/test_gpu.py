@@ -202,7 +202,7 @@ def test_a_graph_holds_the_average_of_ranks_by_nccl(tmp_path, capfd):
     try:
         for compiles in (False, True):
             config, agent, module, batch = training("box", compile=compiles)
-            with recordable(DEVICE):
+            with recordable(DEVICE, config):
                 ddp = DistributedDataParallel(module, device_ids=[DEVICE])
             optimizer, clip = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
 
@@ -222,7 +222,7 @@ def test_a_graph_holds_the_average_of_ranks_by_nccl(tmp_path, capfd):
         torch.distributed.destroy_process_group()
     said = capfd.readouterr()
     assert "not one CUDA graph" not in said.out + said.err
-    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-8)  # rates are float32 in a graph
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-8)  # rates are float32 in a graph
 
 
 @pytest.mark.parametrize("action", ["discrete", "box"])

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.processes
 
 FLAGS = {"num_steps": 32, "num_envs": 2, "update_epochs": 4, "test_episodes": 2, "learning_rate": 0.01, "seed": 5}
 UPDATES = 7
+ALONE = {"track": "jsonl"}
 WATCHED = {
     "video": {"capture_video": True},
     "evaluation": {"eval_every": 3, "eval_episodes": 4},
@@ -28,12 +29,13 @@ WATCHED = {
     "checkpoints": {"checkpoint_every": 1, "keep_checkpoints": 2},
     "callback": {"callback": CALLBACK, "eval_every": 3, "eval_episodes": 1},
     "own tracker": {"track": f"tensorboard,jsonl,{TRACKER}"},
-    "json lines alone": {"track": "jsonl"},
+    "json lines alone": ALONE,
     "all": {
         **{"capture_video": True, "eval_every": 2, "eval_episodes": 1, "profile": True, "checkpoint_every": 1},
         **{"callback": f"{CALLBACK},{CALLBACK}", "track": f"{TRACKER},jsonl"},
     },
 }
+SCRIPTS = [("torch", 1), ("fabric", 2), ("decoupled", 2)]
 ENVIRONMENTS = {
     "particles for the picture": {"env_id": "LunarLander-v3"},
     "a picture by a wrapper": {
@@ -81,8 +83,14 @@ def unwatched(train):
     return get
 
 
-@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])
-@pytest.mark.parametrize("how", list(WATCHED))
+# "all" with each script, and what it consists of with one of them, in turn, for a run takes seconds
+@pytest.mark.parametrize(
+    ("how", "script", "size"),
+    [
+        *(("all", *script) for script in SCRIPTS),
+        *((how, *script) for how, script in zip(WATCHED, itertools.cycle(SCRIPTS), strict=False) if how != "all"),
+    ],
+)
 def test_a_run_that_is_watched_ends_with_the_same_bits(train, unwatched, script, size, how):
     """Weights, and what is logged besides."""
     watched, alone = train(script, size, **WATCHED[how]), unwatched(script, size)
@@ -129,11 +137,9 @@ def calls_of(path):
     return [line for line in path.read_text().splitlines() if not line.startswith("checkpoint")]
 
 
-@pytest.mark.parametrize(("script", "size"), [("torch", 1), ("fabric", 2), ("decoupled", 2)])
 @pytest.mark.parametrize(
-    "watched",
-    [{"callback": CALLBACK, "track": f"jsonl,{TRACKER}"}, {"track": "jsonl"}],
-    ids=["callback and tracker", "json lines alone"],
+    ("script", "size", "watched"),
+    [*((*script, {"callback": CALLBACK, "track": f"jsonl,{TRACKER}"}) for script in SCRIPTS), ("torch", 1, ALONE)],
 )
 def test_a_run_that_is_watched_killed_and_resumed_ends_with_the_same_bits(
     tmp_path, monkeypatch, unwatched, script, size, watched

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from fabric_ppo.process import script
 from tests.fixtures.launching import run
 
 PROGRAM = """
@@ -49,3 +51,14 @@ def test_nothing_is_collected_while_a_script_imports(tmp_path):
     """And what it has imported is not looked at again while it trains."""
     done = run([sys.executable, "-c", COLLECTING], tmp_path)
     assert (done.returncode, done.stdout.split()) == (0, ["False", "True", "True"])
+
+
+def test_graphs_are_gone_before_the_group_whose_collectives_they_hold(monkeypatch):
+    """Or nccl would wait for them for ever."""
+    calls = []
+    distributed = SimpleNamespace(is_initialized=lambda: True, destroy_process_group=lambda: calls.append("group"))
+    graphs = SimpleNamespace(release_graphs=lambda: calls.append("graphs"))
+    monkeypatch.setitem(sys.modules, "torch.distributed", distributed)
+    monkeypatch.setitem(sys.modules, "fabric_ppo.fast.cuda_graphs", graphs)
+    script._destroy_process_group()
+    assert calls == ["graphs", "group"]
