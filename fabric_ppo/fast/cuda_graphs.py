@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,20 +15,27 @@ from fabric_ppo.process.errors import first_line
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """Function that records a function without calling it; returns what replays it, and its results, whose memory stays."""
 
-_graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-
 
 def release_graphs() -> None:
     """Free all graphs; nccl does not end before those that hold its collectives are gone."""
-    for graph in list(_graphs):
-        graph.reset()
+    # recorders may be in reference cycles, or in the frames of an error
+    for each in gc.get_objects():
+        if isinstance(each, CudaGraphs):
+            for graph in each.graphs:
+                graph.reset()
 
 
 class CudaGraphs:
-    """Recorder of CUDA graphs, on a stream of their own as PyTorch asks for, with one pool of memory."""
+    """Recorder of CUDA graphs, on a stream of their own as PyTorch asks for, with one pool of memory.
+
+    Attributes:
+        graphs: those that have been recorded.
+    """
 
     def __init__(self) -> None:
+        """Record nothing yet."""
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, run: Callable[[], Any]) -> Any:
         """Call a function on the stream of the recordings."""
@@ -52,7 +59,7 @@ class CudaGraphs:
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(stream.device.index, self._pool)
             raise RuntimeError(first_line(error.__context__ or error)) from error
-        _graphs.add(graph)
+        self.graphs.append(graph)
         return graph.replay, results
 
 
