@@ -232,14 +232,11 @@ def parse_flags(config_type: type[C], args: Sequence[str], prog: str = "", launc
 
 
 def names_given(config_type: type[Config], args: Sequence[str]) -> set[str]:
-    """Return the fields that a command line gives, itself or in the file that its `--config` names.
-
-    Raises:
-        ConfigError: as `parse_flags`.
-    """
+    """Return the fields that a command line, which `parse_flags` has read, gives itself or in its `--config` file."""
     given = _given_flags(config_type, spread(config_type, joined(args)))
     path = config_path(name) if (name := (given.get("config") or [""])[0]) else ""
-    return {*given, *(load_yaml(path, config_type) if path else {})}
+    of_file = read_mapping(path) if path else {}
+    return {*given, *(key.replace("-", "_") for key in of_file)}
 
 
 def _build(config_type: type[C], args: Sequence[str], given: dict[str, list[str]], from_file: dict[str, Any]) -> C:

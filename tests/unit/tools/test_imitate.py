@@ -357,6 +357,15 @@ def test_a_loss_that_is_not_finite_is_a_failure(files, tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
+def test_flags_of_another_script_in_the_file_are_told_once(files, tmp_path, capsys):
+    (tmp_path / "flags.yaml").write_text("cuda: false\nhidden-sizes: [16]\n")
+    words = ["imitate", "--data", str(files / "demos.npz"), "--out", str(tmp_path / "a"), "--epochs", "1"]
+    assert cli.main([*words, "--config", str(tmp_path / "flags.yaml")]) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("ignoring --cuda of another script") == 1
+    assert load_run(tmp_path / "a").flags["hidden_sizes"] in ((16,), [16])
+
+
 def test_the_page_lists_the_flags_and_its_commands_parse(capsys):
     page = (ROOT / "docs/imitate.md").read_text()
     own = {word for action in imitate_parser()._actions for word in action.option_strings} - {"-h", "--help"}
