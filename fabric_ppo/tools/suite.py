@@ -64,7 +64,7 @@ SUITES = {
         Row("ant", "SB3 zoo 1327 +- 452 (v3)", 1800),
         Row("swimmer", "SB3 zoo 282 +- 10 (v3)", 280),
     ),
-    "mujoco-long": (
+    "long": (
         Row("walker2d-long", "rl_games 5186 (one seed)", 5186, seeds=3),
         Row("ant-long", "rl_games 4429 (one seed)", 4429, seeds=3),
     ),
