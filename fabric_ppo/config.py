@@ -217,7 +217,8 @@ class ProcessFlags:
     """Seconds after which a rank that does not answer ends the run."""
     compile: bool = False
     """Let torch.compile translate the loss before training starts; needs a C++ compiler. On a GPU a
-    gradient step is also recorded as one CUDA graph, which needs no compiler."""
+    gradient step, and a rollout in functional environments, is also recorded as one CUDA graph, which
+    needs no compiler."""
     torch_deterministic: bool = True
     """Use deterministic algorithms only (matters on GPUs)."""
 
