@@ -23,8 +23,8 @@ from fabric_ppo.envs.spaces import SpaceSpec
 from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.fast.captured_step import CapturedStep, recordable
 from fabric_ppo.fast.compiled_actor import ActorChoice, CompiledActor
+from fabric_ppo.fast.cuda_graphs import release_graphs
 from fabric_ppo.fast.flat_weights import FlatWeights
-from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer, plain_loss
 from fabric_ppo.ppo.batch import Batch, Rows, make_batch
 from fabric_ppo.ppo.update import ppo_update, run_epochs
@@ -172,14 +172,8 @@ def test_a_graph_takes_the_steps_that_its_kernels_take(kind, monkeypatch, capfd)
     for warm_up in (10**9, 3):
         monkeypatch.setattr("fabric_ppo.fast.captured_step._WARM_UP", warm_up)
         config, agent, module, batch = training(kind, compile=True)
-        optimizer, clip = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
-
-        def step(loss, optimizer=optimizer, clip=clip):
-            optimizer.zero_grad()
-            loss.backward()
-            norm = clip()
-            optimizer.step()
-            return norm
+        optimizer = make_optimizer(module, config)
+        step = make_step(agent, module, config, optimizer)
 
         captured = CapturedStep(module, step, optimizer, config, ALONE)
         for update in range(4):
@@ -195,7 +189,7 @@ def test_a_graph_takes_the_steps_that_its_kernels_take(kind, monkeypatch, capfd)
 
 @needs_gpu
 def test_a_graph_holds_the_average_of_ranks_by_nccl(tmp_path, capfd):
-    """Of one rank, for nccl takes no two on one GPU: the same bits as with DDP's own average."""
+    """Of one rank, for nccl takes no two on one GPU: the same weights as with DDP's own average."""
     torch.cuda.set_device(DEVICE)
     torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     ends = []
@@ -204,21 +198,15 @@ def test_a_graph_holds_the_average_of_ranks_by_nccl(tmp_path, capfd):
             config, agent, module, batch = training("box", compile=compiles)
             with recordable(DEVICE, config):
                 ddp = DistributedDataParallel(module, device_ids=[DEVICE])
-            optimizer, clip = make_optimizer(module, config), GradientClip(module, config.max_grad_norm)
-
-            def step(loss, optimizer=optimizer, clip=clip):
-                optimizer.zero_grad()
-                loss.backward()
-                norm = clip()
-                optimizer.step()
-                return norm
-
+            optimizer = make_optimizer(module, config)
+            step = make_step(agent, module, config, optimizer)
             captured = CapturedStep(ddp, step, optimizer, config, ALONE, ddp)
             for _ in range(4):
                 ppo_update(captured.loss, batch, captured.step, COEFS, config)
             ends.append(module.weights.flat.detach().cpu())
             del agent
     finally:
+        release_graphs()
         torch.distributed.destroy_process_group()
     said = capfd.readouterr()
     assert "not one CUDA graph" not in said.out + said.err

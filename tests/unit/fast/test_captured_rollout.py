@@ -19,7 +19,7 @@ from fabric_ppo.fast.captured_rollout import CapturedRollout
 from fabric_ppo.rollouts.actor import make_plain_actor
 from fabric_ppo.rollouts.buffer import RolloutBuffer
 from fabric_ppo.rollouts.collect import collect
-from tests.fixtures.recorded import record
+from tests.fixtures.recorded import Counted
 
 COLUMNS = ("obs", "actions", "log_probs", "values", "rewards", "terminated", "truncated", "next_values")
 ROLLOUTS = 5
@@ -74,23 +74,6 @@ def played(config, recorder, restart_at=None):
             for each in agent.parameters():
                 each.mul_(1.01)
     return found
-
-
-class Counted:
-    """A recorder that counts recordings and replays."""
-
-    def __init__(self):
-        self.recordings = self.replays = 0
-
-    def __call__(self, run):
-        self.recordings += 1
-        replay, results = record(run)
-
-        def counted():
-            self.replays += 1
-            replay()
-
-        return counted, results
 
 
 def require_same(ones, others):

@@ -10,17 +10,16 @@ import torch
 from fabric_ppo.config import Config
 from fabric_ppo.fast import adam, gradient_clip
 from fabric_ppo.fast.captured_step import CapturedStep
-from fabric_ppo.fast.gradient_clip import GradientClip
 from fabric_ppo.fast.loss_module import PPOLoss, make_optimizer
 from fabric_ppo.ppo.batch import Batch
 from fabric_ppo.ppo.schedules import coefficients, set_learning_rate
 from fabric_ppo.ppo.update import ppo_update
 from fabric_ppo.process.group import ALONE, Ranks
 from tests.fixtures.agents import build_agent
-from tests.fixtures.recorded import record
+from tests.fixtures.recorded import Counted, record
 from tests.fixtures.rows import make_rows
 from tests.fixtures.spaces import ACTIONS
-from tests.fixtures.updates import CONFIG
+from tests.fixtures.updates import CONFIG, make_step
 
 COMPILED = dataclasses.replace(CONFIG, compile=True, anneal_lr=True)
 UPDATES = 3
@@ -41,16 +40,7 @@ class Trained:
         self.agent = build_agent(ACTIONS[kind], log_std_min=-0.7, log_std_max=0.4)
         self.module = PPOLoss(self.agent, config)
         self.optimizer = (optimizer or make_optimizer)(self.module, config)
-        clip = GradientClip(self.module, config.max_grad_norm)
-
-        def step(loss):
-            self.optimizer.zero_grad()
-            loss.backward()
-            norm = clip()
-            self.optimizer.step()
-            self.agent.clamp_log_std()
-            return norm
-
+        step = make_step(self.agent, self.module, config, self.optimizer)
         self.captured = CapturedStep(self.module, change(step), self.optimizer, config, ranks, record=recorder)
         self.stats = []
         for update in range(UPDATES):
@@ -58,23 +48,6 @@ class Trained:
             batch = Batch(make_rows(self.agent, 30, 0.1), 0, 1, config.seed, update)
             given = (self.captured.loss, batch, self.captured.step, coefficients(config, update, UPDATES), config)
             self.stats.append(dataclasses.replace(ppo_update(*given), seconds=0.0))
-
-
-class Counted:
-    """A recorder that counts recordings and replays."""
-
-    def __init__(self):
-        self.recordings = self.replays = 0
-
-    def __call__(self, run):
-        self.recordings += 1
-        replay, results = record(run)
-
-        def counted():
-            self.replays += 1
-            replay()
-
-        return counted, results
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
