@@ -35,6 +35,8 @@ class Row:
     """Score that each single run is to reach."""
     seeds: int = 5
     """Number of runs that a verdict takes."""
+    note: str = ""
+    """Sentence on how its preset came about, for its section."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _introduction(has_presets: bool) -> str:
     trained = "a preset of [configs](../configs)" if has_presets else "the YAML file of flags that is named below"
     chosen, published = "", ""
     if has_presets:
-        chosen = f" Presets were chosen with seeds below {UNSEEN}: scores of such seeds, of which the sections tell, "
+        chosen = f" Presets were chosen by scores of seeds below {UNSEEN}: such scores, of which the sections tell, "
         chosen += "flatter a preset a little."
         published = " Published figures are from the programs' own pages, of one agent or three, partly of older "
         published += "versions of the environments."
@@ -204,7 +206,7 @@ def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
     yield "```\n"
     yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
     with_it = ", with some of which the preset was chosen" if first < UNSEEN and not file else ""
-    yield f"Scores of seeds {', '.join(map(str, seeds))}{with_it}: {scores}.\n"
+    yield f"Scores of seeds {', '.join(map(str, seeds))}{with_it}: {scores}.{row.note and f' {row.note}'}\n"
     yield f"![Learning curves of {_title(runs[0])}]({folder}/{row.preset}.svg)\n"
 
 
