@@ -60,6 +60,8 @@ class Result:
     """YAML file of a preset that is none of `configs/`."""
     success: float | None = None
     """Share of its test episodes with `is_success`; None where no episode has it."""
+    devices: int = 1
+    """Number of its processes; each has the environments of the preset."""
 
 
 def add_result(out: Path, result: Result, rows: Mapping[str, Row]) -> None:
@@ -201,8 +203,10 @@ def _section(row: Row, runs: list[Result], folder: str) -> Iterator[str]:
     seeds = [run.seed for run in runs]
     first, count = min(seeds), max(seeds) - min(seeds) + 1
     numbers = f"--seeds {count}" + (f" --first-seed {first}" if first > 1 else "")
-    yield f"python -m fabric_ppo benchmark {file or row.preset} {numbers}"
-    yield f"python train_torch.py --config {config} --test-episodes {TEST_EPISODES} --seed {first}"
+    devices = f" --devices {runs[0].devices}" if runs[0].devices > 1 else ""
+    program = f"-m fabric_ppo train torch{devices}" if devices else "train_torch.py"
+    yield f"python -m fabric_ppo benchmark {file or row.preset} {numbers}{devices}"
+    yield f"python {program} --config {config} --test-episodes {TEST_EPISODES} --seed {first}"
     yield "```\n"
     yield f"Trained {' to '.join(dates[:1] + dates[1:][-1:])}; {'; '.join(sorted({run.made_with for run in runs}))}. "
     with_it = ", with some of which the preset was chosen" if first < UNSEEN and not file else ""

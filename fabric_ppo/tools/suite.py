@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -142,11 +143,11 @@ def _named(path: Path) -> tuple[str, Path]:
     return name, path.absolute()
 
 
-def check_presets(presets: Mapping[str, Path]) -> None:
-    """Raise a ConfigError for a preset whose flags or environment cannot work on this machine."""
+def check_presets(presets: Mapping[str, Path], devices: int) -> None:
+    """Raise a ConfigError for a preset whose flags or environment cannot work on this machine with `devices`."""
     for path in presets.values():
         try:
-            config = _resolved(path)
+            config = _resolved(path, devices)
             wrapper = config.env_preset or config.env_wrapper or ""
             make_gymnasium_env(config.env_id, wrapper, env_kwargs=json_text(config.env_kwargs)).close()
         except ConfigError as error:
@@ -154,18 +155,19 @@ def check_presets(presets: Mapping[str, Path]) -> None:
             raise ConfigError(f"benchmark {_shown(path)}: {reason}") from None
 
 
-def _resolved(path: Path) -> TorchConfig:
-    """Return the resolved flags of a YAML file."""
-    return resolve(TorchConfig(**load_yaml(str(path), TorchConfig)))
+def _resolved(path: Path, devices: int) -> TorchConfig:
+    """Return the resolved flags of a YAML file, for `devices` processes."""
+    return resolve(TorchConfig(**load_yaml(str(path), TorchConfig)), devices, devices)
 
 
-def run_suite(presets: Mapping[str, Path], seeds: range, jobs: int, log_dir: Path, out: Path) -> int:
+def run_suite(presets: Mapping[str, Path], seeds: range, jobs: int, devices: int, log_dir: Path, out: Path) -> int:
     """Train all runs that are not finished, `jobs` at a time, and write the page after each.
 
     Args:
         presets: name -> YAML file.
         seeds: of the runs of each preset.
-        jobs: number of runs at a time, one core each.
+        jobs: number of runs at a time.
+        devices: number of processes of a run, one core each.
         log_dir: folder of the run folders; unfinished runs in it are resumed.
         out: the page to write; `results.json` and the curves are beside it, in a folder of its
             name.
@@ -174,13 +176,13 @@ def run_suite(presets: Mapping[str, Path], seeds: range, jobs: int, log_dir: Pat
         Number of runs that failed.
     """
     runs = [(preset, seed) for seed in seeds for preset in presets]
-    todo = [(presets[preset], seed, log_dir / preset / f"seed_{seed}") for preset, seed in runs]
+    todo = [(presets[preset], seed, devices, log_dir / preset / f"seed_{seed}") for preset, seed in runs]
     failed = 0
     pool = ThreadPoolExecutor(jobs)
     try:
         statuses = pool.map(lambda job: _train(*job), todo)
-        for (preset, seed), (path, _, run_dir), status in zip(runs, todo, statuses, strict=True):
-            if changed := _changed_flags(path, run_dir) if status == 0 else []:
+        for (preset, seed), (path, *_, run_dir), status in zip(runs, todo, statuses, strict=True):
+            if changed := _changed_flags(path, devices, run_dir) if status == 0 else []:
                 failed += 1
                 print(
                     f"{preset}, seed {seed}: {', '.join(map(flag, changed))} changed since it was trained; without "
@@ -201,13 +203,16 @@ def run_suite(presets: Mapping[str, Path], seeds: range, jobs: int, log_dir: Pat
     return failed
 
 
-def _train(path: Path, seed: int, run_dir: Path) -> int:
+def _train(path: Path, seed: int, devices: int, run_dir: Path) -> int:
     """Train and test one run, unless it is finished; return its exit status."""
     summary = run_dir / "summary.json"
     if summary.is_file() and json.loads(summary.read_text())["test"]:
         return 0
     run_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(script_path(TorchConfig)), *_flags(path, str(seed)), "--num-threads", "1"]
+    program = [str(script_path(TorchConfig))]
+    if devices > 1:
+        program = ["-m", "fabric_ppo", "train", "torch", "--devices", str(devices)]
+    command = [sys.executable, *program, *_flags(path, str(seed)), "--num-threads", "1"]
     command += ["--run-dir", str(run_dir), "--resume"]
     with (run_dir / "output.txt").open("a") as output:
         status = subprocess.run(command, stdout=output, stderr=output, preexec_fn=die_with_parent).returncode
@@ -226,16 +231,17 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _changed_flags(path: Path, run_dir: Path) -> list[str]:
-    """Return the flags whose values in the preset have changed since a run was trained."""
+def _changed_flags(path: Path, devices: int, run_dir: Path) -> list[str]:
+    """Return the flags of a finished run whose values are others now, in the preset or of this suite."""
     paths = (run_dir / "config.yaml", path)
-    before, current = (_resolved(path).to_dict() for path in paths)
-    return [name for name in current if name not in _FREE and before[name] != current[name]]
+    before, current = (_resolved(path, devices).to_dict() for path in paths)
+    changed = [name for name in current if name not in _FREE and before[name] != current[name]]
+    return changed + ["devices"] * (_summary(run_dir)["world_size"] != devices)
 
 
 def _result(preset: str, path: Path, run_dir: Path) -> Result:
     """Read a finished run's result from its folder."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = _summary(run_dir)
     steps, returns = curve(RunResult(run_dir))
     # written when the run was trained: a page that is made again later may see other versions
     noted = run_dir / _MADE_WITH
@@ -254,7 +260,13 @@ def _result(preset: str, path: Path, run_dir: Path) -> Result:
         curve=[(round(float(part[0].mean())), round(float(part[1].mean()), 3)) for part in parts if part.size],
         file="" if preset in preset_names() else _shown(path),
         success=summary["test"].get("info", {}).get("is_success", {}).get("mean"),
+        devices=summary["world_size"],
     )
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    """Return what a finished run noted in the end."""
+    return json.loads((run_dir / "summary.json").read_text())
 
 
 def made_with() -> str:

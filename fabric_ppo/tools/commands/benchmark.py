@@ -32,15 +32,19 @@ def run(args: list[str]) -> int:
     parser.add_argument("--seeds", type=count, default=5, help="Runs of each preset. (default: 5)")
     first = "Seed of the first of them; the others follow. (default: 1)"
     parser.add_argument("--first-seed", type=count, default=1, help=first)
-    parser.add_argument("--jobs", type=count, default=cores_per_rank(), help="Runs side by side. (default: the cores)")
+    parser.add_argument("--devices", type=count, default=1, help="Processes of each run, with torchrun. (default: 1)")
+    parser.add_argument("--jobs", type=count, help="Runs side by side. (default: as many as have a core a process)")
     parser.add_argument(
         "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
     )
     out = f"Page to write. (default: {_OWN_PAGE}; with files of your own: results.md in --log-dir)"
     parser.add_argument("--out", metavar="FILE", help=out)
     given = parser.parse_args(args)
-    if given.seeds < 1 or given.jobs < 1:
-        raise ConfigError(f"--seeds {given.seeds} --jobs {given.jobs}: numbers from 1 up are expected")
+    if given.jobs is None:
+        given.jobs = max(1, cores_per_rank() // max(1, given.devices))
+    if min(given.seeds, given.devices, given.jobs) < 1:
+        numbers = f"--seeds {given.seeds} --devices {given.devices} --jobs {given.jobs}"
+        raise ConfigError(f"{numbers}: numbers from 1 up are expected")
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     if not (seeds.start >= 0 and seeds.stop <= 2**32):
         raise ConfigError(f"--first-seed {given.first_seed}: a seed from 0 up is expected, with all others below 2^32")
@@ -50,9 +54,9 @@ def run(args: list[str]) -> int:
         is_ours = all(each in SUITES or each in preset_names() for each in given.suites)
         given.out = _OWN_PAGE if is_ours else os.path.join(given.log_dir, "results.md")
     presets = presets_of(given.suites)
-    check_presets(presets)
+    check_presets(presets, given.devices)
     log_dir = Path(given.log_dir)
-    failed = run_suite(presets, seeds, given.jobs, log_dir, Path(given.out))
+    failed = run_suite(presets, seeds, given.jobs, given.devices, log_dir, Path(given.out))
     print(given.out, flush=True)
     _report(log_dir, list(presets), seeds)
     return FAILED if failed else 0

@@ -101,7 +101,7 @@ def test_results_are_of_the_presets_as_they_are():
 def test_a_curve_is_of_means_over_stretches_of_the_training(tmp_path, monkeypatch):
     lines = [json.dumps({"step": 10 * k, "update": k, "Rewards/rew_avg": k**2}) for k in range(1, 121)]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    summary = {"env_id": "E", "seed": 1, "env_steps": 1200, "wall_seconds": 90.0}
+    summary = {"env_id": "E", "seed": 1, "world_size": 1, "env_steps": 1200, "wall_seconds": 90.0}
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"test": {"return_mean": 1.0, "return_std": 0.0}}))
     result = suite._result("cartpole", locate.preset_path("cartpole"), tmp_path)
     assert len(result.curve) == 60
@@ -153,6 +153,19 @@ def test_other_seeds_are_other_runs(tiny):
 
 
 @pytest.mark.processes
+def test_a_run_of_several_processes_is_named_with_them(tiny, capsys):
+    """Each has the environments of the preset; a run of another number of them is no result."""
+    assert bench(tiny, "cartpole", "--seeds", "1", "--devices", "2") == 0
+    summary = json.loads((tiny / "logs" / "cartpole" / "seed_1" / "summary.json").read_text())
+    assert (summary["world_size"], summary["updates"]) == (2, 512 / (64 * 2 * 2))
+    page = (tiny / "results.md").read_text()
+    assert "python -m fabric_ppo benchmark cartpole --seeds 1 --devices 2\n" in page
+    assert "python -m fabric_ppo train torch --devices 2 --config configs/cartpole.yaml --test-episodes 3" in page
+    assert bench(tiny, "cartpole", "--seeds", "1") == 1
+    assert "cartpole, seed 1: --devices changed since it was trained" in capsys.readouterr().err
+
+
+@pytest.mark.processes
 def test_a_run_that_fails_is_named(tiny, capsys):
     (tiny / "configs" / "acrobot.yaml").write_text(TINY + "run_dir: elsewhere\ninit_from: nowhere\n")
     assert bench(tiny, "acrobot", "cartpole", "--seeds", "1", "--jobs", "2") == 1
@@ -163,7 +176,13 @@ def test_a_run_that_fails_is_named(tiny, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [("nothing",), ("classic", "--seeds", "0"), ("classic", "--jobs", "0"), ("classic", "--first-seed", "4294967295")],
+    [
+        ("nothing",),
+        ("classic", "--seeds", "0"),
+        ("classic", "--jobs", "0"),
+        ("classic", "--devices", "0"),
+        ("classic", "--first-seed", "4294967295"),
+    ],
 )
 def test_what_cannot_work_is_refused(tiny, words, capsys):
     assert bench(tiny, *words) == 2
