@@ -78,7 +78,7 @@ SUITES = {
         Row("minigrid-memory", "-", 0.9),
         Row("minigrid-memory-mlp", "-", None),
     ),
-    "atari": (Row("pong", "CleanRL 20.4, SB3 zoo 21.0 (10 M)", None),),
+    "atari": (Row("pong", "CleanRL 20.4, SB3 zoo 21.0 (10 M)", 18, seeds=1),),
 }
 
 
