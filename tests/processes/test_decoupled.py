@@ -37,12 +37,12 @@ def test_overlapping_lags_one_policy_behind(tmp_path):
         assert 0 <= line["Time/trainer_idle"] <= 1
 
 
-@pytest.mark.parametrize("accelerator", [(), ("--accelerator=cpu",)])
-def test_the_script_runs_as_it_is_launched(tmp_path, accelerator):
+def test_the_script_runs_as_it_is_launched(tmp_path):
+    """By `fabric run --devices=3` alone; tests of the pages' commands name the accelerator, too."""
     flags = ("--num-envs", "4", "--num-steps", "16", "--total-timesteps", "130", "--test-episodes", "1")
     args = command("fabric_decoupled", 3, *flags)
     args = [arg for arg in args if not arg.startswith(("--strategy", "--accelerator"))]
-    done = run([*args[:2], *accelerator, *args[2:]], tmp_path)
+    done = run(args, tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "logs" / "fabric_decoupled_logs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())

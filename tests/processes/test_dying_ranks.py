@@ -82,7 +82,6 @@ def is_training(folder):
         ("torch", "rank 0"),
         ("torch", "rank 1"),
         ("torch", "launcher"),
-        ("fabric", "rank 0"),
         ("fabric", "launcher"),
         ("fabric_decoupled", "rank 0"),
         ("fabric_decoupled", "rank 1"),

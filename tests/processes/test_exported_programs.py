@@ -63,14 +63,20 @@ def saved(folder, env_id, wrapper="", frames=1, **architecture):
     return folder
 
 
-@pytest.mark.parametrize("to", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", ["discrete from 3", "dict", "lstm", "bits", "frames, mask", "choice", "one part"])
+CHOICES = ["discrete from 3", "dict", "lstm", "bits", "frames, mask", "choice", "one part"]
+NUMBERS = ["squashed", "gru", "parts", "parts, lstm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [*((name, "onnx") for name in CHOICES), ("lstm", "torchscript"), ("frames, mask", "torchscript")]
+)
 def test_choices_and_returns_are_the_same(name, to, tmp_path):
     require_same(save(tmp_path, name), to)
 
 
-@pytest.mark.parametrize("to", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", ["squashed", "gru", "parts", "parts, lstm"])
+@pytest.mark.parametrize(
+    ("name", "to"), [*((name, "onnx") for name in NUMBERS), ("squashed", "torchscript"), ("parts", "torchscript")]
+)
 def test_numbers_are_the_same_to_rounding(name, to, tmp_path):
     require_same(save(tmp_path, name), to, exact=False)
 

@@ -32,7 +32,6 @@ LAUNCHED = {
     "torchrun": (lambda: command("torch", 2), ("torch", 2, None)),
     "fabric run": (lambda: _fabric_run(FABRIC, "train_fabric.py"), ("fabric", 2, "bf16-mixed")),
     "fabric run, decoupled": (lambda: _fabric_run(DECOUPLED, "train_fabric_decoupled.py"), ("decoupled", 3, None)),
-    "package, torch": (lambda: [*PACKAGE, "torch", "--devices", "2"], ("torch", 2, None)),
     "package, fabric": (
         lambda: [*PACKAGE, "fabric", "--devices", "1", "--precision", "bf16-mixed"],
         ("fabric", 1, "bf16-mixed"),

@@ -185,8 +185,10 @@ UNMOVED = [
 """Environments that could tell whether they are recorded."""
 
 
-@pytest.mark.parametrize("name", UNMOVED)
-def test_an_environment_does_not_notice_that_it_is_recorded(backend, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "sync") for name in UNMOVED), ("OwnPicture", "async"), ("BarRenders", "async")]
+)
+def test_an_environment_does_not_notice_that_it_is_recorded(name, backend, tmp_path):
     """Neither by its mode, nor by random numbers that its pictures take: the same observations."""
     folder = tmp_path / "videos"
     alone, watched = (play(f"{rendering_envs.MODULE}:{name}-v0", backend, where, 9) for where in ("", str(folder)))
