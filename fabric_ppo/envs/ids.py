@@ -349,8 +349,13 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
 
 
 def envpool_id(env_id: str, preset: str) -> str:
-    """Return EnvPool's own id of an environment: it leaves out the namespace of Atari games."""
-    return env_id.removeprefix("ALE/") if preset == ATARI else env_id
+    """Return EnvPool's own id of an environment.
+
+    A game of Atari has one, whatever its actions' stickiness, which is an option (`atari.envpool_options`).
+    """
+    if preset != ATARI:
+        return env_id
+    return re.sub(r"NoFrameskip-v4$", "-v5", env_id.removeprefix("ALE/"))
 
 
 def _look_in_working_directory() -> None:

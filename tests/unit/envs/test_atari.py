@@ -12,7 +12,6 @@ import torch
 
 from fabric_ppo.agents.make import make_agent
 from fabric_ppo.config import Config
-from fabric_ppo.envs import envpool_envs
 from fabric_ppo.envs.ids import resolve_env_id, resolve_envpool_id
 from fabric_ppo.envs.make import make_envs
 from fabric_ppo.process.errors import ConfigError
@@ -91,17 +90,15 @@ def test_it_is_gymnasiums_preprocessing_over_several_games(open_envs, backend):
 
 
 @needs_envpool
-def test_envpools_own_preprocessing_is_the_same(monkeypatch, open_envs):
+def test_envpools_own_preprocessing_is_the_same(open_envs):
     """Without sticky actions a game depends on nothing but its number of no-ops: some number gives the same game."""
-    options = envpool_envs.envpool_options
-    monkeypatch.setattr(envpool_envs, "envpool_options", lambda env: options(env) | {"repeat_action_probability": 0.0})
-    _, envs = open_envs("ALE/Breakout-v5", 1, "envpool")
+    _, envs = open_envs("BreakoutNoFrameskip-v4", 1, "envpool")
     first = np.zeros((1, 4, 84, 84), np.uint8)
     envs.reset(first)
     actions = np.random.default_rng(1).integers(0, 4, (320, 1))
     played = list(step_all(envs, actions))
     length = next(t for t, got in enumerate(played) if got[2][0]) + 1
-    twin = by_hand("ALE/Breakout-v5", repeat_action_probability=0.0)
+    twin = by_hand("BreakoutNoFrameskip-v4")
     twin.reset(seed=0)
     assert any(is_same_game(twin, number, first, actions[:length], played[:length]) for number in range(1, 31))
 
@@ -120,10 +117,11 @@ def is_same_game(twin, noops, first, actions, played):
 
 
 @needs_envpool
-def test_envpool_has_the_games_own_sticky_actions(open_envs):
-    """The chance is the id's: 0.25 for v5 (arXiv 1709.06009)."""
-    _, envs = open_envs("ALE/Pong-v5", 1, "envpool")
-    assert envs._pool.spec.config.repeat_action_probability == pytest.approx(0.25)
+@pytest.mark.parametrize(("env_id", "chance"), [("ALE/Pong-v5", 0.25), ("PongNoFrameskip-v4", 0.0)])
+def test_envpool_has_the_games_own_sticky_actions(open_envs, env_id, chance):
+    """The chance is the id's: 0.25 for v5 (arXiv 1709.06009), none for ids without it."""
+    _, envs = open_envs(env_id, 1, "envpool")
+    assert envs._pool.spec.config.repeat_action_probability == pytest.approx(chance)
     assert not envs._pool.spec.config.use_fire_reset
 
 
@@ -191,7 +189,7 @@ def test_impossible_flags_are_refused(flags, message):
             "EnvPool does not have it; --env-preset atari, or --env-backend sync or async is expected",
         ),
         (
-            {"env_id": "PongNoFrameskip-v4", "env_preset": "atari"},
+            {"env_id": "Pong-v4", "env_preset": "atari"},
             "EnvPool does not have it; --env-backend sync or async is expected",
         ),
     ],

@@ -226,7 +226,9 @@ def test_suites_and_presets_are_found_by_name_once():
         suite.presets_of(["doom"])
 
 
-@pytest.mark.parametrize(("preset", "goal"), [("cartpole", "500, each run 500: missed so far"), ("minigrid-memory-mlp", "-")])
+@pytest.mark.parametrize(
+    ("preset", "goal"), [("cartpole", "500, each run 500: missed so far"), ("minigrid-memory-mlp", "-")]
+)
 def test_a_goal_is_shown_where_there_is_one(tmp_path, preset, goal):
     out = tmp_path / "page.md"
     curve = [(1.0, -21.0), (100.0, -5.0)]
