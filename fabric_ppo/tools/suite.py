@@ -266,7 +266,8 @@ def _result(preset: str, path: Path, run_dir: Path) -> Result:
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     """Return what a finished run noted in the end."""
-    return json.loads((run_dir / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
 
 
 def made_with() -> str:
