@@ -26,7 +26,7 @@ WORKLOADS = {
     "lunarlander": Work(4096, 64, 10, 9797, 60, 12528, 55e-6, 85e-6, 0.8e-6, 19e-3),
     "pong": Work(2048, 256, 4, 742839, 28252, 460288, 778e-6, 85e-6, 271e-6, 10e-3),
 }
-"""Works of three kinds, with the seconds of docs/scaling.md: P1's, the headline's, configs/pong.yaml's with 16 environments."""
+"""Works of three kinds, with the seconds of docs/scaling.md: P1's, the headline's, Pong's with 16 environments."""
 HELP = {
     "rows": "transitions that a rank collects for an update",
     "batch_size": "rows of a rank's minibatch",
