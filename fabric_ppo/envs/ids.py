@@ -351,7 +351,7 @@ def resolve_envpool_id(env_id: str, preset: str = "") -> str:
 def envpool_id(env_id: str, preset: str) -> str:
     """Return EnvPool's own id of an environment.
 
-    A game of Atari has one, whatever its actions' stickiness, which is an option (`atari.envpool_options`).
+    EnvPool has one id for each Atari game; whether actions are sticky is an option (`atari.envpool_options`).
     """
     if preset != ATARI:
         return env_id

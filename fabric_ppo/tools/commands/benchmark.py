@@ -33,7 +33,7 @@ def run(args: list[str]) -> int:
     first = "Seed of the first of them; the others follow. (default: 1)"
     parser.add_argument("--first-seed", type=count, default=1, help=first)
     parser.add_argument("--devices", type=count, default=1, help="Processes of each run, with torchrun. (default: 1)")
-    parser.add_argument("--jobs", type=count, help="Runs side by side. (default: as many as have a core a process)")
+    parser.add_argument("--jobs", type=count, help="Runs side by side. (default: the cores divided by --devices)")
     parser.add_argument(
         "--log-dir", default="logs/benchmark", metavar="DIR", help="Run folders. (default: logs/benchmark)"
     )
