@@ -60,6 +60,7 @@ SUITES = {
         Row("lunarlander", "SB3 zoo 242 +- 32 (v2)", 260, every=240, seeds=10),
         Row("lunarlander-continuous", "SB3 zoo 271 +- 32 (v2)", 275),
         Row("bipedalwalker", "SB3 zoo 213 +- 129 (5 M)", 280),
+        Row("carracing", "-", 800, seeds=1, note=_LEFT_OUT.format("seeds 101 and 102")),
     ),
     "mujoco": (
         Row("halfcheetah", "CleanRL 1443 +- 46 (v4); SB3 zoo 5819 +- 664 (v3)", 5800),
